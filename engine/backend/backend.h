@@ -1,0 +1,153 @@
+// Backend: the operator contract. The forward pass (engine/model) is written in these operators alone;
+// each implementation (reference, cpu) gives them a machine.
+//
+// Symbols   T packed tokens of a step, R rows (sequences), D model width, H heads, dh head size,
+//           W window, V vocabulary.
+// Tensors   Activations are matrices [T, columns] of activation_type(), on the device, rows possibly
+//           strided. Weights are packed once, at load, as the backend likes them. State lies in pools
+//           indexed by slot; nothing is gathered or scattered.
+//
+// Invariants
+//   (1) Batch law: a token's result depends on its own row alone, bit for bit: neither on the other
+//       rows of the step, nor on the slot, nor on where the row was cut into steps. Every operator
+//       therefore computes each token with one fixed sequence of operations, whatever T is; in
+//       particular a linear layer sums along its inputs in one order for every number of rows.
+//   (2) Operators never fail on valid shapes (shapes are checked; a mismatch is our bug). A device
+//       failure sticks and is reported by Sync().
+//   (3) No operator allocates.
+// Ownership Packed weights are owned by the caller and die before the backend.
+// Threads   Engine thread only: one call at a time. The backend may use threads of its own.
+// Tested by tests/engine/backend/agreement_test.cc (every backend against the reference over awkward
+//           shapes), batch_law_test.cc
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "engine/backend/attention.h"
+#include "engine/backend/row.h"
+#include "engine/backend/ssm.h"
+#include "engine/base/ids.h"
+#include "engine/tensor/buffer.h"
+#include "engine/tensor/tensor_view.h"
+
+namespace bst {
+
+// Packed forms; each backend derives its own and accepts only those it made.
+class PackedWeights {
+ public:
+  virtual ~PackedWeights() = default;
+  virtual size_t bytes() const = 0;
+};
+class EmbeddingWeights : public PackedWeights {};
+class LinearWeights : public PackedWeights {
+ public:
+  LinearWeights(int in_features, int out_features) : in_features_(in_features), out_features_(out_features) {}
+  int in_features() const { return in_features_; }
+  int out_features() const { return out_features_; }
+
+ private:
+  int in_features_;
+  int out_features_;
+};
+class AttentionWeights : public PackedWeights {
+ public:
+  explicit AttentionWeights(const AttentionSpec& spec) : spec_(spec) {}
+  const AttentionSpec& spec() const { return spec_; }
+
+ private:
+  AttentionSpec spec_;
+};
+class SsmWeights : public PackedWeights {};
+
+// What a linear layer does with its sums before they are stored.
+enum class LinearEpilogue {
+  kStore,  // out  = scale * sum
+  kRelu,   // out  = max(0, sum)
+  kGelu,   // out  = gelu(sum), exact erf form
+  kAdd,    // out += sum
+};
+struct LinearOptions {
+  LinearEpilogue epilogue = LinearEpilogue::kStore;
+  float scale = 1.0f;  // kStore only
+};
+
+enum class GateActivation { kGelu, kSilu };
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string name() const = 0;  // "cpu (avx512, 2 threads)"
+  virtual int num_threads() const = 0;
+
+  // ---- Memory and weights: at load ----
+
+  // Zeroed memory of this device. Errors: kResourceExhausted.
+  virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
+
+  // table [V, D] of any floating type, kept as `type` (F32 or BF16).
+  virtual absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table, DType type) = 0;
+  // parts: [out_i, in] each, of any floating type, stacked along `out`, kept as `type`. With BF16 the
+  // inputs of Linear are rounded to BF16 as well; sums are float32.
+  virtual absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(absl::Span<const TensorView> parts,
+                                                                     DType type) = 0;
+  virtual absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(const AttentionParameters& parameters) = 0;
+  virtual absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) = 0;
+  // A float32 vector on the device, from a host vector of any floating type.
+  virtual absl::StatusOr<Buffer> PackVector(TensorView vector) = 0;
+
+  // Bytes of one slot of the pools that Attention and Ssm take.
+  virtual size_t RingBytes(const AttentionSpec& spec) const = 0;
+  virtual size_t SsmStateBytes(const SsmWeights& weights) const = 0;
+  // Back to all zeros: the state before the first token.
+  virtual void ClearSlot(PoolView pool, SlotId slot) = 0;
+
+  // ---- Operators: every step ----
+
+  // out[t] = table[tokens[t]].  out [T, D]. REQUIRES: 0 <= token < V.
+  virtual void Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens, TensorView out) = 0;
+
+  // out[t] = gain * x[t] / sqrt(mean(x[t]^2) + epsilon).  x, out [T, D], may be the same; gain [D] F32.
+  virtual void RmsNorm(TensorView x, TensorView gain, float epsilon, TensorView out) = 0;
+
+  // out = epilogue(x W^T).  x [T, in], out [T, out]; must not overlap.
+  virtual void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options, TensorView out) = 0;
+
+  // out[t, f] = act(x[t, f]) * x[t, F + f].  x [T, 2F], out [T, F]; must not overlap.
+  virtual void Gate(TensorView x, GateActivation activation, TensorView out) = 0;
+
+  // Each head's vector becomes v / sqrt(sum v^2 + 1e-6), in place.  x [T, heads * head_dim].
+  virtual void NormalizeHeads(TensorView x, int head_dim) = 0;
+
+  // cosines and sines of the angles position * theta^(-2j / dh), computed in float64.
+  // table [T, dh]: first the dh / 2 cosines, then the sines.
+  virtual void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) = 0;
+  // (a, b) = (x[j], x[j + dh/2]) becomes (a cos - b sin, b cos + a sin) in each head, in place.
+  virtual void Rotate(TensorView x, int head_dim, TensorView table) = 0;
+
+  // Attention of each row's queries over its ring and its own new keys (attention.h), which then
+  // replace the oldest in the ring.  q, k, v, out [T, H * dh]; out overlaps none of them.
+  virtual void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
+                         absl::Span<const Row> rows, PoolView ring, TensorView out) = 0;
+
+  // Advances each row's state by its tokens (ssm.h).  u, y [T, D]; must not overlap.
+  virtual void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,
+                   TensorView y) = 0;
+
+  // out[i] = x[indices[i]].  x [T, D], out [n, D]; must not overlap.
+  virtual void GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) = 0;
+
+  // logprobs[i] = log softmax(logits[i])[targets[i]], natural logarithm, into host memory, complete
+  // on return.  logits [n, V].
+  virtual void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets, absl::Span<float> logprobs) = 0;
+
+  // Waits for everything enqueued. Errors: the first failure since the backend was made; it sticks.
+  virtual absl::Status Sync() = 0;
+};
+
+}  // namespace bst

@@ -1,0 +1,70 @@
+// Checkpoint: a validated model directory, its tensors mapped into memory.
+//
+//   DIR/config.json                     hyper-parameters, see model_config.h
+//   DIR/model.safetensors               the tensors, or Hugging Face shards named by
+//   DIR/model.safetensors.index.json
+//   DIR/generation_config.json          optional: default sampling parameters
+//
+// The files are hostile until proven otherwise: every offset, size, type and shape is checked
+// against the file and against the configuration before a view is handed out, and every number is
+// checked to be finite.
+//
+// Invariants  (1) The tensors are exactly those of TensorSchema(config): none missing, none more.
+//             (2) Each has the schema's shape and an allowed type; no element is NaN or infinite.
+//             (3) |A-bar| <= 1 for every state-space mode.
+// Ownership   Owns the mappings; views are valid while it lives. Files must not be truncated then.
+// Threads     Immutable after Open.
+// Errors      kNotFound (no such file), kFailedPrecondition (names the file and the key or tensor).
+// Tested by   tests/engine/checkpoint/checkpoint_test.cc, tests/fuzz/checkpoint_fuzz.cc
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "engine/checkpoint/model_config.h"
+#include "engine/checkpoint/safetensors.h"
+#include "engine/tensor/tensor_view.h"
+
+namespace bst {
+
+// Defaults a checkpoint suggests for requests (Hugging Face's key names in the file); an unset one
+// leaves the server's own default in force.
+struct GenerationDefaults {
+  std::optional<float> temperature, top_p, min_p, typical_p, repetition_penalty;
+  std::optional<int> top_k, max_new_tokens;
+  std::optional<bool> do_sample;  // false means temperature 0
+};
+
+class Checkpoint {
+ public:
+  static absl::StatusOr<Checkpoint> Open(const std::string& directory);
+
+  const std::string& directory() const { return directory_; }
+  // The last component of the directory: the model's name.
+  std::string name() const;
+  const ModelConfig& config() const { return config_; }
+  const GenerationDefaults& generation_defaults() const { return generation_defaults_; }
+
+  // A tensor of the schema: read-only memory of the mapped file, element type as stored.
+  // REQUIRES: Has(name).
+  TensorView Tensor(std::string_view name) const;
+  bool Has(std::string_view name) const;
+
+  int64_t num_parameters() const;     // elements of all tensors
+  bool has_f32_matrices() const;      // any matrix outside the F32-only tensors stored as F32
+
+ private:
+  Checkpoint() = default;
+
+  std::string directory_;
+  ModelConfig config_;
+  GenerationDefaults generation_defaults_;
+  std::vector<SafetensorsFile> files_;
+  absl::flat_hash_map<std::string, TensorView> tensors_;
+};
+
+}  // namespace bst

@@ -1,0 +1,80 @@
+// ModelConfig: the hyper-parameters of a checkpoint, read from config.json key by key.
+//
+// Symbols   V, D vocabulary and model width; H, dh heads and head size, A = H * dh (may differ from
+//           D); F feed-forward width; W block length = attention window; N real SSM state size per
+//           feature, M = N / 2 stored conjugate pairs.
+// Invariants of a value that ParseModelConfig returned: every number is in its range, `layers` is
+//           not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only.
+// Errors    kFailedPrecondition, naming the key and its value: unknown, missing, of a wrong type or
+//           out of range; kUnimplemented for a layer type, context or kernel this build cannot run.
+// Threads   A value.
+// Tested by tests/engine/checkpoint/model_config_test.cc
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/backend/attention.h"
+#include "engine/base/ids.h"
+
+namespace bst {
+
+enum class Activation { kRelu, kGelu, kGeglu, kSwiglu };
+enum class PositionKind { kNone, kT5, kRope };
+enum class LayerType { kTransformer, kBst };
+enum class Discretization { kZeroOrderHold, kBilinear };
+
+struct AttentionConfig {
+  AttentionScope scope = AttentionScope::kSliding;
+  bool include_self = true;
+  EmptyPrefix empty_prefix = EmptyPrefix::kMasked;
+  bool qk_norm = false;
+  PositionKind position = PositionKind::kNone;
+  int t5_num_buckets = 32;    // even
+  int t5_max_distance = 128;  // > t5_num_buckets / 2
+  double rope_theta = 10000.0;
+};
+
+// The s4d kernel: a diagonal state-space model with `state_size` / 2 stored conjugate pairs.
+struct SsmConfig {
+  int state_size = 0;  // N, even
+  Discretization discretization = Discretization::kZeroOrderHold;
+};
+
+struct LayerConfig {
+  LayerType type = LayerType::kTransformer;
+  SsmConfig ssm;  // kBst only: single-head context, s4d kernel
+};
+
+struct TokenizerConfig {
+  enum class Type { kByte, kSentencePiece };
+  Type type = Type::kByte;
+  std::string file;  // kSentencePiece only, relative to the checkpoint directory, no path separators
+};
+
+struct ModelConfig {
+  int vocab_size = 0;   // V
+  int hidden_size = 0;  // D
+  int num_heads = 0;    // H
+  int head_dim = 0;     // dh
+  int ffn_size = 0;     // F
+  Activation ffn_activation = Activation::kRelu;
+  int window = 0;  // W
+  float norm_eps = 1e-6f;
+  float logit_scale = 1.0f;
+  bool tie_embeddings = true;
+  AttentionConfig attention;
+  std::vector<LayerConfig> layers;
+  TokenizerConfig tokenizer;
+  std::optional<TokenId> bos_token_id, eos_token_id, pad_token_id;
+
+  int attention_size() const { return num_heads * head_dim; }  // A
+};
+
+// Parses the text of a config.json.
+absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json);
+
+}  // namespace bst

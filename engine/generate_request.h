@@ -1,0 +1,45 @@
+// The plain structs that enter the engine. They know nothing of gRPC or of text.
+//
+// Threads   Values.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "engine/base/ids.h"
+#include "engine/sampling/sampling_params.h"
+
+namespace bst {
+
+// When a sequence's generation ends by itself. Stop strings are the front end's: it knows text.
+struct StoppingParams {
+  int max_new_tokens = 256;              // >= 1
+  int min_new_tokens = 0;                // eos and stop tokens are not drawn before this many
+  std::vector<TokenId> stop_token_ids;   // the stop token itself is part of the output ids
+  bool ignore_eos = false;               // true: eos is an ordinary token
+};
+
+struct GenerateRequest {
+  std::string request_id;        // the client's or drawn; unique among those in flight
+  std::vector<TokenId> prompt;   // not empty
+  SamplingParams sampling;
+  StoppingParams stopping;
+  int top_logprobs = 0;          // alternatives per generated token, 0 .. 20
+  bool prompt_progress = false;  // send PrefillProgress events
+  // The request ends with kDeadlineExceeded if it has not started by then; infinite: never.
+  absl::Duration queue_timeout = absl::InfiniteDuration();
+  // Running time from submission after which the stream finishes with kTimeLimit, text kept.
+  absl::Duration time_limit = absl::InfiniteDuration();
+};
+
+// Log-probabilities of the tokens of a text under the model.
+struct ScoreRequest {
+  std::string request_id;
+  std::vector<TokenId> tokens;  // not empty
+  int top_logprobs = 0;         // alternatives per position, 0 .. 20
+};
+
+}  // namespace bst

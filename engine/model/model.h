@@ -1,0 +1,80 @@
+// Model: the weights of a checkpoint on a backend, and the forward pass over one ragged step.
+//
+//   x = embed[token];  for each layer: x = layer(x);  logits = rms(x; final_norm) E^T * logit_scale
+//
+// Invariants  (1) The batch law of backend.h holds for whole models: a token's logits depend on the
+//                 tokens 0..t of its own sequence, bit for bit, whatever shares the step and however
+//                 the sequence was cut into rows.
+//             (2) Forward and Logits do not allocate.
+// Ownership   Owns packed weights and workspace; the backend outlives it. The checkpoint is not
+//             needed after Create.
+// Threads     Engine thread only.
+// Errors      Create: kResourceExhausted; kInvalidArgument for options.
+// Tested by   tests/engine/model/model_test.cc (the law), tests/engine/model/golden_test.cc
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "engine/backend/backend.h"
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/state/state_layout.h"
+#include "engine/state/state_pool.h"
+
+namespace bst {
+
+struct ModelOptions {
+  DType weights = DType::kF32;  // F32 or BF16
+  DType kv = DType::kF32;       // rings and context rows: F32 or BF16
+  int max_step_tokens = 2048;   // capacity of the workspace, in tokens
+  int max_logit_rows = 256;     // capacity of the logits, in rows
+};
+
+class Layer;
+
+class Model {
+ public:
+  static absl::StatusOr<std::unique_ptr<Model>> Create(const Checkpoint& checkpoint, Backend& backend,
+                                                       const ModelOptions& options);
+  ~Model();
+
+  // What a sequence of this model keeps between steps.
+  const StateLayout& state_layout() const { return state_layout_; }
+
+  // Runs the layers over a step. tokens [T], rows [R] packed in order, covering all T tokens;
+  // `pool` was made from state_layout(). The rows' slots advance by their tokens.
+  // REQUIRES: T <= max_step_tokens; 0 <= token < vocab_size.
+  void Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, StatePool& pool);
+
+  // Logits after the given tokens (indices into the last Forward's packed tokens), in float32 on the
+  // device: [indices.size(), V], valid until the next call. REQUIRES: at most max_logit_rows.
+  TensorView Logits(absl::Span<const int> indices);
+
+  int vocab_size() const { return vocab_size_; }
+  int max_step_tokens() const { return options_.max_step_tokens; }
+  int max_logit_rows() const { return options_.max_logit_rows; }
+  size_t weight_bytes() const;
+
+ private:
+  Model(Backend& backend, const ModelOptions& options) : backend_(backend), options_(options) {}
+
+  Backend& backend_;
+  ModelOptions options_;
+  int vocab_size_ = 0;
+  float norm_eps_ = 0;
+  float logit_scale_ = 0;
+  int num_tokens_ = 0;  // of the last Forward
+  double rope_theta_ = 0;
+  int rotary_dim_ = 0;  // dh with RoPE, else 0
+  StateLayout state_layout_;
+  std::unique_ptr<EmbeddingWeights> embedding_;
+  std::vector<std::unique_ptr<Layer>> layers_;
+  Buffer final_norm_;
+  std::unique_ptr<LinearWeights> output_;
+  struct Workspace;
+  std::unique_ptr<Workspace> workspace_;
+};
+
+}  // namespace bst

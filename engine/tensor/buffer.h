@@ -1,0 +1,43 @@
+// Buffer: memory that somebody owns, aligned to a cache line (large ones to 2 MiB, with huge pages
+// where the system grants them), filled with zeros.
+//
+// Ownership   Move-only; frees on destruction. A backend whose memory is elsewhere passes its own
+//             release function.
+// Threads     Thread-compatible.
+// Errors      Allocate: kResourceExhausted, with the size.
+// Tested by   tests/engine/tensor/buffer_test.cc
+#pragma once
+
+#include <cstddef>
+
+#include "absl/status/statusor.h"
+#include "engine/tensor/tensor_view.h"
+
+namespace bst {
+
+class Buffer {
+ public:
+  using Release = void (*)(void* data, size_t bytes);
+
+  // Host memory.
+  static absl::StatusOr<Buffer> Allocate(size_t bytes);
+
+  Buffer() = default;
+  Buffer(void* data, size_t bytes, Release release) : data_(data), bytes_(bytes), release_(release) {}
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer();
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+  // The start of the buffer seen as a tensor. REQUIRES: it fits.
+  TensorView View(DType dtype, Shape shape) const;
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  Release release_ = nullptr;
+};
+
+}  // namespace bst
