@@ -13,7 +13,9 @@
 //       token in the same way wherever its row is cut, so the answer does not change with the load.
 //   (3) A waiting sequence starts, in order of arrival, when a slot can be leased. Nothing is ever
 //       preempted: state is constant-size, so a running sequence cannot run out of memory.
+//   The oldest prompt advances by at least one block in every step (see max_step_tokens).
 //
+// Cost       A step is O(sequences that run + tokens), however many wait.
 // Protocol   Plan(), run it, Commit(), strictly alternating. The plan is move-only and goes back into
 //            Commit(), so that a step cannot be lost or counted twice.
 // Ownership  Holds the leases of running sequences. The pool must outlive the scheduler.
@@ -36,11 +38,13 @@
 namespace bst {
 
 struct SchedulerLimits {
-  int max_step_tokens = 2048;       // >= pool slots, so that every decode row fits, and >= window
+  // >= window + slots - 1: every decode row fits, and one block of the oldest prompt beside them, so
+  // that neither can starve the other.
+  int max_step_tokens = 2048;
   int chunk_tokens = 1024;          // largest prompt chunk, a multiple of window
   int window = 1;                   // W
   int max_waiting = 1024;           // sequences
-  int64_t max_waiting_tokens = 16'000'000;
+  int64_t max_waiting_tokens = 16'000'000;  // of prompts; an empty queue takes any prompt
 };
 
 struct SequenceSpec {
@@ -59,6 +63,8 @@ struct PlannedRow {
   bool is_prompt = false;    // a prompt chunk, not a decode row
   bool samples = false;      // the logits after its last token give the next token
   bool scores = false;       // the logits after every token are wanted
+  // Of a prompt chunk: the prompt's next token; none at its end.
+  std::optional<TokenId> following = std::nullopt;
 };
 
 // What one step runs. Decode rows first.
@@ -102,13 +108,15 @@ class Scheduler {
   Scheduler(const SchedulerLimits& limits, StatePool& pool);
   ~Scheduler();
 
-  // Errors: kResourceExhausted when max_waiting sequences or max_waiting_tokens wait already.
+  // Errors: kResourceExhausted when max_waiting sequences wait already, or when some wait and this
+  // prompt would take them past max_waiting_tokens. REQUIRES: the id is new.
   absl::Status Enqueue(SequenceSpec spec);
 
   // Ends the sequence and frees its slot at the next Plan(). No-op if it is unknown or done.
   void Cancel(SequenceId id);
 
-  // The next step; empty when nothing can run. Sequences past their deadline at `now` are ended.
+  // The next step; empty when nothing runs or waits. Sequences whose deadline is `now` or earlier are
+  // ended first.
   // What happened to sequences in between (started, cancelled, expired) is appended to `updates`.
   // REQUIRES: the previous plan was committed.
   StepPlan Plan(absl::Time now, std::vector<SequenceUpdate>& updates);
