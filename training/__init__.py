@@ -1,0 +1,1 @@
+"""Training tools of bst: see README.md in this folder."""

@@ -1,0 +1,259 @@
+"""Block-tiled attention: every product is a batched [W, keys] tile.
+
+A segment is cut into blocks of W tokens. With the sliding scope the queries of block k meet the
+2W keys of blocks k-1 and k; the keys before the segment come from a ring of W rows that the
+previous segment left behind. With the block scope they meet the W keys of their own block.
+Segments start at a multiple of W (counted from the document's start), so tiles, masks and biases
+are the same for all blocks, except that the first block of a document has nothing before it.
+
+Tiles are laid out [B, blocks, H, ...] so that one block's heads stay together; a tile's logits are
+made by one `baddbmm` into a copy of the bias and mask, which costs no extra pass over them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Optional, Tuple
+
+import torch
+from torch import nn
+
+from .config import AttentionConfig
+
+# Added to the logits of invisible keys. Finite, so that a row without any visible key stays finite;
+# such rows are multiplied by zero afterwards.
+_INVISIBLE = -1e30
+
+
+def l2_normalize(x: torch.Tensor) -> torch.Tensor:
+    """x / sqrt(Σ x² + 1e-6) over the last dimension, in float32."""
+    y = x.float()
+    return (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def t5_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
+    """Unidirectional T5 bucket of a distance >= 0.
+
+    The first half of the buckets hold one distance each, the others grow logarithmically. The
+    logarithm is taken in double precision with 1e-9 on top, so that a distance that lies exactly
+    on a boundary belongs to the upper bucket.
+    """
+    half = num_buckets // 2
+    if distance < half:
+        return distance
+    position = math.log(distance / half) / math.log(max_distance / half) * (num_buckets - half)
+    return min(num_buckets - 1, half + math.floor(position + 1e-9))
+
+
+def rope_tables(
+    begin: int, end: int, head_dim: int, theta: float
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """(cos, sin) [end - begin, head_dim / 2] of the angles t * theta^(-2j / head_dim)."""
+    t = torch.arange(begin, end, dtype=torch.float64)
+    j = torch.arange(head_dim // 2, dtype=torch.float64)
+    angles = t.unsqueeze(-1) * torch.pow(torch.tensor(theta, dtype=torch.float64), -2 * j / head_dim)
+    return torch.cos(angles).float(), torch.sin(angles).float()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates the pairs (x[j], x[j + dh/2]). x [..., dh]; cos and sin broadcast against halves."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+@dataclasses.dataclass
+class Segment:
+    """What all layers must know of the segment they work on; made once per forward pass."""
+
+    fresh: torch.Tensor      # [B] bool: the row starts a document; its rings hold zeros
+    any_fresh: bool          # whether one of them is set
+    # (cos, sin) [W + L, 1, dh / 2], from W tokens before the segment's start on; RoPE only
+    rope: Optional[Tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclasses.dataclass
+class Ring:
+    """Keys (before rotation) and values of the W tokens before a segment; zeros if there are none."""
+
+    keys: torch.Tensor     # [B, W, H, dh]
+    values: torch.Tensor   # [B, W, H, dh]
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """softmax(q kᵀ + bias) v over tiles.
+
+    q [B, n, H, W, dh], scaled; k, v [B, n, H, J, dh]; bias broadcasts to [B, n, H, W, J].
+    Returns [B, n, H, W, dh].
+    """
+    rows, blocks, heads, queries, head_dim = q.shape
+    keys = k.shape[3]
+    tiles = rows * blocks * heads
+    bias = bias.to(q.dtype).expand(rows, blocks, heads, queries, keys)
+    logits = torch.baddbmm(
+        bias.reshape(tiles, queries, keys),
+        q.reshape(tiles, queries, head_dim),
+        k.reshape(tiles, keys, head_dim).transpose(1, 2),
+    )
+    weights = torch.softmax(logits.float(), dim=-1).to(v.dtype)
+    out = torch.bmm(weights, v.reshape(tiles, keys, head_dim))
+    return out.reshape(rows, blocks, heads, queries, head_dim)
+
+
+def _to_blocks(x: torch.Tensor, window: int) -> torch.Tensor:
+    """[B, n * W, H, dh] -> [B, n, H, W, dh]."""
+    rows, length, heads, head_dim = x.shape
+    return x.reshape(rows, length // window, window, heads, head_dim).transpose(2, 3)
+
+
+def _from_blocks(x: torch.Tensor) -> torch.Tensor:
+    """[B, n, H, W, dh] -> [B, n * W, H * dh]."""
+    rows, blocks, heads, window, head_dim = x.shape
+    return x.transpose(2, 3).reshape(rows, blocks * window, heads * head_dim)
+
+
+class LocalAttention(nn.Module):
+    """The window attention of every layer: logits, mask, position signal and scale.
+
+    Projections belong to the layer; this module owns the per-head scale and the T5 table alone.
+    """
+
+    def __init__(self, heads: int, head_dim: int, window: int, config: AttentionConfig) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        self.window = window
+        self.config = config
+        if config.qk_norm:
+            # l2-normalised logits lie within ±scale: at 1 attention would stay near uniform.
+            self.scale = nn.Parameter(torch.full((heads,), 8.0))
+        else:
+            self.register_parameter("scale", None)
+        if config.position == "t5":
+            self.position_bias = nn.Parameter(torch.zeros(heads, config.t5_num_buckets))
+        else:
+            self.register_parameter("position_bias", None)
+
+        sliding = config.scope == "sliding"
+        reach = 2 * window if sliding else window
+        query = torch.arange(window).unsqueeze(-1) + (reach - window)
+        distance = query - torch.arange(reach)                                    # [W, J]
+        nearest = 0 if config.include_self else 1
+        visible = (distance >= nearest) & (distance < window + nearest)
+        mask = torch.zeros(window, reach).masked_fill(~visible, _INVISIBLE)
+        first = mask.clone()
+        if sliding and config.empty_prefix == "masked":
+            first[:, :window] = _INVISIBLE
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("first_mask", first, persistent=False)
+        # 0 for queries that see no key at all.
+        self.register_buffer("sees_any", (mask == 0).any(-1).float(), persistent=False)
+        self.register_buffer("first_sees_any", (first == 0).any(-1).float(), persistent=False)
+        self._every_query_sees = bool((first == 0).any(-1).all())
+        buckets = [
+            [t5_bucket(max(0, int(n)), config.t5_num_buckets, config.t5_max_distance) for n in row]
+            for row in distance.tolist()
+        ]
+        self.register_buffer("buckets", torch.tensor(buckets), persistent=False)
+
+    def head_scale(self) -> torch.Tensor:
+        """[H]"""
+        if self.scale is not None:
+            return self.scale.abs()
+        return torch.full((self.heads,), self.head_dim**-0.5, device=self.mask.device)
+
+    def _bias(self, rows: int, blocks: int, segment: Segment) -> torch.Tensor:
+        """Mask plus scaled position bias, [B or 1, n or 1, H or 1, W, J]."""
+        if self.position_bias is not None:
+            position = self.position_bias[:, self.buckets] * self.head_scale()[:, None, None]
+        else:
+            position = torch.zeros(1, 1, 1, device=self.mask.device)
+        usual = self.mask + position                                              # [H, W, J]
+        if not segment.any_fresh:
+            return usual[None, None]
+        first = self.first_mask + position
+        head = torch.where(segment.fresh[:, None, None, None], first, usual)             # [B, H, W, J]
+        if blocks == 1:
+            return head.unsqueeze(1)
+        tail = usual.expand(rows, blocks - 1, *usual.shape)
+        return torch.cat([head.unsqueeze(1), tail], dim=1)
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        ring: Optional[Ring],
+        segment: Segment,
+    ) -> Tuple[torch.Tensor, Ring]:
+        """Attends within one segment.
+
+        q, k, v  [B, L, H, dh]  L a multiple of W
+        ring     the W tokens before the segment; None when all rows are fresh
+        Returns the output [B, L, A] and the ring behind the segment, detached.
+        """
+        window = self.window
+        rows, length = q.shape[:2]
+        blocks = length // window
+        if self.config.qk_norm:
+            q, k = l2_normalize(q), l2_normalize(k)
+        after = Ring(k[:, -window:].detach(), v[:, -window:].detach())
+        q = q * self.head_scale().to(q.dtype)[:, None]
+        sliding = self.config.scope == "sliding"
+        if sliding:
+            if ring is None:
+                zeros = torch.zeros_like(after.keys)
+                ring = Ring(zeros, zeros)
+            k = torch.cat([ring.keys.to(k.dtype), k], dim=1)
+            v = torch.cat([ring.values.to(v.dtype), v], dim=1)
+        if segment.rope is not None:
+            # Only differences of positions matter, so they count from the segment's start.
+            cos, sin = (table.to(k.dtype) for table in segment.rope)
+            q = rotate(q, cos[-length:], sin[-length:])
+            k = rotate(k, cos[-k.shape[1] :], sin[-k.shape[1] :])
+        q = _to_blocks(q, window)
+        k = _to_blocks(k, window)
+        v = _to_blocks(v, window)
+        if sliding:
+            k = torch.cat([k[:, :-1], k[:, 1:]], dim=3)
+            v = torch.cat([v[:, :-1], v[:, 1:]], dim=3)
+        out = _attend(q, k, v, self._bias(rows, blocks, segment))
+        if not self._every_query_sees:
+            first = torch.where(segment.fresh[:, None], self.first_sees_any, self.sees_any)   # [B, W]
+            tail = self.sees_any.expand(rows, blocks - 1, window)
+            sees = torch.cat([first.unsqueeze(1), tail], dim=1)
+            out = out * sees[:, :, None, :, None].to(out.dtype)
+        return _from_blocks(out), after
+
+
+class CrossAttention(nn.Module):
+    """Attention from tokens to the context vectors of their own block, causal and inclusive."""
+
+    def __init__(self, heads: int, head_dim: int, window: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.heads = heads
+        self.window = window
+        if qk_norm:
+            self.scale = nn.Parameter(torch.full((heads,), 8.0))
+        else:
+            self.register_parameter("scale", None)
+        later = torch.ones(window, window, dtype=torch.bool).triu(1)
+        mask = torch.zeros(window, window).masked_fill(later, _INVISIBLE)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """q from tokens, k and v from context vectors, all [B, L, H, dh]; returns [B, L, A]."""
+        if self.scale is not None:
+            q = l2_normalize(q) * self.scale.abs().to(q.dtype)[:, None]
+            k = l2_normalize(k)
+        else:
+            q = q * self.head_dim**-0.5
+        window = self.window
+        out = _attend(
+            _to_blocks(q, window), _to_blocks(k, window), _to_blocks(v, window),
+            self.mask[None, None, None],
+        )
+        return _from_blocks(out)

@@ -1,0 +1,161 @@
+"""Checkpoint directories: config.json, model.safetensors and, with SentencePiece, tokenizer.model.
+
+The safetensors format is small enough to be read and written here without a dependency: eight
+bytes of header length, a JSON header, and the tensors' bytes.
+
+Exported matrices are BF16 and everything whose rounding would show is F32: the SSM parameters
+(rounding log_dt to BF16 would move a time step by up to 1.6 %), the attention scales and the
+position biases. `load_model` reads what `export_model` wrote, and any other checkpoint of the format
+whose layers the trainer knows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
+
+import numpy as np
+import torch
+
+from .config import ConfigError, ModelConfig
+from .model import LanguageModel
+from .tokenizer import Tokenizer, load_tokenizer
+
+PathLike = Union[str, Path]
+
+_DTYPES: Dict[str, torch.dtype] = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def is_float32_only(name: str) -> bool:
+    """Whether the format demands F32 for the tensor of that name."""
+    return ".ssm." in name or name.endswith(".scale") or name.endswith(".position_bias")
+
+
+def write_safetensors(
+    path: PathLike, tensors: Mapping[str, torch.Tensor], metadata: Optional[Dict[str, str]] = None
+) -> None:
+    """Writes F32, F16 and BF16 tensors to a safetensors file, in the order of the mapping."""
+    header: Dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    blobs = []
+    offset = 0
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        # NumPy has no bfloat16: pass the bits through an integer type.
+        bits = torch.int32 if tensor.dtype == torch.float32 else torch.int16
+        blob = tensor.view(bits).numpy().tobytes()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + len(blob)],
+        }
+        blobs.append(blob)
+        offset += len(blob)
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for blob in blobs:
+            file.write(blob)
+
+
+def read_safetensors(path: PathLike) -> Dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, in their stored types."""
+    data = Path(path).read_bytes()
+    if len(data) < 8:
+        raise ValueError(f"{path}: not a safetensors file")
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__", None)
+    body = memoryview(data)[8 + size :]
+    tensors: Dict[str, torch.Tensor] = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{path}: {name} has type {entry['dtype']}, not F32, F16 or BF16")
+        begin, end = entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        bits = np.int32 if dtype == torch.float32 else np.int16
+        array = np.frombuffer(body[begin:end], dtype=bits).copy()
+        tensors[name] = torch.from_numpy(array).view(dtype).reshape(entry["shape"])
+    return tensors
+
+
+def _read_all(directory: Path) -> Dict[str, torch.Tensor]:
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        return read_safetensors(directory / "model.safetensors")
+    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    tensors: Dict[str, torch.Tensor] = {}
+    for shard in shards:
+        tensors.update(read_safetensors(directory / shard))
+    return tensors
+
+
+def export_model(
+    model: LanguageModel,
+    directory: PathLike,
+    tokenizer_model: Optional[PathLike] = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Writes `model` as a checkpoint directory.
+
+    `tokenizer_model` is copied to the name that the configuration gives. Files are replaced one by
+    one, the weights last.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    if config.tokenizer_file is not None:
+        if tokenizer_model is None:
+            raise ValueError("the configuration names a tokenizer file, but none was given")
+        target = directory / config.tokenizer_file
+        if not (target.exists() and target.samefile(tokenizer_model)):
+            shutil.copyfile(tokenizer_model, target)
+    text = json.dumps(config.to_json(), indent=1) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")
+    tensors = {
+        name: tensor.to(torch.float32 if is_float32_only(name) else dtype)
+        for name, tensor in model.state_dict().items()
+    }
+    scratch = directory / "model.safetensors.partial"
+    write_safetensors(scratch, tensors, {"format": "pt"})
+    scratch.replace(directory / "model.safetensors")
+
+
+def load_model(directory: PathLike) -> LanguageModel:
+    """Reads a checkpoint directory, in float32.
+
+    Raises ConfigError or ValueError when the configuration or a tensor is not what it must be.
+    """
+    directory = Path(directory)
+    config = ModelConfig.load(directory / "config.json")
+    tensors = _read_all(directory)
+    with_b = [f"layers.{index}.ssm.b" in tensors for index in range(len(config.layers))]
+    model = LanguageModel(config, with_b)
+    expected = model.state_dict()
+    for name in sorted(set(expected) ^ set(tensors)):
+        raise ConfigError(f"{name}: {'missing' if name in expected else 'superfluous'} tensor")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ConfigError(
+                f"{name}: shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
+            )
+        if is_float32_only(name) and tensor.dtype != torch.float32:
+            raise ConfigError(f"{name}: must be F32")
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return model
+
+
+def load_model_and_tokenizer(directory: PathLike) -> Tuple[LanguageModel, Tokenizer]:
+    """The model of a checkpoint directory with its vocabulary."""
+    model = load_model(directory)
+    file = model.config.tokenizer_file
+    return model, load_tokenizer(None if file is None else Path(directory) / file)

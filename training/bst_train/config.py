@@ -1,0 +1,311 @@
+"""ModelConfig: the `config.json` of a checkpoint.
+
+The engine refuses unknown keys, missing keys, wrong types and values out of range; so does this
+module, for the layers that the trainer knows: `transformer`, and `bst` with a single-head context
+and an S4D kernel. The engine serves more kinds than can be trained here.
+
+Symbols, used in every module of this package:
+
+  V vocabulary · D width · H heads · dh head size · A = H * dh · F feed-forward width
+  W block length, which is also the attention window · N real state size of the SSM per feature
+  M = N / 2 stored conjugate pairs · B rows of a batch · L tokens of a segment
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+SCOPES = ("sliding", "block")
+EMPTY_PREFIXES = ("masked", "zeros")
+POSITIONS = ("none", "t5", "rope")
+ACTIVATIONS = ("relu", "gelu", "geglu", "swiglu")
+DISCRETIZATIONS = ("zoh", "bilinear")
+
+
+class ConfigError(ValueError):
+    """A configuration that the format does not allow; the message names the key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """What a token attends to within its window, and how."""
+
+    scope: str = "sliding"            # "sliding": the newest W keys; "block": keys of the block
+    include_self: bool = True         # distances 0..W-1, or 1..W
+    empty_prefix: str = "masked"      # keys before the document: absent, or zeros taking part
+    qk_norm: bool = True              # l2-normalised queries and keys, learned scale per head
+    position: str = "rope"
+    t5_num_buckets: int = 32
+    t5_max_distance: int = 128
+    rope_theta: float = 10000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SsmConfig:
+    """An S4D kernel: one filter per feature, N/2 complex modes each."""
+
+    state_size: int = 32
+    discretization: str = "zoh"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig:
+    """One layer: a plain transformer layer, or a BST layer when `ssm` is there."""
+
+    ssm: Optional[SsmConfig] = None
+
+    @property
+    def type(self) -> str:
+        return "transformer" if self.ssm is None else "bst"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model but its weights."""
+
+    vocab_size: int
+    hidden_size: int
+    num_heads: int
+    head_dim: int
+    ffn_size: int
+    ffn_activation: str
+    window: int
+    logit_scale: float
+    layers: Tuple[LayerConfig, ...]
+    attention: AttentionConfig = AttentionConfig()
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+    tokenizer_file: Optional[str] = None   # None: bytes
+    bos_token_id: Optional[int] = None
+    eos_token_id: Optional[int] = None
+    pad_token_id: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @property
+    def attention_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def gated_ffn(self) -> bool:
+        return self.ffn_activation in ("geglu", "swiglu")
+
+    def to_json(self) -> Dict[str, Any]:
+        """The contents of `config.json`."""
+        layers: List[Dict[str, Any]] = []
+        for layer in self.layers:
+            if layer.ssm is None:
+                layers.append({"type": "transformer"})
+            else:
+                ssm = {"kernel": "s4d", **dataclasses.asdict(layer.ssm)}
+                layers.append({"type": "bst", "context": "single_head", "ssm": ssm})
+        tokenizer = (
+            {"type": "byte"}
+            if self.tokenizer_file is None
+            else {"type": "sentencepiece", "file": self.tokenizer_file}
+        )
+        return {
+            "model_type": "block_state_transformer",
+            "format_version": 1,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "ffn_size": self.ffn_size,
+            "ffn_activation": self.ffn_activation,
+            "window": self.window,
+            "norm_eps": self.norm_eps,
+            "logit_scale": self.logit_scale,
+            "tie_embeddings": self.tie_embeddings,
+            "attention": dataclasses.asdict(self.attention),
+            "layers": layers,
+            "tokenizer": tokenizer,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+            "pad_token_id": self.pad_token_id,
+        }
+
+    @staticmethod
+    def from_json(data: Any) -> "ModelConfig":
+        """Parses the contents of a `config.json`. Raises ConfigError naming the key."""
+        root = _Reader(data, "config")
+        root.choice("model_type", ("block_state_transformer",))
+        if root.integer("format_version") != 1:
+            raise ConfigError("format_version: only 1 is known")
+        attention = root.section("attention")
+        attention_config = AttentionConfig(
+            scope=attention.choice("scope", SCOPES),
+            include_self=attention.boolean("include_self"),
+            empty_prefix=attention.choice("empty_prefix", EMPTY_PREFIXES),
+            qk_norm=attention.boolean("qk_norm"),
+            position=attention.choice("position", POSITIONS),
+            t5_num_buckets=attention.integer("t5_num_buckets"),
+            t5_max_distance=attention.integer("t5_max_distance"),
+            rope_theta=attention.number("rope_theta"),
+        )
+        attention.finish()
+        tokenizer = root.section("tokenizer")
+        tokenizer_file: Optional[str] = None
+        if tokenizer.choice("type", ("byte", "sentencepiece")) == "sentencepiece":
+            tokenizer_file = tokenizer.string("file")
+        tokenizer.finish()
+        config = ModelConfig(
+            vocab_size=root.integer("vocab_size"),
+            hidden_size=root.integer("hidden_size"),
+            num_heads=root.integer("num_heads"),
+            head_dim=root.integer("head_dim"),
+            ffn_size=root.integer("ffn_size"),
+            ffn_activation=root.choice("ffn_activation", ACTIVATIONS),
+            window=root.integer("window"),
+            norm_eps=root.number("norm_eps"),
+            logit_scale=root.number("logit_scale"),
+            tie_embeddings=root.boolean("tie_embeddings"),
+            layers=tuple(_parse_layer(layer) for layer in root.sections("layers")),
+            attention=attention_config,
+            tokenizer_file=tokenizer_file,
+            bos_token_id=root.optional_integer("bos_token_id"),
+            eos_token_id=root.optional_integer("eos_token_id"),
+            pad_token_id=root.optional_integer("pad_token_id"),
+        )
+        root.finish()
+        return config
+
+    @staticmethod
+    def load(path: Union[str, Path]) -> "ModelConfig":
+        return ModelConfig.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+class _Reader:
+    """Typed access to the keys of a JSON object, which must all be used."""
+
+    def __init__(self, data: Any, name: str) -> None:
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{name}: not an object")
+        self._data = dict(data)
+        self._name = name
+
+    def _take(self, key: str) -> Any:
+        if key not in self._data:
+            raise ConfigError(f"{self._name}.{key}: missing")
+        return self._data.pop(key)
+
+    def _wrong(self, key: str, expected: str) -> ConfigError:
+        return ConfigError(f"{self._name}.{key}: not {expected}")
+
+    def integer(self, key: str) -> int:
+        value = self._take(key)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._wrong(key, "an integer")
+        return value
+
+    def optional_integer(self, key: str) -> Optional[int]:
+        if key in self._data and self._data[key] is None:
+            del self._data[key]
+            return None
+        return self.integer(key)
+
+    def number(self, key: str) -> float:
+        value = self._take(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._wrong(key, "a number")
+        return float(value)
+
+    def boolean(self, key: str) -> bool:
+        value = self._take(key)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
+
+    def string(self, key: str) -> str:
+        value = self._take(key)
+        if not isinstance(value, str):
+            raise self._wrong(key, "a string")
+        return value
+
+    def choice(self, key: str, choices: Sequence[str], default: Optional[str] = None) -> str:
+        if default is not None and key not in self._data:
+            return default
+        value = self.string(key)
+        if value not in choices:
+            raise ConfigError(f"{self._name}.{key}: {value!r} is not one of {', '.join(choices)}")
+        return value
+
+    def section(self, key: str) -> "_Reader":
+        return _Reader(self._take(key), f"{self._name}.{key}")
+
+    def sections(self, key: str) -> List["_Reader"]:
+        value = self._take(key)
+        if not isinstance(value, list):
+            raise self._wrong(key, "a list")
+        return [_Reader(v, f"{self._name}.{key}[{i}]") for i, v in enumerate(value)]
+
+    def finish(self) -> None:
+        if self._data:
+            raise ConfigError(f"{self._name}.{sorted(self._data)[0]}: unknown key")
+
+
+def _parse_layer(reader: _Reader) -> LayerConfig:
+    kind = reader.choice("type", ("transformer", "bst"))
+    ssm_config: Optional[SsmConfig] = None
+    if kind == "bst":
+        reader.choice("context", ("single_head",))
+        ssm = reader.section("ssm")
+        ssm.choice("kernel", ("s4d",))
+        ssm_config = SsmConfig(
+            state_size=ssm.integer("state_size"),
+            discretization=ssm.choice("discretization", DISCRETIZATIONS, default="zoh"),
+        )
+        ssm.finish()
+    reader.finish()
+    return LayerConfig(ssm_config)
+
+
+def _validate(config: ModelConfig) -> None:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(message)
+
+    attention = config.attention
+    for key in ("vocab_size", "hidden_size", "num_heads", "head_dim", "ffn_size", "window"):
+        require(getattr(config, key) > 0, f"{key}: must be positive")
+    require(config.ffn_activation in ACTIVATIONS, f"ffn_activation: {config.ffn_activation!r}")
+    require(config.norm_eps > 0, "norm_eps: must be positive")
+    require(math.isfinite(config.logit_scale), "logit_scale: must be finite")
+    require(len(config.layers) > 0, "layers: at least one")
+    require(attention.scope in SCOPES, f"attention.scope: {attention.scope!r}")
+    require(attention.empty_prefix in EMPTY_PREFIXES, "attention.empty_prefix")
+    require(attention.position in POSITIONS, f"attention.position: {attention.position!r}")
+    require(
+        attention.scope == "sliding" or attention.empty_prefix == "masked",
+        "attention.empty_prefix: \"zeros\" needs the sliding scope",
+    )
+    buckets, reach = attention.t5_num_buckets, attention.t5_max_distance
+    require(buckets > 0 and buckets % 2 == 0, "attention.t5_num_buckets: must be even")
+    require(buckets // 2 < reach, "attention.t5_max_distance: must exceed t5_num_buckets / 2")
+    require(attention.rope_theta > 0, "attention.rope_theta: must be positive")
+    require(
+        attention.position != "rope" or config.head_dim % 2 == 0,
+        "head_dim: RoPE needs an even one",
+    )
+    require(
+        config.tokenizer_file is not None or config.vocab_size >= 256,
+        "vocab_size: a byte vocabulary has at least 256 tokens",
+    )
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token = getattr(config, key)
+        require(token is None or 0 <= token < config.vocab_size, f"{key}: outside the vocabulary")
+    for index, layer in enumerate(config.layers):
+        if layer.ssm is not None:
+            require(
+                layer.ssm.state_size > 0 and layer.ssm.state_size % 2 == 0,
+                f"layers[{index}].ssm.state_size: must be even",
+            )
+            require(
+                layer.ssm.discretization in DISCRETIZATIONS,
+                f"layers[{index}].ssm.discretization: {layer.ssm.discretization!r}",
+            )

@@ -1,0 +1,306 @@
+"""The training loop.
+
+One step takes a segment from each of a few lanes (see corpus), runs it behind the lane's carried
+state, and updates the weights. A run directory holds
+
+  train.json      the arguments of the run
+  checkpoint.pt   everything needed to go on exactly where it stopped; replaced atomically
+  curve.csv       step, tokens, loss, learning rate, tokens per second, seconds; and valid.csv
+  curve.png       the same as a picture
+
+The learning rate follows the larger of two fractions: tokens of `max_tokens`, and time of
+`time_budget_s` when that is set. Without a time budget a run that was interrupted and resumed ends
+with the same weights, bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
+
+import torch
+
+from .config import ModelConfig
+from .corpus import LaneSampler, Source, TokenizedCorpus, tokenize
+from .evaluate import evaluate
+from .model import LanguageModel, ModelState, split_state, stack_states, token_losses
+from .optimizer import (
+    OptimizerConfig,
+    make_optimizers,
+    matrix_and_other_parameters,
+    schedule,
+    set_learning_rates,
+)
+from .plot import plot_curves
+from .tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Lengths in tokens, times in seconds."""
+
+    max_tokens: int
+    segment: int = 4096               # tokens per sequence and step; a multiple of the window
+    sequences: int = 2                # sequences per step
+    lanes: int = 16                   # documents in progress
+    max_segments: int = 0             # longest piece of a document; 0: whole documents
+    min_tail: int = 512               # a document's last stretch, if shorter, is skipped
+    seed: int = 1
+    bf16: bool = False                # autocast; slow on CPUs without BF16 instructions
+    time_budget_s: float = 0.0        # 0: none
+    checkpoint_every_s: float = 300.0
+    log_every: int = 10               # steps
+    valid_every: int = 0              # tokens; 0: never
+    valid_tokens: int = 16384         # of each held-out document
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class Trainer:
+    """Trains one model in one run directory; resumes by itself when there is a checkpoint."""
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        config: TrainConfig,
+        corpora: Sequence[TokenizedCorpus],
+        weights: Sequence[float],
+        valid: Optional[TokenizedCorpus],
+        tokenizer: Tokenizer,
+        run_dir: Path,
+        device: str = "cpu",
+    ) -> None:
+        if config.segment % model_config.window != 0:
+            raise ValueError(
+                f"segment {config.segment} is not a multiple of the window {model_config.window}"
+            )
+        if tokenizer.vocab_size > model_config.vocab_size:
+            raise ValueError(
+                f"the vocabulary has {tokenizer.vocab_size} pieces, "
+                f"the model {model_config.vocab_size}"
+            )
+        self.config = config
+        self.run_dir = Path(run_dir)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._tokenizer = tokenizer
+        self._valid = valid
+        self._device = torch.device(device)
+        torch.manual_seed(config.seed)
+        self.model = LanguageModel(model_config).to(self._device)
+        self._optimizers = make_optimizers(self.model, config.optimizer)
+        self._sampler = LaneSampler(
+            corpora, weights, tokenizer, config.segment, config.sequences, config.lanes,
+            config.max_segments, config.min_tail, config.seed,
+        )
+        self._states: List[Optional[ModelState]] = [None] * config.lanes
+        self._template: Optional[ModelState] = None
+        self.step = 0
+        self.tokens = 0
+        self.elapsed_s = 0.0
+        self._curve: List[Dict[str, Any]] = []
+        self._valid_curve: List[Dict[str, Any]] = []
+        if self._checkpoint.exists():
+            self._load()
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.run_dir / "checkpoint.pt"
+
+    def _save(self) -> None:
+        state = {
+            "model_config": self.model.config.to_json(),
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "sampler": self._sampler.state_dict(),
+            "states": [
+                None if state is None else [layer._tensors() for layer in state]
+                for state in self._states
+            ],
+            "step": self.step,
+            "tokens": self.tokens,
+            "elapsed_s": self.elapsed_s,
+            "curve": self._curve,
+            "valid_curve": self._valid_curve,
+        }
+        scratch = self._checkpoint.with_suffix(".partial")
+        torch.save(state, scratch)
+        scratch.replace(self._checkpoint)
+        for name, rows in (("curve", self._curve), ("valid", self._valid_curve)):
+            if rows:
+                with open(self.run_dir / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+                    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+        if self._curve:
+            plot_curves({self.run_dir.name: self.run_dir / "curve.csv"}, self.run_dir / "curve.png")
+
+    def _load(self) -> None:
+        state = load_training_checkpoint(self._checkpoint)
+        if state["model_config"] != self.model.config.to_json():
+            raise ValueError(f"{self._checkpoint} holds another model configuration")
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"]):
+            peaks = [group["peak_lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, peak in zip(optimizer.param_groups, peaks):
+                group["peak_lr"] = peak
+        self._sampler.load_state_dict(state["sampler"])
+        self._states = [
+            None if s is None else _state_from_tensors(s) for s in state["states"]
+        ]
+        self._template = next((s for s in self._states if s is not None), None)
+        self.step = state["step"]
+        self.tokens = state["tokens"]
+        self.elapsed_s = state["elapsed_s"]
+        self._curve = state["curve"]
+        self._valid_curve = state["valid_curve"]
+
+    def _autocast(self) -> ContextManager[Any]:
+        if not self.config.bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(device_type=self._device.type, dtype=torch.bfloat16)
+
+    def _progress(self) -> float:
+        progress = self.tokens / self.config.max_tokens
+        if self.config.time_budget_s > 0:
+            progress = max(progress, self.elapsed_s / self.config.time_budget_s)
+        return progress
+
+    def _train_step(self) -> Tuple[float, int, float]:
+        """One update. Returns the mean loss, the tokens counted and the relative learning rate."""
+        batch = self._sampler.next_batch()
+        inputs = torch.from_numpy(batch.inputs).to(self._device)
+        targets = torch.from_numpy(batch.targets).to(self._device)
+        fresh = torch.from_numpy(batch.fresh).to(self._device)
+        state: Optional[ModelState] = None
+        if self._template is not None:
+            rows = [None if f else self._states[l] for f, l in zip(batch.fresh, batch.lanes)]
+            state = stack_states(rows, self._template)
+        with self._autocast():
+            hidden, after = self.model.hidden(inputs, state, fresh)
+        if self.config.bf16:
+            hidden = hidden.bfloat16()
+        losses = token_losses(self.model, hidden, targets)
+        counted = int((batch.targets >= 0).sum())
+        loss = losses.sum() / counted
+        loss.backward()
+        for lane, row in zip(batch.lanes, split_state(after)):
+            self._states[lane] = row
+            self._template = row
+        factor = schedule(self.step, self._progress(), self.config.optimizer)
+        set_learning_rates(self._optimizers, factor)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.tokens += counted
+        return float(loss.detach()), counted, factor
+
+    def _validate(self) -> None:
+        if self._valid is None:
+            return
+        result = evaluate(
+            self.model, self._valid, self._tokenizer, self.config.segment,
+            max_tokens_per_document=self.config.valid_tokens,
+        )
+        row = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "nats_per_token": round(result.total.nats_per_token, 5),
+            "bits_per_byte": round(result.total.bits_per_byte, 5),
+        }
+        self._valid_curve.append(row)
+        print(f"valid step {self.step} tokens {self.tokens} "
+              f"nats/token {result.total.nats_per_token:.4f} "
+              f"bits/byte {result.total.bits_per_byte:.4f}", flush=True)
+
+    def run(self, max_steps: Optional[int] = None) -> None:
+        """Trains until the budget is used up, or for `max_steps` more steps; then saves."""
+        config = self.config
+        matrix, other = matrix_and_other_parameters(self.model)
+        print(f"parameters {matrix + other}: {matrix} in hidden matrices, {other} elsewhere; "
+              f"starting at step {self.step}, {self.tokens} tokens", flush=True)
+        (self.run_dir / "train.json").write_text(
+            json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8"
+        )
+        started = time.monotonic() - self.elapsed_s
+        last_save = time.monotonic()
+        last_log = time.monotonic()
+        nats = 0.0
+        tokens = 0
+        stop_at = None if max_steps is None else self.step + max_steps
+        while self._progress() < 1.0 and (stop_at is None or self.step < stop_at):
+            before = self.tokens
+            loss, counted, factor = self._train_step()
+            self.elapsed_s = time.monotonic() - started
+            nats += loss * counted
+            tokens += counted
+            if self.step % config.log_every == 0:
+                now = time.monotonic()
+                speed = tokens / (now - last_log)
+                remaining = (1.0 / max(self._progress(), 1e-9) - 1.0) * self.elapsed_s
+                self._curve.append({
+                    "step": self.step,
+                    "tokens": self.tokens,
+                    "loss": round(nats / tokens, 5),
+                    "lr": round(factor, 5),
+                    "tokens_per_s": round(speed, 1),
+                    "elapsed_s": round(self.elapsed_s, 1),
+                })
+                print(f"step {self.step} tokens {self.tokens} loss {nats / tokens:.4f} "
+                      f"lr {factor:.3f} {speed:.0f} tokens/s ETA {remaining / 60:.1f} min",
+                      flush=True)
+                nats, tokens, last_log = 0.0, 0, now
+            every = config.valid_every
+            if every > 0 and self.tokens // every > before // every:
+                self._validate()
+                last_log = time.monotonic()
+                nats, tokens = 0.0, 0
+            if time.monotonic() - last_save > config.checkpoint_every_s:
+                self._save()
+                last_save = time.monotonic()
+        if self._progress() >= 1.0:
+            self._validate()
+        self._save()
+
+
+def _state_from_tensors(layers: Sequence[Sequence[torch.Tensor]]) -> ModelState:
+    from .model import LayerState
+
+    return [LayerState._from_tensors(tensors) for tensors in layers]
+
+
+def load_training_checkpoint(path: Path) -> Dict[str, Any]:
+    """The contents of a run's checkpoint.pt. Only for files one has written oneself (pickle)."""
+    try:
+        state: Dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
+    except TypeError:   # PyTorch before 1.13.1 has no weights_only
+        state = torch.load(path, map_location="cpu")
+    return state
+
+
+def model_from_run(run_dir: Path) -> LanguageModel:
+    """The model of a run directory's latest checkpoint."""
+    state = load_training_checkpoint(Path(run_dir) / "checkpoint.pt")
+    model = LanguageModel(ModelConfig.from_json(state["model_config"]))
+    model.load_state_dict(state["model"])
+    return model
+
+
+def prepare_corpora(
+    sources: Sequence[Source], tokenizer: Tokenizer, cache_dir: Path
+) -> List[TokenizedCorpus]:
+    """Tokenises every source, or loads it from the cache, and says how large it is."""
+    corpora = []
+    for source in sources:
+        corpus = tokenize(source.path, tokenizer, cache_dir)
+        print(f"{source.path}: {len(corpus)} documents, {len(corpus.ids)} tokens, "
+              f"{corpus.bytes.sum() / len(corpus.ids):.3f} bytes per token, "
+              f"weight {source.weight}", flush=True)
+        corpora.append(corpus)
+    return corpora
