@@ -1,12 +1,14 @@
 """Block-tiled attention: every product is a batched [W, keys] tile.
 
-A segment is cut into blocks of W tokens. With the sliding scope the queries of block k meet the
-2W keys of blocks k-1 and k; the keys before the segment come from a ring of W rows that the
-previous segment left behind. With the block scope they meet the W keys of their own block.
-Segments start at a multiple of W (counted from the document's start), so tiles, masks and biases
-are the same for all blocks, except that the first block of a document has nothing before it.
+A segment is cut into tiles of T queries. With the sliding scope T is W / 2 (W if W is
+odd), and the queries of a tile meet the W keys before the tile and the T keys of the tile: 1.5 W
+instead of the 2 W that whole blocks would need. The keys before the segment come from a ring of
+W rows that the previous segment left behind. With the block scope T is W, and queries meet the
+keys of their own block. Segments start at a multiple of W (counted from the document's start), so
+masks and biases are the same for all tiles, except that the first W tokens of a document have
+fewer keys before them.
 
-Tiles are laid out [B, blocks, H, ...] so that one block's heads stay together; a tile's logits are
+Tiles are laid out [B, tiles, H, ...] so that one tile's heads stay together; a tile's logits are
 made by one `baddbmm` into a copy of the bias and mask, which costs no extra pass over them.
 """
 
@@ -85,33 +87,42 @@ def _attend(
 ) -> torch.Tensor:
     """softmax(q kᵀ + bias) v over tiles.
 
-    q [B, n, H, W, dh], scaled; k, v [B, n, H, J, dh]; bias broadcasts to [B, n, H, W, J].
-    Returns [B, n, H, W, dh].
+    q [B, n, H, T, dh], scaled; k, v [B, n, H, J, dh]; bias broadcasts to [B, n, H, T, J].
+    Returns [B, n, H, T, dh].
     """
-    rows, blocks, heads, queries, head_dim = q.shape
+    rows, tiles, heads, queries, head_dim = q.shape
     keys = k.shape[3]
-    tiles = rows * blocks * heads
-    bias = bias.to(q.dtype).expand(rows, blocks, heads, queries, keys)
+    products = rows * tiles * heads
+    bias = bias.to(q.dtype).expand(rows, tiles, heads, queries, keys)
     logits = torch.baddbmm(
-        bias.reshape(tiles, queries, keys),
-        q.reshape(tiles, queries, head_dim),
-        k.reshape(tiles, keys, head_dim).transpose(1, 2),
+        bias.reshape(products, queries, keys),
+        q.reshape(products, queries, head_dim),
+        k.reshape(products, keys, head_dim).transpose(1, 2),
     )
     weights = torch.softmax(logits.float(), dim=-1).to(v.dtype)
-    out = torch.bmm(weights, v.reshape(tiles, keys, head_dim))
-    return out.reshape(rows, blocks, heads, queries, head_dim)
+    out = torch.bmm(weights, v.reshape(products, keys, head_dim))
+    return out.reshape(rows, tiles, heads, queries, head_dim)
 
 
-def _to_blocks(x: torch.Tensor, window: int) -> torch.Tensor:
-    """[B, n * W, H, dh] -> [B, n, H, W, dh]."""
+def _to_tiles(x: torch.Tensor, tile: int) -> torch.Tensor:
+    """[B, n * T, H, dh] -> [B, n, H, T, dh]."""
     rows, length, heads, head_dim = x.shape
-    return x.reshape(rows, length // window, window, heads, head_dim).transpose(2, 3)
+    return x.reshape(rows, length // tile, tile, heads, head_dim).transpose(2, 3)
 
 
-def _from_blocks(x: torch.Tensor) -> torch.Tensor:
-    """[B, n, H, W, dh] -> [B, n * W, H * dh]."""
-    rows, blocks, heads, window, head_dim = x.shape
-    return x.transpose(2, 3).reshape(rows, blocks * window, heads * head_dim)
+def _from_tiles(x: torch.Tensor) -> torch.Tensor:
+    """[B, n, H, T, dh] -> [B, n * T, H * dh]."""
+    rows, tiles, heads, tile, head_dim = x.shape
+    return x.transpose(2, 3).reshape(rows, tiles * tile, heads * head_dim)
+
+
+def _with_previous(x: torch.Tensor, previous: int) -> torch.Tensor:
+    """Prepends to every tile the `previous` tiles before it.
+
+    [B, previous + n, H, T, dh] -> [B, n, H, (previous + 1) * T, dh]
+    """
+    tiles = x.shape[1] - previous
+    return torch.cat([x[:, i : i + tiles] for i in range(previous + 1)], dim=3)
 
 
 class LocalAttention(nn.Module):
@@ -137,26 +148,32 @@ class LocalAttention(nn.Module):
             self.register_parameter("position_bias", None)
 
         sliding = config.scope == "sliding"
-        reach = 2 * window if sliding else window
-        query = torch.arange(window).unsqueeze(-1) + (reach - window)
-        distance = query - torch.arange(reach)                                    # [W, J]
+        halve = sliding and window % 2 == 0
+        self.tile = window // 2 if halve else window
+        self.previous = window // self.tile if sliding else 0   # tiles of keys before a tile's own
+        begin = -self.previous * self.tile                       # first key, from the tile's start
+        keys = torch.arange(begin, self.tile)
+        distance = torch.arange(self.tile).unsqueeze(-1) - keys                   # [T, J]
         nearest = 0 if config.include_self else 1
         visible = (distance >= nearest) & (distance < window + nearest)
-        mask = torch.zeros(window, reach).masked_fill(~visible, _INVISIBLE)
-        first = mask.clone()
-        if sliding and config.empty_prefix == "masked":
-            first[:, :window] = _INVISIBLE
-        self.register_buffer("mask", mask, persistent=False)
-        self.register_buffer("first_mask", first, persistent=False)
+        # What the tiles at the start of a document see: keys before it may not exist.
+        starts = torch.arange(window // self.tile) * self.tile
+        exists = keys + starts[:, None, None] >= 0                               # [W / T, 1, J]
+        if not sliding or config.empty_prefix == "zeros":
+            exists = torch.ones_like(exists)
+        first = visible & exists                                                  # [W / T, T, J]
+        zero = torch.zeros(())
+        self.register_buffer("mask", torch.where(visible, zero, zero + _INVISIBLE), False)
+        self.register_buffer("first_mask", torch.where(first, zero, zero + _INVISIBLE), False)
         # 0 for queries that see no key at all.
-        self.register_buffer("sees_any", (mask == 0).any(-1).float(), persistent=False)
-        self.register_buffer("first_sees_any", (first == 0).any(-1).float(), persistent=False)
-        self._every_query_sees = bool((first == 0).any(-1).all())
+        self.register_buffer("sees_any", visible.any(-1).float(), False)          # [T]
+        self.register_buffer("first_sees_any", first.any(-1).float(), False)      # [W / T, T]
+        self._every_query_sees = bool(first.any(-1).all())
         buckets = [
-            [t5_bucket(max(0, int(n)), config.t5_num_buckets, config.t5_max_distance) for n in row]
+            [t5_bucket(max(0, n), config.t5_num_buckets, config.t5_max_distance) for n in row]
             for row in distance.tolist()
         ]
-        self.register_buffer("buckets", torch.tensor(buckets), persistent=False)
+        self.register_buffer("buckets", torch.tensor(buckets), False)
 
     def head_scale(self) -> torch.Tensor:
         """[H]"""
@@ -164,21 +181,19 @@ class LocalAttention(nn.Module):
             return self.scale.abs()
         return torch.full((self.heads,), self.head_dim**-0.5, device=self.mask.device)
 
-    def _bias(self, rows: int, blocks: int, segment: Segment) -> torch.Tensor:
-        """Mask plus scaled position bias, [B or 1, n or 1, H or 1, W, J]."""
+    def _bias(self, rows: int, tiles: int, segment: Segment) -> torch.Tensor:
+        """Mask plus scaled position bias, [B or 1, n or 1, H or 1, T, J]."""
         if self.position_bias is not None:
             position = self.position_bias[:, self.buckets] * self.head_scale()[:, None, None]
         else:
             position = torch.zeros(1, 1, 1, device=self.mask.device)
-        usual = self.mask + position                                              # [H, W, J]
+        usual = self.mask + position                                              # [H, T, J]
         if not segment.any_fresh:
             return usual[None, None]
-        first = self.first_mask + position
-        head = torch.where(segment.fresh[:, None, None, None], first, usual)             # [B, H, W, J]
-        if blocks == 1:
-            return head.unsqueeze(1)
-        tail = usual.expand(rows, blocks - 1, *usual.shape)
-        return torch.cat([head.unsqueeze(1), tail], dim=1)
+        first = self.first_mask.unsqueeze(1) + position                           # [W/T, H, T, J]
+        head = torch.where(segment.fresh[:, None, None, None, None], first, usual)
+        tail = usual.expand(rows, tiles - head.shape[1], *usual.shape)
+        return torch.cat([head, tail], dim=1)
 
     def forward(
         self,
@@ -196,7 +211,7 @@ class LocalAttention(nn.Module):
         """
         window = self.window
         rows, length = q.shape[:2]
-        blocks = length // window
+        tiles = length // self.tile
         if self.config.qk_norm:
             q, k = l2_normalize(q), l2_normalize(k)
         after = Ring(k[:, -window:].detach(), v[:, -window:].detach())
@@ -213,19 +228,18 @@ class LocalAttention(nn.Module):
             cos, sin = (table.to(k.dtype) for table in segment.rope)
             q = rotate(q, cos[-length:], sin[-length:])
             k = rotate(k, cos[-k.shape[1] :], sin[-k.shape[1] :])
-        q = _to_blocks(q, window)
-        k = _to_blocks(k, window)
-        v = _to_blocks(v, window)
-        if sliding:
-            k = torch.cat([k[:, :-1], k[:, 1:]], dim=3)
-            v = torch.cat([v[:, :-1], v[:, 1:]], dim=3)
-        out = _attend(q, k, v, self._bias(rows, blocks, segment))
+        q = _to_tiles(q, self.tile)
+        k = _with_previous(_to_tiles(k, self.tile), self.previous)
+        v = _with_previous(_to_tiles(v, self.tile), self.previous)
+        out = _attend(q, k, v, self._bias(rows, tiles, segment))
         if not self._every_query_sees:
-            first = torch.where(segment.fresh[:, None], self.first_sees_any, self.sees_any)   # [B, W]
-            tail = self.sees_any.expand(rows, blocks - 1, window)
-            sees = torch.cat([first.unsqueeze(1), tail], dim=1)
+            first = torch.where(
+                segment.fresh[:, None, None], self.first_sees_any, self.sees_any
+            )                                                                     # [B, W/T, T]
+            tail = self.sees_any.expand(rows, tiles - first.shape[1], self.tile)
+            sees = torch.cat([first, tail], dim=1)
             out = out * sees[:, :, None, :, None].to(out.dtype)
-        return _from_blocks(out), after
+        return _from_tiles(out), after
 
 
 class CrossAttention(nn.Module):
@@ -253,7 +267,7 @@ class CrossAttention(nn.Module):
             q = q * self.head_dim**-0.5
         window = self.window
         out = _attend(
-            _to_blocks(q, window), _to_blocks(k, window), _to_blocks(v, window),
+            _to_tiles(q, window), _to_tiles(k, window), _to_tiles(v, window),
             self.mask[None, None, None],
         )
-        return _from_blocks(out)
+        return _from_tiles(out)

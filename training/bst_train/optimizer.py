@@ -37,8 +37,8 @@ def orthogonalize(x: torch.Tensor, steps: int = _NEWTON_SCHULZ_STEPS) -> torch.T
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonalised updates, for matrices only.
 
-    Matrices of one shape are orthogonalised together. An update is scaled by
-    sqrt(max(1, rows / columns)), so that it changes outputs by about `lr` per unit of input.
+    An update is scaled by sqrt(max(1, rows / columns)), so that it changes outputs by about `lr`
+    per unit of input.
     """
 
     def __init__(
@@ -52,30 +52,20 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
-            shapes: Dict[torch.Size, List[nn.Parameter]] = {}
+            momentum = group["momentum"]
             for p in group["params"]:
-                if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append(p)
-            for shape, parameters in shapes.items():
-                self._step_shape(shape, parameters, group)
-
-    def _step_shape(
-        self, shape: torch.Size, parameters: List[nn.Parameter], group: Dict[str, Any]
-    ) -> None:
-        momentum = group["momentum"]
-        updates = []
-        for p in parameters:
-            state = self.state[p]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(p)
-            buffer = state["momentum"]
-            buffer.lerp_(p.grad, 1 - momentum)
-            updates.append(torch.lerp(p.grad, buffer, momentum))   # Nesterov
-        directions = orthogonalize(torch.stack(updates))
-        scale = math.sqrt(max(1.0, shape[0] / shape[1]))
-        for p, direction in zip(parameters, directions):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(direction, alpha=-group["lr"] * scale)
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(p)
+                buffer = state["momentum"]
+                buffer.lerp_(p.grad, 1 - momentum)
+                # Nesterov. One matrix at a time: on a CPU batched products are slower.
+                direction = orthogonalize(torch.lerp(p.grad, buffer, momentum))
+                scale = math.sqrt(max(1.0, p.shape[0] / p.shape[1]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(direction, alpha=-group["lr"] * scale)
 
 
 @dataclasses.dataclass(frozen=True)

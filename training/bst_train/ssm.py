@@ -21,7 +21,7 @@ matrix products with gradients on some paths. Everything here is float32, autoca
 from __future__ import annotations
 
 import math
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import nn
@@ -93,7 +93,7 @@ class S4d(nn.Module):
         coarse = _powers(log_a_bar, tile * steps[:tiles])                         # [D, M, Q]
         series = _exponential_sums(coefficients, fine, coarse)[..., :length]      # [1 (+ B), D, L]
         channels_first = u.transpose(1, 2)                                        # [B, D, L]
-        y = _causal_convolution(channels_first, series[0])
+        y = _CausalConvolution.apply(channels_first, series[0])
         if state is not None:
             y = y + series[1:]
         y = y.transpose(1, 2) + self.d[0] * u
@@ -136,12 +136,31 @@ def _exponential_sums(
     return sums.reshape(features, rows, tiles * tile).transpose(0, 1)
 
 
-def _causal_convolution(u: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """Σ_{s<=t} kernel[d, t-s] u[b, d, s] by FFT. u [B, D, L], kernel [D, L]."""
-    length = u.shape[-1]
-    size = 1 << (2 * length - 1).bit_length()
-    product = torch.fft.rfft(u, n=size) * torch.fft.rfft(kernel, n=size)
-    return torch.fft.irfft(product, n=size)[..., :length]
+class _CausalConvolution(torch.autograd.Function):
+    """Σ_{s<=t} kernel[d, t-s] u[b, d, s] by FFT: u [B, D, L], kernel [D, L].
+
+    The gradients are correlations, hence FFTs of real numbers, too. Autograd would run complex
+    transforms of twice the size: 59 instead of 35 ms for 192 features and 4,096 tokens.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        length = u.shape[-1]
+        size = 1 << (2 * length - 1).bit_length()
+        spectrum_u = torch.fft.rfft(u, n=size)
+        spectrum_k = torch.fft.rfft(kernel, n=size)
+        ctx.save_for_backward(spectrum_u, spectrum_k)
+        ctx.size = size
+        return torch.fft.irfft(spectrum_u * spectrum_k, n=size)[..., :length]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        spectrum_u, spectrum_k = ctx.saved_tensors
+        length = grad.shape[-1]
+        spectrum = torch.fft.rfft(grad, n=ctx.size)
+        grad_u = torch.fft.irfft(spectrum * spectrum_k.conj(), n=ctx.size)
+        grad_k = torch.fft.irfft((spectrum * spectrum_u.conj()).sum(0), n=ctx.size)
+        return grad_u[..., :length], grad_k[..., :length]
 
 
 def _final_state(

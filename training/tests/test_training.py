@@ -1,0 +1,347 @@
+"""Corpora, tokenisers, the training loop, checkpoints and the evaluator."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import lzma
+import math
+import tempfile
+import unittest
+from pathlib import Path
+from typing import List
+
+import numpy as np
+import torch
+
+from training.bst_train.checkpoint import (
+    export_model,
+    is_float32_only,
+    load_model,
+    read_safetensors,
+    write_safetensors,
+)
+from training.bst_train.config import AttentionConfig, ConfigError
+from training.bst_train.corpus import LaneSampler, Source, TokenizedCorpus, read_texts, tokenize
+from training.bst_train.evaluate import document_losses, evaluate, token_byte_lengths
+from training.bst_train.generate import sample
+from training.bst_train.model import LanguageModel
+from training.bst_train.optimizer import OptimizerConfig, orthogonalize, schedule
+from training.bst_train.tokenizer import (
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    train_sentencepiece,
+)
+from training.bst_train.trainer import TrainConfig, Trainer
+from training.tests.tiny import TRANSFORMER, bst, random_model, random_text, tiny_config
+
+
+def write_corpus(path: Path, texts: List[str]) -> Path:
+    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    with opener(path, "wt", encoding="utf-8") as file:
+        for text in texts:
+            file.write(json.dumps({"title": "t", "text": text}, ensure_ascii=False) + "\n")
+    return path
+
+
+class TemporaryDirectoryTest(unittest.TestCase):
+    def setUp(self) -> None:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+
+
+class CorpusTest(TemporaryDirectoryTest):
+    def test_reads_all_compressions_and_caches(self) -> None:
+        texts = [random_text(1, 30), "", "ä"]
+        for name in ("a.jsonl", "a.jsonl.xz", "a.jsonl.gz"):
+            path = write_corpus(self.directory / name, texts)
+            self.assertEqual(list(read_texts(path)), texts)
+        first = tokenize(path, ByteTokenizer(), self.directory / "cache")
+        again = tokenize(path, ByteTokenizer(), self.directory / "cache")
+        self.assertEqual(len(first), 3)
+        self.assertEqual(first.document(2).tolist(), [256, 0xC3, 0xA4, 257])
+        self.assertEqual(first.bytes.tolist(), [len(t.encode()) for t in texts])
+        self.assertTrue(np.array_equal(first.ids, again.ids))
+
+    def test_names_a_bad_line(self) -> None:
+        path = self.directory / "bad.jsonl"
+        path.write_text('{"text": "a"}\n{"body": "b"}\n', encoding="utf-8")
+        with self.assertRaisesRegex(ValueError, "bad.jsonl:2"):
+            list(read_texts(path))
+
+    def test_source_argument(self) -> None:
+        self.assertEqual(Source.parse("a.jsonl:0.25"), Source("a.jsonl", 0.25))
+        self.assertEqual(Source.parse("a:b.jsonl"), Source("a:b.jsonl", 1.0))
+
+    def _sampler(self, corpora: List[TokenizedCorpus], **changes: int) -> LaneSampler:
+        options = dict(segment=16, sequences=2, lanes=4, max_segments=0, min_tail=0, seed=3)
+        options.update(changes)
+        weights = [3.0, 1.0][: len(corpora)]
+        return LaneSampler(corpora, weights, ByteTokenizer(), **options)  # type: ignore[arg-type]
+
+    def _corpus(self, lengths: List[int], first_id: int) -> TokenizedCorpus:
+        """Document i is bos, then the number first_id + i over and over, then eos."""
+        documents = [
+            np.array([256] + [first_id + i] * n + [257]) for i, n in enumerate(lengths)
+        ]
+        bounds = np.cumsum([0] + [len(d) for d in documents])
+        return TokenizedCorpus(np.concatenate(documents), bounds, np.array(lengths))
+
+    def test_segments_follow_on_within_a_lane(self) -> None:
+        corpus = self._corpus([40, 70, 15, 100], 0)
+        sampler = self._sampler([corpus])
+        last = {}
+        predicted = 0
+        for _ in range(400):
+            batch = sampler.next_batch()
+            for row, lane in enumerate(batch.lanes):
+                counted = int((batch.targets[row] >= 0).sum())
+                predicted += counted
+                self.assertGreater(counted, 0)
+                if batch.fresh[row]:
+                    self.assertEqual(batch.inputs[row, 0], 256)
+                else:
+                    self.assertEqual(batch.inputs[row, 0], last[lane])
+                self.assertTrue(
+                    (batch.inputs[row, 1:counted] == batch.targets[row, : counted - 1]).all()
+                )
+                last[lane] = batch.targets[row, counted - 1]
+        self.assertGreater(predicted, 400 * 16)
+
+    def test_pieces_cover_a_document_once(self) -> None:
+        corpus = self._corpus([1000], 7)
+        sampler = self._sampler([corpus], max_segments=4, lanes=2)
+        sampler._refill(0)
+        pieces = sorted(sampler._queues[0], key=lambda p: p.begin)
+        self.assertEqual(pieces[0].begin, 0)
+        self.assertEqual(pieces[-1].end, 1002)
+        for left, right in zip(pieces, pieces[1:]):
+            self.assertEqual(left.end - 1, right.begin)
+            self.assertLessEqual(left.end - left.begin, 4 * 16 + 1)
+
+    def test_mixture_weights(self) -> None:
+        corpora = [self._corpus([50] * 40, 0), self._corpus([50] * 40, 100)]
+        sampler = self._sampler(corpora)
+        for _ in range(600):
+            sampler.next_batch()
+        first, second = sampler.tokens_dealt()
+        self.assertAlmostEqual(first / (first + second), 0.75, delta=0.02)
+
+    def test_state_is_exact(self) -> None:
+        corpora = [self._corpus([40, 70, 15, 100], 0), self._corpus([90, 20], 100)]
+        one = self._sampler(corpora, max_segments=2)
+        for _ in range(37):
+            one.next_batch()
+        other = self._sampler(corpora, max_segments=2, seed=99)
+        other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+        for _ in range(60):
+            a, b = one.next_batch(), other.next_batch()
+            self.assertEqual(a.lanes, b.lanes)
+            self.assertTrue(np.array_equal(a.inputs, b.inputs))
+            self.assertTrue(np.array_equal(a.targets, b.targets))
+            self.assertTrue(np.array_equal(a.fresh, b.fresh))
+
+
+class TokenizerTest(TemporaryDirectoryTest):
+    TEXTS = ["", " ", "\n\n\n a  b\t\r\n c ", "naïve 漢字 \U0001f600", "1234 \\frac{1}{2}$x$  \n"]
+
+    def test_bytes(self) -> None:
+        tokenizer = ByteTokenizer()
+        for text in self.TEXTS:
+            self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
+
+    def test_sentencepiece(self) -> None:
+        path = self.directory / "tokenizer.model"
+        train_sentencepiece([random_text(i, 400) for i in range(5)], path, 400, 1 << 20)
+        tokenizer = SentencePieceTokenizer(path)
+        self.assertEqual(
+            (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id),
+            (400, 0, 1, 2),
+        )
+        for text in self.TEXTS + [random_text(9, 300)]:
+            ids = tokenizer.encode(text)
+            self.assertEqual(tokenizer.decode(ids), text)
+            # Cutting at line breaks is not visible.
+            self.assertEqual(tokenizer._processor.encode(text), ids)
+            lengths = token_byte_lengths(tokenizer, np.array(ids, dtype=np.int64))
+            self.assertEqual(int(lengths.sum()), len(text.encode("utf-8")))
+
+
+class CheckpointTest(TemporaryDirectoryTest):
+    def test_safetensors_round_trip(self) -> None:
+        path = self.directory / "x.safetensors"
+        tensors = {
+            "a": torch.randn(3, 5),
+            "b": torch.randn(2, 0, 4).half(),
+            "c": torch.randn(7).bfloat16(),
+        }
+        write_safetensors(path, tensors, {"format": "pt"})
+        loaded = read_safetensors(path)
+        self.assertEqual(list(loaded), list(tensors))
+        for name, tensor in tensors.items():
+            self.assertEqual(loaded[name].dtype, tensor.dtype)
+            self.assertTrue(torch.equal(loaded[name], tensor))
+
+    def test_export_and_import(self) -> None:
+        config = tiny_config(
+            (TRANSFORMER, bst()), AttentionConfig(position="t5"), ffn_activation="swiglu",
+            tie_embeddings=False,
+        )
+        model = random_model(config, 1, [False, True])
+        export_model(model, self.directory / "f32", dtype=torch.float32)
+        export_model(model, self.directory / "bf16")
+        exact = load_model(self.directory / "f32")
+        rounded = load_model(self.directory / "bf16")
+        for name, tensor in model.state_dict().items():
+            self.assertTrue(torch.equal(exact.state_dict()[name], tensor), name)
+            kept = tensor if is_float32_only(name) else tensor.bfloat16().float()
+            self.assertTrue(torch.equal(rounded.state_dict()[name], kept), name)
+        stored = read_safetensors(self.directory / "bf16" / "model.safetensors")
+        self.assertEqual(stored["layers.1.ssm.log_dt"].dtype, torch.float32)
+        self.assertEqual(stored["layers.0.attn.scale"].dtype, torch.float32)
+        self.assertEqual(stored["layers.0.attn.q_proj.weight"].dtype, torch.bfloat16)
+        self.assertEqual(stored["layers.1.attn.o_proj.weight"].shape, (24, 32))
+
+    def test_import_names_a_bad_tensor(self) -> None:
+        model = random_model(tiny_config(), 2)
+        export_model(model, self.directory)
+        path = self.directory / "model.safetensors"
+        tensors = read_safetensors(path)
+        for change, pattern in (
+            ({"extra.weight": torch.zeros(1)}, "extra.weight: superfluous"),
+            ({"final_norm.weight": torch.zeros(3)}, "final_norm.weight: shape"),
+            ({"layers.1.ssm.d": tensors["layers.1.ssm.d"].bfloat16()}, "ssm.d: must be F32"),
+        ):
+            write_safetensors(path, {**tensors, **change})
+            with self.assertRaisesRegex(ConfigError, pattern):
+                load_model(self.directory)
+        del tensors["embed.weight"]
+        write_safetensors(path, tensors)
+        with self.assertRaisesRegex(ConfigError, "embed.weight: missing"):
+            load_model(self.directory)
+
+
+class OptimizerTest(unittest.TestCase):
+    def test_orthogonalize(self) -> None:
+        torch.manual_seed(1)
+        for shape in ((2, 12, 30), (30, 12)):
+            singular = torch.linalg.svdvals(orthogonalize(torch.randn(*shape)))
+            self.assertGreater(float(singular.min()), 0.5)
+            self.assertLess(float(singular.max()), 1.3)
+
+    def test_schedule(self) -> None:
+        config = OptimizerConfig(warmup_steps=10, final_lr=0.1)
+        self.assertAlmostEqual(schedule(0, 0.0, config), 0.1)
+        self.assertAlmostEqual(schedule(9, 0.0, config), 1.0)
+        self.assertAlmostEqual(schedule(99, 0.5, config), 0.55)
+        self.assertAlmostEqual(schedule(99, 1.0, config), 0.1)
+        self.assertAlmostEqual(schedule(99, 1.5, config), 0.1)
+
+
+class TrainerTest(TemporaryDirectoryTest):
+    def _trainer(self, name: str, **changes: object) -> Trainer:
+        path = self.directory / "text.jsonl"
+        if not path.exists():
+            write_corpus(path, [random_text(i, 60 + 20 * i) for i in range(6)])
+        tokenizer = ByteTokenizer()
+        corpus = tokenize(path, tokenizer, self.directory / "cache")
+        config = TrainConfig(
+            max_tokens=40 * 64, segment=32, sequences=2, lanes=3, max_segments=4, min_tail=0,
+            log_every=5, optimizer=OptimizerConfig(warmup_steps=5),
+        )
+        config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+        return Trainer(
+            tiny_config(), config, [corpus], [1.0], corpus, tokenizer, self.directory / name
+        )
+
+    def test_resume_is_exact(self) -> None:
+        straight = self._trainer("straight")
+        straight.run(max_steps=12)
+        self._trainer("stopped").run(max_steps=5)
+        resumed = self._trainer("stopped")
+        self.assertEqual(resumed.step, 5)
+        resumed.run(max_steps=7)
+        self.assertEqual(resumed.tokens, straight.tokens)
+        for name, tensor in straight.model.state_dict().items():
+            self.assertTrue(torch.equal(tensor, resumed.model.state_dict()[name]), name)
+        self.assertTrue((self.directory / "stopped" / "curve.csv").exists())
+
+    def test_loss_falls(self) -> None:
+        for optimizer, rate in (("muon", 0.02), ("adamw", 3e-3)):
+            options = OptimizerConfig(optimizer=optimizer, matrix_lr=rate, warmup_steps=5)
+            trainer = self._trainer(optimizer, optimizer=options)
+            before = trainer._train_step()[0]
+            trainer.run()
+            self.assertGreaterEqual(trainer.tokens, 40 * 64)
+            last = trainer._curve[-1]
+            self.assertLess(last["loss"], before - 1.0)
+            self.assertLess(last["lr"], 0.2)
+
+    def test_time_budget_ends_the_run(self) -> None:
+        trainer = self._trainer("budget", max_tokens=10**9, time_budget_s=0.3)
+        trainer.run()
+        self.assertGreaterEqual(trainer.elapsed_s, 0.3)
+        self.assertGreater(trainer.step, 0)
+
+    def test_twins_see_the_same_text(self) -> None:
+        one, other = self._trainer("one"), self._trainer("other")
+        other._train_step()
+        one._train_step()
+        a, b = one._sampler.next_batch(), other._sampler.next_batch()
+        self.assertTrue(np.array_equal(a.inputs, b.inputs))
+
+    def test_bf16_autocast_trains(self) -> None:
+        trainer = self._trainer("bf16", bf16=True)
+        loss = trainer._train_step()[0]
+        for _ in range(8):
+            last = trainer._train_step()[0]
+        self.assertTrue(math.isfinite(last))
+        self.assertLess(last, loss)
+
+
+class EvaluatorTest(TemporaryDirectoryTest):
+    def test_uniform_model_has_log2_of_the_vocabulary_bits(self) -> None:
+        model = LanguageModel(tiny_config((TRANSFORMER, bst())))
+        with torch.no_grad():
+            model.embed.weight.zero_()
+        path = write_corpus(self.directory / "v.jsonl", [random_text(1, 30), random_text(2, 90)])
+        corpus = tokenize(path, ByteTokenizer(), self.directory)
+        result = evaluate(model, corpus, ByteTokenizer(), 16, 2, edges=(0, 20, 1000000))
+        size = int(corpus.bytes.sum())
+        tokens = size + 2   # every byte, and two eos
+        self.assertEqual(result.total.tokens, tokens)
+        self.assertEqual(result.total.bytes, size)
+        self.assertAlmostEqual(result.total.perplexity, 259.0, delta=0.01)
+        self.assertAlmostEqual(
+            result.total.bits_per_byte, math.log2(259) * tokens / size, delta=1e-4
+        )
+        self.assertEqual(result.by_position[0][1].tokens, 40)
+        self.assertEqual(result.by_position[2][1].tokens, 0)
+        self.assertIn("| all |", result.table())
+
+    def test_batching_and_segments_do_not_matter(self) -> None:
+        model = random_model(tiny_config(), 3)
+        rng = np.random.default_rng(1)
+        documents = [rng.integers(0, 256, n) for n in (50, 7, 33, 1, 90)]
+        one = document_losses(model, documents, 256, 1)
+        other = document_losses(model, documents, 16, 3)
+        for a, b, document in zip(one, other, documents):
+            self.assertEqual(len(a), len(document) - 1)
+            self.assertTrue(np.allclose(a, b, atol=2e-4))
+
+
+class GenerateTest(unittest.TestCase):
+    def test_greedy_equals_recomputation(self) -> None:
+        model = random_model(tiny_config((TRANSFORMER, bst()), eos_token_id=None), 5)
+        prompt = [256] + list(b"a prompt of some length")
+        tokens = list(prompt)
+        for _ in range(20):
+            with torch.no_grad():
+                tokens.append(int(model(torch.tensor([tokens]))[0][0, -1].argmax()))
+        self.assertEqual(sample(model, prompt, 20, 0.0, 1.0, 1), tokens[len(prompt) :])
+
+
+if __name__ == "__main__":
+    unittest.main()
