@@ -1,0 +1,51 @@
+#include "server/active_requests.h"
+
+#include <utility>
+
+namespace bst {
+
+bool ActiveRequests::Add(const std::string& request_id, std::weak_ptr<Abortable> call) {
+  absl::MutexLock lock(&mutex_);
+  return calls_.try_emplace(request_id, std::move(call)).second;
+}
+
+void ActiveRequests::Remove(const std::string& request_id) {
+  absl::MutexLock lock(&mutex_);
+  calls_.erase(request_id);
+}
+
+std::shared_ptr<Abortable> ActiveRequests::Find(const std::string& request_id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto found = calls_.find(request_id);
+  return found == calls_.end() ? nullptr : found->second.lock();
+}
+
+bool ActiveRequests::Abort(const std::string& request_id) {
+  const std::shared_ptr<Abortable> call = Find(request_id);
+  if (call == nullptr) return false;
+  call->Abort();
+  return true;
+}
+
+CancelCause ActiveRequests::CauseOf(const std::string& request_id) const {
+  const std::shared_ptr<Abortable> call = Find(request_id);
+  return call == nullptr ? CancelCause::kNone : call->cancel_cause();
+}
+
+void ActiveRequests::OpenRpc() {
+  absl::MutexLock lock(&mutex_);
+  ++open_rpcs_;
+}
+
+void ActiveRequests::CloseRpc() {
+  absl::MutexLock lock(&mutex_);
+  --open_rpcs_;
+}
+
+bool ActiveRequests::WaitUntilNoneOpen(absl::Duration timeout) {
+  absl::MutexLock lock(&mutex_);
+  const auto none_open = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return open_rpcs_ == 0; };
+  return mutex_.AwaitWithTimeout(absl::Condition(&none_open), timeout);
+}
+
+}  // namespace bst

@@ -1,0 +1,55 @@
+// ActiveRequests: the RPCs that are open, and by request id those that the engine works for.
+//
+// Ownership   Knows calls weakly; each is owned by its RPC.
+// Threads     Thread-safe. No lock is held while a call is used.
+// Tested by   tests/server/active_requests_test.cc
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+namespace bst {
+
+// Why a request was ended before its time.
+enum class CancelCause { kNone, kClient, kDeadline, kAbort, kStopString };
+
+// A request in flight, as an operator can see and end it.
+class Abortable {
+ public:
+  virtual ~Abortable() = default;
+  virtual void Abort() = 0;
+  virtual CancelCause cancel_cause() const = 0;
+};
+
+class ActiveRequests {
+ public:
+  // False if a request of this id is in flight.
+  bool Add(const std::string& request_id, std::weak_ptr<Abortable> call) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The id is free again. No-op if it is unknown.
+  void Remove(const std::string& request_id) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // False if no request of this id is in flight.
+  bool Abort(const std::string& request_id) ABSL_LOCKS_EXCLUDED(mutex_);
+  // kNone too if no request of this id is in flight.
+  CancelCause CauseOf(const std::string& request_id) const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // RPCs that use the engine, from their first to their last moment (longer than a request).
+  void OpenRpc() ABSL_LOCKS_EXCLUDED(mutex_);
+  void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Waits until none is open. False: `timeout` passed first.
+  bool WaitUntilNoneOpen(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  std::shared_ptr<Abortable> Find(const std::string& request_id) const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  mutable absl::Mutex mutex_;
+  absl::flat_hash_map<std::string, std::weak_ptr<Abortable>> calls_ ABSL_GUARDED_BY(mutex_);
+  int open_rpcs_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace bst

@@ -1,0 +1,139 @@
+#include "server/control_service.h"
+
+#include <grpcpp/alarm.h>
+
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "server/grpc_status.h"
+#include "server/version.h"
+
+namespace bst {
+namespace {
+
+constexpr std::chrono::milliseconds kDrainReportInterval(200);
+
+// Reports the requests in flight: now, then after an alarm, until there are none. A cancelled call is
+// noticed at its next write.
+//
+// Ownership   Owns itself until gRPC's OnDone.
+class DrainReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> {
+ public:
+  explicit DrainReactor(const Engine& engine) : engine_(engine) {}
+
+  void Start(std::shared_ptr<DrainReactor> self) {
+    self_ = std::move(self);
+    Report();
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok) return Finish(grpc::Status::CANCELLED);
+    if (message_.running() + message_.waiting() == 0) return Finish(grpc::Status::OK);
+    // A new alarm each time: the old one may still be returning from the callback that led here.
+    alarm_ = std::make_unique<grpc::Alarm>();
+    alarm_->Set(std::chrono::system_clock::now() + kDrainReportInterval, [this](bool) { Report(); });
+  }
+
+  void OnDone() override { self_.reset(); }
+
+ private:
+  void Report() {
+    const EngineLoad load = engine_.load();
+    message_.set_running(static_cast<uint32_t>(load.running));
+    message_.set_waiting(static_cast<uint32_t>(load.waiting));
+    StartWrite(&message_);
+  }
+
+  const Engine& engine_;
+  std::shared_ptr<DrainReactor> self_;
+  v1::DrainProgress message_;
+  std::unique_ptr<grpc::Alarm> alarm_;
+};
+
+// A stream that ends at once.
+class RefusalReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> {
+ public:
+  void Start(std::shared_ptr<RefusalReactor> self, const grpc::Status& status) {
+    self_ = std::move(self);
+    Finish(status);
+  }
+  void OnDone() override { self_.reset(); }
+
+ private:
+  std::shared_ptr<RefusalReactor> self_;
+};
+
+}  // namespace
+
+// Runs `body()`, which returns absl::Status, if the credentials are right, and finishes the RPC with it.
+template <typename Body>
+grpc::ServerUnaryReactor* ControlService::Answer(grpc::CallbackServerContext& context, Body body) {
+  absl::Status status = frontend_.CheckCredentials(context);
+  if (status.ok()) status = body();
+  grpc::ServerUnaryReactor* const reactor = context.DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status, context));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerContext* context,
+                                                        const v1::GetServerInfoRequest*, v1::ServerInfo* response) {
+  return Answer(*context, [&]() -> absl::Status {
+    const Addresses addresses = frontend_.addresses();
+    response->set_version(kVersion);
+    response->set_start_time_seconds(absl::ToDoubleSeconds(start_time_ - absl::UnixEpoch()));
+    response->set_grpc_address(addresses.grpc);
+    response->set_metrics_address(addresses.metrics);
+    response->set_control_address(addresses.control);
+    if (const ServedModel* const model = frontend_.model(); model != nullptr) {
+      response->set_model(model->engine->info().name);
+      response->set_backend(model->engine->info().backend);
+    }
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* context, const v1::GetLoadRequest*,
+                                                  v1::Load* response) {
+  return Answer(*context, [&]() -> absl::Status {
+    BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(*context));
+    const EngineLoad load = model->engine->load();
+    response->set_running(static_cast<uint32_t>(load.running));
+    response->set_waiting(static_cast<uint32_t>(load.waiting));
+    response->set_queue_tokens(static_cast<uint64_t>(load.queue_tokens));
+    response->set_slots_total(static_cast<uint32_t>(load.slots_total));
+    response->set_slots_used(static_cast<uint32_t>(load.slots_used));
+    response->set_steps(static_cast<uint64_t>(load.steps));
+    response->set_healthy(load.healthy);
+    response->set_draining(load.draining);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request,
+                                                v1::AbortResponse*) {
+  return Answer(*context, [&]() -> absl::Status {
+    if (request->request_id().empty()) return InvalidFields({{"request_id", "is empty, must name a request"}});
+    if (frontend_.active().Abort(request->request_id())) return absl::OkStatus();
+    return absl::NotFoundError(absl::StrCat("no request ", request->request_id(), " is in flight"));
+  });
+}
+
+grpc::ServerWriteReactor<v1::DrainProgress>* ControlService::Drain(grpc::CallbackServerContext* context,
+                                                                   const v1::DrainRequest*) {
+  const absl::StatusOr<const ServedModel*> model = frontend_.Admit(*context);
+  if (!model.ok()) {
+    auto refusal = std::make_shared<RefusalReactor>();
+    refusal->Start(refusal, ToGrpcStatus(model.status(), *context));
+    return refusal.get();
+  }
+  (*model)->engine->Drain();
+  health_.Refresh();
+  auto reactor = std::make_shared<DrainReactor>(*(*model)->engine);
+  reactor->Start(reactor);
+  return reactor.get();
+}
+
+}  // namespace bst

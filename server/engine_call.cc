@@ -1,0 +1,162 @@
+#include "server/engine_call.h"
+
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/log.h"
+#include "server/grpc_status.h"
+
+namespace bst {
+namespace {
+
+v1::FinishReason ReasonOf(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kEos: return v1::EOS;
+    case FinishReason::kStopToken: return v1::STOP_TOKEN;
+    case FinishReason::kMaxTokens: return v1::MAX_TOKENS;
+    case FinishReason::kTimeLimit: return v1::TIME_LIMIT;
+    case FinishReason::kCancelled: return v1::CANCELLED;
+    case FinishReason::kError: return v1::ERROR;
+  }
+  return v1::ERROR;
+}
+
+double Milliseconds(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration); }
+
+}  // namespace
+
+void EngineCall::Push(SequenceEvent event) {
+  {
+    absl::MutexLock lock(&mutex_);
+    outbox_.push_back(std::move(event));
+    if (posted_) return;
+    posted_ = true;
+  }
+  frontend_.delivery().Post(shared_from_this());
+}
+
+CancelCause EngineCall::cancel_cause() const {
+  absl::MutexLock lock(&mutex_);
+  return cause_;
+}
+
+void EngineCall::Cancel(CancelCause cause) {
+  std::optional<SequenceId> id;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (cause_ != CancelCause::kNone) return;
+    cause_ = cause;
+    id = id_;
+  }
+  if (id.has_value()) engine_->Cancel(*id);
+}
+
+template <typename Request>
+absl::Status EngineCall::Submit(const ServedModel& model, Request request) {
+  request_id_ = request.request_id;
+  engine_ = model.engine.get();
+  if (!frontend_.active().Add(request_id_, weak_from_this())) {
+    return absl::AlreadyExistsError(absl::StrCat("a request with request_id ", request_id_, " is in flight"));
+  }
+  const absl::StatusOr<SequenceId> id = engine_->Submit(std::move(request), shared_from_this());
+  if (!id.ok()) {
+    frontend_.active().Remove(request_id_);
+    return id.status();
+  }
+  bool cancelled_meanwhile;
+  {
+    absl::MutexLock lock(&mutex_);
+    id_ = *id;
+    cancelled_meanwhile = cause_ != CancelCause::kNone;
+  }
+  if (cancelled_meanwhile) engine_->Cancel(*id);
+  return absl::OkStatus();
+}
+
+template absl::Status EngineCall::Submit(const ServedModel& model, GenerateRequest request);
+template absl::Status EngineCall::Submit(const ServedModel& model, ScoreRequest request);
+
+std::vector<SequenceEvent> EngineCall::TakeEvents() {
+  std::vector<SequenceEvent> events;
+  {
+    absl::MutexLock lock(&mutex_);
+    events.swap(outbox_);
+    posted_ = false;
+  }
+  if (!events.empty() && std::holds_alternative<FinishedEvent>(events.back())) {
+    frontend_.active().Remove(request_id_);
+  }
+  return events;
+}
+
+Ending EngineCall::EndingOf(const FinishedEvent& finished, bool stop_string_found) const {
+  if (stop_string_found) return {v1::STOP_STRING, absl::OkStatus()};
+  if (finished.status.ok()) return {ReasonOf(finished.reason), absl::OkStatus()};
+  if (!absl::IsCancelled(finished.status)) return {v1::ERROR, finished.status};
+  switch (cancel_cause()) {
+    case CancelCause::kDeadline: return {v1::CANCELLED, absl::DeadlineExceededError("the call's deadline passed")};
+    case CancelCause::kAbort: return {v1::CANCELLED, absl::CancelledError("aborted by the operator")};
+    default: return {v1::CANCELLED, finished.status};
+  }
+}
+
+void EngineCall::AccountRejected(const absl::Status& status) {
+  frontend_.CountRejected(status);
+  frontend_.metrics().CountRequest(rpc_, status.code(), "");
+}
+
+void EngineCall::AccountFinished(const Ending& ending, const FinishedEvent& finished, int64_t generated_tokens) {
+  frontend_.metrics().CountRequest(rpc_, ending.status.code(), v1::FinishReason_Name(ending.reason));
+  const std::chrono::duration<double, std::milli> total = std::chrono::steady_clock::now() - start_;
+  Log(ending.status.ok() || absl::IsCancelled(ending.status) ? LogLevel::kInfo : LogLevel::kWarning, "request",
+      {{"id", request_id_},
+       {"rpc", rpc_},
+       {"prompt_tokens", finished.prompt_tokens},
+       {"generated_tokens", generated_tokens},
+       {"queue_ms", Milliseconds(finished.timings.queue)},
+       {"first_token_ms", Milliseconds(finished.timings.time_to_first_token)},
+       {"total_ms", total.count()},
+       {"outcome", v1::FinishReason_Name(ending.reason)},
+       {"code", CodeName(ending.status.code())}});
+}
+
+v1::Usage UsageOf(const FinishedEvent& finished, int64_t generated_tokens) {
+  v1::Usage usage;
+  usage.set_prompt_tokens(static_cast<uint64_t>(finished.prompt_tokens));
+  usage.set_cached_tokens(static_cast<uint64_t>(finished.cached_tokens));
+  usage.set_generated_tokens(static_cast<uint64_t>(generated_tokens));
+  return usage;
+}
+
+v1::Timings TimingsOf(const FinishedEvent& finished) {
+  v1::Timings timings;
+  timings.set_queue_seconds(absl::ToDoubleSeconds(finished.timings.queue));
+  timings.set_prefill_seconds(absl::ToDoubleSeconds(finished.timings.prefill));
+  timings.set_time_to_first_token_seconds(absl::ToDoubleSeconds(finished.timings.time_to_first_token));
+  const double decode_seconds = absl::ToDoubleSeconds(finished.timings.decode);
+  if (finished.generated_tokens > 1 && decode_seconds > 0) {
+    const auto gaps = static_cast<double>(finished.generated_tokens - 1);
+    timings.set_mean_inter_token_seconds(decode_seconds / gaps);
+    timings.set_tokens_per_second(gaps / decode_seconds);
+  }
+  return timings;
+}
+
+v1::Accepted AcceptedOf(const AcceptedEvent& accepted, const std::string& request_id) {
+  v1::Accepted message;
+  message.set_request_id(request_id);
+  message.set_prompt_tokens(static_cast<uint64_t>(accepted.prompt_tokens));
+  message.set_cached_tokens(static_cast<uint64_t>(accepted.cached_tokens));
+  message.set_queue_position(static_cast<uint64_t>(accepted.queue_position));
+  return message;
+}
+
+v1::PrefillProgress ProgressOf(const PrefillProgressEvent& progress) {
+  v1::PrefillProgress message;
+  message.set_processed_tokens(static_cast<uint64_t>(progress.processed_tokens));
+  message.set_total_tokens(static_cast<uint64_t>(progress.total_tokens));
+  return message;
+}
+
+}  // namespace bst

@@ -1,0 +1,96 @@
+// EngineCall: the life of one request between its RPC and the engine: outbox, cancellation, accounts.
+//
+//   engine thread    Push -> outbox; posts the call if it is not posted yet
+//   delivery thread  Advance -> the RPC takes the events and writes
+//   gRPC thread      OnCancel -> Cancel -> Engine::Cancel; OnWriteDone -> Advance
+//
+// Invariants  (1) Between Submit and FinishedEvent the request id is registered, hence can be aborted.
+//             (2) The first cause of a cancellation stays.
+// Memory      The outbox is bounded by the request's max_new_tokens.
+// Ownership   Shared by its RPC (until OnDone), the engine (until FinishedEvent) and the delivery thread
+//             (while posted).
+// Threads     Thread-safe.
+// Tested by   tests/server/generation_service_test.cc, tests/server/cancellation_test.cc
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "bst/v1/generation.pb.h"
+#include "engine/engine.h"
+#include "engine/token_sink.h"
+#include "server/active_requests.h"
+#include "server/delivery_thread.h"
+#include "server/frontend.h"
+
+namespace bst {
+
+// How a request ended, as the wire says it.
+struct Ending {
+  v1::FinishReason reason = v1::ERROR;
+  absl::Status status;  // OK, or what the RPC ends with
+};
+
+class EngineCall : public TokenSink,
+                   public Deliverable,
+                   public Abortable,
+                   public std::enable_shared_from_this<EngineCall> {
+ public:
+  void Push(SequenceEvent event) final ABSL_LOCKS_EXCLUDED(mutex_);
+  void Abort() final { Cancel(CancelCause::kAbort); }
+  CancelCause cancel_cause() const final ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Ends the request in the engine; FinishedEvent follows. Before Submit: as soon as it is submitted.
+  void Cancel(CancelCause cause) ABSL_LOCKS_EXCLUDED(mutex_);
+
+ protected:
+  // `rpc`: the method's name, for logs and metrics.
+  EngineCall(Frontend& frontend, const char* rpc) : frontend_(frontend), rpc_(rpc) {}
+
+  // Hands the request to the engine. `kind` is what the log line needs of it.
+  // Errors: those of Engine::Submit; kAlreadyExists for a request id in flight.
+  template <typename Request>
+  absl::Status Submit(const ServedModel& model, Request request) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // The events since the last call. After FinishedEvent the request id is free again.
+  std::vector<SequenceEvent> TakeEvents() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // How `finished` reads on the wire; `stop_string_found` overrides how the engine ended.
+  Ending EndingOf(const FinishedEvent& finished, bool stop_string_found) const;
+
+  // Counts the RPC that was refused with `status` before it was queued.
+  void AccountRejected(const absl::Status& status);
+  // Counts and logs the finished RPC.
+  void AccountFinished(const Ending& ending, const FinishedEvent& finished, int64_t generated_tokens);
+
+  Frontend& frontend() { return frontend_; }
+  const std::string& request_id() const { return request_id_; }
+
+ private:
+  Frontend& frontend_;
+  const char* const rpc_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::string request_id_;     // set by Submit, constant afterwards
+  Engine* engine_ = nullptr;   // likewise
+
+  mutable absl::Mutex mutex_;
+  std::vector<SequenceEvent> outbox_ ABSL_GUARDED_BY(mutex_);
+  bool posted_ ABSL_GUARDED_BY(mutex_) = false;
+  std::optional<SequenceId> id_ ABSL_GUARDED_BY(mutex_);
+  CancelCause cause_ ABSL_GUARDED_BY(mutex_) = CancelCause::kNone;
+};
+
+// Pieces of the wire that all RPCs with events share.
+v1::Usage UsageOf(const FinishedEvent& finished, int64_t generated_tokens);
+v1::Timings TimingsOf(const FinishedEvent& finished);
+v1::Accepted AcceptedOf(const AcceptedEvent& accepted, const std::string& request_id);
+v1::PrefillProgress ProgressOf(const PrefillProgressEvent& progress);
+
+}  // namespace bst

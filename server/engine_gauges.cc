@@ -1,0 +1,68 @@
+#include "server/engine_gauges.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "server/version.h"
+
+namespace bst {
+
+prometheus::MetricFamily GaugeFamily(const std::string& name, const std::string& help,
+                                     const std::vector<GaugeValue>& values) {
+  prometheus::MetricFamily family;
+  family.name = name;
+  family.help = help;
+  family.type = prometheus::MetricType::Gauge;
+  for (const GaugeValue& value : values) {
+    prometheus::ClientMetric metric;
+    metric.label = value.labels;
+    metric.gauge.value = value.value;
+    family.metric.push_back(metric);
+  }
+  return family;
+}
+
+void EngineGauges::Publish(const Engine& engine) {
+  absl::MutexLock lock(&mutex_);
+  engine_ = &engine;
+}
+
+void EngineGauges::Unpublish() {
+  absl::MutexLock lock(&mutex_);
+  engine_ = nullptr;
+}
+
+std::vector<prometheus::MetricFamily> EngineGauges::Collect() const {
+  std::vector<prometheus::MetricFamily> families;
+  families.push_back(GaugeFamily("bst_build_info", "Always 1; the version is a label.",
+                                 {{{{"version", kVersion}}, 1}}));
+  absl::MutexLock lock(&mutex_);
+  if (engine_ == nullptr) return families;
+  const EngineLoad load = engine_->load();
+  const ModelInfo& info = engine_->info();
+  const double used = load.slots_used, unused = load.slots_total - load.slots_used;
+  const auto slot_bytes = static_cast<double>(info.state_bytes_per_sequence);
+  const auto single = [&families](const char* name, const char* help, double value) {
+    families.push_back(GaugeFamily(name, help, {{{}, value}}));
+  };
+  single("bst_requests_running", "Requests that hold a slot.", load.running);
+  single("bst_requests_waiting", "Requests that wait for a slot.", load.waiting);
+  single("bst_queue_tokens", "Prompt tokens of waiting requests.", static_cast<double>(load.queue_tokens));
+  families.push_back(GaugeFamily("bst_state_slots", "Slots for sequence states.",
+                                 {{{{"state", "used"}}, used}, {{{"state", "free"}}, unused}}));
+  families.push_back(
+      GaugeFamily("bst_state_bytes", "Memory of the slots for sequence states.",
+                  {{{{"state", "used"}}, used * slot_bytes}, {{{"state", "free"}}, unused * slot_bytes}}));
+  single("bst_last_step_timestamp_seconds", "When the last step ended, seconds since the epoch; 0: none yet.",
+         load.steps == 0 ? 0 : absl::ToDoubleSeconds(load.last_step - absl::UnixEpoch()));
+  single("bst_model_load_seconds", "How long it took to load the model.", info.load_seconds);
+  families.push_back(GaugeFamily("bst_model_info", "Always 1; what is served is in the labels.",
+                                 {{{{"name", info.name},
+                                    {"backend", info.backend},
+                                    {"weights", info.weights},
+                                    {"kv", info.kv},
+                                    {"parameters", absl::StrCat(info.num_parameters)}},
+                                   1}}));
+  return families;
+}
+
+}  // namespace bst

@@ -1,0 +1,68 @@
+#include "server/frontend.h"
+
+#include <grpcpp/server_context.h>
+
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "engine/base/status_macros.h"
+#include "server/request_validation.h"
+
+namespace bst {
+
+Frontend::Frontend(ServerConfig config, AuthTokens auth)
+    : config_(std::move(config)), auth_(std::move(auth)), metrics_(active_) {}
+
+// The metrics outlive the engine, which reports to them to its end, but must not read it any more.
+Frontend::~Frontend() { metrics_.Unpublish(); }
+
+void Frontend::Publish(ServedModel model) {
+  model_ = std::move(model);
+  published_.store(&model_, std::memory_order_release);
+}
+
+absl::Status Frontend::CheckCredentials(const grpc::CallbackServerContext& context) const {
+  const auto& metadata = context.client_metadata();
+  std::optional<std::string_view> authorization;
+  if (const auto found = metadata.find("authorization"); found != metadata.end()) {
+    authorization.emplace(found->second.data(), found->second.size());
+  }
+  return auth_.Check(authorization);
+}
+
+absl::StatusOr<const ServedModel*> Frontend::Admit(const grpc::CallbackServerContext& context) const {
+  BST_RETURN_IF_ERROR(CheckCredentials(context));
+  const ServedModel* const model = this->model();
+  if (model == nullptr) return absl::UnavailableError("the model is loading");
+  return model;
+}
+
+void Frontend::CountRejected(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+      metrics_.CountRejected(IsTooLong(status) ? RejectReason::kTooLong : RejectReason::kInvalid);
+      break;
+    case absl::StatusCode::kAlreadyExists: metrics_.CountRejected(RejectReason::kInvalid); break;
+    case absl::StatusCode::kUnavailable: metrics_.CountRejected(RejectReason::kDraining); break;
+    case absl::StatusCode::kResourceExhausted: {
+      // The engine does not say which limit it was; the queue of requests is full or it is not.
+      const bool requests_full = model()->engine->load().waiting >= config_.engine.max_queue;
+      metrics_.CountRejected(requests_full ? RejectReason::kQueueRequests : RejectReason::kQueueTokens);
+      break;
+    }
+    default: break;  // credentials: not the queue's business
+  }
+}
+
+void Frontend::set_addresses(Addresses addresses) {
+  absl::MutexLock lock(&mutex_);
+  addresses_ = std::move(addresses);
+}
+
+Addresses Frontend::addresses() const {
+  absl::MutexLock lock(&mutex_);
+  return addresses_;
+}
+
+}  // namespace bst

@@ -1,0 +1,82 @@
+// Frontend: what all RPCs share, and the gate they pass first.
+//
+// The server listens before the model is loaded, so that probes get an answer; until Publish every
+// request is refused with kUnavailable.
+//
+// Ownership   Owns the engine and the tokenizer from Publish on, and what counts and carries events.
+//             Outlives every RPC: the gRPC servers are shut down first.
+// Threads     Thread-safe.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "engine/engine.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "server/active_requests.h"
+#include "server/auth_tokens.h"
+#include "server/delivery_thread.h"
+#include "server/metrics_exporter.h"
+#include "server/server_config.h"
+
+namespace grpc {
+class CallbackServerContext;
+}
+
+namespace bst {
+
+struct ServedModel {
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Engine> engine;
+};
+
+// Where the server can be reached, HOST:PORT with the ports that were bound; empty: off.
+struct Addresses {
+  std::string grpc, metrics, control;
+};
+
+class Frontend {
+ public:
+  Frontend(ServerConfig config, AuthTokens auth);
+  ~Frontend();
+
+  // Requests are served with `model` from now on. REQUIRES: once.
+  void Publish(ServedModel model);
+
+  // Whether the call may go on, and the model to serve it with.
+  // Errors: kUnauthenticated, kPermissionDenied; kUnavailable while the model is loading.
+  absl::StatusOr<const ServedModel*> Admit(const grpc::CallbackServerContext& context) const;
+  // The credentials alone.
+  absl::Status CheckCredentials(const grpc::CallbackServerContext& context) const;
+
+  // Counts a request that was refused with `status` before it was queued.
+  void CountRejected(const absl::Status& status);
+
+  // nullptr while loading.
+  const ServedModel* model() const { return published_.load(std::memory_order_acquire); }
+  const ServerConfig& config() const { return config_; }
+  ActiveRequests& active() { return active_; }
+  MetricsExporter& metrics() { return metrics_; }
+  DeliveryThread& delivery() { return delivery_; }
+
+  void set_addresses(Addresses addresses) ABSL_LOCKS_EXCLUDED(mutex_);
+  Addresses addresses() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  const ServerConfig config_;
+  const AuthTokens auth_;
+  mutable absl::Mutex mutex_;
+  Addresses addresses_ ABSL_GUARDED_BY(mutex_);
+  ActiveRequests active_;
+  MetricsExporter metrics_;  // reads active_
+  DeliveryThread delivery_;
+  ServedModel model_;  // after what its engine calls
+  std::atomic<const ServedModel*> published_{nullptr};
+};
+
+}  // namespace bst

@@ -1,0 +1,130 @@
+#include "server/generation_service.h"
+
+#include <string>
+#include <vector>
+
+#include "engine/base/status_macros.h"
+#include "server/generate_reactor.h"
+#include "server/grpc_status.h"
+#include "server/request_validation.h"
+#include "server/score_reactor.h"
+
+namespace bst {
+namespace {
+
+void FillSampling(const SamplingParams& params, v1::Sampling& proto) {
+  proto.set_temperature(params.temperature);
+  proto.set_top_k(params.top_k);
+  proto.set_top_p(params.top_p);
+  proto.set_min_p(params.min_p);
+  proto.set_typical_p(params.typical_p);
+  proto.set_repetition_penalty(params.repetition_penalty);
+  proto.set_presence_penalty(params.presence_penalty);
+  proto.set_frequency_penalty(params.frequency_penalty);
+  for (const auto& [token, bias] : params.logit_bias) {
+    (*proto.mutable_logit_bias())[static_cast<uint32_t>(token.value())] = bias;
+  }
+  proto.set_num_sequences(1);
+}
+
+void FillLimits(const ModelInfo& info, const ServerConfig& config, v1::Limits& proto) {
+  proto.set_max_prompt_tokens(static_cast<uint64_t>(info.max_prompt_tokens));
+  proto.set_max_new_tokens(kMaxNewTokensLimit);
+  proto.set_max_sequences(static_cast<uint32_t>(info.max_sequences));
+  proto.set_max_step_tokens(static_cast<uint32_t>(info.max_step_tokens));
+  proto.set_chunk_tokens(static_cast<uint32_t>(info.chunk_tokens));
+  proto.set_max_queue(static_cast<uint32_t>(config.engine.max_queue));
+  proto.set_max_queue_tokens(static_cast<uint64_t>(config.engine.max_queue_tokens));
+  proto.set_max_message_bytes(static_cast<uint64_t>(config.max_message_bytes));
+}
+
+void FillModelInfo(const ModelInfo& info, const ServerConfig& config, v1::ModelInfo& proto) {
+  proto.set_name(info.name);
+  proto.set_backend(info.backend);
+  proto.set_weights(info.weights);
+  proto.set_kv(info.kv);
+  proto.set_vocab_size(static_cast<uint32_t>(info.vocab_size));
+  proto.set_hidden_size(static_cast<uint32_t>(info.hidden_size));
+  proto.set_num_heads(static_cast<uint32_t>(info.num_heads));
+  proto.set_head_dim(static_cast<uint32_t>(info.head_dim));
+  proto.set_ffn_size(static_cast<uint32_t>(info.ffn_size));
+  proto.set_window(static_cast<uint32_t>(info.window));
+  for (const std::string& layer : info.layers) proto.add_layers(layer);
+  proto.set_num_parameters(static_cast<uint64_t>(info.num_parameters));
+  proto.set_weight_bytes(static_cast<uint64_t>(info.weight_bytes));
+  proto.set_state_bytes_per_sequence(static_cast<uint64_t>(info.state_bytes_per_sequence));
+  proto.set_tokenizer(info.tokenizer_type);
+  if (!info.bos.empty()) proto.set_bos_token_id(static_cast<uint32_t>(info.bos.front().value()));
+  if (!info.eos.empty()) proto.set_eos_token_id(static_cast<uint32_t>(info.eos.front().value()));
+  if (!info.pad.empty()) proto.set_pad_token_id(static_cast<uint32_t>(info.pad.front().value()));
+  FillLimits(info, config, *proto.mutable_limits());
+  FillSampling(info.default_sampling, *proto.mutable_default_sampling());
+  proto.set_default_max_new_tokens(static_cast<uint32_t>(info.default_max_new_tokens));
+  proto.set_config_json(info.config_json);
+}
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::GenerateEvent>* GenerationService::Generate(grpc::CallbackServerContext* context,
+                                                                         const v1::GenerateRequest* request) {
+  return StartGenerate(frontend_, *context, *request);
+}
+
+grpc::ServerUnaryReactor* GenerationService::GenerateOnce(grpc::CallbackServerContext* context,
+                                                          const v1::GenerateRequest* request,
+                                                          v1::GenerateResult* response) {
+  return StartGenerateOnce(frontend_, *context, *request, *response);
+}
+
+grpc::ServerWriteReactor<v1::ScoreEvent>* GenerationService::Score(grpc::CallbackServerContext* context,
+                                                                   const v1::ScoreRequest* request) {
+  return StartScore(frontend_, *context, *request);
+}
+
+// Runs `body(model)`, which returns absl::Status, behind the gate, and finishes the RPC with it.
+template <typename Body>
+grpc::ServerUnaryReactor* GenerationService::Answer(grpc::CallbackServerContext& context, const char* rpc, Body body) {
+  const auto run = [&]() -> absl::Status {
+    BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(context));
+    return body(*model);
+  };
+  const absl::Status status = run();
+  frontend_.metrics().CountRequest(rpc, status.code(), "");
+  grpc::ServerUnaryReactor* const reactor = context.DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status, context));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
+                                                      const v1::TokenizeRequest* request,
+                                                      v1::TokenizeResponse* response) {
+  return Answer(*context, "Tokenize", [&](const ServedModel& model) -> absl::Status {
+    BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, model.tokenizer->Encode(request->text()));
+    if (request->add_bos()) {
+      for (const TokenId bos : model.engine->info().bos) response->add_token_ids(static_cast<uint32_t>(bos.value()));
+    }
+    for (const TokenId token : tokens) response->add_token_ids(static_cast<uint32_t>(token.value()));
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
+                                                        const v1::DetokenizeRequest* request,
+                                                        v1::DetokenizeResponse* response) {
+  return Answer(*context, "Detokenize", [&](const ServedModel& model) -> absl::Status {
+    BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
+                         ValidateTokenIds(request->token_ids(), model.engine->info()));
+    response->set_text(model.tokenizer->Decode(tokens));
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* GenerationService::GetModelInfo(grpc::CallbackServerContext* context,
+                                                          const v1::GetModelInfoRequest*, v1::ModelInfo* response) {
+  return Answer(*context, "GetModelInfo", [&](const ServedModel& model) -> absl::Status {
+    FillModelInfo(model.engine->info(), frontend_.config(), *response);
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace bst

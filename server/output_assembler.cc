@@ -1,0 +1,86 @@
+#include "server/output_assembler.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace bst {
+
+void AddTopTokens(const std::vector<TokenLogprob>& top,
+                  google::protobuf::RepeatedPtrField<v1::TopToken>& out) {
+  for (const TokenLogprob& alternative : top) {
+    v1::TopToken* const token = out.Add();
+    token->set_token_id(static_cast<uint32_t>(alternative.token.value()));
+    token->set_logprob(alternative.logprob);
+  }
+}
+
+OutputAssembler::OutputAssembler(const Tokenizer& tokenizer, OutputOptions options,
+                                 const std::vector<TokenId>& prompt)
+    : tokenizer_(tokenizer),
+      logprobs_(options.logprobs),
+      decoder_(tokenizer),
+      matcher_(std::move(options.stop)),
+      echo_decoder_(tokenizer) {
+  if (options.echo) echo_ = prompt;
+  // The output continues the prompt's text: a space in front of its first word stays. Half a
+  // character at the end of the prompt does not belong to the output.
+  for (const TokenId token : prompt) {
+    if (!tokenizer_.TokenBytes(token, false).empty()) {
+      decoder_.Push(token);
+      decoder_.Finish();
+      break;
+    }
+  }
+}
+
+v1::Tokens& OutputAssembler::Pending() {
+  if (pending_.empty() || pending_.back().token_ids_size() == kMaxTokensPerMessage) pending_.emplace_back();
+  return pending_.back();
+}
+
+void OutputAssembler::AppendText(std::string text) {
+  if (text.empty()) return;
+  if (pending_.empty()) pending_.emplace_back();
+  pending_.back().mutable_text()->append(text);
+}
+
+void OutputAssembler::Add(const GeneratedEvent& event) {
+  if (stop_match().has_value()) return;
+  ++num_tokens_;
+  v1::Tokens& message = Pending();
+  message.add_token_ids(static_cast<uint32_t>(event.token.token.value()));
+  if (logprobs_) {
+    v1::TokenLogprob* const logprob = message.add_logprobs();
+    logprob->set_logprob(event.token.logprob);
+    AddTopTokens(event.top, *logprob->mutable_top());
+  }
+  AppendText(matcher_.Push(decoder_.Push(event.token.token)));
+}
+
+void OutputAssembler::Finish() {
+  if (stop_match().has_value()) return;
+  AppendText(matcher_.Push(decoder_.Finish()));
+  AppendText(matcher_.Finish());
+}
+
+std::optional<v1::Tokens> OutputAssembler::TakeEcho() {
+  if (echoed_ == echo_.size()) return std::nullopt;
+  v1::Tokens message;
+  message.set_is_prompt(true);
+  const size_t end = std::min(echo_.size(), echoed_ + kMaxTokensPerMessage);
+  for (; echoed_ < end; ++echoed_) {
+    message.add_token_ids(static_cast<uint32_t>(echo_[echoed_].value()));
+    message.mutable_text()->append(echo_decoder_.Push(echo_[echoed_]));
+  }
+  if (echoed_ == echo_.size()) message.mutable_text()->append(echo_decoder_.Finish());
+  return message;
+}
+
+std::optional<v1::Tokens> OutputAssembler::TakeOutput() {
+  if (pending_.empty()) return std::nullopt;
+  v1::Tokens message = std::move(pending_.front());
+  pending_.pop_front();
+  return message;
+}
+
+}  // namespace bst

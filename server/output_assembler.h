@@ -1,0 +1,77 @@
+// OutputAssembler: the generated tokens of one sequence -> Tokens messages.
+//
+//   token -> StreamDecoder (whole characters) -> StopStringMatcher -> text of the pending message
+//
+// Invariants  (1) Every token added before a stop string was found is in exactly one message, in order.
+//             (2) The text of all messages, joined, is the text of these tokens, cut at the stop string.
+//             (3) A message holds at most kMaxTokensPerMessage tokens: about 1 MB with all
+//                 alternatives, under the 4 MB that clients accept by default.
+// Memory      Bounded by the tokens added, hence by the request's max_new_tokens.
+// Threads     Thread-compatible.
+// Tested by   tests/server/output_assembler_test.cc
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bst/v1/generation.pb.h"
+#include "engine/base/ids.h"
+#include "engine/token_sink.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "server/stop_string_matcher.h"
+
+namespace bst {
+
+inline constexpr int kMaxTokensPerMessage = 4096;
+
+// What the messages hold.
+struct OutputOptions {
+  StopStringOptions stop;
+  bool logprobs = false;  // for every token; `top` as the engine gives it
+  bool echo = false;      // the prompt first
+};
+
+class OutputAssembler {
+ public:
+  // `tokenizer` outlives the assembler. `prompt`: kept for the echo alone.
+  OutputAssembler(const Tokenizer& tokenizer, OutputOptions options, const std::vector<TokenId>& prompt);
+
+  // Takes one token. After a stop string was found tokens are dropped.
+  void Add(const GeneratedEvent& event);
+
+  // The end: releases the text that was held back.
+  void Finish();
+
+  // The next message of the prompt's echo; nullopt when there is no more. Comes before the output.
+  std::optional<v1::Tokens> TakeEcho();
+  // The next message of the output; nullopt when nothing is ready.
+  std::optional<v1::Tokens> TakeOutput();
+
+  // The stop string that was found, if any.
+  const std::optional<std::string>& stop_match() const { return matcher_.match(); }
+  // Tokens taken, up to the one that completed the stop string.
+  int64_t num_tokens() const { return num_tokens_; }
+
+ private:
+  v1::Tokens& Pending();
+  void AppendText(std::string text);
+
+  const Tokenizer& tokenizer_;
+  const bool logprobs_;
+  StreamDecoder decoder_;
+  StopStringMatcher matcher_;
+  std::deque<v1::Tokens> pending_;  // all but the last are full
+  int64_t num_tokens_ = 0;
+
+  std::vector<TokenId> echo_;
+  StreamDecoder echo_decoder_;
+  size_t echoed_ = 0;
+};
+
+// `top` as the wire has it.
+void AddTopTokens(const std::vector<TokenLogprob>& top, google::protobuf::RepeatedPtrField<v1::TopToken>& out);
+
+}  // namespace bst

@@ -1,0 +1,258 @@
+#include "server/request_validation.h"
+
+#include <cmath>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "absl/random/random.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "engine/base/status_macros.h"
+#include "server/grpc_status.h"
+
+namespace bst {
+namespace {
+
+constexpr char kTooLongPayload[] = "bst/prompt-too-long";
+
+// Collects what is wrong, so that a client learns all of it at once.
+class Violations {
+ public:
+  void Add(std::string field, std::string description) {
+    violations_.push_back({std::move(field), std::move(description)});
+  }
+
+  // The value of `field` if it lies in [low, high]; NaN does not.
+  template <typename Number>
+  void Between(const char* field, Number value, Number low, Number high) {
+    if (value >= low && value <= high) return;
+    Add(field, absl::StrCat("is ", value, ", must be in [", low, ", ", high, "]"));
+  }
+  // (0, high]
+  void AboveZero(const char* field, float value, float high) {
+    if (value > 0 && value <= high) return;
+    Add(field, absl::StrCat("is ", value, ", must be in (0, ", high, "]"));
+  }
+  void TokenInVocabulary(const std::string& field, uint32_t id, int vocab_size) {
+    if (id < static_cast<uint32_t>(vocab_size)) return;
+    Add(field, absl::StrCat("is ", id, ", must be a token id in [0, ", vocab_size - 1, "]"));
+  }
+  void set_too_long() { too_long_ = true; }
+
+  absl::Status status() const {
+    if (violations_.empty()) return absl::OkStatus();
+    absl::Status status = InvalidFields(violations_);
+    if (too_long_) status.SetPayload(kTooLongPayload, absl::Cord());
+    return status;
+  }
+
+ private:
+  std::vector<FieldViolation> violations_;
+  bool too_long_ = false;
+};
+
+std::string DrawRequestId(absl::BitGen& random) {
+  return absl::StrFormat("%016x%016x", absl::Uniform<uint64_t>(random), absl::Uniform<uint64_t>(random));
+}
+
+template <typename Proto>
+std::string RequestId(const Proto& proto, absl::BitGen& random, Violations& violations) {
+  if (!proto.has_request_id()) return DrawRequestId(random);
+  const std::string& id = proto.request_id();
+  bool printable = true;
+  for (const char c : id) printable &= c > ' ' && c <= '~';
+  if (id.empty() || id.size() > kMaxRequestIdBytes || !printable) {
+    // Not the value: it may be long, or unprintable.
+    violations.Add("request_id", absl::StrCat("has ", id.size(), " bytes, must have 1 to ", kMaxRequestIdBytes,
+                                              " printable ASCII characters without spaces"));
+  }
+  return id;
+}
+
+TokenId ToTokenId(uint32_t id) { return TokenId(static_cast<int32_t>(id)); }
+
+// The prompt of a GenerateRequest or ScoreRequest; empty after a violation.
+template <typename Proto>
+std::vector<TokenId> Prompt(const Proto& proto, const ModelInfo& info, const Tokenizer& tokenizer,
+                            Violations& violations) {
+  std::vector<TokenId> prompt;
+  const char* field = "prompt";
+  if (proto.prompt_case() == Proto::kText) {
+    field = "text";
+    absl::StatusOr<std::vector<TokenId>> tokens = tokenizer.Encode(proto.text());
+    if (!tokens.ok()) {
+      violations.Add(field, std::string(tokens.status().message()));
+      return {};
+    }
+    // The empty text is an error even where bos would make it one token.
+    if (!tokens->empty()) {
+      prompt = info.bos;
+      prompt.insert(prompt.end(), tokens->begin(), tokens->end());
+    }
+  } else if (proto.prompt_case() == Proto::kTokenIds) {
+    field = "token_ids.ids";
+    prompt.reserve(static_cast<size_t>(proto.token_ids().ids_size()));
+    for (const uint32_t id : proto.token_ids().ids()) {
+      if (id >= static_cast<uint32_t>(info.vocab_size)) {
+        violations.TokenInVocabulary(absl::StrCat(field, "[", prompt.size(), "]"), id, info.vocab_size);
+        return {};
+      }
+      prompt.push_back(ToTokenId(id));
+    }
+  }
+  if (prompt.empty()) {
+    violations.Add(field, "is empty, must have at least one token");
+  } else if (static_cast<int64_t>(prompt.size()) > info.max_prompt_tokens) {
+    violations.Add(field, absl::StrCat("has ", prompt.size(), " tokens, limit ", info.max_prompt_tokens));
+    violations.set_too_long();
+  }
+  return prompt;
+}
+
+SamplingParams Sampling(const v1::Sampling& proto, const ModelInfo& info, absl::BitGen& random,
+                        Violations& violations) {
+  SamplingParams params = info.default_sampling;
+  if (proto.has_temperature()) params.temperature = proto.temperature();
+  if (proto.has_top_k()) params.top_k = proto.top_k();
+  if (proto.has_top_p()) params.top_p = proto.top_p();
+  if (proto.has_min_p()) params.min_p = proto.min_p();
+  if (proto.has_typical_p()) params.typical_p = proto.typical_p();
+  if (proto.has_repetition_penalty()) params.repetition_penalty = proto.repetition_penalty();
+  if (proto.has_presence_penalty()) params.presence_penalty = proto.presence_penalty();
+  if (proto.has_frequency_penalty()) params.frequency_penalty = proto.frequency_penalty();
+  params.seed = proto.has_seed() ? proto.seed() : absl::Uniform<uint64_t>(random);
+
+  violations.Between("sampling.temperature", params.temperature, 0.0f, 100.0f);
+  violations.Between("sampling.top_k", params.top_k, -1, std::numeric_limits<int32_t>::max());
+  violations.AboveZero("sampling.top_p", params.top_p, 1);
+  violations.Between("sampling.min_p", params.min_p, 0.0f, 1.0f);
+  violations.AboveZero("sampling.typical_p", params.typical_p, 1);
+  violations.AboveZero("sampling.repetition_penalty", params.repetition_penalty, 10);
+  violations.Between("sampling.presence_penalty", params.presence_penalty, -2.0f, 2.0f);
+  violations.Between("sampling.frequency_penalty", params.frequency_penalty, -2.0f, 2.0f);
+  if (proto.has_num_sequences() && proto.num_sequences() != 1) {
+    violations.Add("sampling.num_sequences",
+                   absl::StrCat("is ", proto.num_sequences(), ", this server gives exactly 1"));
+  }
+
+  if (proto.logit_bias_size() > 0) params.logit_bias.clear();
+  int banned = 0;
+  for (const auto& [id, bias] : proto.logit_bias()) {
+    const std::string field = absl::StrCat("sampling.logit_bias[", id, "]");
+    violations.TokenInVocabulary(field, id, info.vocab_size);
+    const bool bans = std::isinf(bias) && bias < 0;
+    banned += bans ? 1 : 0;
+    if (!bans && !(bias >= -100 && bias <= 100)) {
+      violations.Add(field, absl::StrCat("is ", bias, ", must be in [-100, 100] or -infinity"));
+    }
+    if (id < static_cast<uint32_t>(info.vocab_size)) params.logit_bias.emplace_back(ToTokenId(id), bias);
+  }
+  if (banned >= info.vocab_size) {
+    violations.Add("sampling.logit_bias", absl::StrCat("bans all ", banned, " tokens, at least one must stay"));
+  }
+  return params;
+}
+
+StoppingParams Stopping(const v1::Stopping& proto, const ModelInfo& info, Violations& violations) {
+  StoppingParams params;
+  const uint32_t max_new_tokens =
+      proto.has_max_new_tokens() ? proto.max_new_tokens() : static_cast<uint32_t>(info.default_max_new_tokens);
+  violations.Between("stopping.max_new_tokens", max_new_tokens, uint32_t{1}, kMaxNewTokensLimit);
+  violations.Between("stopping.min_new_tokens", proto.min_new_tokens(), uint32_t{0}, max_new_tokens);
+  params.max_new_tokens = static_cast<int>(max_new_tokens);
+  params.min_new_tokens = static_cast<int>(proto.min_new_tokens());
+  params.ignore_eos = proto.ignore_eos();
+  if (proto.stop_token_ids_size() > kMaxStopTokenIds) {
+    violations.Add("stopping.stop_token_ids",
+                   absl::StrCat("has ", proto.stop_token_ids_size(), " ids, limit ", kMaxStopTokenIds));
+    return params;
+  }
+  for (int i = 0; i < proto.stop_token_ids_size(); ++i) {
+    const uint32_t id = proto.stop_token_ids(i);
+    violations.TokenInVocabulary(absl::StrCat("stopping.stop_token_ids[", i, "]"), id, info.vocab_size);
+    params.stop_token_ids.push_back(ToTokenId(id));
+  }
+  return params;
+}
+
+StopStringOptions StopStrings(const v1::Stopping& proto, Violations& violations) {
+  if (proto.stop_strings_size() > kMaxStopStrings) {
+    violations.Add("stopping.stop_strings",
+                   absl::StrCat("has ", proto.stop_strings_size(), " strings, limit ", kMaxStopStrings));
+    return {};
+  }
+  for (int i = 0; i < proto.stop_strings_size(); ++i) {
+    const size_t bytes = proto.stop_strings(i).size();
+    if (bytes >= 1 && bytes <= kMaxStopStringBytes) continue;
+    violations.Add(absl::StrCat("stopping.stop_strings[", i, "]"),
+                   absl::StrCat("has ", bytes, " bytes, must have 1 to ", kMaxStopStringBytes));
+  }
+  return {{proto.stop_strings().begin(), proto.stop_strings().end()}, proto.include_stop_string()};
+}
+
+}  // namespace
+
+absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto, const ModelInfo& info,
+                                               const Tokenizer& tokenizer) {
+  Violations violations;
+  absl::BitGen random;
+  ValidGenerate valid;
+  GenerateRequest& request = valid.request;
+  request.request_id = RequestId(proto, random, violations);
+  request.prompt = Prompt(proto, info, tokenizer, violations);
+  request.sampling = Sampling(proto.sampling(), info, random, violations);
+  request.stopping = Stopping(proto.stopping(), info, violations);
+
+  const v1::Output& output = proto.output();
+  violations.Between("output.top_logprobs", output.top_logprobs(), uint32_t{0}, kMaxTopLogprobs);
+  request.top_logprobs = static_cast<int>(output.top_logprobs());
+  request.prompt_progress = !output.has_prompt_progress() || output.prompt_progress();
+  valid.output.logprobs = output.logprobs() || output.top_logprobs() > 0;
+  valid.output.echo = output.echo();
+  valid.output.stop = StopStrings(proto.stopping(), violations);
+
+  if (proto.has_queue_timeout_ms()) {
+    violations.Between("queue_timeout_ms", proto.queue_timeout_ms(), uint32_t{1}, kMaxTimeMs);
+    request.queue_timeout = absl::Milliseconds(proto.queue_timeout_ms());
+  }
+  if (proto.has_time_limit_ms()) {
+    violations.Between("time_limit_ms", proto.time_limit_ms(), uint32_t{1}, kMaxTimeMs);
+    request.time_limit = absl::Milliseconds(proto.time_limit_ms());
+  }
+  BST_RETURN_IF_ERROR(violations.status());
+  return valid;
+}
+
+absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const ModelInfo& info,
+                                           const Tokenizer& tokenizer) {
+  Violations violations;
+  absl::BitGen random;
+  ScoreRequest request;
+  request.request_id = RequestId(proto, random, violations);
+  request.tokens = Prompt(proto, info, tokenizer, violations);
+  violations.Between("top_logprobs", proto.top_logprobs(), uint32_t{0}, kMaxTopLogprobs);
+  request.top_logprobs = static_cast<int>(proto.top_logprobs());
+  BST_RETURN_IF_ERROR(violations.status());
+  return request;
+}
+
+absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
+    const google::protobuf::RepeatedField<uint32_t>& ids, const ModelInfo& info) {
+  Violations violations;
+  std::vector<TokenId> tokens;
+  tokens.reserve(static_cast<size_t>(ids.size()));
+  for (const uint32_t id : ids) {
+    if (id >= static_cast<uint32_t>(info.vocab_size)) {
+      violations.TokenInVocabulary(absl::StrCat("token_ids[", tokens.size(), "]"), id, info.vocab_size);
+      break;
+    }
+    tokens.push_back(ToTokenId(id));
+  }
+  BST_RETURN_IF_ERROR(violations.status());
+  return tokens;
+}
+
+bool IsTooLong(const absl::Status& status) { return status.GetPayload(kTooLongPayload).has_value(); }
+
+}  // namespace bst

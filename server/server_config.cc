@@ -1,0 +1,129 @@
+#include "server/server_config.h"
+
+#include <limits>
+#include <string_view>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace bst {
+namespace {
+
+class Problems {
+ public:
+  void Require(bool holds, const std::string& problem) {
+    if (!holds) lines_.push_back(problem);
+  }
+  void AtLeast(const char* flag, int64_t value, int64_t least) {
+    Require(value >= least, absl::StrCat("--", flag, " is ", value, ", must be at least ", least));
+  }
+  void Address(const char* flag, const std::string& address) {
+    if (const auto parsed = ParseHostPort(address); !parsed.ok()) {
+      lines_.push_back(absl::StrCat("--", flag, ": ", std::string(parsed.status().message())));
+    }
+  }
+  absl::Status status() const {
+    if (lines_.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrJoin(lines_, "\n"));
+  }
+
+ private:
+  std::vector<std::string> lines_;
+};
+
+// One of `choices`, of which `absent` names those that exist elsewhere but not in this build.
+void CheckChoice(Problems& problems, const char* flag, const std::string& value,
+                 const std::vector<std::string>& choices, const std::vector<std::string>& absent) {
+  for (const std::string& choice : choices) {
+    if (value == choice) return;
+  }
+  for (const std::string& choice : absent) {
+    if (value == choice) {
+      problems.Require(false, absl::StrCat("--", flag, "=", value, ": this build has no ", value, " ", flag,
+                                           "; it has ", absl::StrJoin(choices, ", ")));
+      return;
+    }
+  }
+  problems.Require(false, absl::StrCat("--", flag, " is '", value, "', must be one of ",
+                                       absl::StrJoin(choices, ", ")));
+}
+
+}  // namespace
+
+absl::StatusOr<HostPort> ParseHostPort(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  HostPort result;
+  const bool has_port = colon != std::string::npos && colon + 1 < address.size() &&
+                        address.find_first_not_of("0123456789", colon + 1) == std::string::npos &&
+                        absl::SimpleAtoi(address.substr(colon + 1), &result.port) && result.port <= 65535;
+  if (!has_port || colon == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", address, "' is not HOST:PORT with a port of 0 to 65535"));
+  }
+  result.host = address.substr(0, colon);
+  if (result.host.find(':') != std::string::npos && result.host.front() != '[') {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", address, "': an IPv6 host goes in brackets, as [::1]:50051"));
+  }
+  return result;
+}
+
+absl::Status Validate(const ServerConfig& config) {
+  const EngineOptions& engine = config.engine;
+  Problems problems;
+  problems.Require(!engine.model_directory.empty(), "--model is required: the directory of a checkpoint");
+  CheckChoice(problems, "backend", engine.backend, {"auto", "cpu", "reference"}, {"cuda"});
+  CheckChoice(problems, "weights", engine.weights, {"auto", "f32", "bf16"}, {"int8"});
+  CheckChoice(problems, "kv", engine.kv, {"auto", "f32", "bf16"}, {"int8"});
+  problems.AtLeast("threads", engine.threads, 0);
+  problems.AtLeast("max_sequences", engine.max_sequences, 1);
+  problems.AtLeast("max_step_tokens", engine.max_step_tokens, 1);
+  problems.AtLeast("chunk_tokens", engine.chunk_tokens, 1);
+  problems.AtLeast("max_queue", engine.max_queue, 1);
+  problems.AtLeast("max_queue_tokens", engine.max_queue_tokens, 1);
+  problems.AtLeast("max_prompt_tokens", engine.max_prompt_tokens, 1);
+
+  problems.Address("listen", config.listen);
+  if (!config.metrics_listen.empty()) problems.Address("metrics_listen", config.metrics_listen);
+  if (!config.control_listen.empty()) problems.Address("control_listen", config.control_listen);
+  problems.AtLeast("max_message_bytes", config.max_message_bytes, 1024);
+  problems.Require(config.max_message_bytes <= std::numeric_limits<int32_t>::max(),
+                   absl::StrCat("--max_message_bytes is ", config.max_message_bytes, ", must be at most ",
+                                std::numeric_limits<int32_t>::max()));
+  problems.Require(config.grace >= absl::ZeroDuration(), "--grace_seconds must be at least 0");
+  problems.Require(config.tls_cert.empty() == config.tls_key.empty(),
+                   "--tls_cert and --tls_key go together: set both or none");
+  problems.Require(config.tls_client_ca.empty() || !config.tls_cert.empty(),
+                   "--tls_client_ca needs --tls_cert and --tls_key");
+  return problems.status();
+}
+
+void LogConfig(const ServerConfig& config) {
+  const EngineOptions& engine = config.engine;
+  Log(LogLevel::kInfo, "config",
+      {{"model", engine.model_directory},
+       {"listen", config.listen},
+       {"metrics_listen", config.metrics_listen},
+       {"control_listen", config.control_listen},
+       {"backend", engine.backend},
+       {"weights", engine.weights},
+       {"kv", engine.kv},
+       {"threads", engine.threads},
+       {"max_sequences", engine.max_sequences},
+       {"max_step_tokens", engine.max_step_tokens},
+       {"chunk_tokens", engine.chunk_tokens},
+       {"max_queue", engine.max_queue},
+       {"max_queue_tokens", engine.max_queue_tokens},
+       {"max_prompt_tokens", engine.max_prompt_tokens},
+       {"max_message_bytes", config.max_message_bytes},
+       {"grace_seconds", absl::ToDoubleSeconds(config.grace)},
+       {"tls_cert", config.tls_cert},
+       {"tls_key", config.tls_key},
+       {"tls_client_ca", config.tls_client_ca},
+       {"auth_token_file", config.auth_token_file},
+       {"log_format", config.log_format == LogFormat::kJson ? "json" : "text"}});
+}
+
+}  // namespace bst

@@ -1,0 +1,52 @@
+// ServerConfig: everything the server can be told, as one immutable value.
+//
+// Threads     Immutable once validated.
+// Tested by   tests/server/server_config_test.cc
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "engine/base/log.h"
+#include "engine/engine.h"
+
+namespace bst {
+
+struct ServerConfig {
+  EngineOptions engine;
+
+  // HOST:PORT; port 0 picks a free one. IPv6 hosts in brackets.
+  std::string listen = "127.0.0.1:50051";
+  std::string metrics_listen = "127.0.0.1:9090";  // empty: no metrics over HTTP
+  std::string control_listen;                     // empty: no control service
+
+  int64_t max_message_bytes = 64 * 1024 * 1024;  // of one request
+  absl::Duration grace = absl::Seconds(30);      // how long a drain waits for running streams
+
+  // PEM files. cert and key go together; client_ca, if set, demands client certificates it signed.
+  std::string tls_cert, tls_key, tls_client_ca;
+  std::string auth_token_file;  // one key per line; empty: no credentials needed
+
+  LogFormat log_format = LogFormat::kText;
+};
+
+// The host and the port of "HOST:PORT".
+struct HostPort {
+  std::string host;
+  int port = 0;
+};
+
+// Errors: kInvalidArgument when it is not HOST:PORT with a port of 0 .. 65535.
+absl::StatusOr<HostPort> ParseHostPort(const std::string& address);
+
+// Errors: kInvalidArgument with one line per wrong option, all of them. Reads no file.
+absl::Status Validate(const ServerConfig& config);
+
+// The event "config" with every option and its value, for the start of the log. Holds no secrets:
+// keys and certificates are named by their files.
+void LogConfig(const ServerConfig& config);
+
+}  // namespace bst

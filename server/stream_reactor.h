@@ -1,0 +1,121 @@
+// StreamReactor: one server-streaming RPC that the engine feeds: events -> messages -> writes.
+//
+// At most one write is in flight. While it is, events are taken in and merged, so a slow reader gets
+// fewer, fuller messages, and a stop string is found when its last token comes, not when the reader
+// gets there.
+//
+// Ownership   Owns itself (self_) from Start until gRPC's OnDone, the last reaction.
+// Threads     Thread-safe. Reactions come on gRPC threads, Advance on any.
+// Tested by   tests/server/generation_service_test.cc, tests/server/score_service_test.cc
+#pragma once
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "server/engine_call.h"
+#include "server/grpc_status.h"
+
+namespace bst {
+
+// Why gRPC cancelled the call of `context`.
+inline CancelCause CauseOfCancellation(const grpc::CallbackServerContext& context) {
+  return context.deadline() <= std::chrono::system_clock::now() ? CancelCause::kDeadline : CancelCause::kClient;
+}
+
+template <typename Message>
+class StreamReactor : public grpc::ServerWriteReactor<Message>, public EngineCall {
+ public:
+  void Advance() final ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    enum class Next { kNothing, kWrite, kFinish } next = Next::kNothing;
+    {
+      absl::MutexLock lock(&write_mutex_);
+      for (SequenceEvent& event : TakeEvents()) Handle(std::move(event));
+      if (writing_ || finishing_) return;
+      std::optional<Message> message;
+      if (!reader_gone_) message = NextMessage();
+      if (message.has_value()) {
+        message_ = std::move(*message);
+        writing_ = true;
+        next = Next::kWrite;
+      } else if (end_.has_value()) {
+        finishing_ = true;
+        next = Next::kFinish;
+      }
+    }
+    // Outside the lock: whoever set writing_ or finishing_ is the only one here.
+    if (next == Next::kWrite) this->StartWrite(&message_);
+    if (next == Next::kFinish) this->Finish(ToGrpcStatus(*end_, context_));
+  }
+
+  void OnWriteDone(bool ok) final ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    {
+      absl::MutexLock lock(&write_mutex_);
+      writing_ = false;
+      reader_gone_ |= !ok;
+    }
+    if (!ok) Cancel(CauseOfCancellation(context_));
+    Advance();
+  }
+
+  void OnCancel() final {
+    {
+      absl::MutexLock lock(&write_mutex_);
+      reader_gone_ = true;
+    }
+    Cancel(CauseOfCancellation(context_));
+  }
+
+  void OnDone() final {
+    frontend().active().CloseRpc();
+    self_.reset();
+  }
+
+ protected:
+  StreamReactor(Frontend& frontend, grpc::CallbackServerContext& context, const char* rpc)
+      : EngineCall(frontend, rpc), context_(context) {
+    frontend.active().OpenRpc();
+  }
+
+  // From now on the reactor lives until OnDone.
+  void OwnItself(std::shared_ptr<StreamReactor> self) { self_ = std::move(self); }
+
+  // Refuses the RPC before it was queued.
+  void Reject(const absl::Status& status) ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    AccountRejected(status);
+    {
+      absl::MutexLock lock(&write_mutex_);
+      end_ = status;
+    }
+    Advance();
+  }
+
+  // Takes one event in; FinishedEvent must lead to End.
+  virtual void Handle(SequenceEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
+  // What to write next, if anything is ready.
+  virtual std::optional<Message> NextMessage() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
+  // The RPC ends with `status` once all messages are written.
+  void End(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) { end_ = std::move(status); }
+
+  grpc::CallbackServerContext& context() { return context_; }
+
+  absl::Mutex write_mutex_;
+
+ private:
+  grpc::CallbackServerContext& context_;
+  std::shared_ptr<StreamReactor> self_;
+  Message message_;  // being written while writing_
+  bool writing_ ABSL_GUARDED_BY(write_mutex_) = false;
+  bool finishing_ ABSL_GUARDED_BY(write_mutex_) = false;
+  bool reader_gone_ ABSL_GUARDED_BY(write_mutex_) = false;
+  std::optional<absl::Status> end_;  // guarded by write_mutex_ until finishing_, constant then
+};
+
+}  // namespace bst
