@@ -58,7 +58,7 @@ struct Scheduler::Impl {
   void PlanDecode(Sequence& sequence);
   void PlanChunk(Sequence& sequence, int tokens);
   void CommitChunk(Sequence& sequence, const PlannedRow& row, std::vector<SequenceUpdate>& updates);
-  void CommitToken(Sequence& sequence, const SampledToken& sampled,
+  void CommitToken(Sequence& sequence, const SampledRow& sampled,
                    std::vector<SequenceUpdate>& updates);
 
   SchedulerLimits limits;
@@ -178,7 +178,7 @@ void Scheduler::Impl::CommitChunk(Sequence& sequence, const PlannedRow& row,
   sequence.spec.prompt = {};
 }
 
-void Scheduler::Impl::CommitToken(Sequence& sequence, const SampledToken& sampled,
+void Scheduler::Impl::CommitToken(Sequence& sequence, const SampledRow& sampled,
                                   std::vector<SequenceUpdate>& updates) {
   if (sampled.failed) {
     End(sequence, SequenceEnd::kFailed, updates);
@@ -268,7 +268,7 @@ StepPlan Scheduler::Plan(absl::Time now, std::vector<SequenceUpdate>& updates) {
   return plan;
 }
 
-void Scheduler::Commit(StepPlan plan, absl::Span<const SampledToken> sampled,
+void Scheduler::Commit(StepPlan plan, absl::Span<const SampledRow> sampled,
                        std::vector<SequenceUpdate>& updates) {
   BST_CHECK(impl_->plan_outstanding, "there is no plan to commit");
   impl_->plan_outstanding = false;

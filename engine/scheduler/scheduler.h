@@ -97,8 +97,8 @@ struct SequenceUpdate {
 };
 
 // The outcome of one sampled row.
-struct SampledToken {
-  TokenId token;
+struct SampledRow {
+  TokenId token = TokenId(0);
   bool ends_sequence = false;  // an eos or stop token was drawn, or sampling failed
   bool failed = false;
 };
@@ -123,7 +123,7 @@ class Scheduler {
 
   // Records what a step produced: one outcome for each plan.rows()[i] with samples == true, in order.
   // Appends kPrefilled and kEnded updates.
-  void Commit(StepPlan plan, absl::Span<const SampledToken> sampled, std::vector<SequenceUpdate>& updates);
+  void Commit(StepPlan plan, absl::Span<const SampledRow> sampled, std::vector<SequenceUpdate>& updates);
 
   int num_running() const;
   int num_waiting() const;
