@@ -1,0 +1,108 @@
+// Inbox: where the callers' threads meet the engine thread. Requests and cancellations go in, many
+// to one; the engine thread takes all of them between two steps and sleeps here when it has no
+// work.
+//
+// It also keeps the books that admission needs: which requests are in flight, and how many prompt
+// tokens wait. They are kept here, not in the scheduler, so that Submit can answer at once.
+//
+// Invariants  (1) At most max_in_flight requests are in flight: submitted and not finished.
+//             (2) A request that Submit accepted is delivered to the engine thread exactly once,
+//             and
+//                 cancellations of it after it, at most one.
+//             (3) Memory is bounded by (1).
+// Threads     Thread-safe; Take, Started, Finished, Retire and Fail are the engine thread's. No
+// lock is
+//             held outside a call.
+// Tested by   tests/engine/engine_inbox_test.cc
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "engine/active_request.h"
+#include "engine/base/ids.h"
+
+namespace bst {
+
+struct InboxLimits {
+  int64_t max_in_flight = 0;       // requests that may run and wait
+  int64_t max_waiting_tokens = 0;  // prompt tokens that may wait; an empty queue takes any prompt
+};
+
+class Inbox {
+ public:
+  explicit Inbox(const InboxLimits& limits) : limits_(limits) {}
+
+  // Takes the request in and numbers it.
+  // Errors: kResourceExhausted, kAlreadyExists (request_id in flight; an empty one is never),
+  //         kUnavailable (draining, closed or failed).
+  absl::StatusOr<SequenceId> Submit(std::unique_ptr<ActiveRequest> request)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // No-op if the request is not in flight.
+  void Cancel(SequenceId id) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Submit answers kUnavailable from now on.
+  void Drain() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Drain, and tell the engine thread to end.
+  void Close() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Waits until the engine thread has nothing left to do, its last event pushed. False: `deadline`
+  // (of the wall clock) passed first.
+  bool WaitIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  int num_waiting() const ABSL_LOCKS_EXCLUDED(mutex_);
+  int64_t waiting_tokens() const ABSL_LOCKS_EXCLUDED(mutex_);
+  bool draining() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // ---- Engine thread ----
+
+  struct Delivery {
+    std::vector<std::unique_ptr<ActiveRequest>> requests;  // in order of arrival
+    std::vector<SequenceId> cancelled;
+    bool closed = false;
+  };
+  enum class Patience { kReturnAtOnce, kWaitForWork };
+  // What came since the last call.
+  void Take(Patience patience, Delivery& delivery) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The request waits no longer.
+  void Started(const ActiveRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The request is not in flight any more: its request_id may come again. REQUIRES: once per
+  // request.
+  void Finished(const ActiveRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The last call of the engine thread: nothing will happen any more, WaitIdle is true.
+  void Retire() ABSL_LOCKS_EXCLUDED(mutex_);
+  // The device failed: Submit answers kUnavailable with `why`.
+  void Fail(const absl::Status& why) ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !requests_.empty() || !cancelled_.empty() || closed_;
+  }
+
+  const InboxLimits limits_;
+  mutable absl::Mutex mutex_;
+  std::vector<std::unique_ptr<ActiveRequest>> requests_
+      ABSL_GUARDED_BY(mutex_);                                 // not delivered yet
+  std::vector<SequenceId> cancelled_ ABSL_GUARDED_BY(mutex_);  // not delivered yet
+  struct InFlight {
+    bool cancelled = false;
+  };
+  absl::flat_hash_map<SequenceId, InFlight> in_flight_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_set<std::string> request_ids_ ABSL_GUARDED_BY(mutex_);
+  uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
+  int num_waiting_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t waiting_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  bool asleep_ ABSL_GUARDED_BY(mutex_) = false;  // the engine thread waits for work, or is gone
+  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace bst

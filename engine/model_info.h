@@ -1,0 +1,16 @@
+// What a checkpoint says about itself: the fields of ModelInfo that no option changes.
+//
+// Threads   Pure function; reads config.json again, for the text of it.
+// Errors    kFailedPrecondition when generation_config.json holds defaults that no request may
+// have. Tested by tests/engine/engine_test.cc
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/engine.h"
+
+namespace bst {
+
+absl::StatusOr<ModelInfo> DescribeCheckpoint(const Checkpoint& checkpoint);
+
+}  // namespace bst

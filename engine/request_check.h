@@ -1,0 +1,23 @@
+// What the engine asks of a request before it queues it.
+//
+// Threads   Pure functions.
+// Errors    kInvalidArgument: "field: what is wrong, with the value and the limit".
+// Tested by tests/engine/engine_request_check_test.cc
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "engine/generate_request.h"
+
+namespace bst {
+
+struct RequestLimits {
+  int vocab_size = 0;
+  int64_t max_prompt_tokens = 0;
+};
+
+absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits);
+absl::Status CheckRequest(const ScoreRequest& request, const RequestLimits& limits);
+
+}  // namespace bst

@@ -1,0 +1,374 @@
+#include "engine/step_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+#include <utility>
+
+#include "absl/algorithm/container.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/types/span.h"
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+
+namespace bst {
+namespace {
+
+absl::Span<const float> LogitsOf(const TensorView& logits, size_t row) {
+  return {logits.row<const float>(static_cast<int64_t>(row)), static_cast<size_t>(logits.dim(1))};
+}
+
+std::vector<TokenLogprob> ToTop(const std::vector<std::pair<TokenId, float>>& likeliest) {
+  std::vector<TokenLogprob> top;
+  top.reserve(likeliest.size());
+  for (const auto& [token, logprob] : likeliest) top.push_back({token, logprob});
+  return top;
+}
+
+RequestStats::Stage StageOf(const ActiveRequest& request) {
+  if (!request.has_started()) return RequestStats::Stage::kQueued;
+  return request.has_read_prompt() ? RequestStats::Stage::kDecode : RequestStats::Stage::kPrefill;
+}
+
+// Zero for what has not happened.
+Timings TimingsOf(const ActiveRequest& request) {
+  Timings timings;
+  if (request.has_started()) timings.queue = request.started - request.submitted;
+  if (request.has_read_prompt()) timings.prefill = request.prompt_read - request.started;
+  if (request.generated_tokens > 0) {
+    timings.time_to_first_token = request.first_token - request.submitted;
+    timings.decode = request.last_token - request.first_token;
+  }
+  return timings;
+}
+
+struct Outcome {
+  FinishReason reason;
+  absl::Status status;
+};
+
+Outcome OutcomeOf(const ActiveRequest& request, SequenceEnd end) {
+  if (!request.failure.ok()) return {FinishReason::kError, request.failure};
+  switch (end) {
+    case SequenceEnd::kMaxTokens:
+    case SequenceEnd::kScored:
+      return {FinishReason::kMaxTokens, absl::OkStatus()};
+    case SequenceEnd::kStopped:
+      return {request.stop_token == request.eos ? FinishReason::kEos : FinishReason::kStopToken,
+              absl::OkStatus()};
+    case SequenceEnd::kTimeLimit:
+      return {FinishReason::kTimeLimit, absl::OkStatus()};
+    case SequenceEnd::kCancelled:
+      return {FinishReason::kCancelled, absl::CancelledError("cancelled")};
+    case SequenceEnd::kStartTimeout:
+      return {FinishReason::kError,
+              absl::DeadlineExceededError("queue_timeout passed before the request started")};
+    case SequenceEnd::kFailed:
+      break;
+  }
+  return {FinishReason::kError, absl::InternalError("sampling failed")};
+}
+
+StepStats StatsOf(const StepPlan& plan) {
+  StepStats stats;
+  stats.sequences = static_cast<int>(plan.rows().size());
+  stats.tokens = static_cast<int>(plan.tokens().size());
+  for (const PlannedRow& row : plan.rows()) {
+    if (row.is_prompt) stats.prompt_tokens += row.row.num_tokens();
+  }
+  stats.phase = stats.prompt_tokens == 0              ? StepStats::Phase::kDecode
+                : stats.prompt_tokens == stats.tokens ? StepStats::Phase::kPrefill
+                                                      : StepStats::Phase::kMixed;
+  return stats;
+}
+
+}  // namespace
+
+StepRunner::StepRunner(Backend& backend, std::unique_ptr<Model> model,
+                       std::unique_ptr<StatePool> pool, const SchedulerLimits& limits,
+                       const Clock& clock, Inbox& inbox, EngineObserver* observer)
+    : backend_(backend),
+      model_(std::move(model)),
+      pool_(std::move(pool)),
+      scheduler_(limits, *pool_),
+      clock_(clock),
+      inbox_(inbox),
+      observer_(observer),
+      window_(limits.window) {}
+
+absl::Status StepRunner::WarmUp() {
+  const std::optional<SlotLease> lease = pool_->Acquire();
+  BST_CHECK(lease.has_value(), "the pool is in use");
+  const std::vector<TokenId> block(static_cast<size_t>(window_), TokenId(0));
+  const Row prompt = {.slot = lease->id(), .begin = 0, .end = window_, .position = 0};
+  const Row decode = {.slot = lease->id(), .begin = 0, .end = 1, .position = window_};
+  model_->Forward(block, {prompt}, *pool_);
+  model_->Forward(absl::MakeConstSpan(block).first(1), {decode}, *pool_);
+  model_->Logits({0});
+  absl::Status status = backend_.Sync();
+  if (!status.ok()) return absl::InternalError(absl::StrCat("warm-up step: ", status.message()));
+  UpdateLoad();
+  last_step_unix_nanos_ = absl::ToUnixNanos(absl::Now());
+  return status;
+}
+
+void StepRunner::Accept(std::unique_ptr<ActiveRequest> owned) {
+  ActiveRequest& request = *owned;
+  const int queue_position = scheduler_.num_waiting();
+  requests_.emplace(request.id, std::move(owned));
+  request.sink->Push(
+      AcceptedEvent{.prompt_tokens = request.prompt_tokens, .queue_position = queue_position});
+  const bool samples = request.kind == RequestStats::Kind::kGenerate;
+  const absl::Status status =
+      scheduler_.Enqueue({.id = request.id,
+                          .prompt = std::move(request.prompt),
+                          .max_new_tokens = samples ? request.stopping.max_new_tokens : 0,
+                          .logits_everywhere = !samples,
+                          .start_by = request.start_by,
+                          .finish_by = request.finish_by});
+  BST_CHECK(status.ok(), "the inbox admitted more than the scheduler takes: ", status.ToString());
+}
+
+void StepRunner::Cancel(SequenceId id) { scheduler_.Cancel(id); }
+
+void StepRunner::Step() {
+  const absl::Time begin = clock_.Now();
+  updates_.clear();
+  StepPlan plan = scheduler_.Plan(begin, updates_);
+  UpdateLoad();
+  ReportStartsAndEnds(begin);
+  updates_.clear();
+  if (plan.empty()) {
+    scheduler_.Commit(std::move(plan), {}, updates_);
+    return;
+  }
+
+  StepStats stats = StatsOf(plan);
+  sampled_.clear();
+  drawn_.clear();
+  if (const absl::Status status = Run(plan); !status.ok()) {
+    CommitFailed(std::move(plan),
+                 absl::InternalError(absl::StrCat("the device failed: ", status.message())));
+    return;
+  }
+  scheduler_.Commit(std::move(plan), sampled_, updates_);
+
+  const absl::Time end = clock_.Now();
+  stats.duration = end - begin;
+  UpdateLoad();
+  ReportStep(stats);
+  ReportProgress(end);
+  ReportTokens(end);
+  ReportStartsAndEnds(end);
+}
+
+absl::Status StepRunner::Run(const StepPlan& plan) {
+  rows_.clear();
+  for (const PlannedRow& row : plan.rows()) rows_.push_back(row.row);
+  model_->Forward(plan.tokens(), rows_, *pool_);
+  BST_RETURN_IF_ERROR(SampleRows(plan));
+  for (const PlannedRow& row : plan.rows()) {
+    if (row.scores) BST_RETURN_IF_ERROR(ScoreRow(plan, row));
+  }
+  return backend_.Sync();
+}
+
+absl::Status StepRunner::SampleRows(const StepPlan& plan) {
+  indices_.clear();
+  for (const PlannedRow& row : plan.rows()) {
+    if (!row.samples) continue;
+    indices_.push_back(row.row.end - 1);
+    drawn_.push_back({.request = requests_.at(row.id).get(), .event = {}});
+  }
+  const auto group_rows = static_cast<size_t>(model_->max_logit_rows());
+  for (size_t begin = 0; begin < indices_.size(); begin += group_rows) {
+    const absl::Span<const int> group = absl::MakeConstSpan(indices_).subspan(begin, group_rows);
+    const TensorView logits = model_->Logits(group);
+    BST_RETURN_IF_ERROR(backend_.Sync());
+    for (size_t i = 0; i < group.size(); ++i) {
+      sampled_.push_back(Sample(LogitsOf(logits, i), drawn_[begin + i]));
+    }
+  }
+  return absl::OkStatus();
+}
+
+SampledRow StepRunner::Sample(absl::Span<const float> logits, DrawnToken& drawn) {
+  ActiveRequest& request = *drawn.request;
+  const bool may_end = request.generated_tokens >= request.stopping.min_new_tokens;
+  absl::StatusOr<SampledToken> sample =
+      request.sampler->Sample(logits, static_cast<uint64_t>(request.generated_tokens),
+                              may_end ? absl::Span<const TokenId>() : request.ending, scratch_);
+  if (!sample.ok()) {
+    request.failure = absl::InternalError(sample.status().message());
+    return {.failed = true};
+  }
+  drawn.event = {.token = {sample->token, sample->logprob}, .top = ToTop(sample->top)};
+  const bool ends = absl::c_linear_search(request.ending, sample->token);
+  if (ends) request.stop_token = sample->token;
+  return {.token = sample->token, .ends_sequence = ends};
+}
+
+absl::Status StepRunner::ScoreRow(const StepPlan& plan, const PlannedRow& row) {
+  ActiveRequest& request = *requests_.at(row.id);
+  // The token after each one of the chunk; the last one's comes with the next chunk, or is none.
+  const absl::Span<const TokenId> tokens = plan.tokens().subspan(
+      static_cast<size_t>(row.row.begin), static_cast<size_t>(row.row.num_tokens()));
+  targets_.assign(tokens.begin() + 1, tokens.end());
+  if (row.following.has_value()) targets_.push_back(*row.following);
+
+  const auto group_rows = static_cast<size_t>(model_->max_logit_rows());
+  for (size_t begin = 0; begin < targets_.size(); begin += group_rows) {
+    const absl::Span<const TokenId> targets =
+        absl::MakeConstSpan(targets_).subspan(begin, group_rows);
+    indices_.resize(targets.size());
+    std::iota(indices_.begin(), indices_.end(), row.row.begin + static_cast<int>(begin));
+    logprobs_.resize(targets.size());
+    const TensorView logits = model_->Logits(indices_);
+    backend_.TargetLogprobs(logits, targets, absl::MakeSpan(logprobs_));
+    BST_RETURN_IF_ERROR(backend_.Sync());
+
+    absl::StatusOr<ScoredEvent> event = Scored(logits, targets, request.top_logprobs);
+    if (!event.ok()) {
+      request.failure = event.status();
+      scheduler_.Cancel(row.id);
+      return absl::OkStatus();
+    }
+    event->first_position = row.row.position + static_cast<int64_t>(begin) + 1;
+    request.sink->Push(*std::move(event));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ScoredEvent> StepRunner::Scored(TensorView logits, absl::Span<const TokenId> targets,
+                                               int top_logprobs) {
+  ScoredEvent event;
+  event.tokens.reserve(targets.size());
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (std::isnan(logprobs_[i])) return absl::InternalError("the model's logits are not numbers");
+    event.tokens.push_back({targets[i], logprobs_[i]});
+    if (top_logprobs == 0) continue;
+    BST_ASSIGN_OR_RETURN(const SampledToken scored,
+                         ScoreToken(LogitsOf(logits, i), targets[i], top_logprobs, scratch_));
+    event.top.push_back(ToTop(scored.top));
+  }
+  return event;
+}
+
+void StepRunner::CommitFailed(StepPlan plan, const absl::Status& status) {
+  health_ = status;
+  healthy_ = false;
+  inbox_.Fail(status);
+  sampled_.clear();
+  for (const PlannedRow& row : plan.rows()) {
+    if (row.samples) sampled_.push_back({.failed = true});
+  }
+  for (const auto& [id, request] : requests_) request->failure = status;
+  scheduler_.Commit(std::move(plan), sampled_, updates_);
+  ReportStartsAndEnds(clock_.Now());
+  EndAll(status);
+}
+
+void StepRunner::EndAll(const absl::Status& status) {
+  for (const auto& [id, request] : requests_) {
+    if (request->failure.ok()) request->failure = status;
+    scheduler_.Cancel(id);
+  }
+  updates_.clear();
+  const absl::Time now = clock_.Now();
+  StepPlan plan = scheduler_.Plan(now, updates_);
+  BST_CHECK(plan.empty() && requests_.size() == updates_.size(),
+            "something runs that nobody knows");
+  scheduler_.Commit(std::move(plan), {}, updates_);
+  UpdateLoad();
+  ReportStartsAndEnds(now);
+}
+
+void StepRunner::UpdateLoad() {
+  running_ = scheduler_.num_running();
+  slots_used_ = pool_->num_slots() - pool_->num_free();
+}
+
+EngineLoad StepRunner::load() const {
+  return {.running = running_,
+          .slots_total = pool_->num_slots(),
+          .slots_used = slots_used_,
+          .steps = steps_,
+          .last_step = absl::FromUnixNanos(last_step_unix_nanos_),
+          .healthy = healthy_};
+}
+
+void StepRunner::ReportStep(const StepStats& stats) {
+  ++steps_;
+  last_step_unix_nanos_ = absl::ToUnixNanos(absl::Now());
+  if (observer_ != nullptr) observer_->OnStep(stats);
+}
+
+void StepRunner::ReportProgress(absl::Time now) {
+  for (const SequenceUpdate& update : updates_) {
+    if (update.kind != SequenceUpdate::Kind::kPrefilled) continue;
+    ActiveRequest& request = *requests_.at(update.id);
+    if (update.prompt_tokens_done == request.prompt_tokens) request.prompt_read = now;
+    if (request.prompt_progress) {
+      request.sink->Push(PrefillProgressEvent{.processed_tokens = update.prompt_tokens_done,
+                                              .total_tokens = request.prompt_tokens});
+    }
+  }
+}
+
+void StepRunner::ReportTokens(absl::Time now) {
+  for (size_t i = 0; i < drawn_.size(); ++i) {
+    if (sampled_[i].failed) continue;
+    ActiveRequest& request = *drawn_[i].request;
+    const bool is_first = request.generated_tokens == 0;
+    if (observer_ != nullptr) {
+      if (is_first) {
+        observer_->OnFirstToken(request.id, now - request.submitted);
+      } else {
+        observer_->OnTokens(request.id, now - request.last_token);
+      }
+    }
+    if (is_first) request.first_token = now;
+    request.last_token = now;
+    ++request.generated_tokens;
+    request.sink->Push(std::move(drawn_[i].event));
+  }
+}
+
+void StepRunner::ReportStartsAndEnds(absl::Time now) {
+  for (const SequenceUpdate& update : updates_) {
+    if (update.kind == SequenceUpdate::Kind::kPrefilled) continue;
+    ActiveRequest& request = *requests_.at(update.id);
+    if (update.kind == SequenceUpdate::Kind::kStarted) {
+      inbox_.Started(request);
+      request.started = now;
+    } else {
+      Finish(request, update.end, now);
+    }
+  }
+}
+
+void StepRunner::Finish(ActiveRequest& request, SequenceEnd end, absl::Time now) {
+  inbox_.Finished(request);
+  const Outcome outcome = OutcomeOf(request, end);
+  FinishedEvent finished;
+  finished.reason = outcome.reason;
+  finished.status = outcome.status;
+  if (outcome.status.ok() && request.stop_token.has_value())
+    finished.stop_token = *request.stop_token;
+  finished.prompt_tokens = request.prompt_tokens;
+  finished.generated_tokens = request.generated_tokens;
+  finished.timings = TimingsOf(request);
+  if (observer_ != nullptr) {
+    observer_->OnFinished(request.request_id, {.kind = request.kind,
+                                               .stage = StageOf(request),
+                                               .finished = finished,
+                                               .total = now - request.submitted});
+  }
+  // The request is forgotten first: a sink may hold what its owner waits for.
+  const std::unique_ptr<ActiveRequest> owned = std::move(requests_.extract(request.id).mapped());
+  owned->sink->Push(std::move(finished));
+}
+
+}  // namespace bst

@@ -1,0 +1,112 @@
+// StepRunner: one step of the engine after another; everything that the engine thread owns.
+//
+//   Scheduler::Plan -> Model::Forward -> Model::Logits -> Sampler -> Scheduler::Commit -> sinks
+//
+// Events     Those of one step are pushed after its Commit, when slots, counters and request ids
+//            are released already: who sees a FinishedEvent may build on that. Scored positions are
+//            pushed as they are computed, since a chunk's would need a copy of its logits.
+// Failures   NaN in a row's logits ends that request with kInternal. A device failure ends all of
+//            them: the results of that step are dropped, the runner stays unusable (healthy()).
+// Ownership  Owns model, pool, scheduler and the accepted requests; the rest outlives it.
+// Threads    Engine thread only (WarmUp before it starts), but load() is thread-safe.
+// Tested by  tests/engine/engine_test.cc, tests/engine/engine_fault_test.cc
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "engine/active_request.h"
+#include "engine/backend/backend.h"
+#include "engine/base/clock.h"
+#include "engine/base/ids.h"
+#include "engine/engine.h"
+#include "engine/inbox.h"
+#include "engine/model/model.h"
+#include "engine/sampling/sampler.h"
+#include "engine/scheduler/scheduler.h"
+#include "engine/state/state_pool.h"
+
+namespace bst {
+
+class StepRunner {
+ public:
+  // `observer` may be null.
+  StepRunner(Backend& backend, std::unique_ptr<Model> model, std::unique_ptr<StatePool> pool,
+             const SchedulerLimits& limits, const Clock& clock, Inbox& inbox,
+             EngineObserver* observer);
+
+  // Runs a block and a single token through the model, so that the first request does not pay for
+  // cold memory and threads; leaves nothing behind. Errors: kInternal when the device fails.
+  absl::Status WarmUp();
+
+  // Takes a request over from the inbox.
+  void Accept(std::unique_ptr<ActiveRequest> request);
+  // Ends the request with kCancelled in the next Step(). No-op if it is unknown or done.
+  void Cancel(SequenceId id);
+  // Runs one step, if there is anything to run, and pushes what came of it.
+  void Step();
+  // Ends every request with `status`, which is not OK.
+  void EndAll(const absl::Status& status);
+
+  bool has_requests() const { return !requests_.empty(); }
+  // OK until the device fails.
+  const absl::Status& health() const { return health_; }
+
+  // The part of EngineLoad that is the runner's: running, slots, steps, last_step, healthy.
+  EngineLoad load() const;
+
+ private:
+  struct DrawnToken {
+    ActiveRequest* request;
+    GeneratedEvent event;
+  };
+
+  absl::Status Run(const StepPlan& plan);
+  absl::Status SampleRows(const StepPlan& plan);
+  SampledRow Sample(absl::Span<const float> logits, DrawnToken& drawn);
+  absl::Status ScoreRow(const StepPlan& plan, const PlannedRow& row);
+  absl::StatusOr<ScoredEvent> Scored(TensorView logits, absl::Span<const TokenId> targets,
+                                     int top_logprobs);
+  void CommitFailed(StepPlan plan, const absl::Status& status);
+  void UpdateLoad();
+  void ReportStep(const StepStats& stats);
+  void ReportProgress(absl::Time now);
+  void ReportTokens(absl::Time now);
+  void ReportStartsAndEnds(absl::Time now);
+  void Finish(ActiveRequest& request, SequenceEnd end, absl::Time now);
+
+  Backend& backend_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<StatePool> pool_;
+  Scheduler scheduler_;
+  const Clock& clock_;
+  Inbox& inbox_;
+  EngineObserver* observer_;
+  const int window_;
+  absl::flat_hash_map<SequenceId, std::unique_ptr<ActiveRequest>> requests_;
+  absl::Status health_;
+
+  // Of the step that runs; members only to keep their memory.
+  std::vector<SequenceUpdate> updates_;
+  std::vector<Row> rows_;
+  std::vector<int> indices_;
+  std::vector<TokenId> targets_;
+  std::vector<float> logprobs_;
+  std::vector<SampledRow> sampled_;
+  std::vector<DrawnToken> drawn_;  // one for each of sampled_
+  SamplerScratch scratch_;
+
+  std::atomic<int> running_ = 0;
+  std::atomic<int> slots_used_ = 0;
+  std::atomic<int64_t> steps_ = 0;
+  std::atomic<int64_t> last_step_unix_nanos_ = 0;  // wall clock
+  std::atomic<bool> healthy_ = true;
+};
+
+}  // namespace bst
