@@ -21,9 +21,9 @@ namespace bst {
 }  // namespace bst
 
 // BST_CHECK(a == b, "a is ", a, ", b is ", b); the message parts are absl::StrCat arguments.
-#define BST_CHECK(condition, ...)                                                              \
-  (static_cast<bool>(condition)                                                                \
-       ? static_cast<void>(0)                                                                  \
+#define BST_CHECK(condition, ...) \
+  (static_cast<bool>(condition)   \
+       ? static_cast<void>(0)     \
        : ::bst::CheckFailed(__FILE__, __LINE__, #condition, absl::StrCat(__VA_ARGS__)))
 
 #ifdef NDEBUG

@@ -16,9 +16,12 @@ std::atomic<LogFormat> log_format{LogFormat::kText};
 
 char LevelLetter(LogLevel level) {
   switch (level) {
-    case LogLevel::kInfo: return 'I';
-    case LogLevel::kWarning: return 'W';
-    case LogLevel::kError: return 'E';
+    case LogLevel::kInfo:
+      return 'I';
+    case LogLevel::kWarning:
+      return 'W';
+    case LogLevel::kError:
+      return 'E';
   }
   return '?';
 }
@@ -42,7 +45,8 @@ std::string JsonString(std::string_view text) {
 // Text values are quoted only where a space, a quote or a control character would split the line.
 std::string TextValue(const std::string& value) {
   for (const char c : value) {
-    if (c == ' ' || c == '"' || c == '=' || static_cast<unsigned char>(c) < 0x20) return JsonString(value);
+    if (c == ' ' || c == '"' || c == '=' || static_cast<unsigned char>(c) < 0x20)
+      return JsonString(value);
   }
   return value.empty() ? "\"\"" : value;
 }
@@ -65,15 +69,19 @@ std::string FormatLogLine(LogFormat format, LogLevel level, std::string_view tim
   }
   line = absl::StrFormat("%c %s %s", LevelLetter(level), std::string(time), std::string(event));
   for (const LogField& field : fields) {
-    absl::StrAppend(&line, " ", field.key(), "=", field.quoted() ? TextValue(field.value()) : field.value());
+    absl::StrAppend(&line, " ", field.key(), "=",
+                    field.quoted() ? TextValue(field.value()) : field.value());
   }
   return line;
 }
 
 void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields) {
-  const std::string time = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
-  const std::string line = FormatLogLine(log_format.load(std::memory_order_relaxed), level, time, event, fields) + "\n";
-  // One write per line, so that lines of several threads do not mix. Nobody can be told of a failure.
+  const std::string time =
+      absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
+  const std::string line =
+      FormatLogLine(log_format.load(std::memory_order_relaxed), level, time, event, fields) + "\n";
+  // One write per line, so that lines of several threads do not mix. Nobody can be told of a
+  // failure.
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
 }
 

@@ -1,4 +1,5 @@
-// One line per event on stderr: `I 2026-01-31T12:00:00.000Z event key=value ...`, or one JSON object.
+// One line per event on stderr: `I 2026-01-31T12:00:00.000Z event key=value ...`, or one JSON
+// object.
 //
 // Never a prompt, a completion or a secret. Nothing logs inside a step; numbers belong to metrics.
 // Threads     Thread-safe: a line is written with one write(2).
@@ -19,12 +20,14 @@ enum class LogFormat { kText, kJson };
 // One `key=value` of a line. Numbers keep their type in JSON.
 class LogField {
  public:
-  LogField(std::string_view key, std::string_view value) : key_(key), value_(value), quoted_(true) {}
+  LogField(std::string_view key, std::string_view value)
+      : key_(key), value_(value), quoted_(true) {}
   LogField(std::string_view key, const char* value) : LogField(key, std::string_view(value)) {}
-  LogField(std::string_view key, const std::string& value) : LogField(key, std::string_view(value)) {}
+  LogField(std::string_view key, const std::string& value)
+      : LogField(key, std::string_view(value)) {}
   template <typename Number>
-    requires std::is_arithmetic_v<Number>
-  LogField(std::string_view key, Number value) : key_(key), value_(absl::StrCat(value)), quoted_(false) {}
+  requires std::is_arithmetic_v<Number> LogField(std::string_view key, Number value)
+      : key_(key), value_(absl::StrCat(value)), quoted_(false) {}
 
   const std::string& key() const { return key_; }
   const std::string& value() const { return value_; }

@@ -2,8 +2,8 @@
 //
 //   DIR/config.json                     hyper-parameters, see model_config.h
 //   DIR/model.safetensors               the tensors, or Hugging Face shards named by
-//   DIR/model.safetensors.index.json
-//   DIR/generation_config.json          optional: default sampling parameters
+//   DIR/model.safetensors.index.json    (one or the other, not both)
+//   DIR/generation_config.json          optional: default sampling, see generation_config.h
 //
 // The files are hostile until proven otherwise: every offset, size, type and shape is checked
 // against the file and against the configuration before a view is handed out, and every number is
@@ -14,30 +14,26 @@
 //             (3) |A-bar| <= 1 for every state-space mode.
 // Ownership   Owns the mappings; views are valid while it lives. Files must not be truncated then.
 // Threads     Immutable after Open.
-// Errors      kNotFound (no such file), kFailedPrecondition (names the file and the key or tensor).
+// Errors      kNotFound (no such file), kFailedPrecondition (names the file and the key or tensor),
+//             kUnimplemented (a layer this build cannot run), kResourceExhausted (cannot map a
+//             file).
 // Tested by   tests/engine/checkpoint/checkpoint_test.cc, tests/fuzz/checkpoint_fuzz.cc
 #pragma once
 
-#include <memory>
-#include <optional>
+#include <cstdint>
+#include <functional>
+#include <map>
 #include <string>
 #include <string_view>
+#include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "engine/checkpoint/generation_config.h"
 #include "engine/checkpoint/model_config.h"
 #include "engine/checkpoint/safetensors.h"
 #include "engine/tensor/tensor_view.h"
 
 namespace bst {
-
-// Defaults a checkpoint suggests for requests (Hugging Face's key names in the file); an unset one
-// leaves the server's own default in force.
-struct GenerationDefaults {
-  std::optional<float> temperature, top_p, min_p, typical_p, repetition_penalty;
-  std::optional<int> top_k, max_new_tokens;
-  std::optional<bool> do_sample;  // false means temperature 0
-};
 
 class Checkpoint {
  public:
@@ -54,8 +50,8 @@ class Checkpoint {
   TensorView Tensor(std::string_view name) const;
   bool Has(std::string_view name) const;
 
-  int64_t num_parameters() const;     // elements of all tensors
-  bool has_f32_matrices() const;      // any matrix outside the F32-only tensors stored as F32
+  int64_t num_parameters() const;  // elements of all tensors
+  bool has_f32_matrices() const;   // any matrix outside the F32-only tensors stored as F32
 
  private:
   Checkpoint() = default;
@@ -64,7 +60,7 @@ class Checkpoint {
   ModelConfig config_;
   GenerationDefaults generation_defaults_;
   std::vector<SafetensorsFile> files_;
-  absl::flat_hash_map<std::string, TensorView> tensors_;
+  std::map<std::string, TensorView, std::less<>> tensors_;
 };
 
 }  // namespace bst

@@ -3,10 +3,14 @@
 // Symbols   V, D vocabulary and model width; H, dh heads and head size, A = H * dh (may differ from
 //           D); F feed-forward width; W block length = attention window; N real SSM state size per
 //           feature, M = N / 2 stored conjugate pairs.
-// Invariants of a value that ParseModelConfig returned: every number is in its range, `layers` is
+// Invariants of a value that ParseModelConfig returned: every number is in its range (see the
+//           limits below; norm_eps, logit_scale and rope_theta are above 0 as floats), `layers` is
 //           not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only.
-// Errors    kFailedPrecondition, naming the key and its value: unknown, missing, of a wrong type or
-//           out of range; kUnimplemented for a layer type, context or kernel this build cannot run.
+// Errors    kFailedPrecondition, naming the key (`layers[2].ssm.state_size`) and its value:
+// unknown,
+//           missing, twice, of a wrong type (1.0 is no integer) or out of range; kUnimplemented for
+//           a layer type, context or kernel of the format that this build cannot run, if nothing
+//           else is wrong.
 // Threads   A value.
 // Tested by tests/engine/checkpoint/model_config_test.cc
 #pragma once
@@ -52,10 +56,25 @@ struct LayerConfig {
 struct TokenizerConfig {
   enum class Type { kByte, kSentencePiece };
   Type type = Type::kByte;
-  std::string file;  // kSentencePiece only, relative to the checkpoint directory, no path separators
+  std::string
+      file;  // kSentencePiece only, relative to the checkpoint directory, no path separators
 };
 
 struct ModelConfig {
+  // The largest values that are read: far beyond any model, small enough that no product of the
+  // sizes of one tensor overflows int64_t.
+  static constexpr int kMaxVocabSize = 1 << 24;
+  static constexpr int kMaxHiddenSize = 1 << 16;
+  static constexpr int kMaxNumHeads = 1 << 10;
+  static constexpr int kMaxHeadDim = 1 << 12;
+  static constexpr int kMaxFfnSize = 1 << 20;
+  static constexpr int kMaxWindow = 1 << 16;
+  static constexpr int kMaxLayers = 1 << 10;
+  static constexpr int kMaxStateSize = 1 << 12;
+  static constexpr int kMaxT5Distance = 1 << 20;  // also of t5_num_buckets
+  static constexpr double kMaxRopeTheta = 1e15;
+  static constexpr double kMaxLogitScale = 1e6;
+
   int vocab_size = 0;   // V
   int hidden_size = 0;  // D
   int num_heads = 0;    // H

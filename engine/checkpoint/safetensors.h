@@ -1,18 +1,25 @@
-// SafetensorsFile: one memory-mapped .safetensors file, checked whole before any view is handed out.
+// SafetensorsFile: one memory-mapped .safetensors file, checked whole before any view is handed
+// out.
 //
 // Format    8 bytes little-endian header length n, n bytes of JSON
-//           {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, "__metadata__": {..}},
-//           then the data; offsets count from its start.
-// Checked   n within the file and at most 100 MB; JSON well-formed, no duplicate names; known dtypes;
-//           shape product without overflow and equal to the byte range; ranges inside the file,
-//           aligned for their type when mapped, not overlapping and without gaps.
-// Ownership Owns the mapping (PROT_READ, private). Move-only.
+//           {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, "__metadata__":
+//           {..}}, then the data; offsets count from its start.
+// Checked   n within the file and at most 100 MB; JSON well-formed, no duplicate names, nothing but
+//           the keys above; dtypes F32, F16, BF16 or U8; at most 4 dimensions, their product
+//           without overflow and equal to the byte range; ranges inside the file, not overlapping
+//           and covering the data without gaps.
+// Alignment The format promises none. A tensor that is not aligned for its type in the file is
+//           copied into memory of its own.
+// Ownership Owns the mapping (PROT_READ, private) and the copies. Move-only; moving it leaves views
+//           valid.
 // Threads   Immutable after Open.
-// Errors    kNotFound, kFailedPrecondition; the message names the file, and the tensor if there is one.
+// Errors    kNotFound, kFailedPrecondition, kResourceExhausted; the message names the file, and the
+//           tensor if there is one.
 // Tested by tests/engine/checkpoint/safetensors_test.cc, tests/fuzz/safetensors_fuzz.cc
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
@@ -27,6 +34,8 @@ namespace bst {
 
 class SafetensorsFile {
  public:
+  static constexpr uint64_t kMaxHeaderBytes = 100'000'000;
+
   static absl::StatusOr<SafetensorsFile> Open(const std::string& path);
 
   const std::string& path() const { return path_; }
@@ -38,10 +47,12 @@ class SafetensorsFile {
 
   std::string path_;
   Buffer mapping_;
+  std::vector<Buffer> copies_;  // of unaligned tensors
   std::map<std::string, TensorView, std::less<>> tensors_;
 };
 
-// Writes tensors (contiguous views in host memory) in the order given. Used by bst-init and tests.
+// Writes tensors (contiguous views in host memory), see SafetensorsWriter. Used by tests and tools
+// that hold all tensors at once.
 struct NamedTensor {
   std::string name;
   TensorView data;

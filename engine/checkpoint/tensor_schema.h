@@ -6,6 +6,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/checkpoint/model_config.h"
@@ -15,8 +16,18 @@ namespace bst {
 
 // What a tensor is, which decides how bst-init draws it.
 enum class TensorRole {
-  kEmbedding, kMatrix, kOutputMatrix, kNormGain, kAttentionScale, kPositionBias,
-  kSsmLogDt, kSsmLogNegAReal, kSsmAImag, kSsmB, kSsmC, kSsmD,
+  kEmbedding,  // and the output matrix of an untied model
+  kMatrix,
+  kOutputMatrix,  // writes to the residual stream
+  kNormGain,
+  kAttentionScale,
+  kPositionBias,
+  kSsmLogDt,
+  kSsmLogNegAReal,
+  kSsmAImag,
+  kSsmB,
+  kSsmC,
+  kSsmD,
 };
 
 struct TensorSpec {

@@ -25,7 +25,8 @@ absl::StatusOr<Buffer> Buffer::Allocate(size_t bytes) {
   const size_t rounded = RoundUp(bytes == 0 ? 1 : bytes, alignment);
   void* data = rounded >= bytes ? std::aligned_alloc(alignment, rounded) : nullptr;
   if (data == nullptr) {
-    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes of memory"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot allocate ", bytes, " bytes of memory"));
   }
   // Advice only: fewer TLB misses on weights and state.
   if (alignment == kHugePageBytes) ::madvise(data, rounded, MADV_HUGEPAGE);
@@ -34,7 +35,9 @@ absl::StatusOr<Buffer> Buffer::Allocate(size_t bytes) {
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)), release_(other.release_) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      release_(other.release_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
@@ -48,8 +51,8 @@ Buffer::~Buffer() {
 }
 
 TensorView Buffer::View(DType dtype, Shape shape) const {
-  BST_CHECK(static_cast<size_t>(shape.num_elements()) * SizeOf(dtype) <= bytes_, "a ", shape.ToString(),
-            " view of a buffer of ", bytes_, " bytes");
+  BST_CHECK(static_cast<size_t>(shape.num_elements()) * SizeOf(dtype) <= bytes_, "a ",
+            shape.ToString(), " view of a buffer of ", bytes_, " bytes");
   return {data_, dtype, shape};
 }
 

@@ -23,7 +23,8 @@ class Buffer {
   static absl::StatusOr<Buffer> Allocate(size_t bytes);
 
   Buffer() = default;
-  Buffer(void* data, size_t bytes, Release release) : data_(data), bytes_(bytes), release_(release) {}
+  Buffer(void* data, size_t bytes, Release release)
+      : data_(data), bytes_(bytes), release_(release) {}
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();

@@ -26,7 +26,8 @@ class Shape {
   static constexpr int kMaxRank = 4;
 
   Shape() = default;
-  Shape(std::initializer_list<int64_t> dims) : Shape(absl::MakeConstSpan(dims.begin(), dims.size())) {}
+  Shape(std::initializer_list<int64_t> dims)
+      : Shape(absl::MakeConstSpan(dims.begin(), dims.size())) {}
   explicit Shape(absl::Span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
     BST_CHECK(rank_ <= kMaxRank, "rank ", rank_);
     for (int i = 0; i < rank_; ++i) dims_[static_cast<size_t>(i)] = dims[static_cast<size_t>(i)];
@@ -53,7 +54,8 @@ class TensorView {
  public:
   TensorView() = default;  // Empty: no data, rank 0.
   TensorView(void* data, DType dtype, Shape shape)
-      : TensorView(data, dtype, shape, shape.rank() > 0 && shape[0] > 0 ? shape.num_elements() / shape[0] : 0) {}
+      : TensorView(data, dtype, shape,
+                   shape.rank() > 0 && shape[0] > 0 ? shape.num_elements() / shape[0] : 0) {}
   TensorView(void* data, DType dtype, Shape shape, int64_t row_stride)
       : data_(data), dtype_(dtype), shape_(shape), row_stride_(row_stride) {}
 
@@ -61,7 +63,9 @@ class TensorView {
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
   int64_t dim(int i) const { return shape_[i]; }
-  int64_t row_stride() const { return row_stride_; }  // elements from one index of dim 0 to the next
+  int64_t row_stride() const {
+    return row_stride_;
+  }  // elements from one index of dim 0 to the next
   void* data() const { return data_; }
 
   // The elements as T. REQUIRES: sizeof(T) is that of dtype().
@@ -88,24 +92,26 @@ class TensorView {
 };
 
 inline TensorView TensorView::Rows(int64_t begin, int64_t end) const {
-  BST_CHECK(shape_.rank() >= 1 && 0 <= begin && begin <= end && end <= dim(0), begin, " .. ", end, " of ",
-            shape_.ToString());
+  BST_CHECK(shape_.rank() >= 1 && 0 <= begin && begin <= end && end <= dim(0), begin, " .. ", end,
+            " of ", shape_.ToString());
   std::array<int64_t, Shape::kMaxRank> dims = {};
   for (int i = 0; i < shape_.rank(); ++i) dims[static_cast<size_t>(i)] = shape_[i];
   dims[0] = end - begin;
-  return {static_cast<std::byte*>(data_) + static_cast<size_t>(begin * row_stride_) * SizeOf(dtype_), dtype_,
-          Shape(absl::MakeConstSpan(dims.data(), static_cast<size_t>(shape_.rank()))), row_stride_};
+  return {
+      static_cast<std::byte*>(data_) + static_cast<size_t>(begin * row_stride_) * SizeOf(dtype_),
+      dtype_, Shape(absl::MakeConstSpan(dims.data(), static_cast<size_t>(shape_.rank()))),
+      row_stride_};
 }
 
 inline TensorView TensorView::Columns(int64_t begin, int64_t end) const {
-  BST_CHECK(shape_.rank() == 2 && 0 <= begin && begin <= end && end <= dim(1), begin, " .. ", end, " of ",
-            shape_.ToString());
+  BST_CHECK(shape_.rank() == 2 && 0 <= begin && begin <= end && end <= dim(1), begin, " .. ", end,
+            " of ", shape_.ToString());
   return {static_cast<std::byte*>(data_) + static_cast<size_t>(begin) * SizeOf(dtype_), dtype_,
           Shape({dim(0), end - begin}), row_stride_};
 }
 
 }  // namespace bst
 
-#define BST_CHECK_SHAPE(view, ...)                                                                      \
-  BST_CHECK((view).shape() == ::bst::Shape(__VA_ARGS__), "shape of " #view " is ", (view).shape().ToString(), \
-            ", expected ", ::bst::Shape(__VA_ARGS__).ToString())
+#define BST_CHECK_SHAPE(view, ...)                                                 \
+  BST_CHECK((view).shape() == ::bst::Shape(__VA_ARGS__), "shape of " #view " is ", \
+            (view).shape().ToString(), ", expected ", ::bst::Shape(__VA_ARGS__).ToString())

@@ -1,0 +1,335 @@
+#include "engine/checkpoint/model_config.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/base/status_macros.h"
+#include "engine/checkpoint/json.h"
+
+namespace bst {
+namespace {
+
+using nlohmann::json;
+
+// A name of the format and what it means here; nullopt: valid, but this build cannot run it.
+template <typename Enum>
+struct NamedValue {
+  std::string_view name;
+  std::optional<Enum> value;
+};
+
+// One JSON object, read key by key. `value` must outlive the reader.
+class ObjectReader {
+ public:
+  // `path` is the object's own place; empty for the whole document.
+  ObjectReader(const json& value, std::string path) : value_(value), path_(std::move(path)) {}
+
+  // An error unless this is an object whose keys are all among `known`. Missing keys are found by
+  // the functions that read them.
+  absl::Status CheckKeys(std::initializer_list<std::string_view> known) const {
+    BST_RETURN_IF_ERROR(CheckIsObject());
+    for (const auto& [key, unused] : value_.items()) {
+      if (std::find(known.begin(), known.end(), key) == known.end()) {
+        const std::vector<std::string> names(known.begin(), known.end());
+        return absl::FailedPreconditionError(absl::StrCat(
+            "unknown key `", Path(Excerpt(key)), "`; known here: ", absl::StrJoin(names, ", ")));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  bool Has(std::string_view key) const { return value_.contains(key); }
+
+  absl::StatusOr<ObjectReader> Object(std::string_view key) const {
+    BST_ASSIGN_OR_RETURN(const json* value, Find(key));
+    return ObjectReader(*value, Path(key));
+  }
+
+  absl::StatusOr<int> Int(std::string_view key, int min, int max) const {
+    BST_ASSIGN_OR_RETURN(const json* value, Find(key));
+    // An unsigned value beyond int64_t would come out of get<int64_t>() negative.
+    const bool fits = !value->is_number_unsigned() || value->get<uint64_t>() <= INT32_MAX;
+    if (!value->is_number_integer() || !fits || value->get<int64_t>() < min ||
+        value->get<int64_t>() > max) {
+      return Bad(key, absl::StrCat("an integer from ", min, " to ", max));
+    }
+    return value->get<int>();
+  }
+
+  absl::StatusOr<int> EvenInt(std::string_view key, int min, int max) const {
+    BST_ASSIGN_OR_RETURN(const int value, Int(key, min, max));
+    if (value % 2 != 0) return Bad(key, "even");
+    return value;
+  }
+
+  // A number that stays above 0 when rounded to float32.
+  absl::StatusOr<double> Positive(std::string_view key, double max) const {
+    BST_ASSIGN_OR_RETURN(const json* value, Find(key));
+    if (!value->is_number() || value->get<double>() > max ||
+        !(static_cast<float>(value->get<double>()) > 0.0f)) {
+      return Bad(key, absl::StrCat("a number above 0, at most ", max));
+    }
+    return value->get<double>();
+  }
+
+  absl::StatusOr<bool> Bool(std::string_view key) const {
+    BST_ASSIGN_OR_RETURN(const json* value, Find(key));
+    if (!value->is_boolean()) return Bad(key, "true or false");
+    return value->get<bool>();
+  }
+
+  absl::StatusOr<std::string> String(std::string_view key) const {
+    BST_ASSIGN_OR_RETURN(const json* value, Find(key));
+    if (!value->is_string()) return Bad(key, "a string");
+    return value->get<std::string>();
+  }
+
+  template <typename Enum>
+  absl::StatusOr<Enum> Choice(std::string_view key,
+                              std::initializer_list<NamedValue<Enum>> choices) const {
+    BST_ASSIGN_OR_RETURN(const std::string name, String(key));
+    std::vector<std::string> known, runs;
+    for (const NamedValue<Enum>& choice : choices) {
+      known.push_back(absl::StrCat("\"", std::string(choice.name), "\""));
+      if (choice.value.has_value()) runs.push_back(known.back());
+    }
+    for (const NamedValue<Enum>& choice : choices) {
+      if (choice.name != name) continue;
+      if (choice.value.has_value()) return *choice.value;
+      return absl::UnimplementedError(absl::StrCat(
+          "`", Path(key), "` is \"", name, "\": part of the format, but this build only runs ",
+          absl::StrJoin(runs, ", ")));
+    }
+    return Bad(key, absl::StrCat("one of ", absl::StrJoin(known, ", ")));
+  }
+
+  absl::StatusOr<std::optional<TokenId>> TokenOrNull(std::string_view key, int vocab_size) const {
+    BST_ASSIGN_OR_RETURN(const json* value, Find(key));
+    if (value->is_null()) return std::optional<TokenId>();
+    const absl::StatusOr<int> id = Int(key, 0, vocab_size - 1);
+    if (!id.ok()) return Bad(key, absl::StrCat("null or a token id below ", vocab_size));
+    return std::optional<TokenId>(TokenId(*id));
+  }
+
+  absl::StatusOr<const json*> Find(std::string_view key) const {
+    BST_RETURN_IF_ERROR(CheckIsObject());
+    const auto found = value_.find(key);
+    if (found == value_.end()) {
+      return absl::FailedPreconditionError(absl::StrCat("missing key `", Path(key), "`"));
+    }
+    return &*found;
+  }
+
+  // REQUIRES: Has(key).
+  absl::Status Bad(std::string_view key, std::string_view expected) const {
+    return BadValue(Path(key), *value_.find(key), expected);
+  }
+
+  std::string Path(std::string_view key) const {
+    return absl::StrCat(path_, path_.empty() ? "" : ".", std::string(key));
+  }
+
+ private:
+  static absl::Status BadValue(const std::string& path, const json& value,
+                               std::string_view expected) {
+    return absl::FailedPreconditionError(absl::StrCat("`", path, "` is ", Excerpt(value.dump()),
+                                                      ", must be ", std::string(expected)));
+  }
+
+  absl::Status CheckIsObject() const {
+    if (value_.is_object()) return absl::OkStatus();
+    return BadValue(path_.empty() ? "the document" : path_, value_, "an object");
+  }
+
+  const json& value_;
+  const std::string path_;
+};
+
+absl::StatusOr<AttentionConfig> ReadAttention(const ObjectReader& reader) {
+  BST_RETURN_IF_ERROR(
+      reader.CheckKeys({"scope", "include_self", "empty_prefix", "qk_norm", "position",
+                        "t5_num_buckets", "t5_max_distance", "rope_theta"}));
+  AttentionConfig attention;
+  BST_ASSIGN_OR_RETURN(attention.scope, reader.Choice<AttentionScope>(
+                                            "scope", {{"sliding", AttentionScope::kSliding},
+                                                      {"block", AttentionScope::kBlock}}));
+  BST_ASSIGN_OR_RETURN(attention.include_self, reader.Bool("include_self"));
+  BST_ASSIGN_OR_RETURN(
+      attention.empty_prefix,
+      reader.Choice<EmptyPrefix>(
+          "empty_prefix", {{"masked", EmptyPrefix::kMasked}, {"zeros", EmptyPrefix::kZeros}}));
+  BST_ASSIGN_OR_RETURN(attention.qk_norm, reader.Bool("qk_norm"));
+  BST_ASSIGN_OR_RETURN(attention.position,
+                       reader.Choice<PositionKind>("position", {{"none", PositionKind::kNone},
+                                                                {"t5", PositionKind::kT5},
+                                                                {"rope", PositionKind::kRope}}));
+  BST_ASSIGN_OR_RETURN(attention.t5_num_buckets,
+                       reader.EvenInt("t5_num_buckets", 2, ModelConfig::kMaxT5Distance));
+  BST_ASSIGN_OR_RETURN(attention.t5_max_distance,
+                       reader.Int("t5_max_distance", 1, ModelConfig::kMaxT5Distance));
+  BST_ASSIGN_OR_RETURN(attention.rope_theta,
+                       reader.Positive("rope_theta", ModelConfig::kMaxRopeTheta));
+  if (attention.t5_max_distance <= attention.t5_num_buckets / 2) {
+    return reader.Bad("t5_max_distance", absl::StrCat("more than half of t5_num_buckets, which is ",
+                                                      attention.t5_num_buckets));
+  }
+  if (attention.empty_prefix == EmptyPrefix::kZeros &&
+      attention.scope != AttentionScope::kSliding) {
+    return reader.Bad("empty_prefix", "\"masked\" unless `attention.scope` is \"sliding\"");
+  }
+  return attention;
+}
+
+absl::StatusOr<SsmConfig> ReadSsm(const ObjectReader& reader) {
+  enum class Kernel { kS4d };
+  // The kernel comes first: it decides which other keys there are.
+  BST_RETURN_IF_ERROR(reader
+                          .Choice<Kernel>("kernel", {{"s4d", Kernel::kS4d},
+                                                     {"dss", std::nullopt},
+                                                     {"s4", std::nullopt},
+                                                     {"s5", std::nullopt},
+                                                     {"explicit", std::nullopt}})
+                          .status());
+  BST_RETURN_IF_ERROR(reader.CheckKeys({"kernel", "state_size", "discretization"}));
+  SsmConfig ssm;
+  BST_ASSIGN_OR_RETURN(ssm.state_size, reader.EvenInt("state_size", 2, ModelConfig::kMaxStateSize));
+  if (reader.Has("discretization")) {
+    BST_ASSIGN_OR_RETURN(
+        ssm.discretization,
+        reader.Choice<Discretization>("discretization", {{"zoh", Discretization::kZeroOrderHold},
+                                                         {"bilinear", Discretization::kBilinear}}));
+  }
+  return ssm;
+}
+
+absl::StatusOr<LayerConfig> ReadLayer(const ObjectReader& reader) {
+  LayerConfig layer;
+  BST_ASSIGN_OR_RETURN(layer.type,
+                       reader.Choice<LayerType>("type", {{"transformer", LayerType::kTransformer},
+                                                         {"bst", LayerType::kBst},
+                                                         {"brect", std::nullopt},
+                                                         {"gss", std::nullopt}}));
+  if (layer.type == LayerType::kTransformer) {
+    BST_RETURN_IF_ERROR(reader.CheckKeys({"type"}));
+    return layer;
+  }
+  enum class Context { kSingleHead };
+  BST_RETURN_IF_ERROR(reader
+                          .Choice<Context>("context", {{"single_head", Context::kSingleHead},
+                                                       {"multi_head", std::nullopt},
+                                                       {"multi_filter", std::nullopt}})
+                          .status());
+  BST_RETURN_IF_ERROR(reader.CheckKeys({"type", "context", "ssm"}));
+  BST_ASSIGN_OR_RETURN(const ObjectReader ssm, reader.Object("ssm"));
+  BST_ASSIGN_OR_RETURN(layer.ssm, ReadSsm(ssm));
+  return layer;
+}
+
+struct Layers {
+  std::vector<LayerConfig> layers;
+  absl::Status unimplemented;  // The first layer that is valid but cannot be run; OK if none.
+};
+
+absl::StatusOr<Layers> ReadLayers(const ObjectReader& root) {
+  BST_ASSIGN_OR_RETURN(const json* value, root.Find("layers"));
+  if (!value->is_array() || value->empty() || value->size() > ModelConfig::kMaxLayers) {
+    return root.Bad("layers", absl::StrCat("a list of 1 to ", ModelConfig::kMaxLayers, " layers"));
+  }
+  Layers result;
+  for (size_t i = 0; i < value->size(); ++i) {
+    absl::StatusOr<LayerConfig> layer =
+        ReadLayer(ObjectReader((*value)[i], absl::StrCat("layers[", i, "]")));
+    if (layer.ok()) {
+      result.layers.push_back(*layer);
+    } else if (absl::IsUnimplemented(layer.status())) {
+      result.unimplemented.Update(layer.status());
+    } else {
+      return layer.status();
+    }
+  }
+  return result;
+}
+
+absl::StatusOr<TokenizerConfig> ReadTokenizer(const ObjectReader& reader, int vocab_size) {
+  using Type = TokenizerConfig::Type;
+  TokenizerConfig tokenizer;
+  BST_ASSIGN_OR_RETURN(tokenizer.type,
+                       reader.Choice<Type>("type", {{"byte", Type::kByte},
+                                                    {"sentencepiece", Type::kSentencePiece}}));
+  if (tokenizer.type == Type::kByte) {
+    BST_RETURN_IF_ERROR(reader.CheckKeys({"type"}));
+    if (vocab_size < 256) {
+      return reader.Bad("type", absl::StrCat("\"sentencepiece\" when `vocab_size` is ", vocab_size,
+                                             ": bytes need 256 ids"));
+    }
+    return tokenizer;
+  }
+  BST_RETURN_IF_ERROR(reader.CheckKeys({"type", "file"}));
+  BST_ASSIGN_OR_RETURN(tokenizer.file, reader.String("file"));
+  if (!IsPlainFileName(tokenizer.file)) {
+    return reader.Bad("file", "the name of a file in the checkpoint directory");
+  }
+  return tokenizer;
+}
+
+// Another program's config.json, or one of a later version, is recognised before its keys are.
+absl::Status CheckFormat(const ObjectReader& root) {
+  BST_ASSIGN_OR_RETURN(const std::string model_type, root.String("model_type"));
+  if (model_type != "block_state_transformer") {
+    return root.Bad("model_type", "\"block_state_transformer\"");
+  }
+  return root.Int("format_version", 1, 1).status();
+}
+
+}  // namespace
+
+absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text) {
+  BST_ASSIGN_OR_RETURN(const json document, ParseJson(text));
+  const ObjectReader root(document, "");
+  BST_RETURN_IF_ERROR(CheckFormat(root));
+  BST_RETURN_IF_ERROR(root.CheckKeys(
+      {"model_type", "format_version", "vocab_size", "hidden_size", "num_heads", "head_dim",
+       "ffn_size", "ffn_activation", "window", "norm_eps", "logit_scale", "tie_embeddings",
+       "attention", "layers", "tokenizer", "bos_token_id", "eos_token_id", "pad_token_id"}));
+  ModelConfig config;
+  BST_ASSIGN_OR_RETURN(config.vocab_size, root.Int("vocab_size", 1, ModelConfig::kMaxVocabSize));
+  BST_ASSIGN_OR_RETURN(config.hidden_size, root.Int("hidden_size", 1, ModelConfig::kMaxHiddenSize));
+  BST_ASSIGN_OR_RETURN(config.num_heads, root.Int("num_heads", 1, ModelConfig::kMaxNumHeads));
+  BST_ASSIGN_OR_RETURN(config.head_dim, root.Int("head_dim", 1, ModelConfig::kMaxHeadDim));
+  BST_ASSIGN_OR_RETURN(config.ffn_size, root.Int("ffn_size", 1, ModelConfig::kMaxFfnSize));
+  BST_ASSIGN_OR_RETURN(
+      config.ffn_activation,
+      root.Choice<Activation>("ffn_activation", {{"relu", Activation::kRelu},
+                                                 {"gelu", Activation::kGelu},
+                                                 {"geglu", Activation::kGeglu},
+                                                 {"swiglu", Activation::kSwiglu}}));
+  BST_ASSIGN_OR_RETURN(config.window, root.Int("window", 1, ModelConfig::kMaxWindow));
+  BST_ASSIGN_OR_RETURN(const double norm_eps, root.Positive("norm_eps", 1.0));
+  config.norm_eps = static_cast<float>(norm_eps);
+  BST_ASSIGN_OR_RETURN(const double logit_scale,
+                       root.Positive("logit_scale", ModelConfig::kMaxLogitScale));
+  config.logit_scale = static_cast<float>(logit_scale);
+  BST_ASSIGN_OR_RETURN(config.tie_embeddings, root.Bool("tie_embeddings"));
+
+  BST_ASSIGN_OR_RETURN(const ObjectReader attention, root.Object("attention"));
+  BST_ASSIGN_OR_RETURN(config.attention, ReadAttention(attention));
+  if (config.attention.position == PositionKind::kRope && config.head_dim % 2 != 0) {
+    return root.Bad("head_dim", "even when `attention.position` is \"rope\"");
+  }
+  BST_ASSIGN_OR_RETURN(Layers layers, ReadLayers(root));
+  config.layers = std::move(layers.layers);
+  BST_ASSIGN_OR_RETURN(const ObjectReader tokenizer, root.Object("tokenizer"));
+  BST_ASSIGN_OR_RETURN(config.tokenizer, ReadTokenizer(tokenizer, config.vocab_size));
+  BST_ASSIGN_OR_RETURN(config.bos_token_id, root.TokenOrNull("bos_token_id", config.vocab_size));
+  BST_ASSIGN_OR_RETURN(config.eos_token_id, root.TokenOrNull("eos_token_id", config.vocab_size));
+  BST_ASSIGN_OR_RETURN(config.pad_token_id, root.TokenOrNull("pad_token_id", config.vocab_size));
+  // Last, so that a mistake is reported as one even in a configuration this build could not run.
+  BST_RETURN_IF_ERROR(layers.unimplemented);
+  return config;
+}
+
+}  // namespace bst

@@ -1,0 +1,179 @@
+#include "engine/sampling/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+#include "engine/sampling/filters.h"
+#include "engine/sampling/philox.h"
+#include "engine/sampling/softmax.h"
+
+namespace bst {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+size_t Index(TokenId token) { return static_cast<size_t>(token.value()); }
+
+bool InVocabulary(TokenId token, size_t vocab_size) {
+  return token.value() >= 0 && Index(token) < vocab_size;
+}
+
+// Keeps what bias and penalties compute from finite logits finite; -infinity stays a ban.
+float LimitToFinite(float logit) {
+  constexpr float kMax = std::numeric_limits<float>::max();
+  return logit == -kInfinity ? logit : std::clamp(logit, -kMax, kMax);
+}
+
+// The largest logit of the model. Errors: kInternal when `logits` are no distribution.
+absl::StatusOr<float> CheckedMax(absl::Span<const float> logits) {
+  const LogitRange range = ScanLogits(logits);
+  if (range.has_nan) return absl::InternalError("the model's logits contain NaN");
+  if (!std::isfinite(range.max)) {
+    return absl::InternalError(absl::StrCat("the model's largest logit is ", range.max));
+  }
+  return range.max;
+}
+
+// Likeliest first; an insertion into a short sorted list per token that beats its last.
+std::vector<std::pair<TokenId, float>> TopTokens(absl::Span<const float> logits, int count,
+                                                 double log_sum) {
+  std::vector<std::pair<TokenId, float>> top;
+  const size_t size = std::min(static_cast<size_t>(count), logits.size());
+  top.reserve(size + 1);
+  if (size == 0) return top;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (top.size() == size && !(logits[i] > top.back().second)) continue;
+    const auto after =
+        std::upper_bound(top.begin(), top.end(), logits[i],
+                         [](float x, const auto& entry) { return x > entry.second; });
+    top.insert(after, {TokenId(static_cast<int32_t>(i)), logits[i]});
+    if (top.size() > size) top.pop_back();
+  }
+  for (auto& [token, value] : top) value = static_cast<float>(static_cast<double>(value) - log_sum);
+  return top;
+}
+
+// The result for `token`, given the logarithm of sum_i exp(logit_i).
+SampledToken Describe(absl::Span<const float> logits, TokenId token, int top_logprobs,
+                      double log_sum) {
+  return {token, static_cast<float>(static_cast<double>(logits[Index(token)]) - log_sum),
+          TopTokens(logits, top_logprobs, log_sum)};
+}
+
+// The lowest id whose cumulative weight exceeds u times the total. REQUIRES: some weight is above
+// 0.
+size_t DrawFromWeights(double u, SamplerScratch& scratch) {
+  const std::vector<float>& weights = scratch.weights;
+  const double target = u * SumWeights(weights, scratch.block_sums);
+  // The last block and the last token with any weight, should rounding put the target beyond them.
+  size_t block = 0;
+  double before = 0, sum = 0;
+  for (size_t i = 0; i < scratch.block_sums.size(); ++i) {
+    if (scratch.block_sums[i] == 0) continue;
+    block = i;
+    before = sum;
+    sum += scratch.block_sums[i];
+    if (sum > target) break;
+  }
+  size_t drawn = 0;
+  sum = before;
+  for (size_t i = block * kSumBlock; i < (block + 1) * kSumBlock; ++i) {
+    if (weights[i] == 0) continue;
+    drawn = i;
+    sum += static_cast<double>(weights[i]);
+    if (sum > target) break;
+  }
+  return drawn;
+}
+
+}  // namespace
+
+Sampler::Sampler(Options options, absl::Span<const TokenId> prompt) : options_(std::move(options)) {
+  if (options_.params.repetition_penalty == 1) return;  // Only this one looks at the prompt.
+  for (const TokenId token : prompt) {
+    BST_CHECK(InVocabulary(token, static_cast<size_t>(options_.vocab_size)), "token ",
+              token.value());
+    output_counts_.try_emplace(token, 0);
+  }
+}
+
+bool Sampler::has_penalties() const {
+  const SamplingParams& params = options_.params;
+  return params.repetition_penalty != 1 || params.presence_penalty != 0 ||
+         params.frequency_penalty != 0;
+}
+
+absl::Span<const float> Sampler::Adjust(absl::Span<const float> logits,
+                                        absl::Span<const TokenId> banned,
+                                        SamplerScratch& scratch) const {
+  const SamplingParams& params = options_.params;
+  if (params.logit_bias.empty() && output_counts_.empty() && banned.empty()) return logits;
+  scratch.logits.assign(logits.begin(), logits.end());
+  for (const auto& [token, bias] : params.logit_bias) {
+    float& logit = scratch.logits[Index(token)];
+    logit = LimitToFinite(logit + bias);
+  }
+  for (const auto& [token, count] : output_counts_) {
+    float& logit = scratch.logits[Index(token)];
+    if (params.repetition_penalty != 1) {
+      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    }
+    if (count > 0)
+      logit -= params.presence_penalty + params.frequency_penalty * static_cast<float>(count);
+    logit = LimitToFinite(logit);
+  }
+  for (const TokenId token : banned) {
+    BST_CHECK(InVocabulary(token, logits.size()), "token ", token.value());
+    scratch.logits[Index(token)] = -kInfinity;
+  }
+  return scratch.logits;
+}
+
+absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, uint64_t token_index,
+                                             absl::Span<const TokenId> banned,
+                                             SamplerScratch& scratch) {
+  const SamplingParams& params = options_.params;
+  BST_CHECK(logits.size() == static_cast<size_t>(options_.vocab_size), logits.size(), " logits");
+  BST_ASSIGN_OR_RETURN(const float raw_max, CheckedMax(logits));
+  ComputeWeights(logits, raw_max, 1.0f, scratch.weights);
+  const double log_sum =
+      static_cast<double>(raw_max) + std::log(SumWeights(scratch.weights, scratch.block_sums));
+
+  const absl::Span<const float> adjusted = Adjust(logits, banned, scratch);
+  const bool changed = adjusted.data() != logits.data();
+  const float max = changed ? ScanLogits(adjusted).max : raw_max;
+  if (max == -kInfinity) return absl::InternalError("every token is banned");
+
+  size_t drawn = 0;
+  if (params.temperature == 0) {
+    drawn =
+        static_cast<size_t>(std::find(adjusted.begin(), adjusted.end(), max) - adjusted.begin());
+  } else {
+    if (changed || params.temperature != 1)
+      ComputeWeights(adjusted, max, params.temperature, scratch.weights);
+    ApplyFilters(params, adjusted, max, scratch);
+    drawn =
+        DrawFromWeights(TokenUniform(params.seed, options_.sequence_index, token_index), scratch);
+  }
+  const TokenId token(static_cast<int32_t>(drawn));
+  if (has_penalties()) ++output_counts_[token];
+  return Describe(logits, token, options_.top_logprobs, log_sum);
+}
+
+absl::StatusOr<SampledToken> ScoreToken(absl::Span<const float> logits, TokenId token,
+                                        int top_logprobs, SamplerScratch& scratch) {
+  BST_CHECK(InVocabulary(token, logits.size()), "token ", token.value());
+  BST_ASSIGN_OR_RETURN(const float max, CheckedMax(logits));
+  ComputeWeights(logits, max, 1.0f, scratch.weights);
+  const double log_sum =
+      static_cast<double>(max) + std::log(SumWeights(scratch.weights, scratch.block_sums));
+  return Describe(logits, token, top_logprobs, log_sum);
+}
+
+}  // namespace bst

@@ -1,0 +1,76 @@
+#include <fstream>
+#include <iterator>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "engine/tokenizer/sentencepiece_model.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "engine/tokenizer/utf8.h"
+
+namespace bst {
+namespace {
+
+class SentencePieceTokenizer final : public Tokenizer {
+ public:
+  SentencePieceTokenizer(std::unique_ptr<SentencePieceModel> model, int vocab_size)
+      : model_(std::move(model)), vocab_size_(vocab_size) {
+    const bool drops_first_space = model_->DropsFirstSpace();
+    for (int id = 0; id < model_->num_pieces(); ++id) {
+      pieces_.push_back({model_->PieceBytes(id), drops_first_space && model_->BeginsWithSpace(id)});
+    }
+  }
+
+  absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text) const override {
+    const auto encoded = model_->Encode(DecodeUtf8(text, Utf8Tail::kReplace).text);
+    if (const auto* failure = std::get_if<SentencePieceModel::Failure>(&encoded)) {
+      return absl::InternalError(absl::StrCat("SentencePiece cannot encode: ", failure->message));
+    }
+    std::vector<TokenId> tokens;
+    for (const int id : std::get<std::vector<int>>(encoded)) tokens.emplace_back(id);
+    return tokens;
+  }
+
+  std::string TokenBytes(TokenId token, bool at_start) const override {
+    if (token.value() < 0 || static_cast<size_t>(token.value()) >= pieces_.size()) return "";
+    const Piece& piece = pieces_[static_cast<size_t>(token.value())];
+    return at_start && piece.drops_space ? piece.bytes.substr(1) : piece.bytes;
+  }
+
+  int vocab_size() const override { return vocab_size_; }
+
+ private:
+  struct Piece {
+    std::string bytes;
+    bool drops_space;  // its first byte, a space, is dropped at the start of a text
+  };
+
+  std::unique_ptr<const SentencePieceModel> model_;
+  std::vector<Piece> pieces_;
+  const int vocab_size_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::SentencePiece(const std::string& path,
+                                                                    int vocab_size) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot open"));
+  const std::string serialized((std::istreambuf_iterator<char>(file)),
+                               std::istreambuf_iterator<char>());
+
+  auto loaded = SentencePieceModel::Load(serialized);
+  if (const auto* failure = std::get_if<SentencePieceModel::Failure>(&loaded)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": not a SentencePiece model: ", failure->message));
+  }
+  auto& model = std::get<std::unique_ptr<SentencePieceModel>>(loaded);
+  if (model->num_pieces() > vocab_size) {
+    return absl::FailedPreconditionError(absl::StrCat(path, ": ", model->num_pieces(),
+                                                      " pieces, but the vocabulary has ",
+                                                      vocab_size, " tokens"));
+  }
+  return std::make_unique<SentencePieceTokenizer>(std::move(model), vocab_size);
+}
+
+}  // namespace bst
