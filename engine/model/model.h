@@ -58,7 +58,7 @@ class Model {
   size_t weight_bytes() const;
 
  private:
-  Model(Backend& backend, const ModelOptions& options) : backend_(backend), options_(options) {}
+  Model(Backend& backend, const ModelOptions& options);
 
   Backend& backend_;
   ModelOptions options_;

@@ -1,0 +1,211 @@
+#include "engine/backend/cpu/cpu_attention.h"
+
+#include <algorithm>
+
+#include "engine/tensor/host_convert.h"
+
+namespace bst {
+namespace {
+
+float Widen(float x) { return x; }
+float Widen(BFloat16 x) { return ToFloat(x); }
+void Narrow(float x, float* out) { *out = x; }
+void Narrow(float x, BFloat16* out) { *out = ToBFloat16(x); }
+
+// Keys and values of one head, [tiles][dh][16] and [W][dh padded to 16]: in a ring (Kv) or as a
+// float32 copy for a prompt block.
+template <typename Kv>
+struct HeadKeyValues {
+  Kv* keys;
+  Kv* values;
+  int head_dim;
+  int64_t value_stride;
+
+  void Write(int64_t index, const float* key, const float* value) const {
+    Kv* tile = keys + index / kLanes * head_dim * kLanes + index % kLanes;
+    for (int i = 0; i < head_dim; ++i) Narrow(key[i], tile + i * kLanes);
+    Kv* row = values + index * value_stride;
+    for (int i = 0; i < head_dim; ++i) Narrow(value[i], row + i);
+  }
+  // One index of another's, whatever its type.
+  template <typename From>
+  void Copy(int64_t index, const HeadKeyValues<From>& from) const {
+    const int64_t tile = index / kLanes * head_dim * kLanes + index % kLanes;
+    for (int i = 0; i < head_dim; ++i) Narrow(Widen(from.keys[tile + i * kLanes]), keys + tile + i * kLanes);
+    const int64_t row = index * value_stride;
+    for (int i = 0; i < head_dim; ++i) Narrow(Widen(from.values[row + i]), values + row + i);
+  }
+};
+
+int64_t KeyElements(const AttentionSpec& spec) { return RoundUp(spec.window, kLanes) * spec.head_dim; }
+int64_t ValueStride(const AttentionSpec& spec) { return RoundUp(spec.head_dim, kLanes); }
+int64_t HeadElements(const AttentionSpec& spec) { return KeyElements(spec) + spec.window * ValueStride(spec); }
+
+template <typename Kv>
+HeadKeyValues<Kv> HeadOf(const AttentionSpec& spec, Kv* base) {
+  return {base, base + KeyElements(spec), spec.head_dim, ValueStride(spec)};
+}
+
+template <typename Kv>
+HeadKeyValues<Kv> RingHead(const AttentionSpec& spec, PoolView ring, SlotId slot, int head) {
+  return HeadOf(spec, ring.slot<Kv>(slot) + head * HeadElements(spec));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CpuAttention>> CpuAttention::Pack(CpuContext& context,
+                                                                 const AttentionParameters& parameters) {
+  const AttentionSpec& spec = parameters.spec;
+  auto attention = std::unique_ptr<CpuAttention>(new CpuAttention(spec));
+  attention->has_bias_ = !parameters.bias.empty();
+  const int64_t bias_size = attention->has_bias_ ? 2 * int64_t{spec.window} : 0;
+  BST_ASSIGN_OR_RETURN(attention->tables_,
+                       Buffer::Allocate(static_cast<size_t>(spec.num_heads * (1 + bias_size)) * sizeof(float)));
+  float* table = static_cast<float*>(attention->tables_.data());
+  for (int h = 0; h < spec.num_heads; ++h) *table++ = ElementAsFloat(parameters.scale, h);
+  if (attention->has_bias_) {
+    // A query at offset i needs distances i, i-1, .., nearest for its own block and W-1+nearest, .. for
+    // the block before: a run of the distances in descending order, written twice.
+    const int nearest = spec.include_self ? 0 : 1;
+    for (int h = 0; h < spec.num_heads; ++h) {
+      for (int copy = 0; copy < 2; ++copy) {
+        for (int d = spec.window - 1; d >= 0; --d) {
+          *table++ = ElementAsFloat(parameters.bias, int64_t{h} * (spec.window + 1) + d + nearest);
+        }
+      }
+    }
+  }
+  const auto scratch = static_cast<size_t>(2 * HeadElements(spec) + kMaxQueries * RoundUp(spec.window, kLanes));
+  BST_RETURN_IF_ERROR(context.ReserveScratch(scratch * sizeof(float)));
+  return attention;
+}
+
+size_t CpuAttention::RingBytes(const AttentionSpec& spec) {
+  return static_cast<size_t>(spec.num_heads * HeadElements(spec)) * SizeOf(spec.kv_type);
+}
+
+const float* CpuAttention::bias(int head) const {
+  return has_bias_ ? scale() + spec().num_heads + int64_t{head} * 2 * spec().window : nullptr;
+}
+
+bool CpuAttention::PreviousVisible(int64_t block) const {
+  if (spec().scope == AttentionScope::kBlock) return false;
+  return block > 0 || spec().empty_prefix == EmptyPrefix::kZeros;
+}
+
+AttendTask CpuAttention::HeadTask(int head, float* scores) const {
+  AttendTask task = {};
+  task.window = spec().window;
+  task.head_dim = spec().head_dim;
+  task.value_stride = ValueStride(spec());
+  task.include_self = spec().include_self;
+  task.scale = scale()[head];
+  task.bias = bias(head);
+  task.scores = scores;
+  return task;
+}
+
+void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorView v, absl::Span<const Row> rows,
+                       PoolView ring, TensorView out, std::vector<Segment>& segments) const {
+  const int64_t width = int64_t{spec().num_heads} * spec().head_dim;
+  for (const TensorView& matrix : {k, v, out}) BST_CHECK_SHAPE(matrix, {q.dim(0), width});
+  segments.clear();
+  for (const Row& row : rows) {
+    for (int t = row.begin; t < row.end;) {
+      const int64_t position = row.position + (t - row.begin);
+      const int offset = static_cast<int>(position % spec().window);
+      const int count = std::min(row.end - t, spec().window - offset);
+      segments.push_back({row, position / spec().window, t, offset, count});
+      t += count;
+    }
+  }
+  if (spec().kv_type == DType::kBF16) {
+    RunTyped<BFloat16>(context, q, k, v, rows, ring, out, segments);
+  } else {
+    RunTyped<float>(context, q, k, v, rows, ring, out, segments);
+  }
+}
+
+template <typename Kv>
+void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v, absl::Span<const Row> rows,
+                            PoolView ring, TensorView out, absl::Span<const Segment> segments) const {
+  const int heads = spec().num_heads;
+  context.pool().Run(static_cast<int>(segments.size()) * heads, [&](int index, int thread) {
+    RunSegment<Kv>(context, thread, segments[static_cast<size_t>(index / heads)], index % heads, q, k, v, ring, out);
+  });
+  // Only now that every block of a chunk has read the old ring may its last W tokens replace it.
+  // Single tokens did so on the way.
+  const bool chunks = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.num_tokens() > 1; });
+  if (!chunks) return;
+  context.pool().Run(static_cast<int>(rows.size()) * heads, [&](int index, int) {
+    const Row& row = rows[static_cast<size_t>(index / heads)];
+    if (row.num_tokens() == 1) return;
+    const int head = index % heads;
+    const HeadKeyValues<Kv> head_ring = RingHead<Kv>(spec(), ring, row.slot, head);
+    const int64_t column = int64_t{head} * spec().head_dim;
+    for (int t = std::max(row.begin, row.end - spec().window); t < row.end; ++t) {
+      head_ring.Write((row.position + (t - row.begin)) % spec().window, k.row<float>(t) + column,
+                      v.row<float>(t) + column);
+    }
+  });
+}
+
+template <typename Kv>
+void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& segment, int head, TensorView q,
+                              TensorView k, TensorView v, PoolView ring, TensorView out) const {
+  const int64_t column = int64_t{head} * spec().head_dim;
+  const Row& row = segment.row;
+  const HeadKeyValues<Kv> head_ring = RingHead<Kv>(spec(), ring, row.slot, head);
+  float* scores = context.scratch(thread);
+  AttendTask task = HeadTask(head, scores);
+  task.q = q.row<float>(segment.begin) + column;
+  task.q_stride = q.row_stride();
+  task.out = out.row<float>(segment.begin) + column;
+  task.out_stride = out.row_stride();
+  task.num_queries = segment.count;
+  task.first_offset = segment.offset;
+  task.previous_visible = PreviousVisible(segment.block);
+
+  if (row.num_tokens() == 1) {
+    const float* key = k.row<float>(segment.begin) + column;
+    const float* value = v.row<float>(segment.begin) + column;
+    if (spec().include_self) head_ring.Write(segment.offset, key, value);
+    task.current_keys = task.previous_keys = head_ring.keys;
+    task.current_values = task.previous_values = head_ring.values;
+    (sizeof(Kv) == sizeof(float) ? context.kernels().attend_f32 : context.kernels().attend_bf16)(task);
+    if (!spec().include_self) head_ring.Write(segment.offset, key, value);
+    return;
+  }
+
+  // Float32 copies of the two blocks, the values rounded as the ring will round them. What precedes
+  // the row comes from the ring, the rest from the row itself.
+  float* copies = scores + kMaxQueries * RoundUp(spec().window, kLanes);
+  const HeadKeyValues<float> current = HeadOf(spec(), copies);
+  const HeadKeyValues<float> previous = HeadOf(spec(), copies + HeadElements(spec()));
+  const auto fill = [&](const HeadKeyValues<float>& copy, int64_t block, int begin, int end) {
+    for (int j = begin; j < end; ++j) {
+      const int64_t in_row = block * spec().window + j - row.position;
+      if (in_row < 0) {
+        copy.Copy(j, head_ring);
+        continue;
+      }
+      const int64_t t = row.begin + in_row;
+      copy.Write(j, k.row<float>(t) + column, v.row<float>(t) + column);
+      if constexpr (sizeof(Kv) != sizeof(float)) {
+        float* tile = copy.keys + j / kLanes * spec().head_dim * kLanes + j % kLanes;
+        for (int i = 0; i < spec().head_dim; ++i) tile[i * kLanes] = ToFloat(ToBFloat16(tile[i * kLanes]));
+        float* values = copy.values + j * copy.value_stride;
+        for (int i = 0; i < spec().head_dim; ++i) values[i] = ToFloat(ToBFloat16(values[i]));
+      }
+    }
+  };
+  fill(current, segment.block, 0, segment.offset + segment.count);
+  if (task.previous_visible) fill(previous, segment.block - 1, segment.offset, spec().window);
+  task.current_keys = current.keys;
+  task.current_values = current.values;
+  task.previous_keys = previous.keys;
+  task.previous_values = previous.values;
+  context.kernels().attend_f32(task);
+}
+
+}  // namespace bst

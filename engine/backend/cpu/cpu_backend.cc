@@ -1,0 +1,234 @@
+#include "engine/backend/cpu/cpu_backend.h"
+
+#include <sched.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/cpu/cpu_attention.h"
+#include "engine/backend/cpu/cpu_context.h"
+#include "engine/backend/cpu/cpu_linear.h"
+#include "engine/backend/cpu/cpu_ssm.h"
+#include "engine/tensor/host_convert.h"
+
+namespace bst {
+namespace {
+
+class CpuEmbedding : public EmbeddingWeights {
+ public:
+  static absl::StatusOr<std::unique_ptr<CpuEmbedding>> Pack(TensorView table, DType type) {
+    BST_ASSIGN_OR_RETURN(Buffer buffer,
+                         Buffer::Allocate(static_cast<size_t>(table.shape().num_elements()) * SizeOf(type)));
+    const TensorView packed = buffer.View(type, table.shape());
+    for (int64_t i = 0; i < table.shape().num_elements(); ++i) {
+      const float x = ElementAsFloat(table, i);
+      if (type == DType::kBF16) {
+        packed.as<BFloat16>()[i] = ToBFloat16(x);
+      } else {
+        packed.as<float>()[i] = x;
+      }
+    }
+    return std::unique_ptr<CpuEmbedding>(new CpuEmbedding(std::move(buffer), packed));
+  }
+  const TensorView& table() const { return table_; }
+  size_t bytes() const override { return buffer_.bytes(); }
+
+ private:
+  CpuEmbedding(Buffer buffer, TensorView table) : buffer_(std::move(buffer)), table_(table) {}
+  Buffer buffer_;
+  TensorView table_;  // [V, D]
+};
+
+// Rows of an elementwise operator that one task takes: enough that handing it out costs nothing.
+constexpr int64_t kTaskElements = 16'384;
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(CpuIsa isa, int threads)
+      : isa_(isa), context_(isa == CpuIsa::kAvx512 ? Avx512Kernels() : Avx2Kernels(), threads) {}
+
+  std::string name() const override {
+    return absl::StrCat("cpu (", std::string(Name(isa_)), ", ", num_threads(), num_threads() == 1 ? " thread)" : " threads)");
+  }
+  int num_threads() const override { return threads(); }
+
+  absl::StatusOr<Buffer> Allocate(size_t bytes) override { return Buffer::Allocate(bytes); }
+
+  absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table, DType type) override {
+    return CpuEmbedding::Pack(table, type);
+  }
+  absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(absl::Span<const TensorView> parts, DType type) override {
+    return CpuLinear::Pack(context_, parts, type);
+  }
+  absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(const AttentionParameters& parameters) override {
+    return CpuAttention::Pack(context_, parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) override {
+    return CpuSsm::Pack(parameters);
+  }
+  absl::StatusOr<Buffer> PackVector(TensorView vector) override {
+    const std::vector<float> values = ToFloats(vector);
+    BST_ASSIGN_OR_RETURN(Buffer buffer, Buffer::Allocate(values.size() * sizeof(float)));
+    std::memcpy(buffer.data(), values.data(), values.size() * sizeof(float));
+    return buffer;
+  }
+
+  size_t RingBytes(const AttentionSpec& spec) const override { return CpuAttention::RingBytes(spec); }
+  size_t SsmStateBytes(const SsmWeights& weights) const override {
+    return dynamic_cast<const CpuSsm&>(weights).state_bytes();
+  }
+  void ClearSlot(PoolView pool, SlotId slot) override { std::memset(pool.slot<std::byte>(slot), 0, pool.slot_bytes); }
+
+  void Embed(const EmbeddingWeights& weights, absl::Span<const TokenId> tokens, TensorView out) override {
+    const TensorView& table = dynamic_cast<const CpuEmbedding&>(weights).table();
+    const int64_t dim = table.dim(1);
+    BST_CHECK_SHAPE(out, {static_cast<int64_t>(tokens.size()), dim});
+    for (size_t t = 0; t < tokens.size(); ++t) {
+      float* row = out.row<float>(static_cast<int64_t>(t));
+      if (table.dtype() == DType::kBF16) {
+        const BFloat16* from = table.row<BFloat16>(tokens[t].value());
+        for (int64_t i = 0; i < dim; ++i) row[i] = ToFloat(from[i]);
+      } else {
+        std::memcpy(row, table.row<float>(tokens[t].value()), static_cast<size_t>(dim) * sizeof(float));
+      }
+    }
+  }
+
+  void RmsNorm(TensorView x, TensorView gain, float epsilon, TensorView out) override {
+    BST_CHECK_SHAPE(gain, {x.dim(1)});
+    BST_CHECK_SHAPE(out, {x.dim(0), x.dim(1)});
+    ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
+      kernels().rms_norm(x.row<float>(t), gain.as<float>(), epsilon, static_cast<int>(x.dim(1)), out.row<float>(t));
+    });
+  }
+
+  void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options, TensorView out) override {
+    dynamic_cast<const CpuLinear&>(weights).Run(context_, x, options, out);
+  }
+
+  void Gate(TensorView x, GateActivation activation, TensorView out) override {
+    BST_CHECK_SHAPE(x, {out.dim(0), 2 * out.dim(1)});
+    const auto kernel = activation == GateActivation::kGelu ? kernels().gate_gelu : kernels().gate_silu;
+    ForEachRow(x.dim(0), x.dim(1),
+               [&](int64_t t) { kernel(x.row<float>(t), static_cast<int>(out.dim(1)), out.row<float>(t)); });
+  }
+
+  void NormalizeHeads(TensorView x, int head_dim) override {
+    BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
+    ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
+      kernels().normalize_heads(x.row<float>(t), static_cast<int>(x.dim(1) / head_dim), head_dim);
+    });
+  }
+
+  void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override {
+    const int64_t half = table.dim(1) / 2;
+    if (frequencies_theta_ != theta || static_cast<int64_t>(frequencies_.size()) != half) {
+      frequencies_.resize(static_cast<size_t>(half));  // once per model: these are fixed by it
+      for (int64_t j = 0; j < half; ++j) {
+        frequencies_[static_cast<size_t>(j)] =
+            std::pow(theta, -2.0 * static_cast<double>(j) / static_cast<double>(2 * half));
+      }
+      frequencies_theta_ = theta;
+    }
+    for (const Row& row : rows) {
+      ForEachRow(row.num_tokens(), 16 * table.dim(1), [&](int64_t i) {
+        float* out = table.row<float>(row.begin + i);
+        for (int64_t j = 0; j < half; ++j) {
+          const double angle = static_cast<double>(row.position + i) * frequencies_[static_cast<size_t>(j)];
+          out[j] = static_cast<float>(std::cos(angle));
+          out[half + j] = static_cast<float>(std::sin(angle));
+        }
+      });
+    }
+  }
+
+  void Rotate(TensorView x, int head_dim, TensorView table) override {
+    BST_CHECK_SHAPE(table, {x.dim(0), head_dim});
+    const int64_t half = head_dim / 2;
+    ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
+      const float* cosines = table.row<float>(t);
+      const float* sines = cosines + half;
+      for (int64_t h = 0; h < x.dim(1); h += head_dim) {
+        float* v = x.row<float>(t) + h;
+        for (int64_t j = 0; j < half; ++j) {
+          const float a = v[j], b = v[j + half];
+          v[j] = a * cosines[j] - b * sines[j];
+          v[j + half] = b * cosines[j] + a * sines[j];
+        }
+      }
+    });
+  }
+
+  void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v, absl::Span<const Row> rows,
+                 PoolView ring, TensorView out) override {
+    dynamic_cast<const CpuAttention&>(weights).Run(context_, q, k, v, rows, ring, out, segments_);
+  }
+
+  void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state, TensorView y) override {
+    dynamic_cast<const CpuSsm&>(weights).Run(context_, u, rows, state, y);
+  }
+
+  void GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) override {
+    BST_CHECK_SHAPE(out, {static_cast<int64_t>(indices.size()), x.dim(1)});
+    for (size_t i = 0; i < indices.size(); ++i) {
+      std::memcpy(out.row<float>(static_cast<int64_t>(i)), x.row<float>(indices[i]),
+                  static_cast<size_t>(x.dim(1)) * sizeof(float));
+    }
+  }
+
+  void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets, absl::Span<float> logprobs) override {
+    BST_CHECK(static_cast<size_t>(logits.dim(0)) == targets.size() && targets.size() == logprobs.size());
+    ForEachRow(logits.dim(0), 16 * logits.dim(1), [&](int64_t i) {
+      const float* row = logits.row<float>(i);
+      const double sum = kernels().log_sum_exp(row, static_cast<int>(logits.dim(1)));
+      const auto index = static_cast<size_t>(i);
+      logprobs[index] = static_cast<float>(static_cast<double>(row[targets[index].value()]) - sum);
+    });
+  }
+
+  absl::Status Sync() override { return absl::OkStatus(); }
+
+ private:
+  const CpuKernels& kernels() const { return context_.kernels(); }
+  int threads() const { return num_threads_; }
+
+  // body(row) for each row; `row_cost` in elements decides how many rows make a task.
+  template <typename Body>
+  void ForEachRow(int64_t rows, int64_t row_cost, const Body& body) {
+    const int64_t step = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, row_cost));
+    context_.pool().Run(static_cast<int>((rows + step - 1) / step), [&](int index, int) {
+      for (int64_t t = index * step; t < std::min(rows, (index + 1) * step); ++t) body(t);
+    });
+  }
+
+  CpuIsa isa_;
+  CpuContext context_;
+  int num_threads_ = context_.pool().num_threads();
+  std::vector<CpuAttention::Segment> segments_;
+  std::vector<double> frequencies_;  // of the rotary angles, for frequencies_theta_
+  double frequencies_theta_ = 0;
+};
+
+int ProcessorsOfThisProcess() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options) {
+  if (options.threads < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("threads is ", options.threads, "; it must be 0 (all) or more"));
+  }
+  const CpuIsa best = DetectCpuIsa();
+  const CpuIsa isa = options.isa.value_or(best);
+  if (isa == CpuIsa::kNone || isa > best) {
+    return absl::UnimplementedError("the cpu backend needs a processor with AVX2 and FMA; use the reference backend");
+  }
+  return std::make_unique<CpuBackend>(isa, options.threads == 0 ? ProcessorsOfThisProcess() : options.threads);
+}
+
+}  // namespace bst

@@ -1,0 +1,31 @@
+// The CPU backend: threads and vector instructions (AVX2 or AVX-512), chosen once when it is made.
+//
+// Activations are float32. Linear layers take F32 or BF16 weights; with BF16 the inputs are rounded
+// to BF16 and products summed in float32. Rings hold F32 or BF16 in the layout of kernels.h.
+//
+// The README beside this file holds the decisions and the measurements.
+//
+// Threads   Engine thread only; workers of its own.
+// Tested by tests/engine/backend/agreement_test.cc, batch_law_test.cc (every instruction set that the
+//           machine has)
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "absl/status/statusor.h"
+#include "engine/backend/backend.h"
+#include "engine/backend/cpu/cpu_isa.h"
+
+namespace bst {
+
+struct CpuOptions {
+  int threads = 0;             // 0: all processors this process may run on
+  std::optional<CpuIsa> isa;   // unset: the best there is; tests ask for each
+};
+
+// Errors: kUnimplemented when the processor lacks AVX2 and FMA, or the instruction set asked for;
+//         kInvalidArgument for a negative number of threads.
+absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options = {});
+
+}  // namespace bst

@@ -1,0 +1,42 @@
+// What every operator of the CPU backend works with: kernels, threads and scratch memory per thread.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/backend/cpu/kernels.h"
+#include "engine/backend/cpu/thread_pool.h"
+#include "engine/base/status_macros.h"
+#include "engine/tensor/buffer.h"
+
+namespace bst {
+
+class CpuContext {
+ public:
+  CpuContext(const CpuKernels& kernels, int num_threads)
+      : kernels_(kernels), pool_(num_threads), scratch_(static_cast<size_t>(num_threads)) {}
+
+  const CpuKernels& kernels() const { return kernels_; }
+  ThreadPool& pool() { return pool_; }
+
+  // At load: no operator will ask for more scratch than was reserved for its weights.
+  absl::Status ReserveScratch(size_t bytes) {
+    for (Buffer& buffer : scratch_) {
+      if (buffer.bytes() >= bytes) continue;
+      BST_ASSIGN_OR_RETURN(buffer, Buffer::Allocate(bytes));
+    }
+    return absl::OkStatus();
+  }
+  float* scratch(int thread) { return static_cast<float*>(scratch_[static_cast<size_t>(thread)].data()); }
+
+ private:
+  const CpuKernels& kernels_;
+  ThreadPool pool_;
+  std::vector<Buffer> scratch_;  // one per thread
+};
+
+inline int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+}  // namespace bst

@@ -1,0 +1,104 @@
+// CpuKernels: the inner loops of the CPU backend for one instruction set, chosen once.
+//
+// One source (kernels.inl) written over a sixteen-lane vector type is compiled once per instruction
+// set. The packed layouts are the same for all of them:
+//
+//   linear F32    [panels][K][32]           panel p holds outputs 32 p .. 32 p + 31
+//   linear BF16   [panels][K / 2][32][2]    pairs along K, K padded with zeros to an even number
+//   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
+//                 indices 16 j .. 16 j + 15
+//   ssm weights   [groups][M][6][16]        re, im of E, B, C for features 16 g .. 16 g + 15; then d [groups][16]
+//   ssm state     [groups][M][2][16]
+//
+// Batch law: each output element is one fixed sequence of operations, whatever the number of rows: a
+// linear layer adds along K one by one; a score adds along dh one by one; attention adds values in
+// ring order.
+//
+// Threads   Pure functions over the memory they are given.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/tensor/dtype.h"
+
+namespace bst {
+
+inline constexpr int kLanes = 16;        // of the vector type
+inline constexpr int kPanelOutputs = 32; // of the linear layers' packed weights
+
+enum class CpuEpilogue { kStore, kRelu, kGelu, kAdd };
+
+// out[r][o] = epilogue(sum_k x[r][k] w[o][k]) for rows [0, num_rows) and panels [first, last).
+struct LinearTask {
+  const float* x;         // [rows][x_stride]; for BF16 weights already rounded to BF16
+  int64_t x_stride;
+  const void* weights;    // packed, from panel 0 on
+  int in_features;        // K
+  int out_features;       // of the whole layer
+  float* out;
+  int64_t out_stride;
+  int num_rows;
+  int first_panel, last_panel;
+  CpuEpilogue epilogue;
+  float scale;            // kStore
+};
+
+// Attention of `num_queries` queries of one head at consecutive offsets of one block.
+// Ring index j is read from `current` where it belongs to the query's own block, from `previous`
+// where it belongs to the block before; in decode both are the ring itself.
+struct AttendTask {
+  const void* current_keys;     // [tiles][dh][16]
+  const void* current_values;   // [W][value_stride]
+  const void* previous_keys;
+  const void* previous_values;
+  bool previous_visible;        // false: scope block, or nothing before the document
+  const float* q;               // [num_queries][q_stride]
+  int64_t q_stride;
+  float* out;                   // [num_queries][out_stride]
+  int64_t out_stride;
+  int num_queries;
+  int first_offset;             // i of the first query
+  int window, head_dim;
+  int64_t value_stride;
+  bool include_self;
+  float scale;
+  const float* bias;            // [2 W] by window position, see AttentionBias; nullptr: none
+  float* scores;                // scratch, [kMaxQueries][W padded to 16]
+};
+inline constexpr int kMaxQueries = 6;  // that one pass over the keys serves
+
+// One feature group of one row.
+struct SsmTask {
+  const float* weights;  // [M][6][16] of the group
+  const float* d;        // [16] of the group
+  float* state;          // [M][2][16] of the group
+  const float* u;        // first token's first feature of the group
+  int64_t u_stride;
+  float* y;
+  int64_t y_stride;
+  int num_tokens;
+  int num_modes;
+  int num_features;      // of this group, 1 .. 16
+};
+
+struct CpuKernels {
+  void (*linear_f32)(const LinearTask& task);
+  void (*linear_bf16)(const LinearTask& task);
+  void (*round_to_bf16)(const float* in, float* out, int64_t n);
+  void (*attend_f32)(const AttendTask& task);   // keys and values in float32
+  void (*attend_bf16)(const AttendTask& task);  // in BF16
+  void (*ssm)(const SsmTask& task);
+  // out = gain * x / sqrt(mean(x^2) + epsilon)
+  void (*rms_norm)(const float* x, const float* gain, float epsilon, int dim, float* out);
+  void (*normalize_heads)(float* x, int num_heads, int head_dim);
+  void (*gate_gelu)(const float* x, int width, float* out);
+  void (*gate_silu)(const float* x, int width, float* out);
+  // log sum_v exp(x[v])
+  double (*log_sum_exp)(const float* x, int n);
+};
+
+const CpuKernels& Avx2Kernels();
+const CpuKernels& Avx512Kernels();
+
+}  // namespace bst

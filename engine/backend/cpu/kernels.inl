@@ -1,0 +1,439 @@
+// The kernels, written over V16. Included by kernels_<isa>.cc inside a target region.
+
+// ---------------------------------------------------------------- elementary functions
+
+// e^x to 2 ulp for x in [-87, 88]; below, about 1e-38. Cody and Waite's reduction, x = n ln 2 + r with
+// ln 2 in two parts, then the degree-6 Taylor polynomial on |r| <= 0.35 (remainder 1.5e-7 * 2^-3).
+inline V16 Exp(V16 x) {
+  x = Max(Set1(-87.0f), x);  // in this order a NaN stays one
+  const V16 n = Round(x * Set1(1.44269504089f));
+  V16 r = NegFma(n, Set1(0.693359375f), x);
+  r = NegFma(n, Set1(-2.12194440e-4f), r);
+  V16 p = Set1(1.0f / 720.0f);
+  p = Fma(p, r, Set1(1.0f / 120.0f));
+  p = Fma(p, r, Set1(1.0f / 24.0f));
+  p = Fma(p, r, Set1(1.0f / 6.0f));
+  p = Fma(p, r, Set1(0.5f));
+  p = Fma(p, r, Set1(1.0f));
+  p = Fma(p, r, Set1(1.0f));
+  return ScaleByPowerOfTwo(p, n);
+}
+
+// erf(x) with absolute error below 2e-7: Abramowitz and Stegun 7.1.26.
+inline V16 Erf(V16 x) {
+  const V16 a = Abs(x);
+  const V16 t = Set1(1.0f) / Fma(Set1(0.3275911f), a, Set1(1.0f));
+  V16 p = Set1(1.061405429f);
+  p = Fma(p, t, Set1(-1.453152027f));
+  p = Fma(p, t, Set1(1.421413741f));
+  p = Fma(p, t, Set1(-0.284496736f));
+  p = Fma(p, t, Set1(0.254829592f));
+  const V16 tail = p * t * Exp(Zero() - a * a);
+  return CopySign(Set1(1.0f) - tail, x);
+}
+
+inline V16 Gelu(V16 x) {
+  const V16 half = x * Set1(0.5f);
+  return Fma(half, Erf(x * Set1(0.70710678f)), half);
+}
+
+inline V16 Silu(V16 x) { return x / (Set1(1.0f) + Exp(Min(Set1(87.0f), Zero() - x))); }
+
+// ---------------------------------------------------------------- linear layers
+
+inline void StoreOutputs(const LinearTask& task, float* out, V16 sum, int n) {
+  switch (task.epilogue) {
+    case CpuEpilogue::kStore: sum = sum * Set1(task.scale); break;
+    case CpuEpilogue::kRelu: sum = Max(Zero(), sum); break;  // NaN stays
+    case CpuEpilogue::kGelu: sum = Gelu(sum); break;
+    case CpuEpilogue::kAdd: sum = sum + LoadPartial(out, n); break;
+  }
+  if (n == kLanes) {
+    Store(out, sum);
+  } else {
+    StorePartial(out, sum, n);
+  }
+}
+
+inline int64_t PanelElements(const float*, int k) { return int64_t{k} * kPanelOutputs; }
+inline int64_t PanelElements(const BFloat16*, int k) { return int64_t{(k + 1) / 2 * 2} * kPanelOutputs; }
+
+// Rows x (32 * Panels) outputs in registers; each output is one chain of additions along K.
+template <typename Weight, int Rows, int Panels>
+inline void LinearTile(const LinearTask& task, int row, int panel) {
+  V16 sum[Rows][2 * Panels];
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Zero();
+  }
+  const int k_size = task.in_features;
+  const int64_t panel_size = PanelElements(static_cast<const Weight*>(nullptr), k_size);
+  const Weight* w = static_cast<const Weight*>(task.weights) + panel * panel_size;
+  const float* x = task.x + row * task.x_stride;
+  if constexpr (sizeof(Weight) == sizeof(float)) {
+    for (int k = 0; k < k_size; ++k) {
+      V16 b[2 * Panels];
+      for (int c = 0; c < 2 * Panels; ++c) b[c] = Load(w + (c / 2) * panel_size + k * kPanelOutputs + (c % 2) * kLanes);
+      for (int r = 0; r < Rows; ++r) {
+        const V16 a = Set1(x[r * task.x_stride + k]);
+        for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Fma(a, b[c], sum[r][c]);
+      }
+    }
+  } else {
+    for (int k = 0; k < k_size; k += 2) {
+      V16Pair b[2 * Panels];
+      for (int c = 0; c < 2 * Panels; ++c) {
+        b[c] = LoadPairs(w + (c / 2) * panel_size + k * kPanelOutputs + (c % 2) * 2 * kLanes);
+      }
+      for (int r = 0; r < Rows; ++r) {
+        const V16 a = Set1(x[r * task.x_stride + k]);
+        for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Fma(a, b[c].low, sum[r][c]);
+      }
+      if (k + 1 == k_size) break;  // K is odd: the last pair is half padding
+      for (int r = 0; r < Rows; ++r) {
+        const V16 a = Set1(x[r * task.x_stride + k + 1]);
+        for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Fma(a, b[c].high, sum[r][c]);
+      }
+    }
+  }
+  for (int c = 0; c < 2 * Panels; ++c) {
+    const int first = panel * kPanelOutputs + c * kLanes;
+    const int n = std::min(kLanes, task.out_features - first);
+    if (n <= 0) break;
+    for (int r = 0; r < Rows; ++r) StoreOutputs(task, task.out + (row + r) * task.out_stride + first, sum[r][c], n);
+  }
+}
+
+// `rows` of one panel, 1 <= rows <= Rows.
+template <typename Weight, int Rows>
+void LinearTileOf(const LinearTask& task, int row, int rows, int panel) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return LinearTileOf<Weight, Rows - 1>(task, row, rows, panel);
+  }
+  LinearTile<Weight, Rows, 1>(task, row, panel);
+}
+
+// So few rows leave registers free for several panels at once, whose independent sums hide the
+// latency. 1 <= num_rows <= Rows.
+template <typename Weight, int Rows>
+void LinearFewRows(const LinearTask& task) {
+  if constexpr (Rows > 1) {
+    if (task.num_rows < Rows) return LinearFewRows<Weight, Rows - 1>(task);
+  }
+  constexpr int kPanels = std::max(1, std::min(4, kMaxTileRows / Rows));
+  int panel = task.first_panel;
+  for (; panel + kPanels <= task.last_panel; panel += kPanels) LinearTile<Weight, Rows, kPanels>(task, 0, panel);
+  for (; panel < task.last_panel; ++panel) LinearTile<Weight, Rows, 1>(task, 0, panel);
+}
+
+template <typename Weight>
+void LinearKernel(const LinearTask& task) {
+  constexpr int kFewRows = std::max(1, kMaxTileRows / 2);
+  if (task.num_rows <= kFewRows) return LinearFewRows<Weight, kFewRows>(task);
+  // A panel stays in the cache while the rows pass over it, in tiles of nearly equal height.
+  const int tiles = (task.num_rows + kMaxTileRows - 1) / kMaxTileRows;
+  for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
+    for (int tile = 0; tile < tiles; ++tile) {
+      const int row = task.num_rows * tile / tiles;
+      LinearTileOf<Weight, kMaxTileRows>(task, row, task.num_rows * (tile + 1) / tiles - row, panel);
+    }
+  }
+}
+
+void RoundToBFloat16Kernel(const float* in, float* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(out + i, RoundToBFloat16(Load(in + i)));
+  if (i < n) {
+    const int rest = static_cast<int>(n - i);
+    StorePartial(out + i, RoundToBFloat16(LoadPartial(in + i, rest)), rest);
+  }
+}
+
+// ---------------------------------------------------------------- attention
+
+// Which ring indices the query at offset i finds in its own block: [0, CurrentEnd).
+inline int CurrentEnd(const AttendTask& task, int offset) { return offset + (task.include_self ? 1 : 0); }
+
+// Scores of `Queries` queries against one tile of 16 keys: sums along dh one by one.
+template <typename Kv, int Queries>
+inline void TileDots(const AttendTask& task, const Kv* keys, int query, V16* dots) {
+  for (int r = 0; r < Queries; ++r) dots[r] = Zero();
+  const float* q = task.q + query * task.q_stride;
+  for (int i = 0; i < task.head_dim; ++i) {
+    const V16 key = Load(keys + i * kLanes);
+    for (int r = 0; r < Queries; ++r) dots[r] = Fma(Set1(q[r * task.q_stride + i]), key, dots[r]);
+  }
+}
+
+// Several tiles of one query at once: independent sums hide the latency.
+template <typename Kv, int Tiles>
+inline void QueryDots(const AttendTask& task, const Kv* keys, int query, V16* dots) {
+  for (int c = 0; c < Tiles; ++c) dots[c] = Zero();
+  const float* q = task.q + query * task.q_stride;
+  const int64_t tile_size = int64_t{task.head_dim} * kLanes;
+  for (int i = 0; i < task.head_dim; ++i) {
+    const V16 a = Set1(q[i]);
+    for (int c = 0; c < Tiles; ++c) dots[c] = Fma(a, Load(keys + c * tile_size + i * kLanes), dots[c]);
+  }
+}
+
+// Score of one tile from its dot products; indices that the query does not see become -infinity.
+inline V16 TileScore(const AttendTask& task, V16 dot, int first_index, int offset) {
+  if (task.bias != nullptr) {
+    const int base = task.include_self ? task.window - 1 - offset : task.window - offset;
+    dot = dot + LoadPartial(task.bias + base + first_index, std::min(kLanes, task.window - first_index));
+  }
+  const V16 score = dot * Set1(task.scale);
+  const int visible = task.previous_visible ? task.window : CurrentEnd(task, offset);
+  const int n = std::clamp(visible - first_index, 0, kLanes);
+  return n == kLanes ? score : SelectFirst(n, score, Set1(-INFINITY));
+}
+
+// scores[0, padded W) become weights exp(s - max); returns 1 / sum, or 0 when nothing is visible.
+inline float SoftmaxWeights(const AttendTask& task, float* scores, int visible) {
+  const int padded = (task.window + kLanes - 1) / kLanes * kLanes;
+  const int end = (visible + kLanes - 1) / kLanes * kLanes;
+  V16 largest = Set1(-INFINITY);
+  for (int j = 0; j < end; j += kLanes) largest = Max(largest, Load(scores + j));
+  const float top = ReduceMax(largest);
+  for (int j = end; j < padded; j += kLanes) Store(scores + j, Zero());
+  if (visible == 0) return 0.0f;
+  V16 sum = Zero();
+  for (int j = 0; j < end; j += kLanes) {
+    const V16 p = SelectFirst(std::min(kLanes, visible - j), Exp(Load(scores + j) - Set1(top)), Zero());
+    Store(scores + j, p);
+    sum = sum + p;
+  }
+  return 1.0f / ReduceAdd(sum);
+}
+
+// out += weights * values over ring indices [begin, end), in order, for Queries queries and
+// Vectors * 16 columns.
+template <typename Kv, int Queries, int Vectors>
+inline void AddValues(const AttendTask& task, const Kv* values, int begin, int end, int64_t padded, int query,
+                      V16 (&sum)[Queries][Vectors]) {
+  const float* weights = task.scores + query * padded;
+  for (int j = begin; j < end; ++j) {
+    V16 value[Vectors];
+    for (int c = 0; c < Vectors; ++c) value[c] = Load(values + j * task.value_stride + c * kLanes);
+    for (int r = 0; r < Queries; ++r) {
+      const V16 p = Set1(weights[r * padded + j]);
+      for (int c = 0; c < Vectors; ++c) sum[r][c] = Fma(p, value[c], sum[r][c]);
+    }
+  }
+}
+
+// Columns [column, column + 16 Vectors) of the outputs of Queries queries.
+template <typename Kv, int Queries, int Vectors>
+inline void WeightedValues(const AttendTask& task, int query, int column, const float* normalizer) {
+  const int64_t padded = (task.window + kLanes - 1) / kLanes * kLanes;
+  const Kv* current = static_cast<const Kv*>(task.current_values) + column;
+  const Kv* previous = static_cast<const Kv*>(task.previous_values) + column;
+  V16 sum[Queries][Vectors];
+  for (int r = 0; r < Queries; ++r) {
+    for (int c = 0; c < Vectors; ++c) sum[r][c] = Zero();
+  }
+  // Indices below `low` are the own block's for all queries, from `high` on the previous one's; in
+  // between each query has its own border.
+  const int low = CurrentEnd(task, task.first_offset + query);
+  const int high = low + Queries - 1;
+  AddValues<Kv, Queries, Vectors>(task, current, 0, low, padded, query, sum);
+  for (int j = low; j < high; ++j) {
+    for (int r = 0; r < Queries; ++r) {
+      const bool own = j < low + r;
+      if (!own && !task.previous_visible) continue;
+      const Kv* value = (own ? current : previous) + j * task.value_stride;
+      const V16 p = Set1(task.scores[(query + r) * padded + j]);
+      for (int c = 0; c < Vectors; ++c) sum[r][c] = Fma(p, Load(value + c * kLanes), sum[r][c]);
+    }
+  }
+  if (task.previous_visible) AddValues<Kv, Queries, Vectors>(task, previous, high, task.window, padded, query, sum);
+  for (int r = 0; r < Queries; ++r) {
+    for (int c = 0; c < Vectors; ++c) {
+      const int first = column + c * kLanes;
+      float* out = task.out + (query + r) * task.out_stride + first;
+      const V16 o = sum[r][c] * Set1(normalizer[r]);
+      const int n = std::min(kLanes, task.head_dim - first);
+      if (n == kLanes) {
+        Store(out, o);
+      } else {
+        StorePartial(out, o, n);
+      }
+    }
+  }
+}
+
+template <typename Kv, int Queries>
+inline void AttendQueries(const AttendTask& task, int query) {
+  const int64_t padded = (task.window + kLanes - 1) / kLanes * kLanes;
+  const int64_t tile_size = int64_t{task.head_dim} * kLanes;
+  const Kv* current = static_cast<const Kv*>(task.current_keys);
+  const Kv* previous = static_cast<const Kv*>(task.previous_keys);
+  const int offset = task.first_offset + query;
+  const int low = CurrentEnd(task, offset), high = low + Queries - 1;
+  const int visible_end = task.previous_visible ? task.window : high;
+  int j = 0;
+  if constexpr (Queries == 1) {
+    // The decode case: current and previous are one ring, all of it in order.
+    constexpr int kTiles = 8;
+    while (current == previous && j + kTiles * kLanes <= visible_end) {
+      V16 dots[kTiles];
+      QueryDots<Kv, kTiles>(task, current + j / kLanes * tile_size, query, dots);
+      for (int c = 0; c < kTiles; ++c) {
+        Store(task.scores + query * padded + j + c * kLanes, TileScore(task, dots[c], j + c * kLanes, offset));
+      }
+      j += kTiles * kLanes;
+    }
+  }
+  for (; j < visible_end; j += kLanes) {
+    const int64_t tile = j / kLanes * tile_size;
+    V16 dots[Queries];
+    if (j + kLanes <= low || current == previous) {
+      TileDots<Kv, Queries>(task, current + tile, query, dots);
+    } else if (j >= high) {
+      TileDots<Kv, Queries>(task, previous + tile, query, dots);
+    } else {
+      V16 before[Queries];
+      TileDots<Kv, Queries>(task, current + tile, query, dots);
+      TileDots<Kv, Queries>(task, previous + tile, query, before);
+      for (int r = 0; r < Queries; ++r) dots[r] = SelectFirst(std::clamp(low + r - j, 0, kLanes), dots[r], before[r]);
+    }
+    for (int r = 0; r < Queries; ++r) {
+      Store(task.scores + (query + r) * padded + j, TileScore(task, dots[r], j, offset + r));
+    }
+  }
+  float normalizer[Queries];
+  for (int r = 0; r < Queries; ++r) {
+    normalizer[r] =
+        SoftmaxWeights(task, task.scores + (query + r) * padded, task.previous_visible ? task.window : low + r);
+  }
+  int column = 0;
+  // Values are padded to whole vectors; only the stores are ragged.
+  const int padded_dim = (task.head_dim + kLanes - 1) / kLanes * kLanes;
+  for (; column + kValueVectors * kLanes <= padded_dim; column += kValueVectors * kLanes) {
+    WeightedValues<Kv, Queries, kValueVectors>(task, query, column, normalizer);
+  }
+  if constexpr (kValueVectors > 1) {
+    for (; column < task.head_dim; column += kLanes) WeightedValues<Kv, Queries, 1>(task, query, column, normalizer);
+  }
+}
+
+template <typename Kv>
+void AttendKernel(const AttendTask& task) {
+  AttendTask part = task;
+  int query = 0;
+  for (; query + kMaxQueries <= task.num_queries; query += kMaxQueries) {
+    part.q = task.q + query * task.q_stride;
+    part.out = task.out + query * task.out_stride;
+    part.first_offset = task.first_offset + query;
+    AttendQueries<Kv, kMaxQueries>(part, 0);
+  }
+  for (; query < task.num_queries; ++query) {
+    part.q = task.q + query * task.q_stride;
+    part.out = task.out + query * task.out_stride;
+    part.first_offset = task.first_offset + query;
+    AttendQueries<Kv, 1>(part, 0);
+  }
+}
+
+// ---------------------------------------------------------------- state-space scan
+
+// Sixteen features in the lanes, modes in the inner loop (independent chains), tokens outside.
+void SsmKernel(const SsmTask& task) {
+  const V16 d = Load(task.d);
+  for (int t = 0; t < task.num_tokens; ++t) {
+    const V16 u = LoadPartial(task.u + t * task.u_stride, task.num_features);
+    V16 even = Zero(), odd = Zero();  // two chains: half the latency, a fixed order all the same
+    for (int m = 0; m < task.num_modes; ++m) {
+      const float* w = task.weights + m * 6 * kLanes;
+      float* x = task.state + m * 2 * kLanes;
+      const V16 re = Load(x), im = Load(x + kLanes);
+      const V16 er = Load(w), ei = Load(w + kLanes);
+      V16 step_re = Load(w + 2 * kLanes) * u;
+      V16 step_im = Load(w + 3 * kLanes) * u;
+      step_re = NegFma(ei, im, Fma(er, re, step_re));
+      step_im = Fma(ei, re, Fma(er, im, step_im));
+      const V16 new_re = re + step_re, new_im = im + step_im;
+      Store(x, new_re);
+      Store(x + kLanes, new_im);
+      V16& sum = m % 2 == 0 ? even : odd;
+      sum = NegFma(Load(w + 5 * kLanes), new_im, Fma(Load(w + 4 * kLanes), new_re, sum));
+    }
+    const V16 sum = even + odd;
+    StorePartial(task.y + t * task.y_stride, Fma(d, u, sum + sum), task.num_features);
+  }
+}
+
+// ---------------------------------------------------------------- norms, gates, log-probabilities
+
+inline float SumOfSquares(const float* x, int n) {
+  V16 sum = Zero();
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const V16 v = Load(x + i);
+    sum = Fma(v, v, sum);
+  }
+  if (i < n) {
+    const V16 v = LoadPartial(x + i, n - i);
+    sum = Fma(v, v, sum);
+  }
+  return ReduceAdd(sum);
+}
+
+void RmsNormKernel(const float* x, const float* gain, float epsilon, int dim, float* out) {
+  const V16 factor = Set1(1.0f / std::sqrt(SumOfSquares(x, dim) / static_cast<float>(dim) + epsilon));
+  int i = 0;
+  for (; i + kLanes <= dim; i += kLanes) Store(out + i, Load(gain + i) * (Load(x + i) * factor));
+  if (i < dim) StorePartial(out + i, LoadPartial(gain + i, dim - i) * (LoadPartial(x + i, dim - i) * factor), dim - i);
+}
+
+void NormalizeHeadsKernel(float* x, int num_heads, int head_dim) {
+  for (int h = 0; h < num_heads; ++h, x += head_dim) {
+    const V16 factor = Set1(1.0f / std::sqrt(SumOfSquares(x, head_dim) + 1e-6f));
+    int i = 0;
+    for (; i + kLanes <= head_dim; i += kLanes) Store(x + i, Load(x + i) * factor);
+    if (i < head_dim) StorePartial(x + i, LoadPartial(x + i, head_dim - i) * factor, head_dim - i);
+  }
+}
+
+template <V16 (*Activation)(V16)>
+void GateKernel(const float* x, int width, float* out) {
+  int i = 0;
+  for (; i + kLanes <= width; i += kLanes) Store(out + i, Activation(Load(x + i)) * Load(x + width + i));
+  if (i < width) {
+    const int n = width - i;
+    StorePartial(out + i, Activation(LoadPartial(x + i, n)) * LoadPartial(x + width + i, n), n);
+  }
+}
+
+double LogSumExpKernel(const float* x, int n) {
+  V16 largest = Set1(-INFINITY);
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) largest = Max(largest, Load(x + i));
+  if (i < n) largest = Max(largest, SelectFirst(n - i, LoadPartial(x + i, n - i), Set1(-INFINITY)));
+  const float top = ReduceMax(largest);
+  // Float32 lanes over 64 vectors at a time, float64 across: large vocabularies lose nothing.
+  double sum = 0;
+  for (i = 0; i < n;) {
+    V16 part = Zero();
+    for (int v = 0; v < 64 && i < n; ++v, i += kLanes) {
+      const int lanes = std::min(kLanes, n - i);
+      part = part + SelectFirst(lanes, Exp(LoadPartial(x + i, lanes) - Set1(top)), Zero());
+    }
+    sum += static_cast<double>(ReduceAdd(part));
+  }
+  return static_cast<double>(top) + std::log(sum);
+}
+
+constexpr CpuKernels MakeKernels() {
+  return {.linear_f32 = LinearKernel<float>,
+          .linear_bf16 = LinearKernel<BFloat16>,
+          .round_to_bf16 = RoundToBFloat16Kernel,
+          .attend_f32 = AttendKernel<float>,
+          .attend_bf16 = AttendKernel<BFloat16>,
+          .ssm = SsmKernel,
+          .rms_norm = RmsNormKernel,
+          .normalize_heads = NormalizeHeadsKernel,
+          .gate_gelu = GateKernel<Gelu>,
+          .gate_silu = GateKernel<Silu>,
+          .log_sum_exp = LogSumExpKernel};
+}

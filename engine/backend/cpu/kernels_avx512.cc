@@ -1,0 +1,34 @@
+// The kernels compiled for Avx512. Standard headers come before the target region: a function they
+// define must not be compiled for this instruction set, lest the linker keeps that copy for all.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "engine/backend/cpu/kernels.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+
+namespace bst {
+namespace {
+
+// Rows of a linear layer's register tile: the accumulators, two vectors each, fill the registers.
+constexpr int kMaxTileRows = 12;
+// Vectors of value columns that kMaxQueries queries accumulate at once.
+constexpr int kValueVectors = 4;
+
+#include "engine/backend/cpu/vec_avx512.inl"
+#include "engine/backend/cpu/kernels.inl"
+
+}  // namespace
+
+const CpuKernels& Avx512Kernels() {
+  static constexpr CpuKernels kernels = MakeKernels();
+  return kernels;
+}
+
+}  // namespace bst
+
+#pragma GCC pop_options

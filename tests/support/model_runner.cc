@@ -1,0 +1,91 @@
+#include "tests/support/model_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <numeric>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "engine/backend/cpu/cpu_backend.h"
+#include "engine/backend/reference/reference_backend.h"
+#include "engine/base/status_macros.h"
+#include "nlohmann/json.hpp"
+
+namespace bst {
+
+absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const std::string& directory, Backend& backend,
+                                                                 DType type, int max_step_tokens, int num_slots) {
+  auto runner = std::unique_ptr<ModelRunner>(new ModelRunner());
+  BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(directory));
+  runner->config_ = checkpoint.config();
+  BST_ASSIGN_OR_RETURN(runner->model_, Model::Create(checkpoint, backend,
+                                                     {.weights = type,
+                                                      .kv = type,
+                                                      .max_step_tokens = max_step_tokens,
+                                                      .max_logit_rows = std::min(max_step_tokens, 256)}));
+  BST_ASSIGN_OR_RETURN(runner->pool_, StatePool::Create(backend, runner->model_->state_layout(), num_slots));
+  return runner;
+}
+
+void ModelRunner::Step(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, std::vector<float>& logits) {
+  model_->Forward(tokens, rows, *pool_);
+  const int total = static_cast<int>(tokens.size());
+  for (int first = 0; first < total; first += model_->max_logit_rows()) {
+    std::vector<int> indices(static_cast<size_t>(std::min(model_->max_logit_rows(), total - first)));
+    std::iota(indices.begin(), indices.end(), first);
+    const TensorView out = model_->Logits(indices);
+    logits.insert(logits.end(), out.as<float>(), out.as<float>() + out.shape().num_elements());
+  }
+}
+
+std::vector<float> ModelRunner::Logits(absl::Span<const TokenId> tokens, absl::Span<const int> row_lengths) {
+  const std::optional<SlotLease> lease = pool_->Acquire();
+  std::vector<float> logits;
+  size_t position = 0;
+  for (const int length : row_lengths) {
+    const Row row = {.slot = lease->id(), .begin = 0, .end = length, .position = static_cast<int64_t>(position)};
+    Step(tokens.subspan(position, static_cast<size_t>(length)), {row}, logits);
+    position += static_cast<size_t>(length);
+  }
+  return logits;
+}
+
+double RelativeRms(absl::Span<const float> x, absl::Span<const float> y) {
+  if (x.size() != y.size()) return std::numeric_limits<double>::infinity();
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    difference += (double{x[i]} - y[i]) * (double{x[i]} - y[i]);
+    size += double{y[i]} * y[i];
+  }
+  const double ratio = std::sqrt(difference / size);
+  return std::isnan(ratio) ? std::numeric_limits<double>::infinity() : ratio;
+}
+
+absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path) {
+  std::ifstream file(path);
+  const nlohmann::json json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_array()) return absl::InvalidArgumentError(absl::StrCat(path, " holds no JSON list of token ids"));
+  std::vector<TokenId> tokens;
+  for (const auto& id : json) {
+    if (!id.is_number_integer()) return absl::InvalidArgumentError(absl::StrCat(path, " holds something else than integers"));
+    tokens.emplace_back(id.get<int32_t>());
+  }
+  return tokens;
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
+  const std::vector<std::string> parts = absl::StrSplit(name, ':');
+  if (parts[0] == "reference") return MakeReferenceBackend();
+  if (parts[0] != "cpu") return absl::InvalidArgumentError(absl::StrCat("unknown backend ", name));
+  CpuOptions options;
+  if (parts.size() > 1) options.isa = parts[1] == "avx2" ? CpuIsa::kAvx2 : CpuIsa::kAvx512;
+  if (parts.size() > 2 && !absl::SimpleAtoi(parts[2], &options.threads)) {
+    return absl::InvalidArgumentError(absl::StrCat("bad thread count in ", name));
+  }
+  return MakeCpuBackend(options);
+}
+
+}  // namespace bst
