@@ -46,8 +46,10 @@ void Frontend::CountRejected(const absl::Status& status) {
     case absl::StatusCode::kAlreadyExists: metrics_.CountRejected(RejectReason::kInvalid); break;
     case absl::StatusCode::kUnavailable: metrics_.CountRejected(RejectReason::kDraining); break;
     case absl::StatusCode::kResourceExhausted: {
-      // The engine does not say which limit it was; the queue of requests is full or it is not.
-      const bool requests_full = model()->engine->load().waiting >= config_.engine.max_queue;
+      // The engine does not say which limit it was: the queue of requests is full or it is not.
+      const EngineLoad load = model()->engine->load();
+      const bool requests_full = int64_t{load.running} + load.waiting >=
+                                 int64_t{config_.engine.max_sequences} + config_.engine.max_queue;
       metrics_.CountRejected(requests_full ? RejectReason::kQueueRequests : RejectReason::kQueueTokens);
       break;
     }

@@ -81,8 +81,8 @@ absl::Status Validate(const ServerConfig& config) {
   problems.AtLeast("max_sequences", engine.max_sequences, 1);
   problems.AtLeast("max_step_tokens", engine.max_step_tokens, 1);
   problems.AtLeast("chunk_tokens", engine.chunk_tokens, 1);
-  problems.AtLeast("max_queue", engine.max_queue, 1);
-  problems.AtLeast("max_queue_tokens", engine.max_queue_tokens, 1);
+  problems.AtLeast("max_queue", engine.max_queue, 0);
+  problems.AtLeast("max_queue_tokens", engine.max_queue_tokens, 0);
   problems.AtLeast("max_prompt_tokens", engine.max_prompt_tokens, 1);
 
   problems.Address("listen", config.listen);

@@ -1,0 +1,15 @@
+// The line that a generation ends with on stderr.
+//
+// Tested by   tests/clients/closing_line_test.cc
+#pragma once
+
+#include <string>
+
+#include "bst/v1/generation.pb.h"
+
+namespace bst::cli {
+
+// "[12 tokens (prompt 5), first after 0.123 s, 45.6 tokens/s, MAX_TOKENS]"
+std::string ClosingLine(const v1::Finished& finished);
+
+}  // namespace bst::cli

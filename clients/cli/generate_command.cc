@@ -1,0 +1,214 @@
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bst/v1/generation.grpc.pb.h"
+#include "clients/cli/closing_line.h"
+#include "clients/cli/commands.h"
+#include "clients/cli/interrupt.h"
+#include "clients/cli/json_text.h"
+#include "clients/cli/progress_bar.h"
+#include "clients/cli/prompt.h"
+
+namespace bst::cli {
+namespace {
+
+// What is not set is left to the server.
+struct Options {
+  Connection connection;
+  Prompt prompt;
+  std::optional<std::string> request_id;
+  std::optional<float> temperature, top_p, min_p, typical_p;
+  std::optional<float> repetition_penalty, presence_penalty, frequency_penalty;
+  std::optional<int32_t> top_k;
+  std::vector<std::string> logit_bias;  // "ID=BIAS"
+  std::optional<uint64_t> seed;
+  std::optional<uint32_t> max_new_tokens, min_new_tokens, top_logprobs, queue_timeout_ms, time_limit_ms;
+  std::vector<std::string> stop;
+  std::vector<uint32_t> stop_token_ids;
+  bool ignore_eos = false, include_stop_string = false, echo = false, logprobs = false;
+};
+
+void AddFlags(CLI::App& app, Options& o) {
+  o.prompt.AddFlags(app);
+  const char* const stopping = "When it ends";
+  app.add_option("--max-new-tokens", o.max_new_tokens, "Tokens at most")->group(stopping);
+  app.add_option("--min-new-tokens", o.min_new_tokens, "No end of sequence before this many")->group(stopping);
+  app.add_option("--stop", o.stop, "Stop before this text; may be repeated")->allow_extra_args(false)->group(stopping);
+  app.add_option("--stop-token-id", o.stop_token_ids, "Stop after this token; may be repeated")
+      ->allow_extra_args(false)
+      ->group(stopping);
+  app.add_flag("--include-stop-string", o.include_stop_string, "Keep the stop string in the text")->group(stopping);
+  app.add_flag("--ignore-eos", o.ignore_eos, "Go on after an end of sequence")->group(stopping);
+  app.add_option("--queue-timeout-ms", o.queue_timeout_ms, "Give up if it has not started by then")->group(stopping);
+  app.add_option("--time-limit-ms", o.time_limit_ms, "Stop then and keep the text")->group(stopping);
+
+  const char* const sampling = "How tokens are drawn (unset: the model's own defaults)";
+  app.add_option("--temperature", o.temperature, "0 .. 100; 0 takes the likeliest token")->group(sampling);
+  app.add_option("--top-k", o.top_k, "Only the k likeliest; 0 and -1: all")->group(sampling);
+  app.add_option("--top-p", o.top_p, "Only the likeliest with this mass, above 0, up to 1")->group(sampling);
+  app.add_option("--min-p", o.min_p, "Only those at least so likely, relative to the likeliest")->group(sampling);
+  app.add_option("--typical-p", o.typical_p, "Locally typical sampling, above 0, up to 1")->group(sampling);
+  app.add_option("--repetition-penalty", o.repetition_penalty, "Above 1 discourages what was said")->group(sampling);
+  app.add_option("--presence-penalty", o.presence_penalty, "-2 .. 2, once per token of the output")->group(sampling);
+  app.add_option("--frequency-penalty", o.frequency_penalty, "-2 .. 2, per occurrence")->group(sampling);
+  app.add_option("--logit-bias", o.logit_bias, "ID=BIAS, -100 .. 100 or -inf; may be repeated")
+      ->allow_extra_args(false)
+      ->group(sampling);
+  app.add_option("--seed", o.seed, "Same request, same seed: same text")->group(sampling);
+
+  const char* const output = "What is shown";
+  app.add_flag("--echo", o.echo, "The prompt first")->group(output);
+  app.add_flag("--logprobs", o.logprobs, "With --json: the log-probability of each token")->group(output);
+  app.add_option("--top-logprobs", o.top_logprobs, "With --json: so many alternatives of each token")->group(output);
+  app.add_option("--request-id", o.request_id, "Name of the request in the server's log; unset: drawn")->group(output);
+}
+
+std::pair<uint32_t, float> ParseBias(const std::string& text) {
+  const size_t equals = text.find('=');
+  try {
+    size_t id_end = 0, bias_end = 0;
+    const unsigned long id = std::stoul(text, &id_end);
+    const float bias = std::stof(text.substr(equals + 1), &bias_end);
+    if (equals != std::string::npos && id_end == equals && equals + 1 + bias_end == text.size()) {
+      return {static_cast<uint32_t>(id), bias};
+    }
+  } catch (const std::exception&) {  // not a number: reported below
+  }
+  throw UsageError("--logit-bias " + text + " is not ID=BIAS");
+}
+
+v1::GenerateRequest MakeRequest(const Options& o) {
+  v1::GenerateRequest request;
+  o.prompt.Fill(request);
+  if (o.request_id) request.set_request_id(*o.request_id);
+  if (o.queue_timeout_ms) request.set_queue_timeout_ms(*o.queue_timeout_ms);
+  if (o.time_limit_ms) request.set_time_limit_ms(*o.time_limit_ms);
+  v1::Sampling& sampling = *request.mutable_sampling();
+  if (o.temperature) sampling.set_temperature(*o.temperature);
+  if (o.top_k) sampling.set_top_k(*o.top_k);
+  if (o.top_p) sampling.set_top_p(*o.top_p);
+  if (o.min_p) sampling.set_min_p(*o.min_p);
+  if (o.typical_p) sampling.set_typical_p(*o.typical_p);
+  if (o.repetition_penalty) sampling.set_repetition_penalty(*o.repetition_penalty);
+  if (o.presence_penalty) sampling.set_presence_penalty(*o.presence_penalty);
+  if (o.frequency_penalty) sampling.set_frequency_penalty(*o.frequency_penalty);
+  for (const std::string& text : o.logit_bias) {
+    const auto [id, bias] = ParseBias(text);
+    (*sampling.mutable_logit_bias())[id] = bias;
+  }
+  if (o.seed) sampling.set_seed(*o.seed);
+  v1::Stopping& stopping = *request.mutable_stopping();
+  if (o.max_new_tokens) stopping.set_max_new_tokens(*o.max_new_tokens);
+  if (o.min_new_tokens) stopping.set_min_new_tokens(*o.min_new_tokens);
+  for (const std::string& stop : o.stop) stopping.add_stop_strings(stop);
+  for (const uint32_t id : o.stop_token_ids) stopping.add_stop_token_ids(id);
+  if (o.ignore_eos) stopping.set_ignore_eos(true);
+  if (o.include_stop_string) stopping.set_include_stop_string(true);
+  v1::Output& output = *request.mutable_output();
+  if (o.top_logprobs) output.set_top_logprobs(*o.top_logprobs);
+  if (o.echo) output.set_echo(true);
+  if (o.logprobs) output.set_logprobs(true);
+  return request;
+}
+
+// Gathers the stream for --json.
+class JsonResult {
+ public:
+  void Add(const v1::Tokens& tokens) {
+    if (tokens.is_prompt()) {
+      prompt_text_ += tokens.text();
+      return;
+    }
+    text_ += tokens.text();
+    for (const uint32_t id : tokens.token_ids()) token_ids_.push_back(id);
+    for (const v1::TokenLogprob& logprob : tokens.logprobs()) {
+      logprobs_.push_back(Number(logprob.logprob()));
+      top_logprobs_.push_back(TopTokensJson(logprob.top()));
+    }
+  }
+
+  Json Finish(const v1::Finished& finished, const Options& options) const {
+    Json result = {{"token_ids", token_ids_},
+                   {"text", text_},
+                   {"finish_reason", v1::FinishReason_Name(finished.reason())},
+                   {"usage", UsageJson(finished.usage())},
+                   {"timings", TimingsJson(finished.timings())}};
+    if (finished.has_stop_string()) result["stop_string"] = finished.stop_string();
+    if (options.echo) result["prompt_text"] = prompt_text_;
+    if (options.logprobs || options.top_logprobs.value_or(0) > 0) result["logprobs"] = logprobs_;
+    if (options.top_logprobs.value_or(0) > 0) result["top_logprobs"] = top_logprobs_;
+    return result;
+  }
+
+ private:
+  Json token_ids_ = Json::array(), logprobs_ = Json::array(), top_logprobs_ = Json::array();
+  std::string text_, prompt_text_;
+};
+
+ExitCode Generate(const Options& options) {
+  const v1::GenerateRequest request = MakeRequest(options);
+  const auto stub = v1::Generation::NewStub(options.connection.MakeChannel());
+  grpc::ClientContext context;
+  options.connection.Prepare(context);
+  std::optional<v1::Finished> finished;
+  JsonResult result;
+  grpc::Status status;
+  {
+    const Interrupt interrupt(context);
+    ProgressBar progress;
+    const auto reader = stub->Generate(&context, request);
+    v1::GenerateEvent event;
+    while (reader->Read(&event)) {
+      if (event.has_prefill_progress()) {
+        progress.Show(event.prefill_progress().processed_tokens(), event.prefill_progress().total_tokens());
+      } else if (event.has_tokens() && options.connection.json) {
+        result.Add(event.tokens());
+      } else if (event.has_tokens()) {
+        progress.Clear();
+        std::fwrite(event.tokens().text().data(), 1, event.tokens().text().size(), stdout);
+        std::fflush(stdout);
+      } else if (event.has_finished()) {
+        finished = event.finished();
+      }
+    }
+    status = reader->Finish();
+  }
+  if (!options.connection.json && isatty(STDOUT_FILENO) == 1) std::fputc('\n', stdout);
+  if (!status.ok()) return ReportFailure(status);
+  if (!finished.has_value()) {
+    return ReportFailure(grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without a Finished event"));
+  }
+  if (options.connection.json) {
+    PrintJson(result.Finish(*finished, options));
+  } else {
+    std::fprintf(stderr, "%s\n", ClosingLine(*finished).c_str());
+  }
+  return kSuccess;
+}
+
+}  // namespace
+
+void AddGenerate(CLI::App& app, Run& run) {
+  auto options = std::make_shared<Options>();  // shared by the flags, which fill it, and run, which reads it
+  CLI::App* const command = app.add_subcommand("generate", "Continue a text");
+  command->footer(
+      "Examples:\n"
+      "  bst generate --prompt 'Once upon a time'\n"
+      "  bst generate --prompt-file story.txt --max-new-tokens 500 --temperature 0.8 --top-p 0.95 --seed 7\n"
+      "  bst generate --prompt 'Q: 2+2?' --temperature 0 --stop $'\\n'\n"
+      "  bst generate --ids-file ids.json --temperature 0 --json | jq .token_ids\n"
+      "  cat book.txt | bst generate --prompt-file - --max-new-tokens 200\n"
+      "The text goes to stdout as it comes; a closing line and, on a terminal, the progress of a long prompt\n"
+      "go to stderr. Ctrl-C cancels the request.");
+  options->connection.AddFlags(*command);
+  AddFlags(*command, *options);
+  command->callback([options, &run] { run = [options] { return Generate(*options); }; });
+}
+
+}  // namespace bst::cli

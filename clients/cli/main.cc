@@ -1,0 +1,36 @@
+// bst: the command line of the inference server.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+
+#include "clients/cli/commands.h"
+
+int main(int argc, char** argv) {
+  using namespace bst::cli;
+  CLI::App app("Talks to a bst-server: generate and score text with a Block-State Transformer.", "bst");
+  app.footer(
+      "Examples:\n"
+      "  bst generate --prompt 'Once upon a time' --max-new-tokens 100\n"
+      "  bst score --prompt-file book.txt\n"
+      "  bst info --server localhost:50051\n"
+      "  bst COMMAND --help\n"
+      "Exit code: 0 success, 1 the request failed (the status is on stderr), 2 wrong usage.");
+  app.require_subcommand(1);
+  Run run;
+  AddGenerate(app, run);
+  AddScore(app, run);
+  AddTokenize(app, run);
+  AddInfo(app, run);
+  AddHealth(app, run);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kSuccess : kWrongUsage;
+  }
+  try {
+    return run();
+  } catch (const std::exception& error) {  // UsageError, or the system out of pipes or threads
+    std::fprintf(stderr, "bst: %s\n", error.what());
+    return kWrongUsage;
+  }
+}
