@@ -7,6 +7,8 @@ state, and updates the weights. A run directory holds
   checkpoint.pt   everything needed to go on exactly where it stopped; replaced atomically
   curve.csv       step, tokens, loss, learning rate, tokens per second, seconds; and valid.csv
   curve.png       the same as a picture
+  max_tokens      optional, written by the user: a number that replaces the budget of the arguments.
+                  Read at every progress line, so a run can be shortened or prolonged while it runs.
 
 The learning rate follows the larger of two fractions: tokens of `max_tokens`, and time of
 `time_budget_s` when that is set. Without a time budget a run that was interrupted and resumed ends
@@ -101,6 +103,7 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.elapsed_s = 0.0
+        self._max_tokens = config.max_tokens
         self._curve: List[Dict[str, Any]] = []
         self._valid_curve: List[Dict[str, Any]] = []
         if self._checkpoint.exists():
@@ -164,8 +167,18 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(device_type=self._device.type, dtype=torch.bfloat16)
 
+    def _read_budget(self) -> None:
+        """Takes over the budget that the user may have written beside the run."""
+        path = self.run_dir / "max_tokens"
+        if not path.exists():
+            return
+        text = path.read_text(encoding="utf-8").strip()
+        if text.isdigit() and int(text) > 0 and int(text) != self._max_tokens:
+            self._max_tokens = int(text)
+            print(f"{path}: the budget is {text} tokens from now on", flush=True)
+
     def _progress(self) -> float:
-        progress = self.tokens / self.config.max_tokens
+        progress = self.tokens / self._max_tokens
         if self.config.time_budget_s > 0:
             progress = max(progress, self.elapsed_s / self.config.time_budget_s)
         return progress
@@ -233,6 +246,7 @@ class Trainer:
         last_log = time.monotonic()
         nats = 0.0
         tokens = 0
+        self._read_budget()
         stop_at = None if max_steps is None else self.step + max_steps
         while self._progress() < 1.0 and (stop_at is None or self.step < stop_at):
             before = self.tokens
@@ -256,6 +270,7 @@ class Trainer:
                       f"lr {factor:.3f} {speed:.0f} tokens/s ETA {remaining / 60:.1f} min",
                       flush=True)
                 nats, tokens, last_log = 0.0, 0, now
+                self._read_budget()
             every = config.valid_every
             if every > 0 and self.tokens // every > before // every:
                 self._validate()

@@ -285,6 +285,13 @@ class TrainerTest(TemporaryDirectoryTest):
         self.assertGreaterEqual(trainer.elapsed_s, 0.3)
         self.assertGreater(trainer.step, 0)
 
+    def test_budget_file_replaces_the_budget(self) -> None:
+        trainer = self._trainer("shortened")
+        (self.directory / "shortened" / "max_tokens").write_text("200\n", encoding="utf-8")
+        trainer.run()
+        self.assertGreaterEqual(trainer.tokens, 200)
+        self.assertLess(trainer.tokens, 200 + 64)
+
     def test_twins_see_the_same_text(self) -> None:
         one, other = self._trainer("one"), self._trainer("other")
         other._train_step()
