@@ -60,6 +60,7 @@ double RelativeRms(absl::Span<const float> x, absl::Span<const float> y) {
     difference += (double{x[i]} - y[i]) * (double{x[i]} - y[i]);
     size += double{y[i]} * y[i];
   }
+  if (difference == 0) return 0;  // also where both are all zeros
   const double ratio = std::sqrt(difference / size);
   return std::isnan(ratio) ? std::numeric_limits<double>::infinity() : ratio;
 }

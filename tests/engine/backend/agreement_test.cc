@@ -1,0 +1,375 @@
+// Every operator of every CPU instruction set against the reference backend, over awkward shapes:
+// below, at and above one vector, one register tile, one panel and one task; strided views with
+// sentinels around the outputs. Random numbers come from fixed seeds.
+#include <algorithm>
+#include <cmath>
+#include <complex>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/backend.h"
+#include "engine/backend/cpu/cpu_isa.h"
+#include "gtest/gtest.h"
+#include "tests/support/model_runner.h"
+
+namespace bst {
+namespace {
+
+// Float32 sums of n products in another order differ by about sqrt(n) 2^-24 relative RMS: 4e-6 at
+// n = 4096. Elementary functions are good to 2e-7.
+constexpr double kTolerance = 5e-6;
+constexpr float kSentinel = -12345.5f;
+
+// A matrix inside a larger one: `margin` columns on the right and one row below hold sentinels.
+class Matrix {
+ public:
+  Matrix(int64_t rows, int64_t columns, int64_t margin = 3)
+      : rows_(rows), columns_(columns), stride_(columns + margin), data_(static_cast<size_t>((rows + 1) * stride_), kSentinel) {}
+
+  static Matrix Random(int64_t rows, int64_t columns, uint32_t seed, double deviation = 1.0) {
+    Matrix m(rows, columns);
+    std::mt19937 random(seed);
+    std::normal_distribution<double> normal(0, deviation);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) m.at(r, c) = static_cast<float>(normal(random));
+    }
+    return m;
+  }
+
+  float& at(int64_t r, int64_t c) { return data_[static_cast<size_t>(r * stride_ + c)]; }
+  TensorView view() { return {data_.data(), DType::kF32, Shape({rows_, columns_}), stride_}; }
+  // The values without the margin.
+  std::vector<float> values() {
+    std::vector<float> out;
+    for (int64_t r = 0; r < rows_; ++r) out.insert(out.end(), &at(r, 0), &at(r, 0) + columns_);
+    return out;
+  }
+  bool SentinelsIntact() {
+    for (int64_t r = 0; r <= rows_; ++r) {
+      for (int64_t c = r == rows_ ? 0 : columns_; c < stride_; ++c) {
+        if (at(r, c) != kSentinel) return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  int64_t rows_, columns_, stride_;
+  std::vector<float> data_;
+};
+
+TensorView Contiguous(std::vector<float>& values, Shape shape) { return {values.data(), DType::kF32, shape}; }
+
+std::vector<float> RandomVector(size_t n, uint32_t seed, double deviation = 1.0) {
+  return Matrix::Random(1, static_cast<int64_t>(n), seed, deviation).values();
+}
+
+class AgreementTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    auto reference = MakeBackend("reference");
+    auto tested = MakeBackend(GetParam());
+    ASSERT_TRUE(reference.ok() && tested.ok()) << tested.status();
+    reference_ = *std::move(reference);
+    tested_ = *std::move(tested);
+  }
+
+  // Runs `apply(backend)`, which returns a Matrix, on both and compares.
+  template <typename Apply>
+  void ExpectAgreement(const Apply& apply, const std::string& what, double tolerance = kTolerance) {
+    Matrix expected = apply(*reference_), got = apply(*tested_);
+    EXPECT_LT(RelativeRms(got.values(), expected.values()), tolerance) << what;
+    EXPECT_TRUE(got.SentinelsIntact()) << what;
+  }
+
+  std::unique_ptr<Backend> reference_, tested_;
+};
+
+TEST_P(AgreementTest, Linear) {
+  uint32_t seed = 0;
+  for (const int in : {1, 2, 3, 16, 33, 96, 257}) {
+    for (const int out : {1, 15, 16, 31, 32, 33, 64, 161, 300}) {
+      for (const int rows : {1, 2, 3, 5, 6, 7, 11, 12, 13, 25, 47, 48, 49, 100}) {
+        if ((in + out + rows) % 3 != 0 && in * out * rows > 20'000) continue;  // a third of the larger ones
+        ++seed;
+        std::vector<float> w = RandomVector(static_cast<size_t>(in * out), seed, 1 / std::sqrt(in));
+        for (const DType type : {DType::kF32, DType::kBF16}) {
+          for (const LinearEpilogue epilogue :
+               {LinearEpilogue::kStore, LinearEpilogue::kRelu, LinearEpilogue::kGelu, LinearEpilogue::kAdd}) {
+            const auto apply = [&](Backend& backend) {
+              const auto packed = *backend.PackLinear({Contiguous(w, {out, in})}, type);
+              Matrix x = Matrix::Random(rows, in, seed + 1000);
+              Matrix y = Matrix::Random(rows, out, seed + 2000);
+              backend.Linear(x.view(), *packed, {.epilogue = epilogue, .scale = epilogue == LinearEpilogue::kStore ? 0.5f : 1.0f},
+                             y.view());
+              return y;
+            };
+            ExpectAgreement(apply, absl::StrCat("in ", in, " out ", out, " rows ", rows, " ", std::string(Name(type)),
+                                                " epilogue ", static_cast<int>(epilogue)));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AgreementTest, LinearStacksItsPartsInOrder) {
+  std::vector<float> a = RandomVector(7 * 20, 1), b = RandomVector(40 * 20, 2);
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    ExpectAgreement(
+        [&](Backend& backend) {
+          const auto packed = *backend.PackLinear({Contiguous(a, {7, 20}), Contiguous(b, {40, 20})}, type);
+          Matrix x = Matrix::Random(5, 20, 3), y(5, 47);
+          backend.Linear(x.view(), *packed, {}, y.view());
+          return y;
+        },
+        "stacked");
+  }
+}
+
+// A row's result must not depend on how many rows there are: the batch law at its root.
+TEST_P(AgreementTest, LinearRowsDoNotDependOnTheirNumber) {
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    std::vector<float> w = RandomVector(333 * 90, 4);
+    const auto packed = *tested_->PackLinear({Contiguous(w, {90, 333})}, type);
+    Matrix x = Matrix::Random(130, 333, 5);
+    Matrix all(130, 90);
+    tested_->Linear(x.view(), *packed, {}, all.view());
+    for (const int rows : {1, 2, 3, 4, 6, 7, 12, 13, 37, 49, 97}) {
+      Matrix some(rows, 90);
+      tested_->Linear(x.view().Rows(130 - rows, 130), *packed, {}, some.view());
+      for (int r = 0; r < rows; ++r) {
+        ASSERT_EQ(std::memcmp(&some.at(r, 0), &all.at(130 - rows + r, 0), 90 * sizeof(float)), 0)
+            << rows << " rows, row " << r << " " << std::string(Name(type));
+      }
+    }
+  }
+}
+
+TEST_P(AgreementTest, NormsGatesAndRotations) {
+  for (const int dim : {1, 2, 15, 16, 17, 48, 100, 768}) {
+    for (const int rows : {1, 3, 70}) {
+      const std::string what = absl::StrCat("dim ", dim, " rows ", rows);
+      std::vector<float> gain = RandomVector(static_cast<size_t>(dim), 6);
+      ExpectAgreement(
+          [&](Backend& backend) {
+            Matrix x = Matrix::Random(rows, dim, 7, 3.0), y(rows, dim);
+            backend.RmsNorm(x.view(), Contiguous(gain, {dim}), 1e-3f, y.view());
+            return y;
+          },
+          "rms_norm " + what);
+      for (const GateActivation activation : {GateActivation::kGelu, GateActivation::kSilu}) {
+        ExpectAgreement(
+            [&](Backend& backend) {
+              Matrix x = Matrix::Random(rows, 2 * dim, 8, 3.0), y(rows, dim);
+              backend.Gate(x.view(), activation, y.view());
+              return y;
+            },
+            "gate " + what);
+      }
+      for (const int heads : {1, 3}) {
+        ExpectAgreement(
+            [&](Backend& backend) {
+              Matrix x = Matrix::Random(rows, heads * dim, 9, 0.01);
+              backend.NormalizeHeads(x.view(), dim);
+              return x;
+            },
+            "normalize_heads " + what);
+        if (dim % 2 != 0) continue;
+        ExpectAgreement(
+            [&](Backend& backend) {
+              Matrix x = Matrix::Random(rows, heads * dim, 10), table(rows, dim);
+              const Row row = {.slot = SlotId(0), .begin = 0, .end = rows, .position = 1'000'003};
+              backend.RotaryTable({row}, 10000.0, table.view());
+              backend.Rotate(x.view(), dim, table.view());
+              return x;
+            },
+            "rotate " + what);
+      }
+    }
+  }
+}
+
+// Extreme inputs of the activations: no NaN, the right limits; NaN stays NaN.
+TEST_P(AgreementTest, ActivationsAtTheirLimits) {
+  std::vector<float> one = {1.0f};
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (Backend* backend : {reference_.get(), tested_.get()}) {
+    const auto packed = *backend->PackLinear({Contiguous(one, {1, 1})}, DType::kF32);
+    Matrix x(6, 1), y(6, 1);
+    const float inputs[] = {-100.0f, 100.0f, 0.0f, -infinity, 1e30f, std::nanf("")};
+    for (int i = 0; i < 6; ++i) x.at(i, 0) = inputs[i];
+    for (const LinearEpilogue epilogue : {LinearEpilogue::kRelu, LinearEpilogue::kGelu}) {
+      backend->Linear(x.view(), *packed, {.epilogue = epilogue}, y.view());
+      EXPECT_EQ(y.at(0, 0), 0.0f);
+      EXPECT_EQ(y.at(1, 0), 100.0f);
+      EXPECT_EQ(y.at(2, 0), 0.0f);
+      EXPECT_EQ(y.at(4, 0), 1e30f);
+    }
+    backend->Linear(x.view().Rows(5, 6), *packed, {.epilogue = LinearEpilogue::kGelu}, y.view().Rows(5, 6));
+    EXPECT_TRUE(std::isnan(y.at(5, 0))) << backend->name();
+  }
+}
+
+
+TEST_P(AgreementTest, AttentionOverChunksAndSteps) {
+  std::mt19937 random(11);
+  const auto pick = [&](std::vector<int> choices) { return choices[random() % choices.size()]; };
+  for (int trial = 0; trial < 120; ++trial) {
+    const bool sliding = random() % 2 == 0;
+    const AttentionSpec spec = {
+        .num_heads = pick({1, 2, 3}),
+        .head_dim = pick({1, 7, 8, 16, 24, 64, 80}),
+        .window = pick({1, 2, 7, 15, 16, 17, 32, 40, 128, 160}),
+        .scope = sliding ? AttentionScope::kSliding : AttentionScope::kBlock,
+        .include_self = random() % 2 == 0,
+        .empty_prefix = sliding && random() % 2 == 0 ? EmptyPrefix::kZeros : EmptyPrefix::kMasked,
+        .kv_type = random() % 2 == 0 ? DType::kBF16 : DType::kF32};
+    const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
+    std::vector<float> scale = RandomVector(static_cast<size_t>(spec.num_heads), 12);
+    for (float& s : scale) s = std::fabs(s) / std::sqrt(static_cast<float>(spec.head_dim));
+    std::vector<float> bias = RandomVector(static_cast<size_t>(spec.num_heads * (spec.window + 1)), 13);
+    AttentionParameters parameters = {.spec = spec, .scale = Contiguous(scale, {spec.num_heads}), .bias = {}};
+    if (random() % 2 == 0) parameters.bias = Contiguous(bias, {spec.num_heads, spec.window + 1});
+    // Two documents in changing rows: three steps each, then single tokens.
+    std::vector<int> lengths;
+    for (int step = 0; step < 3; ++step) lengths.push_back(1 + static_cast<int>(random() % (2 * static_cast<unsigned>(spec.window) + 3)));
+    lengths.insert(lengths.end(), 3, 1);
+    const auto seed = static_cast<uint32_t>(random());
+    const auto apply = [&](Backend& backend) {
+      const auto weights = *backend.PackAttention(parameters);
+      const size_t slot_bytes = (backend.RingBytes(spec) + 63) / 64 * 64;
+      const Buffer memory = *backend.Allocate(slot_bytes * 3);
+      const PoolView ring = {static_cast<std::byte*>(memory.data()), slot_bytes};
+      int64_t total = 0;
+      for (const int length : lengths) total += 2 * length;
+      Matrix q = Matrix::Random(total, width, seed), k = Matrix::Random(total, width, seed + 1),
+             v = Matrix::Random(total, width, seed + 2), out(total, width);
+      int64_t begin = 0, position = 0;
+      for (const int length : lengths) {
+        const std::vector<Row> rows = {
+            {.slot = SlotId(2), .begin = 0, .end = length, .position = position},
+            {.slot = SlotId(0), .begin = length, .end = 2 * length, .position = position}};
+        const auto part = [&](Matrix& m) { return m.view().Rows(begin, begin + 2 * length); };
+        backend.Attention(*weights, part(q), part(k), part(v), rows, ring, part(out));
+        begin += 2 * length;
+        position += length;
+      }
+      return out;
+    };
+    ExpectAgreement(apply, absl::StrCat("trial ", trial, ": H ", spec.num_heads, " dh ", spec.head_dim, " W ", spec.window,
+                                        sliding ? " sliding" : " block", spec.include_self ? " self" : " strict",
+                                        spec.empty_prefix == EmptyPrefix::kZeros ? " zeros " : " masked ",
+                                        std::string(Name(spec.kv_type))));
+  }
+}
+
+TEST_P(AgreementTest, SsmOverChunksAndSteps) {
+  for (const int features : {1, 15, 16, 17, 50}) {
+    for (const int modes : {1, 2, 5, 16}) {
+      std::vector<float> a = RandomVector(static_cast<size_t>(features * modes * 2), 20, 0.3);
+      for (size_t i = 0; i < a.size(); i += 2) a[i] = -0.02f - std::fabs(a[i]);  // |1 + E| < 1
+      std::vector<float> b = RandomVector(a.size(), 21), c = RandomVector(a.size(), 22);
+      std::vector<float> d = RandomVector(static_cast<size_t>(features), 23);
+      const Shape shape = {features, modes, 2};
+      const SsmParameters parameters = {Contiguous(a, shape), Contiguous(b, shape), Contiguous(c, shape), Contiguous(d, {features})};
+      const auto apply = [&](Backend& backend) {
+        const auto weights = *backend.PackSsm(parameters);
+        const size_t slot_bytes = (backend.SsmStateBytes(*weights) + 63) / 64 * 64;
+        const Buffer memory = *backend.Allocate(slot_bytes * 2);
+        const PoolView state = {static_cast<std::byte*>(memory.data()), slot_bytes};
+        Matrix u = Matrix::Random(146, features, 24), y(146, features);
+        int64_t begin = 0, position = 0;
+        for (const int length : {30, 1, 1, 41}) {
+          const std::vector<Row> rows = {{.slot = SlotId(1), .begin = 0, .end = length, .position = position},
+                                         {.slot = SlotId(0), .begin = length, .end = 2 * length, .position = position}};
+          backend.Ssm(*weights, u.view().Rows(begin, begin + 2 * length), rows, state, y.view().Rows(begin, begin + 2 * length));
+          begin += 2 * length;
+          position += length;
+        }
+        return y;
+      };
+      ExpectAgreement(apply, absl::StrCat("features ", features, " modes ", modes));
+    }
+  }
+}
+
+// The recurrence is a convolution: against 2 Re sum_m C B A^l, summed in float64.
+TEST_P(AgreementTest, SsmIsTheConvolutionWithItsKernel) {
+  constexpr int kLength = 3000;
+  std::vector<float> a = {-1e-4f, 0.01f, -0.2f, 0.5f}, b = {1, 0, 0.5f, -0.5f}, c = {0.3f, 0.1f, -0.7f, 0.2f}, d = {0.25f};
+  const Shape shape = {1, 2, 2};
+  const auto weights = *tested_->PackSsm({Contiguous(a, shape), Contiguous(b, shape), Contiguous(c, shape), Contiguous(d, {1})});
+  const Buffer state = *tested_->Allocate(tested_->SsmStateBytes(*weights));
+  Matrix u = Matrix::Random(kLength, 1, 30), y(kLength, 1);
+  const Row row = {.slot = SlotId(0), .begin = 0, .end = kLength, .position = 0};
+  tested_->Ssm(*weights, u.view(), {row}, {static_cast<std::byte*>(state.data()), state.bytes()}, y.view());
+  std::vector<double> kernel(kLength, 0.0);
+  for (size_t m = 0; m < 2; ++m) {
+    std::complex<double> x(b[2 * m], b[2 * m + 1]);
+    for (double& k : kernel) {
+      k += 2 * (std::complex<double>(c[2 * m], c[2 * m + 1]) * x).real();
+      x += std::complex<double>(a[2 * m], a[2 * m + 1]) * x;
+    }
+  }
+  std::vector<float> expected;
+  for (int t = 0; t < kLength; ++t) {
+    double sum = double{d[0]} * u.at(t, 0);
+    for (int s = 0; s <= t; ++s) sum += kernel[static_cast<size_t>(t - s)] * u.at(s, 0);
+    expected.push_back(static_cast<float>(sum));
+  }
+  EXPECT_LT(RelativeRms(y.values(), expected), 1e-5);  // a mode that forgets over 10,000 tokens
+}
+
+TEST_P(AgreementTest, EmbeddingGatherAndLogprobs) {
+  for (const int vocab : {1, 2, 16, 33, 5000}) {
+    std::vector<float> table = RandomVector(static_cast<size_t>(vocab * 21), 40);
+    std::vector<TokenId> tokens;
+    std::vector<int> indices;
+    for (int i = 0; i < 9; ++i) {
+      tokens.emplace_back((i * 7919) % vocab);
+      indices.push_back(8 - i);
+    }
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      ExpectAgreement(
+          [&](Backend& backend) {
+            const auto packed = *backend.PackEmbedding(Contiguous(table, {vocab, 21}), type);
+            Matrix x(9, 21), y(9, 21);
+            backend.Embed(*packed, tokens, x.view());
+            backend.GatherRows(x.view(), indices, y.view());
+            return y;
+          },
+          "embed", 1e-9);
+    }
+    ExpectAgreement(
+        [&](Backend& backend) {
+          Matrix logits = Matrix::Random(9, vocab, 41, 5.0), out(1, 9);
+          backend.TargetLogprobs(logits.view(), tokens, absl::MakeSpan(&out.at(0, 0), 9));
+          for (int i = 0; i < 9; ++i) out.at(0, i) -= 1.0f;  // vocabulary of one: all zero
+          return out;
+        },
+        absl::StrCat("logprobs of ", vocab), 1e-6);
+  }
+}
+
+std::vector<std::string> TestedBackends() {
+  std::vector<std::string> names = {"cpu:avx2:1", "cpu:avx2:3"};
+  if (DetectCpuIsa() >= CpuIsa::kAvx512) {
+    names.push_back("cpu:avx512:1");
+    names.push_back("cpu:avx512:3");
+  }
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, AgreementTest, testing::ValuesIn(TestedBackends()), [](const auto& param) {
+  std::string name = param.param;
+  std::replace(name.begin(), name.end(), ':', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace bst

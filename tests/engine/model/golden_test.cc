@@ -1,0 +1,132 @@
+// Checkpoints with logits and continuations that a float64 evaluation of the model's definition gave,
+// independent of this engine (tests/golden/README.md).
+#include <algorithm>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "engine/backend/cpu/cpu_isa.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/model_runner.h"
+#include "tests/support/npy.h"
+
+namespace bst {
+namespace {
+
+constexpr char kGolden[] = "tests/golden/";
+
+std::vector<std::string> Backends() {
+  std::vector<std::string> names = {"reference", "cpu:avx2:2"};
+  if (DetectCpuIsa() >= CpuIsa::kAvx512) names.push_back("cpu:avx512:2");
+  return names;
+}
+
+struct Case {
+  std::string checkpoint, backend;
+};
+void PrintTo(const Case& c, std::ostream* out) { *out << c.checkpoint << " on " << c.backend; }
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (const char* checkpoint : {"transformer", "bst_single_head_s4d"}) {
+    for (const std::string& backend : Backends()) cases.push_back({checkpoint, backend});
+  }
+  return cases;
+}
+
+class GoldenTest : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    directory_ = kGolden + GetParam().checkpoint;
+    auto backend = MakeBackend(GetParam().backend);
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    backend_ = *std::move(backend);
+    auto tokens = ReadTokens(directory_ + "/tokens.json");
+    ASSERT_TRUE(tokens.ok()) << tokens.status();
+    tokens_ = *tokens;
+    auto expected = ReadNpy(directory_ + "/expected_logits.npy");
+    ASSERT_TRUE(expected.ok()) << expected.status();
+    expected_ = *expected;
+  }
+  std::unique_ptr<ModelRunner> Runner(DType type) {
+    auto runner = ModelRunner::Create(directory_, *backend_, type, 64);
+    EXPECT_TRUE(runner.ok()) << runner.status();
+    return *std::move(runner);
+  }
+  // Lengths of at most `chunk` that cover the tokens.
+  std::vector<int> Chunks(int chunk) const {
+    std::vector<int> lengths;
+    for (int left = static_cast<int>(tokens_.size()); left > 0; left -= lengths.back()) {
+      lengths.push_back(std::min(chunk, left));
+    }
+    return lengths;
+  }
+
+  std::string directory_;
+  std::unique_ptr<Backend> backend_;
+  std::vector<TokenId> tokens_;
+  NpyMatrix expected_;
+};
+
+// 1e-4 is what the format promises; plain float32 gives below 1e-6, so 1e-5 already means a bug.
+TEST_P(GoldenTest, LogitsAgreeInFloat32HoweverThePromptIsCut) {
+  const auto runner = Runner(DType::kF32);
+  for (const int chunk : {64, 16, 7, 1}) {
+    EXPECT_LT(RelativeRms(runner->Logits(tokens_, Chunks(chunk)), expected_.values), 1e-5) << "chunks of " << chunk;
+  }
+}
+
+TEST_P(GoldenTest, LogitsAgreeInBFloat16) {
+  const auto runner = Runner(DType::kBF16);
+  EXPECT_LT(RelativeRms(runner->Logits(tokens_, Chunks(64)), expected_.values), 2e-2);
+}
+
+TEST_P(GoldenTest, GreedyContinuationIsTheExpectedOne) {
+  std::ifstream file(directory_ + "/expected_greedy.json");
+  const nlohmann::json expected = nlohmann::json::parse(file);
+  const auto runner = Runner(DType::kF32);
+  const auto lease = runner->pool().Acquire();
+  const auto vocab = static_cast<size_t>(runner->config().vocab_size);
+  std::vector<TokenId> input = tokens_;
+  int64_t position = 0;
+  for (const int want : expected["tokens"].get<std::vector<int>>()) {
+    std::vector<float> logits;
+    for (size_t done = 0; done < input.size();) {
+      const int n = static_cast<int>(std::min<size_t>(input.size() - done, 64));
+      runner->Step(absl::MakeConstSpan(input).subspan(done, static_cast<size_t>(n)),
+                   {Row{.slot = lease->id(), .begin = 0, .end = n, .position = position}}, logits);
+      done += static_cast<size_t>(n);
+      position += n;
+    }
+    const auto last = logits.end() - static_cast<std::ptrdiff_t>(vocab);
+    const auto best = static_cast<int>(std::max_element(last, logits.end()) - last);
+    ASSERT_EQ(best, want) << "at position " << position;
+    input = {TokenId(best)};
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GoldenTest, testing::ValuesIn(Cases()), [](const auto& param) {
+  std::string name = param.param.checkpoint + "_" + param.param.backend;
+  std::replace(name.begin(), name.end(), ':', '_');
+  return name;
+});
+
+// The layers that this build does not run are refused by name, not run wrongly.
+TEST(GoldenRefusalTest, LayersThisBuildCannotRunAreNamed) {
+  const auto backend = MakeBackend("cpu");
+  ASSERT_TRUE(backend.ok());
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"brect", "brect"},           {"bst_explicit", "explicit|multi_filter"}, {"bst_multi_filter_dss", "multi_filter"},
+      {"bst_multi_head_s4", "multi_head|s4"}, {"bst_s5", "s5"},                      {"hybrid", "gss"}};
+  for (const auto& [checkpoint, pattern] : cases) {
+    const auto opened = Checkpoint::Open(kGolden + checkpoint);
+    ASSERT_FALSE(opened.ok()) << checkpoint;
+    EXPECT_EQ(opened.status().code(), absl::StatusCode::kUnimplemented) << opened.status();
+    EXPECT_THAT(std::string(opened.status().message()), testing::ContainsRegex("layers\\[[0-9]\\].*(" + pattern + ")"));
+  }
+}
+
+}  // namespace
+}  // namespace bst

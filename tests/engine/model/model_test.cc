@@ -1,0 +1,192 @@
+// The law: the logits of token t are one function of tokens 0..t, however the document is cut into
+// rows, whatever shares the step, whichever slot holds the state. On one backend bit for bit.
+#include "engine/model/model.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_replace.h"
+#include "engine/backend/cpu/cpu_isa.h"
+#include "engine/checkpoint/random_checkpoint.h"
+#include "gtest/gtest.h"
+#include "tests/support/model_runner.h"
+
+namespace bst {
+namespace {
+
+constexpr char kConfig[] = R"({
+  "model_type": "block_state_transformer", "format_version": 1,
+  "vocab_size": 300, "hidden_size": 56, "num_heads": 3, "head_dim": 24, "ffn_size": 100,
+  "ffn_activation": "ACTIVATION", "window": 20, "norm_eps": 1e-6, "logit_scale": 1.0, "tie_embeddings": true,
+  "attention": {"scope": "SCOPE", "include_self": SELF, "empty_prefix": "PREFIX", "qk_norm": QKNORM,
+                "position": "POSITION", "t5_num_buckets": 8, "t5_max_distance": 16, "rope_theta": 10000.0},
+  "layers": [{"type": "transformer"},
+             {"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 6, "discretization": "zoh"}},
+             {"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 10, "discretization": "bilinear"}}],
+  "tokenizer": {"type": "byte"}, "bos_token_id": null, "eos_token_id": null, "pad_token_id": null })";
+
+struct Variant {
+  const char *name, *scope, *self, *prefix, *qk_norm, *position, *activation;
+};
+constexpr Variant kVariants[] = {
+    {"sliding_self_t5", "sliding", "true", "masked", "true", "t5", "relu"},
+    {"sliding_strict_zeros_t5", "sliding", "false", "zeros", "true", "t5", "geglu"},
+    {"sliding_strict_rope", "sliding", "false", "masked", "false", "rope", "swiglu"},
+    {"block_self_rope", "block", "true", "masked", "true", "rope", "gelu"},
+    {"block_strict_none", "block", "false", "masked", "false", "none", "relu"},
+};
+
+struct Case {
+  Variant variant;
+  std::string backend;
+  DType type;
+};
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.variant.name << " on " << c.backend << " in " << std::string(Name(c.type));
+}
+
+class ModelLawTest : public testing::TestWithParam<Case> {
+ protected:
+  static constexpr int kSlots = 4;
+
+  void SetUp() override {
+    const Variant& v = GetParam().variant;
+    directory_ = std::filesystem::path(testing::TempDir()) / ("model_law_" + std::to_string(::getpid()) + "_" + v.name);
+    std::filesystem::create_directories(directory_);
+    const std::string config_path = directory_ / "source.json";
+    std::ofstream(config_path) << absl::StrReplaceAll(kConfig, {{"SCOPE", v.scope},
+                                                                {"SELF", v.self},
+                                                                {"PREFIX", v.prefix},
+                                                                {"QKNORM", v.qk_norm},
+                                                                {"POSITION", v.position},
+                                                                {"ACTIVATION", v.activation}});
+    RandomCheckpointOptions options;
+    options.config_path = config_path;
+    options.directory = directory_;
+    options.seed = 7;
+    options.dtype = DType::kF32;
+    const absl::Status written = WriteRandomCheckpoint(options);
+    ASSERT_TRUE(written.ok()) << written;
+    auto backend = MakeBackend(GetParam().backend);
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    backend_ = *std::move(backend);
+    auto runner = ModelRunner::Create(directory_, *backend_, GetParam().type, 256, kSlots);
+    ASSERT_TRUE(runner.ok()) << runner.status();
+    runner_ = *std::move(runner);
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  static std::vector<TokenId> RandomTokens(int n, uint32_t seed) {
+    std::mt19937 random(seed);
+    std::vector<TokenId> tokens;
+    for (int i = 0; i < n; ++i) tokens.emplace_back(static_cast<int32_t>(random() % 300));
+    return tokens;
+  }
+  static bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  }
+
+  std::filesystem::path directory_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<ModelRunner> runner_;
+};
+
+// Four blocks and a ragged tail: one row, rows of whole blocks, prefill then decode at and around block
+// boundaries, and rows that end anywhere.
+TEST_P(ModelLawTest, HoweverTheDocumentIsCutTheBitsAreTheSame) {
+  const std::vector<TokenId> tokens = RandomTokens(89, 1);
+  const std::vector<float> whole = runner_->Logits(tokens, {89});
+  const std::vector<std::vector<int>> cuts = {{20, 20, 20, 20, 9}, {40, 40, 9}, {60, 29}, {80, 9}, {1, 88}, {19, 1, 1, 68}, {33, 7, 49}};
+  for (const std::vector<int>& cut : cuts) {
+    EXPECT_TRUE(SameBits(runner_->Logits(tokens, cut), whole)) << "first row of " << cut[0];
+  }
+  for (const int prompt : {0, 1, 19, 20, 21, 41, 80}) {
+    std::vector<int> cut(static_cast<size_t>(89 - prompt), 1);
+    if (prompt > 0) cut.insert(cut.begin(), prompt);
+    EXPECT_TRUE(SameBits(runner_->Logits(tokens, cut), whole)) << "prompt of " << prompt << ", then one by one";
+  }
+}
+
+// Sequences of several lengths, at different offsets of their blocks, share every step in changing
+// company and order; each gives what it gives alone.
+TEST_P(ModelLawTest, WhateverSharesTheStepTheBitsAreTheSame) {
+  std::mt19937 random(3);
+  const std::vector<int> lengths = {1, 37, 64, 101};
+  std::vector<std::vector<TokenId>> documents;
+  std::vector<std::vector<float>> alone, together(lengths.size());
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    documents.push_back(RandomTokens(lengths[i], static_cast<uint32_t>(10 + i)));
+    alone.push_back(runner_->Logits(documents[i], {lengths[i]}));
+  }
+  std::vector<SlotLease> leases;
+  for (int i = 0; i < kSlots; ++i) leases.push_back(*runner_->pool().Acquire());
+  std::vector<int> done(lengths.size(), 0);
+  const auto vocab = static_cast<size_t>(runner_->config().vocab_size);
+  for (;;) {
+    std::vector<TokenId> tokens;
+    std::vector<Row> rows;
+    std::vector<size_t> owners;
+    std::vector<size_t> order = {0, 1, 2, 3};
+    std::shuffle(order.begin(), order.end(), random);
+    for (const size_t i : order) {
+      const int left = lengths[i] - done[i];
+      if (left == 0 || random() % 4 == 0) continue;
+      const int n = random() % 2 == 0 ? 1 : std::min(left, 1 + static_cast<int>(random() % 50));
+      const int begin = static_cast<int>(tokens.size());
+      tokens.insert(tokens.end(), documents[i].begin() + done[i], documents[i].begin() + done[i] + n);
+      rows.push_back({.slot = leases[(i + 2) % kSlots].id(), .begin = begin, .end = begin + n, .position = done[i]});
+      owners.push_back(i);
+      done[i] += n;
+    }
+    if (rows.empty()) {
+      if (done == lengths) break;
+      continue;
+    }
+    std::vector<float> logits;
+    runner_->Step(tokens, rows, logits);
+    for (size_t r = 0; r < rows.size(); ++r) {
+      const auto first = logits.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(rows[r].begin) * vocab);
+      const auto last = logits.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(rows[r].end) * vocab);
+      together[owners[r]].insert(together[owners[r]].end(), first, last);
+    }
+  }
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    EXPECT_TRUE(SameBits(together[i], alone[i])) << "document of " << lengths[i] << " tokens";
+  }
+}
+
+// A slot that another sequence has used gives what a fresh one gives.
+TEST_P(ModelLawTest, ASlotKeepsNothingOfItsFormerSequence) {
+  const std::vector<TokenId> tokens = RandomTokens(45, 5);
+  const std::vector<float> fresh = runner_->Logits(tokens, {45});
+  for (uint32_t i = 0; i < kSlots; ++i) runner_->Logits(RandomTokens(77, 20 + i), {77});
+  EXPECT_TRUE(SameBits(runner_->Logits(tokens, {45}), fresh));
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  std::vector<std::string> backends = {"cpu:avx2:2", "reference"};
+  if (DetectCpuIsa() >= CpuIsa::kAvx512) backends.push_back("cpu:avx512:3");
+  for (const Variant& variant : kVariants) {
+    for (const std::string& backend : backends) {
+      for (const DType type : {DType::kF32, DType::kBF16}) cases.push_back({variant, backend, type});
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ModelLawTest, testing::ValuesIn(Cases()), [](const auto& param) {
+  std::string name = std::string(param.param.variant.name) + "_" + param.param.backend + "_" + std::string(Name(param.param.type));
+  std::replace(name.begin(), name.end(), ':', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace bst
