@@ -1,0 +1,51 @@
+# The two commands of this project, and a few shorter ones. CMake does the work (CMakePresets.json).
+#
+#   make demo    set up, build, serve the bundled model, generate from a prompt, shut down
+#   make test    set up, build, run every test
+#
+# MODEL, PROMPT and PORT of the demo can be set:  make demo PROMPT="In the beginning"
+
+JOBS ?= $(shell nproc)
+MODEL ?= $(firstword $(wildcard models/*/config.json))
+PROMPT ?= It was a dark evening, and the old man
+BUILD := build/release
+
+.PHONY: help demo test build dependencies install asan tsan format lint clean
+
+help:
+	@sed -n '3,8p' Makefile | sed 's/^# \{0,1\}//'
+
+dependencies:
+	@scripts/install_dependencies build
+
+# Server, client and bst-init only: what the demo and a deployment need.
+build: dependencies
+	@test -f $(BUILD)/build.ninja || cmake --preset release -DBUILD_TESTING=OFF
+	cmake --build $(BUILD) -j $(JOBS) --target bst-server bst bst-init
+
+demo: build
+	@scripts/demo $(BUILD)/bin $(dir $(MODEL)) "$(PROMPT)"
+
+test:
+	@scripts/install_dependencies test
+	cmake --preset release -DBUILD_TESTING=ON
+	cmake --build $(BUILD) -j $(JOBS)
+	ctest --test-dir $(BUILD) --output-on-failure -j 1
+
+# The unit tests under sanitizers; `make test` first, it installs what they need.
+asan tsan:
+	cmake --preset $@ -DBUILD_TESTING=ON
+	cmake --build build/$@ -j $(JOBS) --target unit_tests
+	ctest --preset $@ -j 2
+
+install: build
+	cmake --install $(BUILD)
+
+format:
+	clang-format -i $$(git ls-files '*.cc' '*.h' '*.inl')
+
+lint:
+	scripts/lint
+
+clean:
+	rm -rf build

@@ -1,0 +1,28 @@
+// The benchmarks of bst-bench. Each prints a table for people, and JSON for plots where asked.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace bst {
+
+// Prompts of different lengths on one engine: prefill rate, memory, and time per generated token
+// after each, measured in turn so that a drift of the machine meets all lengths alike.
+struct ContextBenchOptions {
+  std::string model;
+  std::string backend = "auto", weights = "auto", kv = "auto";
+  int threads = 0;
+  std::vector<int64_t> lengths = {1'000, 10'000, 100'000, 1'000'000};
+  int new_tokens = 200;
+  int rounds = 5;       // each round generates new_tokens after every length
+  int chunk_tokens = 2048;
+  std::string json;     // file for the numbers; empty: none
+};
+// Returns the process's exit status.
+int RunContextBench(const ContextBenchOptions& options);
+
+// The operators of the CPU backend at the shapes of a 100M-parameter model (Google Benchmark).
+int RunOperatorBench(const std::string& program, const std::string& filter, double min_time_seconds);
+
+}  // namespace bst
