@@ -82,11 +82,25 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
   if (parts[0] == "reference") return MakeReferenceBackend();
   if (parts[0] != "cpu") return absl::InvalidArgumentError(absl::StrCat("unknown backend ", name));
   CpuOptions options;
-  if (parts.size() > 1) options.isa = parts[1] == "avx2" ? CpuIsa::kAvx2 : CpuIsa::kAvx512;
+  if (parts.size() > 1) {
+    if (parts[1] == "avx2") options.isa = CpuIsa::kAvx2;
+    if (parts[1] == "avx512") options.isa = CpuIsa::kAvx512;
+    if (parts[1] == "amx") options.isa = CpuIsa::kAmx;
+    options.emulate_amx = parts[1] == "amx-emulated";
+    if (!options.isa && !options.emulate_amx) return absl::InvalidArgumentError(absl::StrCat("unknown instruction set in ", name));
+  }
   if (parts.size() > 2 && !absl::SimpleAtoi(parts[2], &options.threads)) {
     return absl::InvalidArgumentError(absl::StrCat("bad thread count in ", name));
   }
   return MakeCpuBackend(options);
+}
+
+std::vector<std::string> CpuBackendNames() {
+  std::vector<std::string> names = {"cpu:avx2:2"};
+  const CpuIsa best = DetectCpuIsa();
+  if (best >= CpuIsa::kAvx512) names.insert(names.end(), {"cpu:avx512:1", "cpu:avx512:3", "cpu:amx-emulated:2"});
+  if (best >= CpuIsa::kAmx) names.push_back("cpu:amx:2");
+  return names;
 }
 
 }  // namespace bst

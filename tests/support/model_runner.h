@@ -46,7 +46,12 @@ double RelativeRms(absl::Span<const float> x, absl::Span<const float> y);
 // Reads a JSON list of token ids.
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path);
 
-// "reference", or "cpu" with an optional instruction set and thread count: "cpu", "cpu:avx2", "cpu:avx512:3".
+// "reference", or "cpu" with an optional instruction set and thread count: "cpu", "cpu:avx2", "cpu:avx512:3",
+// "cpu:amx", "cpu:amx-emulated".
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name);
+
+// Names for MakeBackend: the CPU backend with every instruction set that this machine can run, the
+// emulated tiles among them, in varying numbers of threads.
+std::vector<std::string> CpuBackendNames();
 
 }  // namespace bst

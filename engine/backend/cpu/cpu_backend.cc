@@ -11,6 +11,7 @@
 #include "engine/backend/cpu/cpu_context.h"
 #include "engine/backend/cpu/cpu_linear.h"
 #include "engine/backend/cpu/cpu_ssm.h"
+#include "engine/base/log.h"
 #include "engine/tensor/host_convert.h"
 
 namespace bst {
@@ -46,11 +47,10 @@ constexpr int64_t kTaskElements = 16'384;
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(CpuIsa isa, int threads)
-      : isa_(isa), context_(isa == CpuIsa::kAvx512 ? Avx512Kernels() : Avx2Kernels(), threads) {}
+  CpuBackend(std::string_view isa, const CpuKernels& kernels, int threads) : isa_(isa), context_(kernels, threads) {}
 
   std::string name() const override {
-    return absl::StrCat("cpu (", std::string(Name(isa_)), ", ", num_threads(), num_threads() == 1 ? " thread)" : " threads)");
+    return absl::StrCat("cpu (", isa_, ", ", num_threads(), num_threads() == 1 ? " thread)" : " threads)");
   }
   int num_threads() const override { return threads(); }
 
@@ -203,13 +203,38 @@ class CpuBackend : public Backend {
     });
   }
 
-  CpuIsa isa_;
+  std::string isa_;
   CpuContext context_;
   int num_threads_ = context_.pool().num_threads();
   std::vector<CpuAttention::Segment> segments_;
   std::vector<double> frequencies_;  // of the rotary angles, for frequencies_theta_
   double frequencies_theta_ = 0;
 };
+
+// One small product on the tiles against the emulation, before the first is trusted: hypervisors have
+// been seen to report instructions that they do not deliver.
+bool AmxComputes() {
+  constexpr int kIn = 64, kOut = 32, kRows = 32;
+  std::vector<BFloat16> weights(kIn * kOut), inputs(kRows * kIn);
+  for (size_t i = 0; i < weights.size(); ++i) weights[i] = ToBFloat16(static_cast<float>(i * 7 % 31) - 15.0f);
+  for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = ToBFloat16(static_cast<float>(i * 5 % 29) - 14.0f);
+  std::vector<float> tiles(kRows * kOut), emulated(kRows * kOut);
+  LinearTask task = {};
+  task.packed_x = inputs.data();
+  task.weights = weights.data();
+  task.in_features = kIn;
+  task.out_features = kOut;
+  task.out_stride = kOut;
+  task.num_rows = kRows;
+  task.last_panel = 1;
+  task.epilogue = CpuEpilogue::kStore;
+  task.scale = 1.0f;
+  task.out = tiles.data();
+  AmxKernels().linear_bf16(task);
+  task.out = emulated.data();
+  EmulatedAmxKernels().linear_bf16(task);
+  return tiles == emulated;  // small integers: exact whatever the order
+}
 
 int ProcessorsOfThisProcess() {
   cpu_set_t set;
@@ -223,12 +248,24 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
   if (options.threads < 0) {
     return absl::InvalidArgumentError(absl::StrCat("threads is ", options.threads, "; it must be 0 (all) or more"));
   }
+  const int threads = options.threads == 0 ? ProcessorsOfThisProcess() : options.threads;
   const CpuIsa best = DetectCpuIsa();
-  const CpuIsa isa = options.isa.value_or(best);
+  CpuIsa isa = options.isa.value_or(best);
+  if (options.emulate_amx) isa = CpuIsa::kAvx512;
   if (isa == CpuIsa::kNone || isa > best) {
-    return absl::UnimplementedError("the cpu backend needs a processor with AVX2 and FMA; use the reference backend");
+    return absl::UnimplementedError(
+        absl::StrCat("the cpu backend needs a processor with AVX2 and FMA (asked for ", std::string(Name(isa)), ", found ",
+                     std::string(Name(best)), "); use the reference backend"));
   }
-  return std::make_unique<CpuBackend>(isa, options.threads == 0 ? ProcessorsOfThisProcess() : options.threads);
+  if (options.emulate_amx) return std::make_unique<CpuBackend>("amx emulated", EmulatedAmxKernels(), threads);
+  switch (isa) {
+    case CpuIsa::kAmx:
+      if (AmxComputes()) return std::make_unique<CpuBackend>(Name(isa), AmxKernels(), threads);
+      Log(LogLevel::kError, "amx_self_test_failed", {{"fallback", "avx512"}});
+      [[fallthrough]];
+    case CpuIsa::kAvx512: return std::make_unique<CpuBackend>(Name(CpuIsa::kAvx512), Avx512Kernels(), threads);
+    default: return std::make_unique<CpuBackend>(Name(isa), Avx2Kernels(), threads);
+  }
 }
 
 }  // namespace bst

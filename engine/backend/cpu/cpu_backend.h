@@ -1,4 +1,4 @@
-// The CPU backend: threads and vector instructions (AVX2 or AVX-512), chosen once when it is made.
+// The CPU backend: threads and vector instructions (AVX2, AVX-512 or AMX), chosen once when it is made.
 //
 // Activations are float32. Linear layers take F32 or BF16 weights; with BF16 the inputs are rounded
 // to BF16 and products summed in float32. Rings hold F32 or BF16 in the layout of kernels.h.
@@ -22,6 +22,7 @@ namespace bst {
 struct CpuOptions {
   int threads = 0;             // 0: all processors this process may run on
   std::optional<CpuIsa> isa;   // unset: the best there is; tests ask for each
+  bool emulate_amx = false;    // tests: AMX tiles in plain code, on AVX-512
 };
 
 // Errors: kUnimplemented when the processor lacks AVX2 and FMA, or the instruction set asked for;

@@ -8,7 +8,7 @@ namespace bst {
 namespace {
 
 // Rows that one task takes: with K = 768 they fill 150 KB, so that a task's inputs and one panel of
-// weights fit into the second-level cache.
+// weights fit into the second-level cache. A multiple of 16, the rows of an AMX tile.
 constexpr int kTaskRows = 48;
 // Panels that one task takes when there are many rows: rounding the inputs to BF16 is then 1 part in
 // 256 of the work.
@@ -27,7 +27,7 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context, 
     out += static_cast<int>(part.dim(0));
   }
   auto layer = std::unique_ptr<CpuLinear>(new CpuLinear(in, out, type));
-  const int64_t padded_in = type == DType::kBF16 ? RoundUp(in, 2) : in;
+  const int64_t padded_in = type == DType::kBF16 ? RoundUpInputs(in) : in;
   BST_ASSIGN_OR_RETURN(layer->packed_, Buffer::Allocate(static_cast<size_t>(layer->num_panels()) *
                                                         static_cast<size_t>(padded_in) * kPanelOutputs * SizeOf(type)));
   int64_t output = 0;
@@ -46,7 +46,10 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context, 
     }
   }
   if (type == DType::kBF16) {
-    BST_RETURN_IF_ERROR(context.ReserveScratch(static_cast<size_t>(kTaskRows) * static_cast<size_t>(in) * sizeof(float)));
+    // Float32 copies of a task's inputs, or BF16 ones with whole tiles of rows (two tiles are read at once).
+    const auto rounded = static_cast<size_t>(kTaskRows * int64_t{in}) * sizeof(float);
+    const auto tiled = static_cast<size_t>(RoundUp(kTaskRows, 32) * padded_in) * sizeof(BFloat16);
+    BST_RETURN_IF_ERROR(context.ReserveScratch(std::max(rounded, tiled)));
   }
   return layer;
 }
@@ -92,12 +95,28 @@ void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& opti
       context.kernels().linear_f32(task);
       return;
     }
-    float* rounded = context.scratch(thread);
-    for (int r = 0; r < task.num_rows; ++r) {
-      context.kernels().round_to_bf16(x.row<float>(first_row + r), rounded + int64_t{r} * in_features(), in_features());
+    if (context.kernels().linear_bf16_takes_packed_inputs) {
+      const int64_t padded_in = RoundUpInputs(in_features());
+      auto* packed = reinterpret_cast<BFloat16*>(context.scratch(thread));
+      const int64_t padded_rows = RoundUp(task.num_rows, 32);
+      for (int64_t r = 0; r < padded_rows; ++r) {
+        BFloat16* to = packed + r * padded_in;
+        int64_t k = 0;
+        if (r < task.num_rows) {
+          const float* from = x.row<float>(first_row + r);
+          for (; k < in_features(); ++k) to[k] = ToBFloat16(from[k]);
+        }
+        for (; k < padded_in; ++k) to[k] = BFloat16{};
+      }
+      task.packed_x = packed;
+    } else {
+      float* rounded = context.scratch(thread);
+      for (int r = 0; r < task.num_rows; ++r) {
+        context.kernels().round_to_bf16(x.row<float>(first_row + r), rounded + int64_t{r} * in_features(), in_features());
+      }
+      task.x = rounded;
+      task.x_stride = in_features();
     }
-    task.x = rounded;
-    task.x_stride = in_features();
     context.kernels().linear_bf16(task);
   });
 }

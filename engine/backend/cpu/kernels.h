@@ -4,7 +4,7 @@
 // set. The packed layouts are the same for all of them:
 //
 //   linear F32    [panels][K][32]           panel p holds outputs 32 p .. 32 p + 31
-//   linear BF16   [panels][K / 2][32][2]    pairs along K, K padded with zeros to an even number
+//   linear BF16   [panels][K / 2][32][2]    pairs along K, K padded with zeros to a multiple of 32
 //   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
 //                 indices 16 j .. 16 j + 15
 //   ssm weights   [groups][M][6][16]        re, im of E, B, C for features 16 g .. 16 g + 15; then d [groups][16]
@@ -33,6 +33,8 @@ enum class CpuEpilogue { kStore, kRelu, kGelu, kAdd };
 struct LinearTask {
   const float* x;         // [rows][x_stride]; for BF16 weights already rounded to BF16
   int64_t x_stride;
+  const BFloat16* packed_x;  // instead of x where linear_bf16_takes_packed_inputs: [rows up to a multiple
+                             // of 32][K padded as the weights, the padding finite]
   const void* weights;    // packed, from panel 0 on
   int in_features;        // K
   int out_features;       // of the whole layer
@@ -82,9 +84,13 @@ struct SsmTask {
   int num_features;      // of this group, 1 .. 16
 };
 
+// K of the packed BF16 layouts.
+inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
+
 struct CpuKernels {
   void (*linear_f32)(const LinearTask& task);
   void (*linear_bf16)(const LinearTask& task);
+  bool linear_bf16_takes_packed_inputs;  // AMX: inputs as BF16, not as rounded float32
   void (*round_to_bf16)(const float* in, float* out, int64_t n);
   void (*attend_f32)(const AttendTask& task);   // keys and values in float32
   void (*attend_bf16)(const AttendTask& task);  // in BF16
@@ -100,5 +106,9 @@ struct CpuKernels {
 
 const CpuKernels& Avx2Kernels();
 const CpuKernels& Avx512Kernels();
+// Those of AVX-512, the BF16 linear layers on AMX tiles.
+const CpuKernels& AmxKernels();
+// The same with the tiles emulated: slow, for tests on machines without AMX.
+const CpuKernels& EmulatedAmxKernels();
 
 }  // namespace bst

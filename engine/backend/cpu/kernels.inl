@@ -56,7 +56,7 @@ inline void StoreOutputs(const LinearTask& task, float* out, V16 sum, int n) {
 }
 
 inline int64_t PanelElements(const float*, int k) { return int64_t{k} * kPanelOutputs; }
-inline int64_t PanelElements(const BFloat16*, int k) { return int64_t{(k + 1) / 2 * 2} * kPanelOutputs; }
+inline int64_t PanelElements(const BFloat16*, int k) { return RoundUpInputs(k) * kPanelOutputs; }
 
 // Rows x (32 * Panels) outputs in registers; each output is one chain of additions along K.
 template <typename Weight, int Rows, int Panels>
@@ -427,6 +427,7 @@ double LogSumExpKernel(const float* x, int n) {
 constexpr CpuKernels MakeKernels() {
   return {.linear_f32 = LinearKernel<float>,
           .linear_bf16 = LinearKernel<BFloat16>,
+          .linear_bf16_takes_packed_inputs = false,
           .round_to_bf16 = RoundToBFloat16Kernel,
           .attend_f32 = AttendKernel<float>,
           .attend_bf16 = AttendKernel<BFloat16>,

@@ -1,4 +1,4 @@
-// The kernels compiled for Avx2. Standard headers come before the target region: a function they
+// The kernels compiled for AVX2 and FMA. Standard headers come before the target region: a function they
 // define must not be compiled for this instruction set, lest the linker keeps that copy for all.
 #include <immintrin.h>
 

@@ -12,7 +12,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/backend.h"
-#include "engine/backend/cpu/cpu_isa.h"
 #include "gtest/gtest.h"
 #include "tests/support/model_runner.h"
 
@@ -356,18 +355,9 @@ TEST_P(AgreementTest, EmbeddingGatherAndLogprobs) {
   }
 }
 
-std::vector<std::string> TestedBackends() {
-  std::vector<std::string> names = {"cpu:avx2:1", "cpu:avx2:3"};
-  if (DetectCpuIsa() >= CpuIsa::kAvx512) {
-    names.push_back("cpu:avx512:1");
-    names.push_back("cpu:avx512:3");
-  }
-  return names;
-}
-
-INSTANTIATE_TEST_SUITE_P(All, AgreementTest, testing::ValuesIn(TestedBackends()), [](const auto& param) {
+INSTANTIATE_TEST_SUITE_P(All, AgreementTest, testing::ValuesIn(CpuBackendNames()), [](const auto& param) {
   std::string name = param.param;
-  std::replace(name.begin(), name.end(), ':', '_');
+  std::replace_if(name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
   return name;
 });
 

@@ -7,7 +7,6 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "engine/backend/cpu/cpu_isa.h"
 #include "nlohmann/json.hpp"
 #include "tests/support/model_runner.h"
 #include "tests/support/npy.h"
@@ -18,8 +17,8 @@ namespace {
 constexpr char kGolden[] = "tests/golden/";
 
 std::vector<std::string> Backends() {
-  std::vector<std::string> names = {"reference", "cpu:avx2:2"};
-  if (DetectCpuIsa() >= CpuIsa::kAvx512) names.push_back("cpu:avx512:2");
+  std::vector<std::string> names = CpuBackendNames();
+  names.push_back("reference");
   return names;
 }
 
@@ -109,7 +108,7 @@ TEST_P(GoldenTest, GreedyContinuationIsTheExpectedOne) {
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenTest, testing::ValuesIn(Cases()), [](const auto& param) {
   std::string name = param.param.checkpoint + "_" + param.param.backend;
-  std::replace(name.begin(), name.end(), ':', '_');
+  std::replace_if(name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
   return name;
 });
 

@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "absl/strings/str_replace.h"
-#include "engine/backend/cpu/cpu_isa.h"
 #include "engine/checkpoint/random_checkpoint.h"
 #include "gtest/gtest.h"
 #include "tests/support/model_runner.h"
@@ -172,8 +171,8 @@ TEST_P(ModelLawTest, ASlotKeepsNothingOfItsFormerSequence) {
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  std::vector<std::string> backends = {"cpu:avx2:2", "reference"};
-  if (DetectCpuIsa() >= CpuIsa::kAvx512) backends.push_back("cpu:avx512:3");
+  std::vector<std::string> backends = CpuBackendNames();
+  backends.push_back("reference");
   for (const Variant& variant : kVariants) {
     for (const std::string& backend : backends) {
       for (const DType type : {DType::kF32, DType::kBF16}) cases.push_back({variant, backend, type});
@@ -184,7 +183,7 @@ std::vector<Case> Cases() {
 
 INSTANTIATE_TEST_SUITE_P(All, ModelLawTest, testing::ValuesIn(Cases()), [](const auto& param) {
   std::string name = std::string(param.param.variant.name) + "_" + param.param.backend + "_" + std::string(Name(param.param.type));
-  std::replace(name.begin(), name.end(), ':', '_');
+  std::replace_if(name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
   return name;
 });
 

@@ -1,0 +1,174 @@
+// BF16 linear layers on AMX tiles. Included by kernels_avx512.cc after kernels.inl.
+//
+// The kernel is written over a `Tiles` type: the processor's eight tile registers, or plain arrays that
+// do the same, so that every machine can test it. A tile is 16 rows of 64 bytes: 16 x 32 BF16 inputs,
+// 16 k-pairs x 16 outputs of weights (a panel's own layout), or 16 x 16 float32 sums.
+//
+// Batch law: a row of sums depends on its own row of inputs; along K the order is the tile's, always 32
+// at a time from the start.
+
+constexpr int kTileRows = 16;
+constexpr int kTileInputs = 32;
+
+// The instruction set's registers. One thread configures them for the length of a kernel.
+class HardwareTiles {
+ public:
+  HardwareTiles() {
+    alignas(64) Config config = {};
+    config.palette = 1;
+    for (int t = 0; t < 8; ++t) {
+      config.row_bytes[t] = 64;
+      config.rows[t] = kTileRows;
+    }
+    // g++ 12 does not see that the instruction reads the object and may drop the stores above.
+    asm volatile("" : : "r"(&config) : "memory");
+    _tile_loadconfig(&config);
+  }
+  ~HardwareTiles() { _tile_release(); }
+  HardwareTiles(const HardwareTiles&) = delete;
+  HardwareTiles& operator=(const HardwareTiles&) = delete;
+
+  // The intrinsics spell the register into the instruction: it must be a literal.
+  template <int T>
+  void Zero() {
+    if constexpr (T == 0) _tile_zero(0);
+    if constexpr (T == 1) _tile_zero(1);
+    if constexpr (T == 2) _tile_zero(2);
+    if constexpr (T == 3) _tile_zero(3);
+  }
+  template <int T>
+  void Load(const BFloat16* from, int64_t stride_bytes) {
+    if constexpr (T == 4) _tile_loadd(4, from, stride_bytes);
+    if constexpr (T == 5) _tile_loadd(5, from, stride_bytes);
+    if constexpr (T == 6) _tile_loadd(6, from, stride_bytes);
+    if constexpr (T == 7) _tile_loadd(7, from, stride_bytes);
+  }
+  template <int Sum, int Inputs, int Weights>
+  void MultiplyAdd() {
+    if constexpr (Sum == 0) _tile_dpbf16ps(0, 4, 6);
+    if constexpr (Sum == 1) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (Sum == 2) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (Sum == 3) _tile_dpbf16ps(3, 5, 7);
+    static_assert(Inputs == 4 + Sum / 2 && Weights == 6 + Sum % 2);
+  }
+  template <int T>
+  void Store(float* to) {
+    constexpr int64_t kStride = 64;
+    if constexpr (T == 0) _tile_stored(0, to, kStride);
+    if constexpr (T == 1) _tile_stored(1, to, kStride);
+    if constexpr (T == 2) _tile_stored(2, to, kStride);
+    if constexpr (T == 3) _tile_stored(3, to, kStride);
+  }
+
+ private:
+  struct Config {  // the layout that LDTILECFG reads
+    uint8_t palette;
+    uint8_t start_row;
+    uint8_t reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  };
+  static_assert(sizeof(Config) == 64);
+};
+
+// The same registers as arrays. TDPBF16PS sums the even and the odd products of a row separately, then
+// adds both to the destination (Intel's instruction set reference).
+class EmulatedTiles {
+ public:
+  template <int T>
+  void Zero() {
+    std::memset(tiles_[T], 0, sizeof(tiles_[T]));
+  }
+  template <int T>
+  void Load(const BFloat16* from, int64_t stride_bytes) {
+    for (int r = 0; r < kTileRows; ++r) std::memcpy(tiles_[T][r], reinterpret_cast<const char*>(from) + r * stride_bytes, 64);
+  }
+  template <int Sum, int Inputs, int Weights>
+  void MultiplyAdd() {
+    for (int m = 0; m < kTileRows; ++m) {
+      for (int n = 0; n < kLanes; ++n) {
+        float even = 0, odd = 0, sum = 0;
+        for (int k = 0; k < kTileRows; ++k) {
+          even = std::fma(Element(Inputs, m, 2 * k), Element(Weights, k, 2 * n), even);
+          odd = std::fma(Element(Inputs, m, 2 * k + 1), Element(Weights, k, 2 * n + 1), odd);
+        }
+        std::memcpy(&sum, tiles_[Sum][m] + 4 * n, 4);
+        sum += even + odd;
+        std::memcpy(tiles_[Sum][m] + 4 * n, &sum, 4);
+      }
+    }
+  }
+  template <int T>
+  void Store(float* to) {
+    std::memcpy(to, tiles_[T], sizeof(tiles_[T]));
+  }
+
+ private:
+  float Element(int tile, int row, int column) const {
+    BFloat16 x;
+    std::memcpy(&x, tiles_[tile][row] + 2 * column, 2);
+    return ToFloat(x);
+  }
+  char tiles_[8][kTileRows][64];
+};
+
+// Rows [row, row + 16 * RowTiles) of one panel; rows past num_rows are computed from whatever the
+// caller's padding holds and not stored.
+template <int RowTiles, typename Tiles>
+inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int panel) {
+  const int64_t padded_in = RoundUpInputs(task.in_features);
+  const BFloat16* w = static_cast<const BFloat16*>(task.weights) + panel * padded_in * kPanelOutputs;
+  const BFloat16* x = task.packed_x + row * padded_in;
+  const int64_t x_stride = padded_in * 2;
+  constexpr int64_t kWeightStride = kPanelOutputs * 2 * 2;  // bytes from one pair of k to the next
+  tiles.template Zero<0>();
+  tiles.template Zero<1>();
+  if constexpr (RowTiles == 2) {
+    tiles.template Zero<2>();
+    tiles.template Zero<3>();
+  }
+  for (int64_t k = 0; k < padded_in; k += kTileInputs) {
+    tiles.template Load<6>(w + k * kPanelOutputs, kWeightStride);
+    tiles.template Load<7>(w + k * kPanelOutputs + 2 * kLanes, kWeightStride);
+    tiles.template Load<4>(x + k, x_stride);
+    tiles.template MultiplyAdd<0, 4, 6>();
+    tiles.template MultiplyAdd<1, 4, 7>();
+    if constexpr (RowTiles == 2) {
+      tiles.template Load<5>(x + kTileRows * padded_in + k, x_stride);
+      tiles.template MultiplyAdd<2, 5, 6>();
+      tiles.template MultiplyAdd<3, 5, 7>();
+    }
+  }
+  alignas(64) float sums[2 * RowTiles][kTileRows][kLanes];
+  tiles.template Store<0>(&sums[0][0][0]);
+  tiles.template Store<1>(&sums[1][0][0]);
+  if constexpr (RowTiles == 2) {
+    tiles.template Store<2>(&sums[2][0][0]);
+    tiles.template Store<3>(&sums[3][0][0]);
+  }
+  for (int half = 0; half < 2; ++half) {
+    const int first = panel * kPanelOutputs + half * kLanes;
+    const int n = std::min(kLanes, task.out_features - first);
+    if (n <= 0) break;
+    for (int r = 0; r < RowTiles * kTileRows && row + r < task.num_rows; ++r) {
+      StoreOutputs(task, task.out + (row + r) * task.out_stride + first, Load(sums[r / kTileRows * 2 + half][r % kTileRows]), n);
+    }
+  }
+}
+
+template <typename Tiles>
+void LinearTilesKernel(const LinearTask& task) {
+  Tiles tiles;
+  for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
+    int row = 0;
+    for (; row + kTileRows < task.num_rows; row += 2 * kTileRows) LinearTileBlock<2>(tiles, task, row, panel);
+    if (row < task.num_rows) LinearTileBlock<1>(tiles, task, row, panel);
+  }
+}
+
+constexpr CpuKernels MakeTileKernels(void (*linear)(const LinearTask&)) {
+  CpuKernels kernels = MakeKernels();
+  kernels.linear_bf16 = linear;
+  kernels.linear_bf16_takes_packed_inputs = true;
+  return kernels;
+}
