@@ -2,7 +2,7 @@
 
 Modules, in the order in which data flows through them:
 
-  tokenizer    text <-> token ids (bytes or SentencePiece), and training of a SentencePiece vocabulary
+  tokenizer    text <-> token ids (bytes or SentencePiece); trains SentencePiece vocabularies
   corpus       JSON-lines files -> token arrays -> segments of documents, lane by lane
   config       ModelConfig: the `config.json` of a checkpoint, validated
   ssm          the S4D state-space convolution

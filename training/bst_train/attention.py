@@ -54,7 +54,8 @@ def rope_tables(
     """(cos, sin) [end - begin, head_dim / 2] of the angles t * theta^(-2j / head_dim)."""
     t = torch.arange(begin, end, dtype=torch.float64)
     j = torch.arange(head_dim // 2, dtype=torch.float64)
-    angles = t.unsqueeze(-1) * torch.pow(torch.tensor(theta, dtype=torch.float64), -2 * j / head_dim)
+    base = torch.tensor(theta, dtype=torch.float64)
+    angles = t.unsqueeze(-1) * torch.pow(base, -2 * j / head_dim)
     return torch.cos(angles).float(), torch.sin(angles).float()
 
 
@@ -76,7 +77,7 @@ class Segment:
 
 @dataclasses.dataclass
 class Ring:
-    """Keys (before rotation) and values of the W tokens before a segment; zeros if there are none."""
+    """Keys (before rotation) and values of the W tokens before a segment; zeros where none are."""
 
     keys: torch.Tensor     # [B, W, H, dh]
     values: torch.Tensor   # [B, W, H, dh]

@@ -5,8 +5,8 @@ bytes of header length, a JSON header, and the tensors' bytes.
 
 Exported matrices are BF16 and everything whose rounding would show is F32: the SSM parameters
 (rounding log_dt to BF16 would move a time step by up to 1.6 %), the attention scales and the
-position biases. `load_model` reads what `export_model` wrote, and any other checkpoint of the format
-whose layers the trainer knows.
+position biases. `load_model` reads what `export_model` wrote, and any other checkpoint of the
+format whose layers the trainer knows.
 """
 
 from __future__ import annotations

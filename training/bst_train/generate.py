@@ -6,7 +6,7 @@ the state at the block's start: at most W tokens of work for each.
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
+from typing import List, Optional
 
 import torch
 

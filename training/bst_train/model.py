@@ -36,12 +36,12 @@ class LayerState:
     ring: Ring
     ssm: Optional[torch.Tensor]   # [B, D, M, 2] float32; bst layers only
 
-    def _tensors(self) -> List[torch.Tensor]:
+    def tensors(self) -> List[torch.Tensor]:
         tensors = [self.ring.keys, self.ring.values]
         return tensors if self.ssm is None else tensors + [self.ssm]
 
     @staticmethod
-    def _from_tensors(tensors: Sequence[torch.Tensor]) -> "LayerState":
+    def from_tensors(tensors: Sequence[torch.Tensor]) -> "LayerState":
         return LayerState(
             Ring(tensors[0], tensors[1]), tensors[2] if len(tensors) == 3 else None
         )
@@ -57,13 +57,13 @@ def stack_states(
     stacked: ModelState = []
     for index, like in enumerate(template):
         columns = []
-        for position, tensor in enumerate(like._tensors()):
+        for position, tensor in enumerate(like.tensors()):
             rows = [
-                torch.zeros_like(tensor[:1]) if s is None else s[index]._tensors()[position]
+                torch.zeros_like(tensor[:1]) if s is None else s[index].tensors()[position]
                 for s in states
             ]
             columns.append(torch.cat(rows))
-        stacked.append(LayerState._from_tensors(columns))
+        stacked.append(LayerState.from_tensors(columns))
     return stacked
 
 
@@ -72,7 +72,7 @@ def split_state(state: ModelState) -> List[ModelState]:
     rows = state[0].ring.keys.shape[0]
     return [
         [
-            LayerState._from_tensors([t[row : row + 1].clone() for t in layer._tensors()])
+            LayerState.from_tensors([t[row : row + 1].clone() for t in layer.tensors()])
             for layer in state
         ]
         for row in range(rows)
@@ -98,7 +98,9 @@ class _Normalize(torch.autograd.Function):
         return y * weight
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: torch.Tensor
+    ) -> Tuple[Optional[torch.Tensor], ...]:
         y, inverse, weight = ctx.saved_tensors
         product = grad * y
         grad_weight = product.reshape(-1, y.shape[-1]).sum(0)
@@ -362,7 +364,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_losses: torch.Tensor
+    ) -> Tuple[Optional[torch.Tensor], ...]:
         grad_x, grad_weight = ctx.gradients
         factor = grad_losses.reshape(-1)[0]
         return grad_x * factor, grad_weight * factor, None, None, None

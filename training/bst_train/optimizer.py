@@ -134,7 +134,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> List[torch.opt
 
 
 def schedule(step: int, progress: float, config: OptimizerConfig) -> float:
-    """Learning rate relative to its peak: linear warm-up, then a cosine over `progress` in [0, 1]."""
+    """Learning rate relative to its peak: linear warm-up, and a cosine over `progress`."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, progress))))
     return warmup * (config.final_lr + (1.0 - config.final_lr) * cosine)

@@ -144,7 +144,9 @@ class _CausalConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, u: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, u: torch.Tensor, kernel: torch.Tensor
+    ) -> torch.Tensor:
         length = u.shape[-1]
         size = 1 << (2 * length - 1).bit_length()
         spectrum_u = torch.fft.rfft(u, n=size)
@@ -154,7 +156,9 @@ class _CausalConvolution(torch.autograd.Function):
         return torch.fft.irfft(spectrum_u * spectrum_k, n=size)[..., :length]
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
         spectrum_u, spectrum_k = ctx.saved_tensors
         length = grad.shape[-1]
         spectrum = torch.fft.rfft(grad, n=ctx.size)

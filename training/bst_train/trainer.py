@@ -30,7 +30,14 @@ import torch
 from .config import ModelConfig
 from .corpus import LaneSampler, Source, TokenizedCorpus, tokenize
 from .evaluate import evaluate
-from .model import LanguageModel, ModelState, split_state, stack_states, token_losses
+from .model import (
+    LanguageModel,
+    LayerState,
+    ModelState,
+    split_state,
+    stack_states,
+    token_losses,
+)
 from .optimizer import (
     OptimizerConfig,
     make_optimizers,
@@ -120,7 +127,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "sampler": self._sampler.state_dict(),
             "states": [
-                None if state is None else [layer._tensors() for layer in state]
+                None if state is None else [layer.tensors() for layer in state]
                 for state in self._states
             ],
             "step": self.step,
@@ -285,9 +292,7 @@ class Trainer:
 
 
 def _state_from_tensors(layers: Sequence[Sequence[torch.Tensor]]) -> ModelState:
-    from .model import LayerState
-
-    return [LayerState._from_tensors(tensors) for tensors in layers]
+    return [LayerState.from_tensors(tensors) for tensors in layers]
 
 
 def load_training_checkpoint(path: Path) -> Dict[str, Any]:

@@ -103,8 +103,8 @@ def write_case(directory: Path, seed: int) -> None:
 
 
 def relative_rms(actual: np.ndarray, expected: np.ndarray) -> float:
-    difference = actual.astype(np.float64) - expected.astype(np.float64)
-    return float(np.sqrt(np.square(difference).sum() / np.square(expected.astype(np.float64)).sum()))
+    wanted = expected.astype(np.float64)
+    return float(np.sqrt(np.square(actual - wanted).sum() / np.square(wanted).sum()))
 
 
 def main() -> int:
