@@ -3,14 +3,15 @@
 //
 // Symbols   W window, H heads, dh head size, t position in the document, i = t mod W.
 // Ring      Index j of a sequence's ring of W rows holds the newest key and value whose position is
-//           j modulo W. So a query at offset i finds its own block at j <= i and the block before at
-//           j > i, and no key ever moves.
+//           j modulo W. So a query at offset i finds its own block at j <= i and the block before
+//           at j > i, and no key ever moves.
 // Visible   kSliding, include_self        positions t-W+1 .. t    (every ring index once)
 //           kSliding, without self        positions t-W .. t-1
 //           kBlock                        those of t's own block among the above
 //           kZeros                        positions before the document hold k = v = 0, as far as
 //                                         the window reaches; kMasked: they do not exist
-// Formula   s_j = (<q, k_j> + bias[h][t - t_j]) * scale_h,  o = softmax(s) v;  no visible key: o = 0
+// Formula   s_j = (<q, k_j> + bias[h][t - t_j]) * scale_h,  o = softmax(s) v;  no visible key: o =
+// 0
 #pragma once
 
 #include <string>

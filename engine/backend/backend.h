@@ -1,11 +1,12 @@
-// Backend: the operator contract. The forward pass (engine/model) is written in these operators alone;
-// each implementation (reference, cpu) gives them a machine.
+// Backend: the operator contract. The forward pass (engine/model) is written in these operators
+// alone; each implementation (reference, cpu) gives them a machine.
 //
 // Symbols   T packed tokens of a step, R rows (sequences), D model width, H heads, dh head size,
 //           W window, V vocabulary.
-// Tensors   Activations are matrices [T, columns] of activation_type(), on the device, rows possibly
-//           strided. Weights are packed once, at load, as the backend likes them. State lies in pools
-//           indexed by slot; nothing is gathered or scattered.
+// Tensors   Activations are matrices [T, columns] of activation_type(), on the device, rows
+// possibly
+//           strided. Weights are packed once, at load, as the backend likes them. State lies in
+//           pools indexed by slot; nothing is gathered or scattered.
 //
 // Invariants
 //   (1) Batch law: a token's result depends on its own row alone, bit for bit: neither on the other
@@ -17,7 +18,8 @@
 //   (3) No operator allocates.
 // Ownership Packed weights are owned by the caller and die before the backend.
 // Threads   Engine thread only: one call at a time. The backend may use threads of its own.
-// Tested by tests/engine/backend/agreement_test.cc (every backend against the reference over awkward
+// Tested by tests/engine/backend/agreement_test.cc (every backend against the reference over
+// awkward
 //           shapes), batch_law_test.cc
 #pragma once
 
@@ -46,7 +48,8 @@ class PackedWeights {
 class EmbeddingWeights : public PackedWeights {};
 class LinearWeights : public PackedWeights {
  public:
-  LinearWeights(int in_features, int out_features) : in_features_(in_features), out_features_(out_features) {}
+  LinearWeights(int in_features, int out_features)
+      : in_features_(in_features), out_features_(out_features) {}
   int in_features() const { return in_features_; }
   int out_features() const { return out_features_; }
 
@@ -91,12 +94,14 @@ class Backend {
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
 
   // table [V, D] of any floating type, kept as `type` (F32 or BF16).
-  virtual absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table, DType type) = 0;
-  // parts: [out_i, in] each, of any floating type, stacked along `out`, kept as `type`. With BF16 the
-  // inputs of Linear are rounded to BF16 as well; sums are float32.
-  virtual absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(absl::Span<const TensorView> parts,
-                                                                     DType type) = 0;
-  virtual absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(const AttentionParameters& parameters) = 0;
+  virtual absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,
+                                                                          DType type) = 0;
+  // parts: [out_i, in] each, of any floating type, stacked along `out`, kept as `type`. With BF16
+  // the inputs of Linear are rounded to BF16 as well; sums are float32.
+  virtual absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(
+      absl::Span<const TensorView> parts, DType type) = 0;
+  virtual absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(
+      const AttentionParameters& parameters) = 0;
   virtual absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) = 0;
   // A float32 vector on the device, from a host vector of any floating type.
   virtual absl::StatusOr<Buffer> PackVector(TensorView vector) = 0;
@@ -110,13 +115,16 @@ class Backend {
   // ---- Operators: every step ----
 
   // out[t] = table[tokens[t]].  out [T, D]. REQUIRES: 0 <= token < V.
-  virtual void Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens, TensorView out) = 0;
+  virtual void Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens,
+                     TensorView out) = 0;
 
-  // out[t] = gain * x[t] / sqrt(mean(x[t]^2) + epsilon).  x, out [T, D], may be the same; gain [D] F32.
+  // out[t] = gain * x[t] / sqrt(mean(x[t]^2) + epsilon).  x, out [T, D], may be the same; gain [D]
+  // F32.
   virtual void RmsNorm(TensorView x, TensorView gain, float epsilon, TensorView out) = 0;
 
   // out = epilogue(x W^T).  x [T, in], out [T, out]; must not overlap.
-  virtual void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options, TensorView out) = 0;
+  virtual void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options,
+                      TensorView out) = 0;
 
   // out[t, f] = act(x[t, f]) * x[t, F + f].  x [T, 2F], out [T, F]; must not overlap.
   virtual void Gate(TensorView x, GateActivation activation, TensorView out) = 0;
@@ -136,15 +144,16 @@ class Backend {
                          absl::Span<const Row> rows, PoolView ring, TensorView out) = 0;
 
   // Advances each row's state by its tokens (ssm.h).  u, y [T, D]; must not overlap.
-  virtual void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,
-                   TensorView y) = 0;
+  virtual void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows,
+                   PoolView state, TensorView y) = 0;
 
   // out[i] = x[indices[i]].  x [T, D], out [n, D]; must not overlap.
   virtual void GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) = 0;
 
   // logprobs[i] = log softmax(logits[i])[targets[i]], natural logarithm, into host memory, complete
   // on return.  logits [n, V].
-  virtual void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets, absl::Span<float> logprobs) = 0;
+  virtual void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets,
+                              absl::Span<float> logprobs) = 0;
 
   // Waits for everything enqueued. Errors: the first failure since the backend was made; it sticks.
   virtual absl::Status Sync() = 0;

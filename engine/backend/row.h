@@ -12,8 +12,8 @@
 namespace bst {
 
 struct Row {
-  SlotId slot;           // no two rows of a step share one
-  int begin = 0;         // packed tokens [begin, end), never empty
+  SlotId slot;    // no two rows of a step share one
+  int begin = 0;  // packed tokens [begin, end), never empty
   int end = 0;
   int64_t position = 0;  // of token `begin`, from the start of its document
 

@@ -14,8 +14,9 @@ namespace bst {
 inline std::vector<float> AttentionScales(const LayerSource& source, std::string_view tensor) {
   const ModelConfig& config = source.checkpoint.config();
   if (!config.attention.qk_norm) {
-    return std::vector<float>(static_cast<size_t>(config.num_heads),
-                              static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim))));
+    return std::vector<float>(
+        static_cast<size_t>(config.num_heads),
+        static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim))));
   }
   std::vector<float> scale = ToFloats(source.Tensor(tensor));
   for (float& s : scale) s = std::fabs(s);

@@ -20,7 +20,8 @@ absl::StatusOr<ContextStates> ContextStates::Create(const LayerSource& source) {
                   config.layers[static_cast<size_t>(source.index)].ssm.discretization);
   BST_ASSIGN_OR_RETURN(context.ssm_, backend.PackSsm(ssm.parameters()));
   BST_ASSIGN_OR_RETURN(context.keys_values_,
-                       backend.PackLinear({source.Tensor("cross.k_proj.weight"), source.Tensor("cross.v_proj.weight")},
+                       backend.PackLinear({source.Tensor("cross.k_proj.weight"),
+                                           source.Tensor("cross.v_proj.weight")},
                                           source.weights));
   std::vector<float> scale = AttentionScales(source, "cross.scale");
   const AttentionSpec spec = {.num_heads = config.num_heads,
@@ -30,18 +31,21 @@ absl::StatusOr<ContextStates> ContextStates::Create(const LayerSource& source) {
                               .include_self = true,
                               .empty_prefix = EmptyPrefix::kMasked,
                               .kv_type = source.kv};
-  BST_ASSIGN_OR_RETURN(context.attention_,
-                       backend.PackAttention({.spec = spec,
-                                              .scale = TensorView(scale.data(), DType::kF32, {config.num_heads}),
-                                              .bias = {}}));
-  context.ssm_region_ = source.layout.Add(
-      {.name = absl::StrCat("layers.", source.index, ".ssm"), .slot_bytes = backend.SsmStateBytes(*context.ssm_)});
-  context.ring_region_ = source.layout.Add(
-      {.name = absl::StrCat("layers.", source.index, ".context"), .slot_bytes = backend.RingBytes(spec)});
+  BST_ASSIGN_OR_RETURN(
+      context.attention_,
+      backend.PackAttention({.spec = spec,
+                             .scale = TensorView(scale.data(), DType::kF32, {config.num_heads}),
+                             .bias = {}}));
+  context.ssm_region_ = source.layout.Add({.name = absl::StrCat("layers.", source.index, ".ssm"),
+                                           .slot_bytes = backend.SsmStateBytes(*context.ssm_)});
+  context.ring_region_ =
+      source.layout.Add({.name = absl::StrCat("layers.", source.index, ".context"),
+                         .slot_bytes = backend.RingBytes(spec)});
   return context;
 }
 
-void ContextStates::Forward(Backend& backend, const Step& step, TensorView queries, TensorView out) const {
+void ContextStates::Forward(Backend& backend, const Step& step, TensorView queries,
+                            TensorView out) const {
   const int64_t dim = step.x.dim(1);
   const TensorView u = step.signal, y = step.states;
   backend.RmsNorm(step.x, ssm_norm_.View(DType::kF32, {dim}), norm_eps_, u);
@@ -56,7 +60,8 @@ void ContextStates::Forward(Backend& backend, const Step& step, TensorView queri
     backend.NormalizeHeads(queries, head_dim_);
     backend.NormalizeHeads(keys, head_dim_);
   }
-  backend.Attention(*attention_, queries, keys, values, step.rows, step.pool->region(ring_region_), out);
+  backend.Attention(*attention_, queries, keys, values, step.rows, step.pool->region(ring_region_),
+                    out);
 }
 
 }  // namespace bst

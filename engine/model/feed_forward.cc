@@ -14,7 +14,8 @@ absl::StatusOr<FeedForward> FeedForward::Create(const LayerSource& source) {
     up.insert(up.begin(), source.Tensor("ffn.gate_proj.weight"));
   }
   BST_ASSIGN_OR_RETURN(ffn.up_, source.backend.PackLinear(up, source.weights));
-  BST_ASSIGN_OR_RETURN(ffn.down_, source.backend.PackLinear({source.Tensor("ffn.down_proj.weight")}, source.weights));
+  BST_ASSIGN_OR_RETURN(ffn.down_, source.backend.PackLinear({source.Tensor("ffn.down_proj.weight")},
+                                                            source.weights));
   return ffn;
 }
 
@@ -31,8 +32,10 @@ void FeedForward::Forward(Backend& backend, const Step& step) const {
     case Activation::kGeglu:
     case Activation::kSwiglu:
       backend.Linear(step.normed, *up_, {}, step.hidden);
-      backend.Gate(step.hidden, activation_ == Activation::kGeglu ? GateActivation::kGelu : GateActivation::kSilu,
-                   step.gated);
+      backend.Gate(
+          step.hidden,
+          activation_ == Activation::kGeglu ? GateActivation::kGelu : GateActivation::kSilu,
+          step.gated);
       hidden = step.gated;
       break;
   }

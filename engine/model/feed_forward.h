@@ -25,9 +25,9 @@ class FeedForward {
   Activation activation_ = Activation::kRelu;
   float norm_eps_ = 0;
   int ffn_size_ = 0;
-  Buffer norm_;                         // [D]
-  std::unique_ptr<LinearWeights> up_;   // [F, D], or gate over up [2F, D]
-  std::unique_ptr<LinearWeights> down_; // [D, F]
+  Buffer norm_;                          // [D]
+  std::unique_ptr<LinearWeights> up_;    // [F, D], or gate over up [2F, D]
+  std::unique_ptr<LinearWeights> down_;  // [D, F]
 };
 
 }  // namespace bst

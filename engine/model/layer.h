@@ -46,12 +46,14 @@ class Layer {
 struct LayerSource {
   const Checkpoint& checkpoint;
   Backend& backend;
-  int index;           // n in layers.{n}.
-  DType weights;       // of the matrices
-  DType kv;            // of rings and context rows
-  StateLayout& layout; // the layer adds its regions
+  int index;            // n in layers.{n}.
+  DType weights;        // of the matrices
+  DType kv;             // of rings and context rows
+  StateLayout& layout;  // the layer adds its regions
 
-  TensorView Tensor(std::string_view suffix) const { return checkpoint.Tensor(LayerTensorName(index, suffix)); }
+  TensorView Tensor(std::string_view suffix) const {
+    return checkpoint.Tensor(LayerTensorName(index, suffix));
+  }
 };
 
 }  // namespace bst

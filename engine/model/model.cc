@@ -23,14 +23,16 @@ struct Model::Workspace {
   }
 };
 
-Model::Model(Backend& backend, const ModelOptions& options) : backend_(backend), options_(options) {}
+Model::Model(Backend& backend, const ModelOptions& options)
+    : backend_(backend), options_(options) {}
 Model::~Model() = default;
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Checkpoint& checkpoint, Backend& backend,
                                                      const ModelOptions& options) {
   if (options.max_step_tokens < 1 || options.max_logit_rows < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("max_step_tokens is ", options.max_step_tokens, ", max_logit_rows is ",
-                                                   options.max_logit_rows, "; both must be at least 1"));
+    return absl::InvalidArgumentError(absl::StrCat("max_step_tokens is ", options.max_step_tokens,
+                                                   ", max_logit_rows is ", options.max_logit_rows,
+                                                   "; both must be at least 1"));
   }
   const ModelConfig& config = checkpoint.config();
   auto model = std::unique_ptr<Model>(new Model(backend, options));
@@ -54,14 +56,17 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Checkpoint& checkpoin
                                                    .layout = model->state_layout_}));
     model->layers_.push_back(std::move(layer));
   }
-  BST_ASSIGN_OR_RETURN(model->final_norm_, backend.PackVector(checkpoint.Tensor("final_norm.weight")));
+  BST_ASSIGN_OR_RETURN(model->final_norm_,
+                       backend.PackVector(checkpoint.Tensor("final_norm.weight")));
   const TensorView output = config.tie_embeddings ? embedding : checkpoint.Tensor("lm_head.weight");
   BST_ASSIGN_OR_RETURN(model->output_, backend.PackLinear({output}, options.weights));
 
   model->workspace_ = std::make_unique<Workspace>();
   Workspace& w = *model->workspace_;
-  const int64_t t = options.max_step_tokens, d = config.hidden_size, a = config.attention_size(), f = config.ffn_size;
-  const bool gated = config.ffn_activation == Activation::kGeglu || config.ffn_activation == Activation::kSwiglu;
+  const int64_t t = options.max_step_tokens, d = config.hidden_size, a = config.attention_size(),
+                f = config.ffn_size;
+  const bool gated =
+      config.ffn_activation == Activation::kGeglu || config.ffn_activation == Activation::kSwiglu;
   BST_ASSIGN_OR_RETURN(w.step.x, w.Add(backend, t, d));
   BST_ASSIGN_OR_RETURN(w.step.normed, w.Add(backend, t, d));
   BST_ASSIGN_OR_RETURN(w.step.heads, w.Add(backend, t, 4 * a));
@@ -81,13 +86,15 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Checkpoint& checkpoin
 
 void Model::Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, StatePool& pool) {
   const auto t = static_cast<int64_t>(tokens.size());
-  BST_CHECK(t <= options_.max_step_tokens, t, " tokens in a step of at most ", options_.max_step_tokens);
-  BST_CHECK(!rows.empty() && rows.front().begin == 0 && rows.back().end == t, "rows do not cover the tokens");
+  BST_CHECK(t <= options_.max_step_tokens, t, " tokens in a step of at most ",
+            options_.max_step_tokens);
+  BST_CHECK(!rows.empty() && rows.front().begin == 0 && rows.back().end == t,
+            "rows do not cover the tokens");
   Step step = workspace_->step;
   step.rows = rows;
   step.pool = &pool;
-  for (TensorView* view : {&step.x, &step.normed, &step.heads, &step.attended, &step.context, &step.signal,
-                           &step.states, &step.hidden, &step.gated, &step.rotary}) {
+  for (TensorView* view : {&step.x, &step.normed, &step.heads, &step.attended, &step.context,
+                           &step.signal, &step.states, &step.hidden, &step.gated, &step.rotary}) {
     if (!view->empty()) *view = view->Rows(0, std::min(t, view->dim(0)));
   }
   num_tokens_ = static_cast<int>(t);
@@ -100,7 +107,8 @@ void Model::Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows
 TensorView Model::Logits(absl::Span<const int> indices) {
   const auto n = static_cast<int64_t>(indices.size());
   BST_CHECK(n <= options_.max_logit_rows, n, " rows of logits, capacity ", options_.max_logit_rows);
-  for (const int index : indices) BST_CHECK(0 <= index && index < num_tokens_, "token ", index, " of ", num_tokens_);
+  for (const int index : indices)
+    BST_CHECK(0 <= index && index < num_tokens_, "token ", index, " of ", num_tokens_);
   const TensorView hidden = workspace_->gathered.Rows(0, n), logits = workspace_->logits.Rows(0, n);
   backend_.GatherRows(workspace_->step.x, indices, hidden);
   backend_.RmsNorm(hidden, final_norm_.View(DType::kF32, {hidden.dim(1)}), norm_eps_, hidden);

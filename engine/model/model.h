@@ -3,8 +3,8 @@
 //   x = embed[token];  for each layer: x = layer(x);  logits = rms(x; final_norm) E^T * logit_scale
 //
 // Invariants  (1) The batch law of backend.h holds for whole models: a token's logits depend on the
-//                 tokens 0..t of its own sequence, bit for bit, whatever shares the step and however
-//                 the sequence was cut into rows.
+//                 tokens 0..t of its own sequence, bit for bit, whatever shares the step and
+//                 however the sequence was cut into rows.
 //             (2) Forward and Logits do not allocate.
 // Ownership   Owns packed weights and workspace; the backend outlives it. The checkpoint is not
 //             needed after Create.
@@ -36,7 +36,8 @@ class Layer;
 
 class Model {
  public:
-  static absl::StatusOr<std::unique_ptr<Model>> Create(const Checkpoint& checkpoint, Backend& backend,
+  static absl::StatusOr<std::unique_ptr<Model>> Create(const Checkpoint& checkpoint,
+                                                       Backend& backend,
                                                        const ModelOptions& options);
   ~Model();
 
@@ -48,8 +49,8 @@ class Model {
   // REQUIRES: T <= max_step_tokens; 0 <= token < vocab_size.
   void Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, StatePool& pool);
 
-  // Logits after the given tokens (indices into the last Forward's packed tokens), in float32 on the
-  // device: [indices.size(), V], valid until the next call. REQUIRES: at most max_logit_rows.
+  // Logits after the given tokens (indices into the last Forward's packed tokens), in float32 on
+  // the device: [indices.size(), V], valid until the next call. REQUIRES: at most max_logit_rows.
   TensorView Logits(absl::Span<const int> indices);
 
   int vocab_size() const { return vocab_size_; }

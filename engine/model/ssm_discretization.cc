@@ -11,12 +11,14 @@ namespace {
 // e^z - 1 without cancellation: e^x cos y - 1 = expm1(x) cos y - 2 sin^2(y / 2).
 std::complex<double> ComplexExpm1(std::complex<double> z) {
   const double half_sine = std::sin(z.imag() / 2);
-  return {std::expm1(z.real()) * std::cos(z.imag()) - 2 * half_sine * half_sine, std::exp(z.real()) * std::sin(z.imag())};
+  return {std::expm1(z.real()) * std::cos(z.imag()) - 2 * half_sine * half_sine,
+          std::exp(z.real()) * std::sin(z.imag())};
 }
 
 }  // namespace
 
-DiscreteMode Discretize(std::complex<double> a, std::complex<double> b, double dt, Discretization method) {
+DiscreteMode Discretize(std::complex<double> a, std::complex<double> b, double dt,
+                        Discretization method) {
   const std::complex<double> z = dt * a;
   if (method == Discretization::kZeroOrderHold) {
     const std::complex<double> growth = ComplexExpm1(z);
@@ -27,7 +29,9 @@ DiscreteMode Discretize(std::complex<double> a, std::complex<double> b, double d
 }
 
 DiscreteSsm::DiscreteSsm(const Checkpoint& checkpoint, int layer, Discretization method) {
-  const auto tensor = [&](std::string_view name) { return checkpoint.Tensor(LayerTensorName(layer, name)); };
+  const auto tensor = [&](std::string_view name) {
+    return checkpoint.Tensor(LayerTensorName(layer, name));
+  };
   const TensorView log_dt = tensor("ssm.log_dt"), log_neg_a_real = tensor("ssm.log_neg_a_real");
   const TensorView a_imag = tensor("ssm.a_imag"), c = tensor("ssm.c");
   const bool has_b = checkpoint.Has(LayerTensorName(layer, "ssm.b"));
@@ -37,10 +41,12 @@ DiscreteSsm::DiscreteSsm(const Checkpoint& checkpoint, int layer, Discretization
   d_ = ToFloats(tensor("ssm.d"));
   c_ = ToFloats(c);
   for (int64_t i = 0; i < features_ * modes_; ++i) {
-    const std::complex<double> a(-std::exp(double{ElementAsFloat(log_neg_a_real, i)}), double{ElementAsFloat(a_imag, i)});
+    const std::complex<double> a(-std::exp(double{ElementAsFloat(log_neg_a_real, i)}),
+                                 double{ElementAsFloat(a_imag, i)});
     const std::complex<double> input =
         has_b ? std::complex<double>(ElementAsFloat(b, 2 * i), ElementAsFloat(b, 2 * i + 1)) : 1.0;
-    const DiscreteMode mode = Discretize(a, input, std::exp(double{ElementAsFloat(log_dt, i / modes_)}), method);
+    const DiscreteMode mode =
+        Discretize(a, input, std::exp(double{ElementAsFloat(log_dt, i / modes_)}), method);
     a_minus_one_.push_back(static_cast<float>(mode.a_minus_one.real()));
     a_minus_one_.push_back(static_cast<float>(mode.a_minus_one.imag()));
     b_.push_back(static_cast<float>(mode.b.real()));

@@ -13,9 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/backend/ssm.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/checkpoint/model_config.h"
-#include "engine/backend/ssm.h"
 
 namespace bst {
 
@@ -24,7 +24,8 @@ struct DiscreteMode {
   std::complex<double> b;
 };
 // One mode. REQUIRES: a != 0, dt > 0.
-DiscreteMode Discretize(std::complex<double> a, std::complex<double> b, double dt, Discretization method);
+DiscreteMode Discretize(std::complex<double> a, std::complex<double> b, double dt,
+                        Discretization method);
 
 // The recurrence of layer `layer`, in host memory of its own.
 class DiscreteSsm {

@@ -18,11 +18,13 @@ absl::StatusOr<std::unique_ptr<Layer>> TransformerLayer::Create(const LayerSourc
   layer->norm_eps_ = config.norm_eps;
 
   BST_ASSIGN_OR_RETURN(layer->attn_norm_, backend.PackVector(source.Tensor("attn_norm.weight")));
-  std::vector<TensorView> heads = {source.Tensor("attn.q_proj.weight"), source.Tensor("attn.k_proj.weight"),
+  std::vector<TensorView> heads = {source.Tensor("attn.q_proj.weight"),
+                                   source.Tensor("attn.k_proj.weight"),
                                    source.Tensor("attn.v_proj.weight")};
   if (is_bst) heads.push_back(source.Tensor("cross.q_proj.weight"));
   BST_ASSIGN_OR_RETURN(layer->heads_, backend.PackLinear(heads, source.weights));
-  BST_ASSIGN_OR_RETURN(layer->output_, backend.PackLinear({source.Tensor("attn.o_proj.weight")}, source.weights));
+  BST_ASSIGN_OR_RETURN(layer->output_,
+                       backend.PackLinear({source.Tensor("attn.o_proj.weight")}, source.weights));
 
   const AttentionSpec spec = {.num_heads = config.num_heads,
                               .head_dim = config.head_dim,
@@ -32,17 +34,17 @@ absl::StatusOr<std::unique_ptr<Layer>> TransformerLayer::Create(const LayerSourc
                               .empty_prefix = config.attention.empty_prefix,
                               .kv_type = source.kv};
   std::vector<float> scale = AttentionScales(source, "attn.scale");
-  AttentionParameters parameters = {.spec = spec,
-                                    .scale = TensorView(scale.data(), DType::kF32, {config.num_heads}),
-                                    .bias = {}};
+  AttentionParameters parameters = {
+      .spec = spec, .scale = TensorView(scale.data(), DType::kF32, {config.num_heads}), .bias = {}};
   std::vector<float> bias;
   if (config.attention.position == PositionKind::kT5) {
-    bias = BiasByDistance(source.Tensor("attn.position_bias"), config.attention.t5_max_distance, config.window);
+    bias = BiasByDistance(source.Tensor("attn.position_bias"), config.attention.t5_max_distance,
+                          config.window);
     parameters.bias = TensorView(bias.data(), DType::kF32, {config.num_heads, config.window + 1});
   }
   BST_ASSIGN_OR_RETURN(layer->attention_, backend.PackAttention(parameters));
-  layer->ring_region_ = source.layout.Add(
-      {.name = absl::StrCat("layers.", source.index, ".ring"), .slot_bytes = backend.RingBytes(spec)});
+  layer->ring_region_ = source.layout.Add({.name = absl::StrCat("layers.", source.index, ".ring"),
+                                           .slot_bytes = backend.RingBytes(spec)});
   if (is_bst) {
     BST_ASSIGN_OR_RETURN(layer->context_, ContextStates::Create(source));
   }
@@ -60,16 +62,19 @@ void TransformerLayer::Forward(Backend& backend, const Step& step) const {
   const TensorView queries_keys = heads.Columns(0, 2 * a);
   if (qk_norm_) backend.NormalizeHeads(queries_keys, head_dim_);
   if (!step.rotary.empty()) backend.Rotate(queries_keys, head_dim_, step.rotary);
-  backend.Attention(*attention_, heads.Columns(0, a), heads.Columns(a, 2 * a), heads.Columns(2 * a, 3 * a), step.rows,
-                    step.pool->region(ring_region_), attended.Columns(0, a));
-  if (context_) context_->Forward(backend, step, heads.Columns(3 * a, 4 * a), attended.Columns(a, 2 * a));
+  backend.Attention(*attention_, heads.Columns(0, a), heads.Columns(a, 2 * a),
+                    heads.Columns(2 * a, 3 * a), step.rows, step.pool->region(ring_region_),
+                    attended.Columns(0, a));
+  if (context_)
+    context_->Forward(backend, step, heads.Columns(3 * a, 4 * a), attended.Columns(a, 2 * a));
 
   backend.Linear(attended, *output_, {.epilogue = LinearEpilogue::kAdd}, step.x);
   feed_forward_.Forward(backend, step);
 }
 
 size_t TransformerLayer::weight_bytes() const {
-  return heads_->bytes() + output_->bytes() + feed_forward_.weight_bytes() + (context_ ? context_->weight_bytes() : 0);
+  return heads_->bytes() + output_->bytes() + feed_forward_.weight_bytes() +
+         (context_ ? context_->weight_bytes() : 0);
 }
 
 }  // namespace bst

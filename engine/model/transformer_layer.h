@@ -35,12 +35,13 @@ class TransformerLayer : public Layer {
   int attention_size_ = 0, head_dim_ = 0;
   bool qk_norm_ = false;
   float norm_eps_ = 0;
-  int ring_region_ = 0;                        // of the state layout
-  Buffer attn_norm_;                           // [D]
-  std::unique_ptr<LinearWeights> heads_;       // q, k, v and, in a BST layer, the context queries: [3A or 4A, D]
-  std::unique_ptr<LinearWeights> output_;      // [D, A or 2A]
+  int ring_region_ = 0;  // of the state layout
+  Buffer attn_norm_;     // [D]
+  std::unique_ptr<LinearWeights>
+      heads_;  // q, k, v and, in a BST layer, the context queries: [3A or 4A, D]
+  std::unique_ptr<LinearWeights> output_;  // [D, A or 2A]
   std::unique_ptr<AttentionWeights> attention_;
-  std::optional<ContextStates> context_;       // BST layer
+  std::optional<ContextStates> context_;  // BST layer
   FeedForward feed_forward_;
 };
 

@@ -41,7 +41,8 @@ const Library& SharedLibrary() {
 SentencePieceModel::Result<std::unique_ptr<SentencePieceModel>> SentencePieceModel::Load(
     const std::string& serialized) {
   const Library& library = SharedLibrary();
-  if (library.load == nullptr) return Failure{"cannot open the SentencePiece library: " + library.error};
+  if (library.load == nullptr)
+    return Failure{"cannot open the SentencePiece library: " + library.error};
   Result<std::unique_ptr<SentencePieceModel>> result = Failure{};
   library.load(serialized, result);
   return result;

@@ -2,9 +2,9 @@
 //
 // A wall, for two reasons. sentencepiece_processor.h declares its own absl::string_view, so no file
 // can include both it and Abseil. And libsentencepiece carries and exports a Protobuf of its own,
-// older than the one gRPC needs: with both in one symbol scope a process crashes before main. So the
-// implementation (sentencepiece_plugin.cc) is a shared library, libbst_sentencepiece.so, opened in a
-// scope of its own when the first model is loaded. This header names neither library.
+// older than the one gRPC needs: with both in one symbol scope a process crashes before main. So
+// the implementation (sentencepiece_plugin.cc) is a shared library, libbst_sentencepiece.so, opened
+// in a scope of its own when the first model is loaded. This header names neither library.
 //
 // Threads   Immutable after Load; thread-safe.
 // Errors    Failures of the library, exceptions included, come back as Failure.
@@ -45,8 +45,9 @@ class SentencePieceModel {
 };
 
 // What the shared library exports: `result` becomes what Load returns.
-using LoadSentencePieceModelFunction = void (*)(const std::string& serialized,
-                                                SentencePieceModel::Result<std::unique_ptr<SentencePieceModel>>& result);
+using LoadSentencePieceModelFunction =
+    void (*)(const std::string& serialized,
+             SentencePieceModel::Result<std::unique_ptr<SentencePieceModel>>& result);
 inline constexpr char kLoadSentencePieceModel[] = "BstLoadSentencePieceModel";
 
 }  // namespace bst

@@ -37,8 +37,7 @@ class ProcessorModel final : public SentencePieceModel {
 
 int ProcessorModel::num_pieces() const { return processor_->GetPieceSize(); }
 
-SentencePieceModel::Result<std::vector<int>> ProcessorModel::Encode(
-    std::string_view text) const {
+SentencePieceModel::Result<std::vector<int>> ProcessorModel::Encode(std::string_view text) const {
   try {
     std::vector<int> ids;
     const auto status = processor_->Encode(text, &ids);

@@ -15,14 +15,15 @@ struct ContextBenchOptions {
   int threads = 0;
   std::vector<int64_t> lengths = {1'000, 10'000, 100'000, 1'000'000};
   int new_tokens = 200;
-  int rounds = 5;       // each round generates new_tokens after every length
+  int rounds = 5;  // each round generates new_tokens after every length
   int chunk_tokens = 2048;
-  std::string json;     // file for the numbers; empty: none
+  std::string json;  // file for the numbers; empty: none
 };
 // Returns the process's exit status.
 int RunContextBench(const ContextBenchOptions& options);
 
 // The operators of the CPU backend at the shapes of a 100M-parameter model (Google Benchmark).
-int RunOperatorBench(const std::string& program, const std::string& filter, double min_time_seconds);
+int RunOperatorBench(const std::string& program, const std::string& filter,
+                     double min_time_seconds);
 
 }  // namespace bst

@@ -6,28 +6,39 @@
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Measures bst. Figures are ratios within one run wherever they can be; quote medians, name the machine.\n\n"
-      "  bst-bench context --model models/bst-books-4m     is a token after a million as fast as after a thousand?\n"
-      "  bst-bench operators                               the CPU backend's operators, at a 100M model's shapes");
+      "Measures bst. Figures are ratios within one run wherever they can be; quote medians, name "
+      "the machine.\n\n"
+      "  bst-bench context --model models/bst-books-4m     is a token after a million as fast as "
+      "after a thousand?\n"
+      "  bst-bench operators                               the CPU backend's operators, at a 100M "
+      "model's shapes");
   app.require_subcommand(1);
 
   bst::ContextBenchOptions context;
-  CLI::App* context_app = app.add_subcommand("context", "Prefill rate, memory and time per token against context length.");
+  CLI::App* context_app = app.add_subcommand(
+      "context", "Prefill rate, memory and time per token against context length.");
   context_app->add_option("--model", context.model, "checkpoint directory")->required();
-  context_app->add_option("--backend", context.backend, "auto, cpu or reference")->capture_default_str();
+  context_app->add_option("--backend", context.backend, "auto, cpu or reference")
+      ->capture_default_str();
   context_app->add_option("--weights", context.weights, "auto, f32 or bf16")->capture_default_str();
   context_app->add_option("--kv", context.kv, "auto, f32 or bf16")->capture_default_str();
   context_app->add_option("--threads", context.threads, "0: all cores")->capture_default_str();
-  context_app->add_option("--lengths", context.lengths, "prompt lengths in tokens")->capture_default_str();
-  context_app->add_option("--new-tokens", context.new_tokens, "generated per length and round")->capture_default_str();
-  context_app->add_option("--rounds", context.rounds, "rounds; the median over them is quoted")->capture_default_str();
-  context_app->add_option("--chunk-tokens", context.chunk_tokens, "largest prompt chunk")->capture_default_str();
+  context_app->add_option("--lengths", context.lengths, "prompt lengths in tokens")
+      ->capture_default_str();
+  context_app->add_option("--new-tokens", context.new_tokens, "generated per length and round")
+      ->capture_default_str();
+  context_app->add_option("--rounds", context.rounds, "rounds; the median over them is quoted")
+      ->capture_default_str();
+  context_app->add_option("--chunk-tokens", context.chunk_tokens, "largest prompt chunk")
+      ->capture_default_str();
   context_app->add_option("--json", context.json, "write the numbers to this file");
 
   std::string filter = ".";
   double min_time = 0.2;
-  CLI::App* operators_app = app.add_subcommand("operators", "The CPU backend's operators (Google Benchmark).");
-  operators_app->add_option("--filter", filter, "regular expression on the names")->capture_default_str();
+  CLI::App* operators_app =
+      app.add_subcommand("operators", "The CPU backend's operators (Google Benchmark).");
+  operators_app->add_option("--filter", filter, "regular expression on the names")
+      ->capture_default_str();
   operators_app->add_option("--min-time", min_time, "seconds per benchmark")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
 

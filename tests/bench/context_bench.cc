@@ -1,6 +1,6 @@
 // All sequences live at once, one slot each, with their prompts already read; then rounds of
-// generation are timed for one sequence at a time. A sequence that waits costs nothing: the engine is
-// driven here below its thread, on Model and StatePool, so that prompts need not be read again.
+// generation are timed for one sequence at a time. A sequence that waits costs nothing: the engine
+// is driven here below its thread, on Model and StatePool, so that prompts need not be read again.
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,7 +23,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double Seconds(Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
+double Seconds(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -51,19 +53,23 @@ struct Sequence {
 
 class Runner {
  public:
-  Runner(Model& model, StatePool& pool, int vocab_size) : model_(model), pool_(pool), vocab_size_(vocab_size) {}
+  Runner(Model& model, StatePool& pool, int vocab_size)
+      : model_(model), pool_(pool), vocab_size_(vocab_size) {}
 
   void Prefill(Sequence& sequence, int chunk) {
     std::mt19937 random(1);
     std::vector<TokenId> tokens;
     const auto start = Clock::now();
-    for (int64_t done = 0; done < sequence.prompt_tokens; done += static_cast<int64_t>(tokens.size())) {
+    for (int64_t done = 0; done < sequence.prompt_tokens;
+         done += static_cast<int64_t>(tokens.size())) {
       tokens.clear();
       const int64_t n = std::min<int64_t>(chunk, sequence.prompt_tokens - done);
-      for (int64_t i = 0; i < n; ++i) tokens.emplace_back(static_cast<int32_t>(random() % static_cast<unsigned>(vocab_size_)));
+      for (int64_t i = 0; i < n; ++i)
+        tokens.emplace_back(static_cast<int32_t>(random() % static_cast<unsigned>(vocab_size_)));
       Step(sequence, tokens);
       if (::isatty(STDERR_FILENO) != 0) {
-        std::fprintf(stderr, "\rprompt of %lld: %lld tokens read ", static_cast<long long>(sequence.prompt_tokens),
+        std::fprintf(stderr, "\rprompt of %lld: %lld tokens read ",
+                     static_cast<long long>(sequence.prompt_tokens),
                      static_cast<long long>(done + n));
       }
     }
@@ -84,7 +90,10 @@ class Runner {
 
  private:
   void Step(Sequence& sequence, absl::Span<const TokenId> tokens) {
-    const Row row = {.slot = sequence.lease->id(), .begin = 0, .end = static_cast<int>(tokens.size()), .position = sequence.position};
+    const Row row = {.slot = sequence.lease->id(),
+                     .begin = 0,
+                     .end = static_cast<int>(tokens.size()),
+                     .position = sequence.position};
     model_.Forward(tokens, {row}, pool_);
     sequence.position += row.num_tokens();
   }
@@ -104,21 +113,29 @@ absl::Status Run(const ContextBenchOptions& options) {
   if (options.backend == "reference") {
     backend = MakeReferenceBackend();
   } else {
-    BST_ASSIGN_OR_RETURN(backend, MakeCpuBackend({.threads = options.threads, .isa = std::nullopt}));
+    BST_ASSIGN_OR_RETURN(backend,
+                         MakeCpuBackend({.threads = options.threads, .isa = std::nullopt}));
   }
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options.model));
-  const bool f32 = options.weights == "f32" || (options.weights == "auto" && checkpoint.has_f32_matrices());
+  const bool f32 =
+      options.weights == "f32" || (options.weights == "auto" && checkpoint.has_f32_matrices());
   const DType weights = f32 ? DType::kF32 : DType::kBF16;
-  const DType kv = options.kv == "auto" ? weights : options.kv == "f32" ? DType::kF32 : DType::kBF16;
+  const DType kv = options.kv == "auto"  ? weights
+                   : options.kv == "f32" ? DType::kF32
+                                         : DType::kBF16;
   const int window = checkpoint.config().window;
   const int chunk = std::max(options.chunk_tokens / window, 1) * window;
-  BST_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model,
-                       Model::Create(checkpoint, *backend, {.weights = weights, .kv = kv, .max_step_tokens = chunk, .max_logit_rows = 1}));
-  BST_ASSIGN_OR_RETURN(const std::unique_ptr<StatePool> pool,
-                       StatePool::Create(*backend, model->state_layout(), static_cast<int>(options.lengths.size())));
+  BST_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Model> model,
+      Model::Create(checkpoint, *backend,
+                    {.weights = weights, .kv = kv, .max_step_tokens = chunk, .max_logit_rows = 1}));
+  BST_ASSIGN_OR_RETURN(
+      const std::unique_ptr<StatePool> pool,
+      StatePool::Create(*backend, model->state_layout(), static_cast<int>(options.lengths.size())));
   const size_t slot_bytes = model->state_layout().bytes_per_slot();
-  std::printf("%s, %s weights, %s rings, %s; state per sequence %.3f MB\n\n", checkpoint.name().c_str(), f32 ? "F32" : "BF16",
-              kv == DType::kF32 ? "F32" : "BF16", backend->name().c_str(), static_cast<double>(slot_bytes) / 1e6);
+  std::printf("%s, %s weights, %s rings, %s; state per sequence %.3f MB\n\n",
+              checkpoint.name().c_str(), f32 ? "F32" : "BF16", kv == DType::kF32 ? "F32" : "BF16",
+              backend->name().c_str(), static_cast<double>(slot_bytes) / 1e6);
 
   Runner runner(*model, *pool, checkpoint.config().vocab_size);
   std::vector<Sequence> sequences(options.lengths.size());
@@ -127,7 +144,8 @@ absl::Status Run(const ContextBenchOptions& options) {
     sequences[i].lease = pool->Acquire();
     runner.Prefill(sequences[i], chunk);
   }
-  for (Sequence& sequence : sequences) runner.Generate(sequence, std::min(options.new_tokens, 20));  // warm
+  for (Sequence& sequence : sequences)
+    runner.Generate(sequence, std::min(options.new_tokens, 20));  // warm
   for (Sequence& sequence : sequences) sequence.token_seconds.clear();
   for (int round = 0; round < options.rounds; ++round) {
     for (Sequence& sequence : sequences) runner.Generate(sequence, options.new_tokens);
@@ -136,14 +154,17 @@ absl::Status Run(const ContextBenchOptions& options) {
   // Ratios pair by pair, within a round: the machine's drift cancels.
   const std::vector<double>& base = sequences.front().token_seconds;
   nlohmann::json rows = nlohmann::json::array();
-  std::printf("%12s %14s %12s %14s %10s %14s\n", "context", "prefill tok/s", "prefill s", "ms per token", "ratio", "resident MB");
+  std::printf("%12s %14s %12s %14s %10s %14s\n", "context", "prefill tok/s", "prefill s",
+              "ms per token", "ratio", "resident MB");
   for (const Sequence& sequence : sequences) {
     std::vector<double> ratios;
     for (size_t i = 0; i < base.size(); ++i) ratios.push_back(sequence.token_seconds[i] / base[i]);
     const double token = Median(sequence.token_seconds), ratio = Median(ratios);
-    std::printf("%12lld %14.0f %12.2f %14.4f %10.3f %14.1f\n", static_cast<long long>(sequence.prompt_tokens),
-                static_cast<double>(sequence.prompt_tokens) / sequence.prefill_seconds, sequence.prefill_seconds, token * 1e3,
-                ratio, static_cast<double>(sequence.resident_after_prefill) / 1e6);
+    std::printf("%12lld %14.0f %12.2f %14.4f %10.3f %14.1f\n",
+                static_cast<long long>(sequence.prompt_tokens),
+                static_cast<double>(sequence.prompt_tokens) / sequence.prefill_seconds,
+                sequence.prefill_seconds, token * 1e3, ratio,
+                static_cast<double>(sequence.resident_after_prefill) / 1e6);
     rows.push_back({{"context_tokens", sequence.prompt_tokens},
                     {"prefill_seconds", sequence.prefill_seconds},
                     {"token_seconds", token},
@@ -151,11 +172,17 @@ absl::Status Run(const ContextBenchOptions& options) {
                     {"resident_bytes", sequence.resident_after_prefill},
                     {"state_bytes", slot_bytes}});
   }
-  std::printf("\nratio: median over %d rounds of time per token against that at %lld tokens, in the same round.\n", options.rounds,
-              static_cast<long long>(sequences.front().prompt_tokens));
+  std::printf(
+      "\nratio: median over %d rounds of time per token against that at %lld tokens, in the same "
+      "round.\n",
+      options.rounds, static_cast<long long>(sequences.front().prompt_tokens));
   if (!options.json.empty()) {
     std::ofstream file(options.json);
-    file << nlohmann::json{{"model", checkpoint.name()}, {"backend", backend->name()}, {"rows", rows}}.dump(1) << "\n";
+    file << nlohmann::json{{"model", checkpoint.name()},
+                           {"backend", backend->name()},
+                           {"rows", rows}}
+                .dump(1)
+         << "\n";
     if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", options.json));
   }
   return absl::OkStatus();

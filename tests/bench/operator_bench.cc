@@ -1,5 +1,6 @@
-// Shapes of a 100M-parameter model: D = 768, 12 heads of 64, FFN 3072, W = 512, N = 16. Counters give
-// operations per second, to be held against the machine's limits in engine/backend/cpu/README.md.
+// Shapes of a 100M-parameter model: D = 768, 12 heads of 64, FFN 3072, W = 512, N = 16. Counters
+// give operations per second, to be held against the machine's limits in
+// engine/backend/cpu/README.md.
 #include <algorithm>
 #include <memory>
 #include <random>
@@ -23,7 +24,8 @@ Backend& Cpu() {
 }
 
 struct Floats {
-  explicit Floats(Shape shape, float scale = 1.0f) : values(static_cast<size_t>(shape.num_elements())), shape_(shape) {
+  explicit Floats(Shape shape, float scale = 1.0f)
+      : values(static_cast<size_t>(shape.num_elements())), shape_(shape) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal(0, scale);
     for (float& x : values) x = normal(random);
@@ -38,21 +40,32 @@ struct Floats {
 void Linear(benchmark::State& state) {
   const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
   Floats w({out, in}, 0.03f), x({rows, in}), y({rows, out});
-  const auto packed = *Cpu().PackLinear({w.view()}, state.range(3) != 0 ? DType::kBF16 : DType::kF32);
+  const auto packed =
+      *Cpu().PackLinear({w.view()}, state.range(3) != 0 ? DType::kBF16 : DType::kF32);
   for (auto _ : state) {
     Cpu().Linear(x.view(), *packed, {}, y.view());
     benchmark::DoNotOptimize(y.values.data());
   }
-  state.counters["flop"] = benchmark::Counter(static_cast<double>(2 * rows * in * out), benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["bytes"] = benchmark::Counter(static_cast<double>(packed->bytes()), benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["flop"] = benchmark::Counter(static_cast<double>(2 * rows * in * out),
+                                              benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["bytes"] = benchmark::Counter(static_cast<double>(packed->bytes()),
+                                               benchmark::Counter::kIsIterationInvariantRate);
 }
-BENCHMARK(Linear)->ArgNames({"rows", "in", "out", "bf16"})->ArgsProduct({{1, 8, 32, 512}, {768}, {3072}, {0, 1}})->UseRealTime();
+BENCHMARK(Linear)
+    ->ArgNames({"rows", "in", "out", "bf16"})
+    ->ArgsProduct({{1, 8, 32, 512}, {768}, {3072}, {0, 1}})
+    ->UseRealTime();
 
 // args: rows (1: decode), BF16 rings or not
 void Attention(benchmark::State& state) {
   const int rows = static_cast<int>(state.range(0));
-  const AttentionSpec spec = {.num_heads = 12, .head_dim = 64, .window = 512, .scope = AttentionScope::kSliding, .include_self = true,
-                              .empty_prefix = EmptyPrefix::kMasked, .kv_type = state.range(1) != 0 ? DType::kBF16 : DType::kF32};
+  const AttentionSpec spec = {.num_heads = 12,
+                              .head_dim = 64,
+                              .window = 512,
+                              .scope = AttentionScope::kSliding,
+                              .include_self = true,
+                              .empty_prefix = EmptyPrefix::kMasked,
+                              .kv_type = state.range(1) != 0 ? DType::kBF16 : DType::kF32};
   Floats scale({12}), q({rows, 768}), k({rows, 768}), v({rows, 768}), out({rows, 768});
   const auto weights = *Cpu().PackAttention({.spec = spec, .scale = scale.view(), .bias = {}});
   const Buffer memory = *Cpu().Allocate(Cpu().RingBytes(spec));
@@ -63,28 +76,33 @@ void Attention(benchmark::State& state) {
     Cpu().Attention(*weights, q.view(), k.view(), v.view(), {row}, ring, out.view());
     position += rows;
   }
-  state.counters["flop"] = benchmark::Counter(4.0 * rows * 512 * 768, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["flop"] =
+      benchmark::Counter(4.0 * rows * 512 * 768, benchmark::Counter::kIsIterationInvariantRate);
 }
 BENCHMARK(Attention)->ArgNames({"rows", "bf16"})->ArgsProduct({{1, 512}, {0, 1}})->UseRealTime();
 
 // args: rows
 void Ssm(benchmark::State& state) {
   const int rows = static_cast<int>(state.range(0));
-  Floats e({768, 8, 2}, 0.01f), b({768, 8, 2}), c({768, 8, 2}), d({768}), u({rows, 768}), y({rows, 768});
+  Floats e({768, 8, 2}, 0.01f), b({768, 8, 2}), c({768, 8, 2}), d({768}), u({rows, 768}),
+      y({rows, 768});
   for (size_t i = 0; i < e.values.size(); i += 2) e.values[i] = -0.05f;
   const auto weights = *Cpu().PackSsm({e.view(), b.view(), c.view(), d.view()});
   const Buffer memory = *Cpu().Allocate(Cpu().SsmStateBytes(*weights));
   const PoolView pool = {static_cast<std::byte*>(memory.data()), memory.bytes()};
   for (auto _ : state) {
-    Cpu().Ssm(*weights, u.view(), {Row{.slot = SlotId(0), .begin = 0, .end = rows, .position = 0}}, pool, y.view());
+    Cpu().Ssm(*weights, u.view(), {Row{.slot = SlotId(0), .begin = 0, .end = rows, .position = 0}},
+              pool, y.view());
   }
-  state.counters["tokens"] = benchmark::Counter(rows, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["tokens"] =
+      benchmark::Counter(rows, benchmark::Counter::kIsIterationInvariantRate);
 }
 BENCHMARK(Ssm)->ArgNames({"rows"})->Arg(1)->Arg(512)->UseRealTime();
 
 }  // namespace
 
-int RunOperatorBench(const std::string& program, const std::string& filter, double min_time_seconds) {
+int RunOperatorBench(const std::string& program, const std::string& filter,
+                     double min_time_seconds) {
   std::vector<std::string> words = {program, "--benchmark_filter=" + filter,
                                     "--benchmark_min_time=" + std::to_string(min_time_seconds)};
   std::vector<char*> arguments;

@@ -1,6 +1,7 @@
 // bst-logits: runs checkpoints in process and writes the logits after every prompt token.
 //
-//   bst-logits --backend=cpu DIR...     reads DIR/tokens.json, writes DIR/logits.cpu.npy [L, V] float32
+//   bst-logits --backend=cpu DIR...     reads DIR/tokens.json, writes DIR/logits.cpu.npy [L, V]
+//   float32
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -35,9 +36,12 @@ absl::Status Run(const Options& options, const std::string& directory) {
   const int total = static_cast<int>(tokens.size());
   const int prompt = options.split > 0 ? std::min(options.split, total) : total;
   std::vector<int> lengths;
-  for (int done = 0; done < prompt; done += lengths.back()) lengths.push_back(std::min(options.chunk, prompt - done));
+  for (int done = 0; done < prompt; done += lengths.back())
+    lengths.push_back(std::min(options.chunk, prompt - done));
   lengths.insert(lengths.end(), static_cast<size_t>(total - prompt), 1);
-  NpyMatrix logits{.rows = total, .columns = runner->config().vocab_size, .values = runner->Logits(tokens, lengths)};
+  NpyMatrix logits{.rows = total,
+                   .columns = runner->config().vocab_size,
+                   .values = runner->Logits(tokens, lengths)};
   return WriteNpy(directory + "/logits." + options.backend + ".npy", logits);
 }
 
@@ -45,14 +49,20 @@ absl::Status Run(const Options& options, const std::string& directory) {
 }  // namespace bst
 
 int main(int argc, char** argv) {
-  CLI::App app("Runs checkpoints in process on DIR/tokens.json and writes DIR/logits.BACKEND.npy, [L, V] float32.");
+  CLI::App app(
+      "Runs checkpoints in process on DIR/tokens.json and writes DIR/logits.BACKEND.npy, [L, V] "
+      "float32.");
   bst::Options options;
-  app.add_option("--backend", options.backend, "reference or cpu[:avx2|:avx512[:threads]]")->capture_default_str();
+  app.add_option("--backend", options.backend, "reference or cpu[:avx2|:avx512[:threads]]")
+      ->capture_default_str();
   app.add_option("--weights", options.weights, "f32, bf16 or auto (as stored)")
       ->check(CLI::IsMember({"f32", "bf16", "auto"}))
       ->capture_default_str();
-  app.add_option("--split", options.split, "tokens of the prompt; the others are fed one by one (0: all are prompt)");
-  app.add_option("--chunk", options.chunk, "largest prompt chunk in tokens")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--split", options.split,
+                 "tokens of the prompt; the others are fed one by one (0: all are prompt)");
+  app.add_option("--chunk", options.chunk, "largest prompt chunk in tokens")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("DIR", options.directories, "checkpoint directories")->required();
   CLI11_PARSE(app, argc, argv);
   for (const std::string& directory : options.directories) {

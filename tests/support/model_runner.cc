@@ -16,37 +16,45 @@
 
 namespace bst {
 
-absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const std::string& directory, Backend& backend,
-                                                                 DType type, int max_step_tokens, int num_slots) {
+absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const std::string& directory,
+                                                                 Backend& backend, DType type,
+                                                                 int max_step_tokens,
+                                                                 int num_slots) {
   auto runner = std::unique_ptr<ModelRunner>(new ModelRunner());
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(directory));
   runner->config_ = checkpoint.config();
-  BST_ASSIGN_OR_RETURN(runner->model_, Model::Create(checkpoint, backend,
-                                                     {.weights = type,
-                                                      .kv = type,
-                                                      .max_step_tokens = max_step_tokens,
-                                                      .max_logit_rows = std::min(max_step_tokens, 256)}));
-  BST_ASSIGN_OR_RETURN(runner->pool_, StatePool::Create(backend, runner->model_->state_layout(), num_slots));
+  BST_ASSIGN_OR_RETURN(runner->model_,
+                       Model::Create(checkpoint, backend,
+                                     {.weights = type,
+                                      .kv = type,
+                                      .max_step_tokens = max_step_tokens,
+                                      .max_logit_rows = std::min(max_step_tokens, 256)}));
+  BST_ASSIGN_OR_RETURN(runner->pool_,
+                       StatePool::Create(backend, runner->model_->state_layout(), num_slots));
   return runner;
 }
 
-void ModelRunner::Step(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, std::vector<float>& logits) {
+void ModelRunner::Step(absl::Span<const TokenId> tokens, absl::Span<const Row> rows,
+                       std::vector<float>& logits) {
   model_->Forward(tokens, rows, *pool_);
   const int total = static_cast<int>(tokens.size());
   for (int first = 0; first < total; first += model_->max_logit_rows()) {
-    std::vector<int> indices(static_cast<size_t>(std::min(model_->max_logit_rows(), total - first)));
+    std::vector<int> indices(
+        static_cast<size_t>(std::min(model_->max_logit_rows(), total - first)));
     std::iota(indices.begin(), indices.end(), first);
     const TensorView out = model_->Logits(indices);
     logits.insert(logits.end(), out.as<float>(), out.as<float>() + out.shape().num_elements());
   }
 }
 
-std::vector<float> ModelRunner::Logits(absl::Span<const TokenId> tokens, absl::Span<const int> row_lengths) {
+std::vector<float> ModelRunner::Logits(absl::Span<const TokenId> tokens,
+                                       absl::Span<const int> row_lengths) {
   const std::optional<SlotLease> lease = pool_->Acquire();
   std::vector<float> logits;
   size_t position = 0;
   for (const int length : row_lengths) {
-    const Row row = {.slot = lease->id(), .begin = 0, .end = length, .position = static_cast<int64_t>(position)};
+    const Row row = {
+        .slot = lease->id(), .begin = 0, .end = length, .position = static_cast<int64_t>(position)};
     Step(tokens.subspan(position, static_cast<size_t>(length)), {row}, logits);
     position += static_cast<size_t>(length);
   }
@@ -68,10 +76,12 @@ double RelativeRms(absl::Span<const float> x, absl::Span<const float> y) {
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path) {
   std::ifstream file(path);
   const nlohmann::json json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_array()) return absl::InvalidArgumentError(absl::StrCat(path, " holds no JSON list of token ids"));
+  if (!json.is_array())
+    return absl::InvalidArgumentError(absl::StrCat(path, " holds no JSON list of token ids"));
   std::vector<TokenId> tokens;
   for (const auto& id : json) {
-    if (!id.is_number_integer()) return absl::InvalidArgumentError(absl::StrCat(path, " holds something else than integers"));
+    if (!id.is_number_integer())
+      return absl::InvalidArgumentError(absl::StrCat(path, " holds something else than integers"));
     tokens.emplace_back(id.get<int32_t>());
   }
   return tokens;
@@ -87,7 +97,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
     if (parts[1] == "avx512") options.isa = CpuIsa::kAvx512;
     if (parts[1] == "amx") options.isa = CpuIsa::kAmx;
     options.emulate_amx = parts[1] == "amx-emulated";
-    if (!options.isa && !options.emulate_amx) return absl::InvalidArgumentError(absl::StrCat("unknown instruction set in ", name));
+    if (!options.isa && !options.emulate_amx)
+      return absl::InvalidArgumentError(absl::StrCat("unknown instruction set in ", name));
   }
   if (parts.size() > 2 && !absl::SimpleAtoi(parts[2], &options.threads)) {
     return absl::InvalidArgumentError(absl::StrCat("bad thread count in ", name));
@@ -98,7 +109,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
 std::vector<std::string> CpuBackendNames() {
   std::vector<std::string> names = {"cpu:avx2:2"};
   const CpuIsa best = DetectCpuIsa();
-  if (best >= CpuIsa::kAvx512) names.insert(names.end(), {"cpu:avx512:1", "cpu:avx512:3", "cpu:amx-emulated:2"});
+  if (best >= CpuIsa::kAvx512)
+    names.insert(names.end(), {"cpu:avx512:1", "cpu:avx512:3", "cpu:amx-emulated:2"});
   if (best >= CpuIsa::kAmx) names.push_back("cpu:amx:2");
   return names;
 }

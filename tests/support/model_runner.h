@@ -1,5 +1,5 @@
-// ModelRunner: a checkpoint on a backend, run in process, without scheduler or server. For tests and
-// the bst-logits tool.
+// ModelRunner: a checkpoint on a backend, run in process, without scheduler or server. For tests
+// and the bst-logits tool.
 #pragma once
 
 #include <memory>
@@ -18,15 +18,18 @@ namespace bst {
 class ModelRunner {
  public:
   // `backend` outlives the runner. Weights and rings in `type`, for steps of up to max_step_tokens.
-  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(const std::string& directory, Backend& backend, DType type,
-                                                             int max_step_tokens, int num_slots = 1);
+  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(const std::string& directory,
+                                                             Backend& backend, DType type,
+                                                             int max_step_tokens,
+                                                             int num_slots = 1);
 
   // Logits after every token, [tokens.size(), V], of one document fed in rows of the given lengths
   // (which sum to tokens.size()), one row per step.
   std::vector<float> Logits(absl::Span<const TokenId> tokens, absl::Span<const int> row_lengths);
 
   // One step of a raw forward pass; the logits after every token of it are appended to `logits`.
-  void Step(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, std::vector<float>& logits);
+  void Step(absl::Span<const TokenId> tokens, absl::Span<const Row> rows,
+            std::vector<float>& logits);
 
   Model& model() { return *model_; }
   StatePool& pool() { return *pool_; }
@@ -46,8 +49,8 @@ double RelativeRms(absl::Span<const float> x, absl::Span<const float> y);
 // Reads a JSON list of token ids.
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path);
 
-// "reference", or "cpu" with an optional instruction set and thread count: "cpu", "cpu:avx2", "cpu:avx512:3",
-// "cpu:amx", "cpu:amx-emulated".
+// "reference", or "cpu" with an optional instruction set and thread count: "cpu", "cpu:avx2",
+// "cpu:avx512:3", "cpu:amx", "cpu:amx-emulated".
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name);
 
 // Names for MakeBackend: the CPU backend with every instruction set that this machine can run, the

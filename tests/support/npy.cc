@@ -26,7 +26,8 @@ absl::StatusOr<NpyMatrix> ReadNpy(const std::string& path) {
   std::string header(static_cast<size_t>(length[0] + 256 * length[1]), ' ');
   file.read(header.data(), static_cast<std::streamsize>(header.size()));
   std::smatch shape;
-  if (header.find("'<f4'") == std::string::npos || header.find("'fortran_order': False") == std::string::npos ||
+  if (header.find("'<f4'") == std::string::npos ||
+      header.find("'fortran_order': False") == std::string::npos ||
       !std::regex_search(header, shape, std::regex(R"('shape': \((\d+), (\d+)\))"))) {
     return absl::InvalidArgumentError(absl::StrCat(path, " is not a float32 matrix: ", header));
   }
@@ -40,8 +41,8 @@ absl::StatusOr<NpyMatrix> ReadNpy(const std::string& path) {
 }
 
 absl::Status WriteNpy(const std::string& path, const NpyMatrix& matrix) {
-  std::string header = absl::StrCat("{'descr': '<f4', 'fortran_order': False, 'shape': (", matrix.rows, ", ",
-                                    matrix.columns, "), }");
+  std::string header = absl::StrCat("{'descr': '<f4', 'fortran_order': False, 'shape': (",
+                                    matrix.rows, ", ", matrix.columns, "), }");
   while ((kMagicBytes + 2 + header.size() + 1) % 64 != 0) header += ' ';
   header += '\n';
   std::ofstream file(path, std::ios::binary);

@@ -31,15 +31,20 @@ struct HeadKeyValues {
   template <typename From>
   void Copy(int64_t index, const HeadKeyValues<From>& from) const {
     const int64_t tile = index / kLanes * head_dim * kLanes + index % kLanes;
-    for (int i = 0; i < head_dim; ++i) Narrow(Widen(from.keys[tile + i * kLanes]), keys + tile + i * kLanes);
+    for (int i = 0; i < head_dim; ++i)
+      Narrow(Widen(from.keys[tile + i * kLanes]), keys + tile + i * kLanes);
     const int64_t row = index * value_stride;
     for (int i = 0; i < head_dim; ++i) Narrow(Widen(from.values[row + i]), values + row + i);
   }
 };
 
-int64_t KeyElements(const AttentionSpec& spec) { return RoundUp(spec.window, kLanes) * spec.head_dim; }
+int64_t KeyElements(const AttentionSpec& spec) {
+  return RoundUp(spec.window, kLanes) * spec.head_dim;
+}
 int64_t ValueStride(const AttentionSpec& spec) { return RoundUp(spec.head_dim, kLanes); }
-int64_t HeadElements(const AttentionSpec& spec) { return KeyElements(spec) + spec.window * ValueStride(spec); }
+int64_t HeadElements(const AttentionSpec& spec) {
+  return KeyElements(spec) + spec.window * ValueStride(spec);
+}
 
 template <typename Kv>
 HeadKeyValues<Kv> HeadOf(const AttentionSpec& spec, Kv* base) {
@@ -53,19 +58,20 @@ HeadKeyValues<Kv> RingHead(const AttentionSpec& spec, PoolView ring, SlotId slot
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CpuAttention>> CpuAttention::Pack(CpuContext& context,
-                                                                 const AttentionParameters& parameters) {
+absl::StatusOr<std::unique_ptr<CpuAttention>> CpuAttention::Pack(
+    CpuContext& context, const AttentionParameters& parameters) {
   const AttentionSpec& spec = parameters.spec;
   auto attention = std::unique_ptr<CpuAttention>(new CpuAttention(spec));
   attention->has_bias_ = !parameters.bias.empty();
   const int64_t bias_size = attention->has_bias_ ? 2 * int64_t{spec.window} : 0;
-  BST_ASSIGN_OR_RETURN(attention->tables_,
-                       Buffer::Allocate(static_cast<size_t>(spec.num_heads * (1 + bias_size)) * sizeof(float)));
+  BST_ASSIGN_OR_RETURN(
+      attention->tables_,
+      Buffer::Allocate(static_cast<size_t>(spec.num_heads * (1 + bias_size)) * sizeof(float)));
   float* table = static_cast<float*>(attention->tables_.data());
   for (int h = 0; h < spec.num_heads; ++h) *table++ = ElementAsFloat(parameters.scale, h);
   if (attention->has_bias_) {
-    // A query at offset i needs distances i, i-1, .., nearest for its own block and W-1+nearest, .. for
-    // the block before: a run of the distances in descending order, written twice.
+    // A query at offset i needs distances i, i-1, .., nearest for its own block and W-1+nearest, ..
+    // for the block before: a run of the distances in descending order, written twice.
     const int nearest = spec.include_self ? 0 : 1;
     for (int h = 0; h < spec.num_heads; ++h) {
       for (int copy = 0; copy < 2; ++copy) {
@@ -75,7 +81,8 @@ absl::StatusOr<std::unique_ptr<CpuAttention>> CpuAttention::Pack(CpuContext& con
       }
     }
   }
-  const auto scratch = static_cast<size_t>(2 * HeadElements(spec) + kMaxQueries * RoundUp(spec.window, kLanes));
+  const auto scratch =
+      static_cast<size_t>(2 * HeadElements(spec) + kMaxQueries * RoundUp(spec.window, kLanes));
   BST_RETURN_IF_ERROR(context.ReserveScratch(scratch * sizeof(float)));
   return attention;
 }
@@ -105,8 +112,9 @@ AttendTask CpuAttention::HeadTask(int head, float* scores) const {
   return task;
 }
 
-void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorView v, absl::Span<const Row> rows,
-                       PoolView ring, TensorView out, std::vector<Segment>& segments) const {
+void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorView v,
+                       absl::Span<const Row> rows, PoolView ring, TensorView out,
+                       std::vector<Segment>& segments) const {
   const int64_t width = int64_t{spec().num_heads} * spec().head_dim;
   for (const TensorView& matrix : {k, v, out}) BST_CHECK_SHAPE(matrix, {q.dim(0), width});
   segments.clear();
@@ -127,15 +135,18 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
 }
 
 template <typename Kv>
-void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v, absl::Span<const Row> rows,
-                            PoolView ring, TensorView out, absl::Span<const Segment> segments) const {
+void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v,
+                            absl::Span<const Row> rows, PoolView ring, TensorView out,
+                            absl::Span<const Segment> segments) const {
   const int heads = spec().num_heads;
   context.pool().Run(static_cast<int>(segments.size()) * heads, [&](int index, int thread) {
-    RunSegment<Kv>(context, thread, segments[static_cast<size_t>(index / heads)], index % heads, q, k, v, ring, out);
+    RunSegment<Kv>(context, thread, segments[static_cast<size_t>(index / heads)], index % heads, q,
+                   k, v, ring, out);
   });
   // Only now that every block of a chunk has read the old ring may its last W tokens replace it.
   // Single tokens did so on the way.
-  const bool chunks = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.num_tokens() > 1; });
+  const bool chunks =
+      std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.num_tokens() > 1; });
   if (!chunks) return;
   context.pool().Run(static_cast<int>(rows.size()) * heads, [&](int index, int) {
     const Row& row = rows[static_cast<size_t>(index / heads)];
@@ -151,8 +162,9 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
 }
 
 template <typename Kv>
-void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& segment, int head, TensorView q,
-                              TensorView k, TensorView v, PoolView ring, TensorView out) const {
+void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& segment, int head,
+                              TensorView q, TensorView k, TensorView v, PoolView ring,
+                              TensorView out) const {
   const int64_t column = int64_t{head} * spec().head_dim;
   const Row& row = segment.row;
   const HeadKeyValues<Kv> head_ring = RingHead<Kv>(spec(), ring, row.slot, head);
@@ -172,7 +184,8 @@ void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& se
     if (spec().include_self) head_ring.Write(segment.offset, key, value);
     task.current_keys = task.previous_keys = head_ring.keys;
     task.current_values = task.previous_values = head_ring.values;
-    (sizeof(Kv) == sizeof(float) ? context.kernels().attend_f32 : context.kernels().attend_bf16)(task);
+    (sizeof(Kv) == sizeof(float) ? context.kernels().attend_f32
+                                 : context.kernels().attend_bf16)(task);
     if (!spec().include_self) head_ring.Write(segment.offset, key, value);
     return;
   }
@@ -193,7 +206,8 @@ void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& se
       copy.Write(j, k.row<float>(t) + column, v.row<float>(t) + column);
       if constexpr (sizeof(Kv) != sizeof(float)) {
         float* tile = copy.keys + j / kLanes * spec().head_dim * kLanes + j % kLanes;
-        for (int i = 0; i < spec().head_dim; ++i) tile[i * kLanes] = ToFloat(ToBFloat16(tile[i * kLanes]));
+        for (int i = 0; i < spec().head_dim; ++i)
+          tile[i * kLanes] = ToFloat(ToBFloat16(tile[i * kLanes]));
         float* values = copy.values + j * copy.value_stride;
         for (int i = 0; i < spec().head_dim; ++i) values[i] = ToFloat(ToBFloat16(values[i]));
       }

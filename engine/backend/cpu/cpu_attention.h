@@ -1,9 +1,9 @@
 // Attention of the CPU backend.
 //
-// A ring keeps keys in tiles of sixteen, transposed, so that one vector holds sixteen scores; values
-// stay rows. A query at offset i of its block sees ring index j in its own block up to i and in the
-// block before beyond: decode reads the ring in place, a prompt block reads two copies (own block,
-// block before) and picks by index. So both do the same arithmetic in the same order.
+// A ring keeps keys in tiles of sixteen, transposed, so that one vector holds sixteen scores;
+// values stay rows. A query at offset i of its block sees ring index j in its own block up to i and
+// in the block before beyond: decode reads the ring in place, a prompt block reads two copies (own
+// block, block before) and picks by index. So both do the same arithmetic in the same order.
 #pragma once
 
 #include <memory>
@@ -18,13 +18,15 @@ namespace bst {
 class CpuAttention : public AttentionWeights {
  public:
   // See Backend::PackAttention.
-  static absl::StatusOr<std::unique_ptr<CpuAttention>> Pack(CpuContext& context, const AttentionParameters& parameters);
+  static absl::StatusOr<std::unique_ptr<CpuAttention>> Pack(CpuContext& context,
+                                                            const AttentionParameters& parameters);
   static size_t RingBytes(const AttentionSpec& spec);
 
   // See Backend::Attention. `segments` is scratch that keeps its capacity between calls.
   struct Segment;
-  void Run(CpuContext& context, TensorView q, TensorView k, TensorView v, absl::Span<const Row> rows, PoolView ring,
-           TensorView out, std::vector<Segment>& segments) const;
+  void Run(CpuContext& context, TensorView q, TensorView k, TensorView v,
+           absl::Span<const Row> rows, PoolView ring, TensorView out,
+           std::vector<Segment>& segments) const;
 
   size_t bytes() const override { return tables_.bytes(); }
 
@@ -32,11 +34,12 @@ class CpuAttention : public AttentionWeights {
   explicit CpuAttention(const AttentionSpec& spec) : AttentionWeights(spec) {}
 
   template <typename Kv>
-  void RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v, absl::Span<const Row> rows,
-                PoolView ring, TensorView out, absl::Span<const Segment> segments) const;
+  void RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v,
+                absl::Span<const Row> rows, PoolView ring, TensorView out,
+                absl::Span<const Segment> segments) const;
   template <typename Kv>
-  void RunSegment(CpuContext& context, int thread, const Segment& segment, int head, TensorView q, TensorView k,
-                  TensorView v, PoolView ring, TensorView out) const;
+  void RunSegment(CpuContext& context, int thread, const Segment& segment, int head, TensorView q,
+                  TensorView k, TensorView v, PoolView ring, TensorView out) const;
   AttendTask HeadTask(int head, float* scores) const;
   bool PreviousVisible(int64_t block) const;
 
@@ -44,7 +47,8 @@ class CpuAttention : public AttentionWeights {
   const float* bias(int head) const;
 
   bool has_bias_ = false;
-  Buffer tables_;  // scale [H]; then, with a bias, [H][2 W]: the biases by window position, twice in a row
+  Buffer tables_;  // scale [H]; then, with a bias, [H][2 W]: the biases by window position, twice
+                   // in a row
 };
 
 // The tokens of one row that lie in one block.

@@ -20,8 +20,9 @@ namespace {
 class CpuEmbedding : public EmbeddingWeights {
  public:
   static absl::StatusOr<std::unique_ptr<CpuEmbedding>> Pack(TensorView table, DType type) {
-    BST_ASSIGN_OR_RETURN(Buffer buffer,
-                         Buffer::Allocate(static_cast<size_t>(table.shape().num_elements()) * SizeOf(type)));
+    BST_ASSIGN_OR_RETURN(
+        Buffer buffer,
+        Buffer::Allocate(static_cast<size_t>(table.shape().num_elements()) * SizeOf(type)));
     const TensorView packed = buffer.View(type, table.shape());
     for (int64_t i = 0; i < table.shape().num_elements(); ++i) {
       const float x = ElementAsFloat(table, i);
@@ -47,22 +48,27 @@ constexpr int64_t kTaskElements = 16'384;
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(std::string_view isa, const CpuKernels& kernels, int threads) : isa_(isa), context_(kernels, threads) {}
+  CpuBackend(std::string_view isa, const CpuKernels& kernels, int threads)
+      : isa_(isa), context_(kernels, threads) {}
 
   std::string name() const override {
-    return absl::StrCat("cpu (", isa_, ", ", num_threads(), num_threads() == 1 ? " thread)" : " threads)");
+    return absl::StrCat("cpu (", isa_, ", ", num_threads(),
+                        num_threads() == 1 ? " thread)" : " threads)");
   }
   int num_threads() const override { return threads(); }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return Buffer::Allocate(bytes); }
 
-  absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table, DType type) override {
+  absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,
+                                                                  DType type) override {
     return CpuEmbedding::Pack(table, type);
   }
-  absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(absl::Span<const TensorView> parts, DType type) override {
+  absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(absl::Span<const TensorView> parts,
+                                                            DType type) override {
     return CpuLinear::Pack(context_, parts, type);
   }
-  absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(const AttentionParameters& parameters) override {
+  absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(
+      const AttentionParameters& parameters) override {
     return CpuAttention::Pack(context_, parameters);
   }
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) override {
@@ -75,13 +81,18 @@ class CpuBackend : public Backend {
     return buffer;
   }
 
-  size_t RingBytes(const AttentionSpec& spec) const override { return CpuAttention::RingBytes(spec); }
+  size_t RingBytes(const AttentionSpec& spec) const override {
+    return CpuAttention::RingBytes(spec);
+  }
   size_t SsmStateBytes(const SsmWeights& weights) const override {
     return dynamic_cast<const CpuSsm&>(weights).state_bytes();
   }
-  void ClearSlot(PoolView pool, SlotId slot) override { std::memset(pool.slot<std::byte>(slot), 0, pool.slot_bytes); }
+  void ClearSlot(PoolView pool, SlotId slot) override {
+    std::memset(pool.slot<std::byte>(slot), 0, pool.slot_bytes);
+  }
 
-  void Embed(const EmbeddingWeights& weights, absl::Span<const TokenId> tokens, TensorView out) override {
+  void Embed(const EmbeddingWeights& weights, absl::Span<const TokenId> tokens,
+             TensorView out) override {
     const TensorView& table = dynamic_cast<const CpuEmbedding&>(weights).table();
     const int64_t dim = table.dim(1);
     BST_CHECK_SHAPE(out, {static_cast<int64_t>(tokens.size()), dim});
@@ -91,7 +102,8 @@ class CpuBackend : public Backend {
         const BFloat16* from = table.row<BFloat16>(tokens[t].value());
         for (int64_t i = 0; i < dim; ++i) row[i] = ToFloat(from[i]);
       } else {
-        std::memcpy(row, table.row<float>(tokens[t].value()), static_cast<size_t>(dim) * sizeof(float));
+        std::memcpy(row, table.row<float>(tokens[t].value()),
+                    static_cast<size_t>(dim) * sizeof(float));
       }
     }
   }
@@ -100,19 +112,23 @@ class CpuBackend : public Backend {
     BST_CHECK_SHAPE(gain, {x.dim(1)});
     BST_CHECK_SHAPE(out, {x.dim(0), x.dim(1)});
     ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
-      kernels().rms_norm(x.row<float>(t), gain.as<float>(), epsilon, static_cast<int>(x.dim(1)), out.row<float>(t));
+      kernels().rms_norm(x.row<float>(t), gain.as<float>(), epsilon, static_cast<int>(x.dim(1)),
+                         out.row<float>(t));
     });
   }
 
-  void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options, TensorView out) override {
+  void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options,
+              TensorView out) override {
     dynamic_cast<const CpuLinear&>(weights).Run(context_, x, options, out);
   }
 
   void Gate(TensorView x, GateActivation activation, TensorView out) override {
     BST_CHECK_SHAPE(x, {out.dim(0), 2 * out.dim(1)});
-    const auto kernel = activation == GateActivation::kGelu ? kernels().gate_gelu : kernels().gate_silu;
-    ForEachRow(x.dim(0), x.dim(1),
-               [&](int64_t t) { kernel(x.row<float>(t), static_cast<int>(out.dim(1)), out.row<float>(t)); });
+    const auto kernel =
+        activation == GateActivation::kGelu ? kernels().gate_gelu : kernels().gate_silu;
+    ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
+      kernel(x.row<float>(t), static_cast<int>(out.dim(1)), out.row<float>(t));
+    });
   }
 
   void NormalizeHeads(TensorView x, int head_dim) override {
@@ -136,7 +152,8 @@ class CpuBackend : public Backend {
       ForEachRow(row.num_tokens(), 16 * table.dim(1), [&](int64_t i) {
         float* out = table.row<float>(row.begin + i);
         for (int64_t j = 0; j < half; ++j) {
-          const double angle = static_cast<double>(row.position + i) * frequencies_[static_cast<size_t>(j)];
+          const double angle =
+              static_cast<double>(row.position + i) * frequencies_[static_cast<size_t>(j)];
           out[j] = static_cast<float>(std::cos(angle));
           out[half + j] = static_cast<float>(std::sin(angle));
         }
@@ -161,12 +178,13 @@ class CpuBackend : public Backend {
     });
   }
 
-  void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v, absl::Span<const Row> rows,
-                 PoolView ring, TensorView out) override {
+  void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
+                 absl::Span<const Row> rows, PoolView ring, TensorView out) override {
     dynamic_cast<const CpuAttention&>(weights).Run(context_, q, k, v, rows, ring, out, segments_);
   }
 
-  void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state, TensorView y) override {
+  void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,
+           TensorView y) override {
     dynamic_cast<const CpuSsm&>(weights).Run(context_, u, rows, state, y);
   }
 
@@ -178,8 +196,10 @@ class CpuBackend : public Backend {
     }
   }
 
-  void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets, absl::Span<float> logprobs) override {
-    BST_CHECK(static_cast<size_t>(logits.dim(0)) == targets.size() && targets.size() == logprobs.size());
+  void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets,
+                      absl::Span<float> logprobs) override {
+    BST_CHECK(static_cast<size_t>(logits.dim(0)) == targets.size() &&
+              targets.size() == logprobs.size());
     ForEachRow(logits.dim(0), 16 * logits.dim(1), [&](int64_t i) {
       const float* row = logits.row<float>(i);
       const double sum = kernels().log_sum_exp(row, static_cast<int>(logits.dim(1)));
@@ -211,13 +231,15 @@ class CpuBackend : public Backend {
   double frequencies_theta_ = 0;
 };
 
-// One small product on the tiles against the emulation, before the first is trusted: hypervisors have
-// been seen to report instructions that they do not deliver.
+// One small product on the tiles against the emulation, before the first is trusted: hypervisors
+// have been seen to report instructions that they do not deliver.
 bool AmxComputes() {
   constexpr int kIn = 64, kOut = 32, kRows = 32;
   std::vector<BFloat16> weights(kIn * kOut), inputs(kRows * kIn);
-  for (size_t i = 0; i < weights.size(); ++i) weights[i] = ToBFloat16(static_cast<float>(i * 7 % 31) - 15.0f);
-  for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = ToBFloat16(static_cast<float>(i * 5 % 29) - 14.0f);
+  for (size_t i = 0; i < weights.size(); ++i)
+    weights[i] = ToBFloat16(static_cast<float>(i * 7 % 31) - 15.0f);
+  for (size_t i = 0; i < inputs.size(); ++i)
+    inputs[i] = ToBFloat16(static_cast<float>(i * 5 % 29) - 14.0f);
   std::vector<float> tiles(kRows * kOut), emulated(kRows * kOut);
   LinearTask task = {};
   task.packed_x = inputs.data();
@@ -246,25 +268,29 @@ int ProcessorsOfThisProcess() {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options) {
   if (options.threads < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("threads is ", options.threads, "; it must be 0 (all) or more"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads is ", options.threads, "; it must be 0 (all) or more"));
   }
   const int threads = options.threads == 0 ? ProcessorsOfThisProcess() : options.threads;
   const CpuIsa best = DetectCpuIsa();
   CpuIsa isa = options.isa.value_or(best);
   if (options.emulate_amx) isa = CpuIsa::kAvx512;
   if (isa == CpuIsa::kNone || isa > best) {
-    return absl::UnimplementedError(
-        absl::StrCat("the cpu backend needs a processor with AVX2 and FMA (asked for ", std::string(Name(isa)), ", found ",
-                     std::string(Name(best)), "); use the reference backend"));
+    return absl::UnimplementedError(absl::StrCat(
+        "the cpu backend needs a processor with AVX2 and FMA (asked for ", std::string(Name(isa)),
+        ", found ", std::string(Name(best)), "); use the reference backend"));
   }
-  if (options.emulate_amx) return std::make_unique<CpuBackend>("amx emulated", EmulatedAmxKernels(), threads);
+  if (options.emulate_amx)
+    return std::make_unique<CpuBackend>("amx emulated", EmulatedAmxKernels(), threads);
   switch (isa) {
     case CpuIsa::kAmx:
       if (AmxComputes()) return std::make_unique<CpuBackend>(Name(isa), AmxKernels(), threads);
       Log(LogLevel::kError, "amx_self_test_failed", {{"fallback", "avx512"}});
       [[fallthrough]];
-    case CpuIsa::kAvx512: return std::make_unique<CpuBackend>(Name(CpuIsa::kAvx512), Avx512Kernels(), threads);
-    default: return std::make_unique<CpuBackend>(Name(isa), Avx2Kernels(), threads);
+    case CpuIsa::kAvx512:
+      return std::make_unique<CpuBackend>(Name(CpuIsa::kAvx512), Avx512Kernels(), threads);
+    default:
+      return std::make_unique<CpuBackend>(Name(isa), Avx2Kernels(), threads);
   }
 }
 

@@ -1,4 +1,5 @@
-// The CPU backend: threads and vector instructions (AVX2, AVX-512 or AMX), chosen once when it is made.
+// The CPU backend: threads and vector instructions (AVX2, AVX-512 or AMX), chosen once when it is
+// made.
 //
 // Activations are float32. Linear layers take F32 or BF16 weights; with BF16 the inputs are rounded
 // to BF16 and products summed in float32. Rings hold F32 or BF16 in the layout of kernels.h.
@@ -6,7 +7,8 @@
 // The README beside this file holds the decisions and the measurements.
 //
 // Threads   Engine thread only; workers of its own.
-// Tested by tests/engine/backend/agreement_test.cc, batch_law_test.cc (every instruction set that the
+// Tested by tests/engine/backend/agreement_test.cc, batch_law_test.cc (every instruction set that
+// the
 //           machine has)
 #pragma once
 
@@ -20,9 +22,9 @@
 namespace bst {
 
 struct CpuOptions {
-  int threads = 0;             // 0: all processors this process may run on
-  std::optional<CpuIsa> isa;   // unset: the best there is; tests ask for each
-  bool emulate_amx = false;    // tests: AMX tiles in plain code, on AVX-512
+  int threads = 0;            // 0: all processors this process may run on
+  std::optional<CpuIsa> isa;  // unset: the best there is; tests ask for each
+  bool emulate_amx = false;   // tests: AMX tiles in plain code, on AVX-512
 };
 
 // Errors: kUnimplemented when the processor lacks AVX2 and FMA, or the instruction set asked for;

@@ -1,4 +1,5 @@
-// What every operator of the CPU backend works with: kernels, threads and scratch memory per thread.
+// What every operator of the CPU backend works with: kernels, threads and scratch memory per
+// thread.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +30,9 @@ class CpuContext {
     }
     return absl::OkStatus();
   }
-  float* scratch(int thread) { return static_cast<float*>(scratch_[static_cast<size_t>(thread)].data()); }
+  float* scratch(int thread) {
+    return static_cast<float*>(scratch_[static_cast<size_t>(thread)].data());
+  }
 
  private:
   const CpuKernels& kernels_;

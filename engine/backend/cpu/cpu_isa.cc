@@ -7,14 +7,15 @@
 namespace bst {
 namespace {
 
-// AMX tiles and BF16 products on them (CPUID leaf 7, EDX), and Linux's leave to use the tile registers,
-// which a process must ask for once.
+// AMX tiles and BF16 products on them (CPUID leaf 7, EDX), and Linux's leave to use the tile
+// registers, which a process must ask for once.
 bool HasAmx() {
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
   if ((edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) return false;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  constexpr long kRequestPermission = 0x1023,
+                 kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
@@ -23,8 +24,8 @@ bool HasAmx() {
 CpuIsa DetectCpuIsa() {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return CpuIsa::kNone;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return HasAmx() ? CpuIsa::kAmx : CpuIsa::kAvx512;
   }
   return CpuIsa::kAvx2;
@@ -32,10 +33,14 @@ CpuIsa DetectCpuIsa() {
 
 std::string_view Name(CpuIsa isa) {
   switch (isa) {
-    case CpuIsa::kNone: return "none";
-    case CpuIsa::kAvx2: return "avx2";
-    case CpuIsa::kAvx512: return "avx512";
-    case CpuIsa::kAmx: return "amx";
+    case CpuIsa::kNone:
+      return "none";
+    case CpuIsa::kAvx2:
+      return "avx2";
+    case CpuIsa::kAvx512:
+      return "avx512";
+    case CpuIsa::kAmx:
+      return "amx";
   }
   return "unknown";
 }

@@ -10,15 +10,16 @@ namespace {
 // Rows that one task takes: with K = 768 they fill 150 KB, so that a task's inputs and one panel of
 // weights fit into the second-level cache. A multiple of 16, the rows of an AMX tile.
 constexpr int kTaskRows = 48;
-// Panels that one task takes when there are many rows: rounding the inputs to BF16 is then 1 part in
-// 256 of the work.
+// Panels that one task takes when there are many rows: rounding the inputs to BF16 is then 1 part
+// in 256 of the work.
 constexpr int kTaskPanels = 8;
 // Below so many multiplications waking another thread costs more than it saves.
 constexpr int64_t kSerialProducts = 30'000;
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context, absl::Span<const TensorView> parts,
+absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context,
+                                                           absl::Span<const TensorView> parts,
                                                            DType type) {
   const int in = static_cast<int>(parts[0].dim(1));
   int out = 0;
@@ -29,7 +30,8 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context, 
   auto layer = std::unique_ptr<CpuLinear>(new CpuLinear(in, out, type));
   const int64_t padded_in = type == DType::kBF16 ? RoundUpInputs(in) : in;
   BST_ASSIGN_OR_RETURN(layer->packed_, Buffer::Allocate(static_cast<size_t>(layer->num_panels()) *
-                                                        static_cast<size_t>(padded_in) * kPanelOutputs * SizeOf(type)));
+                                                        static_cast<size_t>(padded_in) *
+                                                        kPanelOutputs * SizeOf(type)));
   int64_t output = 0;
   for (const TensorView& part : parts) {
     for (int64_t o = 0; o < part.dim(0); ++o, ++output) {
@@ -46,7 +48,8 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context, 
     }
   }
   if (type == DType::kBF16) {
-    // Float32 copies of a task's inputs, or BF16 ones with whole tiles of rows (two tiles are read at once).
+    // Float32 copies of a task's inputs, or BF16 ones with whole tiles of rows (two tiles are read
+    // at once).
     const auto rounded = static_cast<size_t>(kTaskRows * int64_t{in}) * sizeof(float);
     const auto tiled = static_cast<size_t>(RoundUp(kTaskRows, 32) * padded_in) * sizeof(BFloat16);
     BST_RETURN_IF_ERROR(context.ReserveScratch(std::max(rounded, tiled)));
@@ -54,7 +57,8 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context, 
   return layer;
 }
 
-void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& options, TensorView out) const {
+void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& options,
+                    TensorView out) const {
   BST_CHECK(x.dim(1) == in_features(), "inputs ", x.dim(1), ", weights take ", in_features());
   BST_CHECK_SHAPE(out, {x.dim(0), out_features()});
   const int rows = static_cast<int>(x.dim(0));
@@ -64,7 +68,10 @@ void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& opti
   int task_panels = num_panels();
   if (threads > 1) {
     // Many rows: fixed groups. Few: about four tasks a thread, in whole groups of four panels.
-    task_panels = row_tasks > 1 ? kTaskPanels : static_cast<int>(RoundUp((num_panels() + 4 * threads - 1) / (4 * threads), 4));
+    task_panels =
+        row_tasks > 1
+            ? kTaskPanels
+            : static_cast<int>(RoundUp((num_panels() + 4 * threads - 1) / (4 * threads), 4));
   }
   const int panel_tasks = (num_panels() + task_panels - 1) / task_panels;
 
@@ -75,10 +82,18 @@ void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& opti
   common.out_stride = out.row_stride();
   common.scale = options.scale;
   switch (options.epilogue) {
-    case LinearEpilogue::kStore: common.epilogue = CpuEpilogue::kStore; break;
-    case LinearEpilogue::kRelu: common.epilogue = CpuEpilogue::kRelu; break;
-    case LinearEpilogue::kGelu: common.epilogue = CpuEpilogue::kGelu; break;
-    case LinearEpilogue::kAdd: common.epilogue = CpuEpilogue::kAdd; break;
+    case LinearEpilogue::kStore:
+      common.epilogue = CpuEpilogue::kStore;
+      break;
+    case LinearEpilogue::kRelu:
+      common.epilogue = CpuEpilogue::kRelu;
+      break;
+    case LinearEpilogue::kGelu:
+      common.epilogue = CpuEpilogue::kGelu;
+      break;
+    case LinearEpilogue::kAdd:
+      common.epilogue = CpuEpilogue::kAdd;
+      break;
   }
 
   // Consecutive tasks share their weights, which stay in the cache.
@@ -112,7 +127,8 @@ void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& opti
     } else {
       float* rounded = context.scratch(thread);
       for (int r = 0; r < task.num_rows; ++r) {
-        context.kernels().round_to_bf16(x.row<float>(first_row + r), rounded + int64_t{r} * in_features(), in_features());
+        context.kernels().round_to_bf16(x.row<float>(first_row + r),
+                                        rounded + int64_t{r} * in_features(), in_features());
       }
       task.x = rounded;
       task.x_stride = in_features();

@@ -13,7 +13,8 @@ namespace bst {
 class CpuLinear : public LinearWeights {
  public:
   // See Backend::PackLinear.
-  static absl::StatusOr<std::unique_ptr<CpuLinear>> Pack(CpuContext& context, absl::Span<const TensorView> parts,
+  static absl::StatusOr<std::unique_ptr<CpuLinear>> Pack(CpuContext& context,
+                                                         absl::Span<const TensorView> parts,
                                                          DType type);
 
   // See Backend::Linear.

@@ -6,9 +6,12 @@ namespace bst {
 
 absl::StatusOr<std::unique_ptr<CpuSsm>> CpuSsm::Pack(const SsmParameters& p) {
   const int64_t features = p.a_minus_one.dim(0), modes = p.a_minus_one.dim(1);
-  auto ssm = std::unique_ptr<CpuSsm>(new CpuSsm(static_cast<int>(features), static_cast<int>(modes)));
-  BST_ASSIGN_OR_RETURN(ssm->packed_, Buffer::Allocate(static_cast<size_t>(ssm->num_groups() * (ssm->GroupWeights() + kLanes)) *
-                                                      sizeof(float)));
+  auto ssm =
+      std::unique_ptr<CpuSsm>(new CpuSsm(static_cast<int>(features), static_cast<int>(modes)));
+  BST_ASSIGN_OR_RETURN(
+      ssm->packed_,
+      Buffer::Allocate(static_cast<size_t>(ssm->num_groups() * (ssm->GroupWeights() + kLanes)) *
+                       sizeof(float)));
   float* packed = static_cast<float*>(ssm->packed_.data());
   float* d = packed + ssm->num_groups() * ssm->GroupWeights();
   for (int64_t f = 0; f < features; ++f) {
@@ -26,7 +29,8 @@ absl::StatusOr<std::unique_ptr<CpuSsm>> CpuSsm::Pack(const SsmParameters& p) {
   return ssm;
 }
 
-void CpuSsm::Run(CpuContext& context, TensorView u, absl::Span<const Row> rows, PoolView state, TensorView y) const {
+void CpuSsm::Run(CpuContext& context, TensorView u, absl::Span<const Row> rows, PoolView state,
+                 TensorView y) const {
   BST_CHECK(u.dim(1) == num_features_, "inputs ", u.dim(1), ", features ", num_features_);
   BST_CHECK_SHAPE(y, {u.dim(0), u.dim(1)});
   const float* weights = static_cast<const float*>(packed_.data());

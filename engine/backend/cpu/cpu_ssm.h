@@ -1,9 +1,10 @@
 // The diagonal state-space scan of the CPU backend.
 //
-// A recurrence, not a convolution: sixteen features in the lanes, tokens one after the other, feature
-// groups over the threads. With N = 16 a token and feature cost 80 operations where the linear layers
-// of a BST layer cost 12 D or more, so the scan is a few per cent of a prompt; in exchange prompt and
-// decode are one piece of arithmetic, and the state is handed over by lying in the slot.
+// A recurrence, not a convolution: sixteen features in the lanes, tokens one after the other,
+// feature groups over the threads. With N = 16 a token and feature cost 80 operations where the
+// linear layers of a BST layer cost 12 D or more, so the scan is a few per cent of a prompt; in
+// exchange prompt and decode are one piece of arithmetic, and the state is handed over by lying in
+// the slot.
 #pragma once
 
 #include <memory>
@@ -21,9 +22,12 @@ class CpuSsm : public SsmWeights {
   static absl::StatusOr<std::unique_ptr<CpuSsm>> Pack(const SsmParameters& parameters);
 
   // See Backend::Ssm.
-  void Run(CpuContext& context, TensorView u, absl::Span<const Row> rows, PoolView state, TensorView y) const;
+  void Run(CpuContext& context, TensorView u, absl::Span<const Row> rows, PoolView state,
+           TensorView y) const;
 
-  size_t state_bytes() const { return static_cast<size_t>(num_groups()) * static_cast<size_t>(GroupState()) * sizeof(float); }
+  size_t state_bytes() const {
+    return static_cast<size_t>(num_groups()) * static_cast<size_t>(GroupState()) * sizeof(float);
+  }
   size_t bytes() const override { return packed_.bytes(); }
 
  private:

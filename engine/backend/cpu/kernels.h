@@ -7,12 +7,12 @@
 //   linear BF16   [panels][K / 2][32][2]    pairs along K, K padded with zeros to a multiple of 32
 //   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
 //                 indices 16 j .. 16 j + 15
-//   ssm weights   [groups][M][6][16]        re, im of E, B, C for features 16 g .. 16 g + 15; then d [groups][16]
-//   ssm state     [groups][M][2][16]
+//   ssm weights   [groups][M][6][16]        re, im of E, B, C for features 16 g .. 16 g + 15; then
+//   d [groups][16] ssm state     [groups][M][2][16]
 //
-// Batch law: each output element is one fixed sequence of operations, whatever the number of rows: a
-// linear layer adds along K one by one; a score adds along dh one by one; attention adds values in
-// ring order.
+// Batch law: each output element is one fixed sequence of operations, whatever the number of rows:
+// a linear layer adds along K one by one; a score adds along dh one by one; attention adds values
+// in ring order.
 //
 // Threads   Pure functions over the memory they are given.
 #pragma once
@@ -24,49 +24,49 @@
 
 namespace bst {
 
-inline constexpr int kLanes = 16;        // of the vector type
-inline constexpr int kPanelOutputs = 32; // of the linear layers' packed weights
+inline constexpr int kLanes = 16;         // of the vector type
+inline constexpr int kPanelOutputs = 32;  // of the linear layers' packed weights
 
 enum class CpuEpilogue { kStore, kRelu, kGelu, kAdd };
 
 // out[r][o] = epilogue(sum_k x[r][k] w[o][k]) for rows [0, num_rows) and panels [first, last).
 struct LinearTask {
-  const float* x;         // [rows][x_stride]; for BF16 weights already rounded to BF16
+  const float* x;  // [rows][x_stride]; for BF16 weights already rounded to BF16
   int64_t x_stride;
-  const BFloat16* packed_x;  // instead of x where linear_bf16_takes_packed_inputs: [rows up to a multiple
-                             // of 32][K padded as the weights, the padding finite]
-  const void* weights;    // packed, from panel 0 on
-  int in_features;        // K
-  int out_features;       // of the whole layer
+  const BFloat16* packed_x;  // instead of x where linear_bf16_takes_packed_inputs: [rows up to a
+                             // multiple of 32][K padded as the weights, the padding finite]
+  const void* weights;       // packed, from panel 0 on
+  int in_features;           // K
+  int out_features;          // of the whole layer
   float* out;
   int64_t out_stride;
   int num_rows;
   int first_panel, last_panel;
   CpuEpilogue epilogue;
-  float scale;            // kStore
+  float scale;  // kStore
 };
 
 // Attention of `num_queries` queries of one head at consecutive offsets of one block.
 // Ring index j is read from `current` where it belongs to the query's own block, from `previous`
 // where it belongs to the block before; in decode both are the ring itself.
 struct AttendTask {
-  const void* current_keys;     // [tiles][dh][16]
-  const void* current_values;   // [W][value_stride]
+  const void* current_keys;    // [tiles][dh][16]
+  const void* current_values;  // [W][value_stride]
   const void* previous_keys;
   const void* previous_values;
-  bool previous_visible;        // false: scope block, or nothing before the document
-  const float* q;               // [num_queries][q_stride]
+  bool previous_visible;  // false: scope block, or nothing before the document
+  const float* q;         // [num_queries][q_stride]
   int64_t q_stride;
-  float* out;                   // [num_queries][out_stride]
+  float* out;  // [num_queries][out_stride]
   int64_t out_stride;
   int num_queries;
-  int first_offset;             // i of the first query
+  int first_offset;  // i of the first query
   int window, head_dim;
   int64_t value_stride;
   bool include_self;
   float scale;
-  const float* bias;            // [2 W] by window position, see AttentionBias; nullptr: none
-  float* scores;                // scratch, [kMaxQueries][W padded to 16]
+  const float* bias;  // [2 W] distances descending, twice (cpu_attention.cc); nullptr: none
+  float* scores;      // scratch, [kMaxQueries][W padded to 16]
 };
 inline constexpr int kMaxQueries = 6;  // that one pass over the keys serves
 
@@ -81,7 +81,7 @@ struct SsmTask {
   int64_t y_stride;
   int num_tokens;
   int num_modes;
-  int num_features;      // of this group, 1 .. 16
+  int num_features;  // of this group, 1 .. 16
 };
 
 // K of the packed BF16 layouts.

@@ -2,8 +2,9 @@
 
 // ---------------------------------------------------------------- elementary functions
 
-// e^x to 2 ulp for x in [-87, 88]; below, about 1e-38. Cody and Waite's reduction, x = n ln 2 + r with
-// ln 2 in two parts, then the degree-6 Taylor polynomial on |r| <= 0.35 (remainder 1.5e-7 * 2^-3).
+// e^x to 2 ulp for x in [-87, 88]; below, about 1e-38. Cody and Waite's reduction, x = n ln 2 + r
+// with ln 2 in two parts, then the degree-6 Taylor polynomial on |r| <= 0.35 (remainder 1.5e-7 *
+// 2^-3).
 inline V16 Exp(V16 x) {
   x = Max(Set1(-87.0f), x);  // in this order a NaN stays one
   const V16 n = Round(x * Set1(1.44269504089f));
@@ -43,10 +44,18 @@ inline V16 Silu(V16 x) { return x / (Set1(1.0f) + Exp(Min(Set1(87.0f), Zero() - 
 
 inline void StoreOutputs(const LinearTask& task, float* out, V16 sum, int n) {
   switch (task.epilogue) {
-    case CpuEpilogue::kStore: sum = sum * Set1(task.scale); break;
-    case CpuEpilogue::kRelu: sum = Max(Zero(), sum); break;  // NaN stays
-    case CpuEpilogue::kGelu: sum = Gelu(sum); break;
-    case CpuEpilogue::kAdd: sum = sum + LoadPartial(out, n); break;
+    case CpuEpilogue::kStore:
+      sum = sum * Set1(task.scale);
+      break;
+    case CpuEpilogue::kRelu:
+      sum = Max(Zero(), sum);
+      break;  // NaN stays
+    case CpuEpilogue::kGelu:
+      sum = Gelu(sum);
+      break;
+    case CpuEpilogue::kAdd:
+      sum = sum + LoadPartial(out, n);
+      break;
   }
   if (n == kLanes) {
     Store(out, sum);
@@ -72,7 +81,8 @@ inline void LinearTile(const LinearTask& task, int row, int panel) {
   if constexpr (sizeof(Weight) == sizeof(float)) {
     for (int k = 0; k < k_size; ++k) {
       V16 b[2 * Panels];
-      for (int c = 0; c < 2 * Panels; ++c) b[c] = Load(w + (c / 2) * panel_size + k * kPanelOutputs + (c % 2) * kLanes);
+      for (int c = 0; c < 2 * Panels; ++c)
+        b[c] = Load(w + (c / 2) * panel_size + k * kPanelOutputs + (c % 2) * kLanes);
       for (int r = 0; r < Rows; ++r) {
         const V16 a = Set1(x[r * task.x_stride + k]);
         for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Fma(a, b[c], sum[r][c]);
@@ -99,7 +109,8 @@ inline void LinearTile(const LinearTask& task, int row, int panel) {
     const int first = panel * kPanelOutputs + c * kLanes;
     const int n = std::min(kLanes, task.out_features - first);
     if (n <= 0) break;
-    for (int r = 0; r < Rows; ++r) StoreOutputs(task, task.out + (row + r) * task.out_stride + first, sum[r][c], n);
+    for (int r = 0; r < Rows; ++r)
+      StoreOutputs(task, task.out + (row + r) * task.out_stride + first, sum[r][c], n);
   }
 }
 
@@ -121,7 +132,8 @@ void LinearFewRows(const LinearTask& task) {
   }
   constexpr int kPanels = std::max(1, std::min(4, kMaxTileRows / Rows));
   int panel = task.first_panel;
-  for (; panel + kPanels <= task.last_panel; panel += kPanels) LinearTile<Weight, Rows, kPanels>(task, 0, panel);
+  for (; panel + kPanels <= task.last_panel; panel += kPanels)
+    LinearTile<Weight, Rows, kPanels>(task, 0, panel);
   for (; panel < task.last_panel; ++panel) LinearTile<Weight, Rows, 1>(task, 0, panel);
 }
 
@@ -134,7 +146,8 @@ void LinearKernel(const LinearTask& task) {
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
     for (int tile = 0; tile < tiles; ++tile) {
       const int row = task.num_rows * tile / tiles;
-      LinearTileOf<Weight, kMaxTileRows>(task, row, task.num_rows * (tile + 1) / tiles - row, panel);
+      LinearTileOf<Weight, kMaxTileRows>(task, row, task.num_rows * (tile + 1) / tiles - row,
+                                         panel);
     }
   }
 }
@@ -151,7 +164,9 @@ void RoundToBFloat16Kernel(const float* in, float* out, int64_t n) {
 // ---------------------------------------------------------------- attention
 
 // Which ring indices the query at offset i finds in its own block: [0, CurrentEnd).
-inline int CurrentEnd(const AttendTask& task, int offset) { return offset + (task.include_self ? 1 : 0); }
+inline int CurrentEnd(const AttendTask& task, int offset) {
+  return offset + (task.include_self ? 1 : 0);
+}
 
 // Scores of `Queries` queries against one tile of 16 keys: sums along dh one by one.
 template <typename Kv, int Queries>
@@ -172,7 +187,8 @@ inline void QueryDots(const AttendTask& task, const Kv* keys, int query, V16* do
   const int64_t tile_size = int64_t{task.head_dim} * kLanes;
   for (int i = 0; i < task.head_dim; ++i) {
     const V16 a = Set1(q[i]);
-    for (int c = 0; c < Tiles; ++c) dots[c] = Fma(a, Load(keys + c * tile_size + i * kLanes), dots[c]);
+    for (int c = 0; c < Tiles; ++c)
+      dots[c] = Fma(a, Load(keys + c * tile_size + i * kLanes), dots[c]);
   }
 }
 
@@ -180,7 +196,8 @@ inline void QueryDots(const AttendTask& task, const Kv* keys, int query, V16* do
 inline V16 TileScore(const AttendTask& task, V16 dot, int first_index, int offset) {
   if (task.bias != nullptr) {
     const int base = task.include_self ? task.window - 1 - offset : task.window - offset;
-    dot = dot + LoadPartial(task.bias + base + first_index, std::min(kLanes, task.window - first_index));
+    dot = dot +
+          LoadPartial(task.bias + base + first_index, std::min(kLanes, task.window - first_index));
   }
   const V16 score = dot * Set1(task.scale);
   const int visible = task.previous_visible ? task.window : CurrentEnd(task, offset);
@@ -199,7 +216,8 @@ inline float SoftmaxWeights(const AttendTask& task, float* scores, int visible) 
   if (visible == 0) return 0.0f;
   V16 sum = Zero();
   for (int j = 0; j < end; j += kLanes) {
-    const V16 p = SelectFirst(std::min(kLanes, visible - j), Exp(Load(scores + j) - Set1(top)), Zero());
+    const V16 p =
+        SelectFirst(std::min(kLanes, visible - j), Exp(Load(scores + j) - Set1(top)), Zero());
     Store(scores + j, p);
     sum = sum + p;
   }
@@ -209,8 +227,8 @@ inline float SoftmaxWeights(const AttendTask& task, float* scores, int visible) 
 // out += weights * values over ring indices [begin, end), in order, for Queries queries and
 // Vectors * 16 columns.
 template <typename Kv, int Queries, int Vectors>
-inline void AddValues(const AttendTask& task, const Kv* values, int begin, int end, int64_t padded, int query,
-                      V16 (&sum)[Queries][Vectors]) {
+inline void AddValues(const AttendTask& task, const Kv* values, int begin, int end, int64_t padded,
+                      int query, V16 (&sum)[Queries][Vectors]) {
   const float* weights = task.scores + query * padded;
   for (int j = begin; j < end; ++j) {
     V16 value[Vectors];
@@ -246,7 +264,8 @@ inline void WeightedValues(const AttendTask& task, int query, int column, const 
       for (int c = 0; c < Vectors; ++c) sum[r][c] = Fma(p, Load(value + c * kLanes), sum[r][c]);
     }
   }
-  if (task.previous_visible) AddValues<Kv, Queries, Vectors>(task, previous, high, task.window, padded, query, sum);
+  if (task.previous_visible)
+    AddValues<Kv, Queries, Vectors>(task, previous, high, task.window, padded, query, sum);
   for (int r = 0; r < Queries; ++r) {
     for (int c = 0; c < Vectors; ++c) {
       const int first = column + c * kLanes;
@@ -279,7 +298,8 @@ inline void AttendQueries(const AttendTask& task, int query) {
       V16 dots[kTiles];
       QueryDots<Kv, kTiles>(task, current + j / kLanes * tile_size, query, dots);
       for (int c = 0; c < kTiles; ++c) {
-        Store(task.scores + query * padded + j + c * kLanes, TileScore(task, dots[c], j + c * kLanes, offset));
+        Store(task.scores + query * padded + j + c * kLanes,
+              TileScore(task, dots[c], j + c * kLanes, offset));
       }
       j += kTiles * kLanes;
     }
@@ -295,7 +315,8 @@ inline void AttendQueries(const AttendTask& task, int query) {
       V16 before[Queries];
       TileDots<Kv, Queries>(task, current + tile, query, dots);
       TileDots<Kv, Queries>(task, previous + tile, query, before);
-      for (int r = 0; r < Queries; ++r) dots[r] = SelectFirst(std::clamp(low + r - j, 0, kLanes), dots[r], before[r]);
+      for (int r = 0; r < Queries; ++r)
+        dots[r] = SelectFirst(std::clamp(low + r - j, 0, kLanes), dots[r], before[r]);
     }
     for (int r = 0; r < Queries; ++r) {
       Store(task.scores + (query + r) * padded + j, TileScore(task, dots[r], j, offset + r));
@@ -303,8 +324,8 @@ inline void AttendQueries(const AttendTask& task, int query) {
   }
   float normalizer[Queries];
   for (int r = 0; r < Queries; ++r) {
-    normalizer[r] =
-        SoftmaxWeights(task, task.scores + (query + r) * padded, task.previous_visible ? task.window : low + r);
+    normalizer[r] = SoftmaxWeights(task, task.scores + (query + r) * padded,
+                                   task.previous_visible ? task.window : low + r);
   }
   int column = 0;
   // Values are padded to whole vectors; only the stores are ragged.
@@ -313,7 +334,8 @@ inline void AttendQueries(const AttendTask& task, int query) {
     WeightedValues<Kv, Queries, kValueVectors>(task, query, column, normalizer);
   }
   if constexpr (kValueVectors > 1) {
-    for (; column < task.head_dim; column += kLanes) WeightedValues<Kv, Queries, 1>(task, query, column, normalizer);
+    for (; column < task.head_dim; column += kLanes)
+      WeightedValues<Kv, Queries, 1>(task, query, column, normalizer);
   }
 }
 
@@ -380,10 +402,13 @@ inline float SumOfSquares(const float* x, int n) {
 }
 
 void RmsNormKernel(const float* x, const float* gain, float epsilon, int dim, float* out) {
-  const V16 factor = Set1(1.0f / std::sqrt(SumOfSquares(x, dim) / static_cast<float>(dim) + epsilon));
+  const V16 factor =
+      Set1(1.0f / std::sqrt(SumOfSquares(x, dim) / static_cast<float>(dim) + epsilon));
   int i = 0;
   for (; i + kLanes <= dim; i += kLanes) Store(out + i, Load(gain + i) * (Load(x + i) * factor));
-  if (i < dim) StorePartial(out + i, LoadPartial(gain + i, dim - i) * (LoadPartial(x + i, dim - i) * factor), dim - i);
+  if (i < dim)
+    StorePartial(out + i, LoadPartial(gain + i, dim - i) * (LoadPartial(x + i, dim - i) * factor),
+                 dim - i);
 }
 
 void NormalizeHeadsKernel(float* x, int num_heads, int head_dim) {
@@ -398,7 +423,8 @@ void NormalizeHeadsKernel(float* x, int num_heads, int head_dim) {
 template <V16 (*Activation)(V16)>
 void GateKernel(const float* x, int width, float* out) {
   int i = 0;
-  for (; i + kLanes <= width; i += kLanes) Store(out + i, Activation(Load(x + i)) * Load(x + width + i));
+  for (; i + kLanes <= width; i += kLanes)
+    Store(out + i, Activation(Load(x + i)) * Load(x + width + i));
   if (i < width) {
     const int n = width - i;
     StorePartial(out + i, Activation(LoadPartial(x + i, n)) * LoadPartial(x + width + i, n), n);

@@ -1,5 +1,6 @@
-// The kernels compiled for AVX2 and FMA. Standard headers come before the target region: a function they
-// define must not be compiled for this instruction set, lest the linker keeps that copy for all.
+// The kernels compiled for AVX2 and FMA. Standard headers come before the target region: a function
+// they define must not be compiled for this instruction set, lest the linker keeps that copy for
+// all.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -19,8 +20,9 @@ constexpr int kMaxTileRows = 3;
 // Vectors of value columns that kMaxQueries queries accumulate at once.
 constexpr int kValueVectors = 1;
 
-#include "engine/backend/cpu/vec_avx2.inl"
+// In this order: each uses the one before.
 #include "engine/backend/cpu/kernels.inl"
+#include "engine/backend/cpu/vec_avx2.inl"
 
 }  // namespace
 

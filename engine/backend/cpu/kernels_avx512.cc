@@ -1,8 +1,8 @@
-// The kernels compiled for AVX-512, and with AMX tiles for BF16 linear layers. (The compiler emits no
-// tile instruction of its own, so naming AMX here costs the AVX-512 kernels nothing.)
+// The kernels compiled for AVX-512, and with AMX tiles for BF16 linear layers. (The compiler emits
+// no tile instruction of its own, so naming AMX here costs the AVX-512 kernels nothing.)
 //
-// Standard headers come before the target region: a function they
-// define must not be compiled for this instruction set, lest the linker keeps that copy for all.
+// Standard headers come before the target region: a function they define must not be compiled for
+// this instruction set, lest the linker keeps that copy for all.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -22,9 +22,10 @@ constexpr int kMaxTileRows = 12;
 // Vectors of value columns that kMaxQueries queries accumulate at once.
 constexpr int kValueVectors = 4;
 
-#include "engine/backend/cpu/vec_avx512.inl"
+// In this order: each uses the one before.
 #include "engine/backend/cpu/kernels.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
+#include "engine/backend/cpu/vec_avx512.inl"
 
 }  // namespace
 

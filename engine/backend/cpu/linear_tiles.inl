@@ -1,11 +1,11 @@
 // BF16 linear layers on AMX tiles. Included by kernels_avx512.cc after kernels.inl.
 //
-// The kernel is written over a `Tiles` type: the processor's eight tile registers, or plain arrays that
-// do the same, so that every machine can test it. A tile is 16 rows of 64 bytes: 16 x 32 BF16 inputs,
-// 16 k-pairs x 16 outputs of weights (a panel's own layout), or 16 x 16 float32 sums.
+// The kernel is written over a `Tiles` type: the processor's eight tile registers, or plain arrays
+// that do the same, so that every machine can test it. A tile is 16 rows of 64 bytes: 16 x 32 BF16
+// inputs, 16 k-pairs x 16 outputs of weights (a panel's own layout), or 16 x 16 float32 sums.
 //
-// Batch law: a row of sums depends on its own row of inputs; along K the order is the tile's, always 32
-// at a time from the start.
+// Batch law: a row of sums depends on its own row of inputs; along K the order is the tile's,
+// always 32 at a time from the start.
 
 constexpr int kTileRows = 16;
 constexpr int kTileInputs = 32;
@@ -71,8 +71,8 @@ class HardwareTiles {
   static_assert(sizeof(Config) == 64);
 };
 
-// The same registers as arrays. TDPBF16PS sums the even and the odd products of a row separately, then
-// adds both to the destination (Intel's instruction set reference).
+// The same registers as arrays. TDPBF16PS sums the even and the odd products of a row separately,
+// then adds both to the destination (Intel's instruction set reference).
 class EmulatedTiles {
  public:
   template <int T>
@@ -81,7 +81,8 @@ class EmulatedTiles {
   }
   template <int T>
   void Load(const BFloat16* from, int64_t stride_bytes) {
-    for (int r = 0; r < kTileRows; ++r) std::memcpy(tiles_[T][r], reinterpret_cast<const char*>(from) + r * stride_bytes, 64);
+    for (int r = 0; r < kTileRows; ++r)
+      std::memcpy(tiles_[T][r], reinterpret_cast<const char*>(from) + r * stride_bytes, 64);
   }
   template <int Sum, int Inputs, int Weights>
   void MultiplyAdd() {
@@ -117,7 +118,8 @@ class EmulatedTiles {
 template <int RowTiles, typename Tiles>
 inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int panel) {
   const int64_t padded_in = RoundUpInputs(task.in_features);
-  const BFloat16* w = static_cast<const BFloat16*>(task.weights) + panel * padded_in * kPanelOutputs;
+  const BFloat16* w =
+      static_cast<const BFloat16*>(task.weights) + panel * padded_in * kPanelOutputs;
   const BFloat16* x = task.packed_x + row * padded_in;
   const int64_t x_stride = padded_in * 2;
   constexpr int64_t kWeightStride = kPanelOutputs * 2 * 2;  // bytes from one pair of k to the next
@@ -151,7 +153,8 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
     const int n = std::min(kLanes, task.out_features - first);
     if (n <= 0) break;
     for (int r = 0; r < RowTiles * kTileRows && row + r < task.num_rows; ++r) {
-      StoreOutputs(task, task.out + (row + r) * task.out_stride + first, Load(sums[r / kTileRows * 2 + half][r % kTileRows]), n);
+      StoreOutputs(task, task.out + (row + r) * task.out_stride + first,
+                   Load(sums[r / kTileRows * 2 + half][r % kTileRows]), n);
     }
   }
 }
@@ -161,7 +164,8 @@ void LinearTilesKernel(const LinearTask& task) {
   Tiles tiles;
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
     int row = 0;
-    for (; row + kTileRows < task.num_rows; row += 2 * kTileRows) LinearTileBlock<2>(tiles, task, row, panel);
+    for (; row + kTileRows < task.num_rows; row += 2 * kTileRows)
+      LinearTileBlock<2>(tiles, task, row, panel);
     if (row < task.num_rows) LinearTileBlock<1>(tiles, task, row, panel);
   }
 }

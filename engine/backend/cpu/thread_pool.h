@@ -1,7 +1,7 @@
 // ThreadPool: runs the tasks of one operator on all threads of the backend.
 //
-// An operator is short (a few microseconds in decode), and the next follows at once; so workers spin
-// for a moment before they sleep. They sleep soon, because a machine is often shared.
+// An operator is short (a few microseconds in decode), and the next follows at once; so workers
+// spin for a moment before they sleep. They sleep soon, because a machine is often shared.
 //
 // Invariants  Run returns when every task has run, not when every worker has looked: one that the
 //             system has put aside costs nothing but the task it holds. Tasks are handed out in
@@ -41,8 +41,8 @@ class ThreadPool {
   // was drawn, which keeps Run from returning.
   std::atomic<const absl::FunctionRef<void(int, int)>*> task_{nullptr};
   // Each on a cache line of its own: all threads write them.
-  // Number of tasks in the upper half, next task in the lower: one fetch_add draws a ticket and tells
-  // whether it counts, also to a worker that comes a run late.
+  // Number of tasks in the upper half, next task in the lower: one fetch_add draws a ticket and
+  // tells whether it counts, also to a worker that comes a run late.
   alignas(64) std::atomic<uint64_t> tickets_{0};
   alignas(64) std::atomic<int> done_{0};        // tasks of this run that are finished
   alignas(64) std::atomic<uint32_t> epoch_{0};  // runs so far; workers sleep on it

@@ -1,4 +1,5 @@
-// V16: sixteen float32 lanes as two AVX2 registers. Included inside a target region; see kernels_avx2.cc.
+// V16: sixteen float32 lanes as two AVX2 registers. Included inside a target region; see
+// kernels_avx2.cc.
 
 struct V16 {
   __m256 lo, hi;
@@ -8,8 +9,8 @@ inline V16 Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline V16 Set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline V16 Load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline __m256 WidenBFloat16(const BFloat16* p) {
-  return _mm256_castsi256_ps(
-      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
 inline V16 Load(const BFloat16* p) { return {WidenBFloat16(p), WidenBFloat16(p + 8)}; }
 // Lanes [0, n) of a half: all ones.
@@ -30,10 +31,18 @@ inline void StorePartial(float* p, V16 a, int n) {
   if (n > 8) _mm256_maskstore_ps(p + 8, FirstLanes(n - 8), a.hi);
 }
 
-inline V16 operator+(V16 a, V16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
-inline V16 operator-(V16 a, V16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
-inline V16 operator*(V16 a, V16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
-inline V16 operator/(V16 a, V16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+inline V16 operator+(V16 a, V16 b) {
+  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+inline V16 operator-(V16 a, V16 b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+inline V16 operator*(V16 a, V16 b) {
+  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+inline V16 operator/(V16 a, V16 b) {
+  return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
 inline V16 Fma(V16 a, V16 b, V16 c) {  // a b + c
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
@@ -49,7 +58,8 @@ inline V16 Abs(V16 a) {
 inline V16 CopySign(V16 magnitude, V16 sign) {
   const __m256 mask = _mm256_set1_ps(-0.0f);
   const V16 m = Abs(magnitude);
-  return {_mm256_or_ps(m.lo, _mm256_and_ps(mask, sign.lo)), _mm256_or_ps(m.hi, _mm256_and_ps(mask, sign.hi))};
+  return {_mm256_or_ps(m.lo, _mm256_and_ps(mask, sign.lo)),
+          _mm256_or_ps(m.hi, _mm256_and_ps(mask, sign.hi))};
 }
 // Lanes [0, n) of a, the rest of b.
 inline V16 SelectFirst(int n, V16 a, V16 b) {
@@ -61,15 +71,19 @@ inline V16 Round(V16 a) {
   return {_mm256_round_ps(a.lo, kNearest), _mm256_round_ps(a.hi, kNearest)};
 }
 inline __m256 ScaleHalf(__m256 a, __m256 n) {
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+  return _mm256_castsi256_ps(
+      _mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
 }
 // a * 2^n for integral n with a and the result normal.
-inline V16 ScaleByPowerOfTwo(V16 a, V16 n) { return {ScaleHalf(a.lo, n.lo), ScaleHalf(a.hi, n.hi)}; }
+inline V16 ScaleByPowerOfTwo(V16 a, V16 n) {
+  return {ScaleHalf(a.lo, n.lo), ScaleHalf(a.hi, n.hi)};
+}
 inline __m256 RoundHalfToBFloat16(__m256 a) {
   const __m256i bits = _mm256_castps_si256(a);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-  return _mm256_castsi256_ps(_mm256_and_si256(rounded, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  return _mm256_castsi256_ps(
+      _mm256_and_si256(rounded, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 // To the nearest BF16, as float32.
 inline V16 RoundToBFloat16(V16 a) { return {RoundHalfToBFloat16(a.lo), RoundHalfToBFloat16(a.hi)}; }
@@ -81,8 +95,10 @@ inline V16Pair LoadPairs(const BFloat16* p) {
   const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  return {{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))},
-          {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))}};
+  return {{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+           _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))},
+          {_mm256_castsi256_ps(_mm256_and_si256(a, high)),
+           _mm256_castsi256_ps(_mm256_and_si256(b, high))}};
 }
 // Pairwise tree over the lanes: the order is fixed.
 inline float ReduceAdd(V16 a) {

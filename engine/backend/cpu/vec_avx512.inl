@@ -8,8 +8,8 @@ inline V16 Zero() { return {_mm512_setzero_ps()}; }
 inline V16 Set1(float x) { return {_mm512_set1_ps(x)}; }
 inline V16 Load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline V16 Load(const BFloat16* p) {
-  return {_mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
 }
 // The first n lanes, the rest zero. 0 <= n <= 16.
 inline __mmask16 FirstLanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -21,7 +21,7 @@ inline V16 operator+(V16 a, V16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline V16 operator-(V16 a, V16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline V16 operator*(V16 a, V16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline V16 operator/(V16 a, V16 b) { return {_mm512_div_ps(a.v, b.v)}; }
-inline V16 Fma(V16 a, V16 b, V16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a b + c
+inline V16 Fma(V16 a, V16 b, V16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }      // a b + c
 inline V16 NegFma(V16 a, V16 b, V16 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
 inline V16 Max(V16 a, V16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline V16 Min(V16 a, V16 b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -31,8 +31,12 @@ inline V16 CopySign(V16 magnitude, V16 sign) {
   return {_mm512_or_ps(_mm512_andnot_ps(mask, magnitude.v), _mm512_and_ps(mask, sign.v))};
 }
 // Lanes [0, n) of a, the rest of b.
-inline V16 SelectFirst(int n, V16 a, V16 b) { return {_mm512_mask_mov_ps(b.v, FirstLanes(n), a.v)}; }
-inline V16 Round(V16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline V16 SelectFirst(int n, V16 a, V16 b) {
+  return {_mm512_mask_mov_ps(b.v, FirstLanes(n), a.v)};
+}
+inline V16 Round(V16 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 // a * 2^n for integral n with a and the result normal.
 inline V16 ScaleByPowerOfTwo(V16 a, V16 n) {
   return {_mm512_castsi512_ps(
@@ -43,7 +47,8 @@ inline V16 RoundToBFloat16(V16 a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  return {_mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+  return {_mm512_castsi512_ps(
+      _mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
 }
 // Sixteen 32-bit lanes of two BF16: the low one of each lane, and the high one.
 struct V16Pair {
@@ -52,7 +57,8 @@ struct V16Pair {
 inline V16Pair LoadPairs(const BFloat16* p) {
   const __m512i bits = _mm512_loadu_si512(p);
   return {{_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))},
-          {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))}};
+          {_mm512_castsi512_ps(
+              _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))}};
 }
 // Pairwise tree over the lanes: the order is fixed.
 inline float ReduceAdd(V16 a) {

@@ -38,7 +38,9 @@ class ReferenceLinear : public LinearWeights {
 class ReferenceAttention : public AttentionWeights {
  public:
   explicit ReferenceAttention(const AttentionParameters& p)
-      : AttentionWeights(p.spec), scale_(ToFloats(p.scale)), bias_(p.bias.empty() ? std::vector<float>() : ToFloats(p.bias)) {}
+      : AttentionWeights(p.spec),
+        scale_(ToFloats(p.scale)),
+        bias_(p.bias.empty() ? std::vector<float>() : ToFloats(p.bias)) {}
   float scale(int head) const { return scale_[static_cast<size_t>(head)]; }
   float bias(int head, int64_t distance) const {
     return bias_.empty() ? 0.0f : bias_[static_cast<size_t>(head * (spec().window + 1) + distance)];
@@ -53,9 +55,15 @@ class ReferenceAttention : public AttentionWeights {
 class ReferenceSsm : public SsmWeights {
  public:
   explicit ReferenceSsm(const SsmParameters& p)
-      : features(p.a_minus_one.dim(0)), modes(p.a_minus_one.dim(1)), a_minus_one(ToFloats(p.a_minus_one)),
-        b(ToFloats(p.b)), c(ToFloats(p.c)), d(ToFloats(p.d)) {}
-  size_t bytes() const override { return (a_minus_one.size() + b.size() + c.size() + d.size()) * sizeof(float); }
+      : features(p.a_minus_one.dim(0)),
+        modes(p.a_minus_one.dim(1)),
+        a_minus_one(ToFloats(p.a_minus_one)),
+        b(ToFloats(p.b)),
+        c(ToFloats(p.c)),
+        d(ToFloats(p.d)) {}
+  size_t bytes() const override {
+    return (a_minus_one.size() + b.size() + c.size() + d.size()) * sizeof(float);
+  }
 
   int64_t features, modes;
   std::vector<float> a_minus_one, b, c;  // [D, M, 2]
@@ -73,7 +81,9 @@ class Ring {
   Ring(const AttentionSpec& spec, std::byte* slot) : spec_(spec), slot_(slot) {}
 
   float Key(int64_t index, int64_t column) const { return Load(index * width() + column); }
-  float Value(int64_t index, int64_t column) const { return Load((spec_.window + index) * width() + column); }
+  float Value(int64_t index, int64_t column) const {
+    return Load((spec_.window + index) * width() + column);
+  }
   void Write(int64_t index, const float* key, const float* value) {
     for (int64_t c = 0; c < width(); ++c) {
       Store(index * width() + c, key[c]);
@@ -106,13 +116,15 @@ class ReferenceBackend : public Backend {
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return Buffer::Allocate(bytes); }
 
-  absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table, DType type) override {
+  absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,
+                                                                  DType type) override {
     std::vector<float> values = ToFloats(table);
     for (float& x : values) x = Round(x, type);
     return std::make_unique<ReferenceEmbedding>(std::move(values), table.dim(1));
   }
 
-  absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(absl::Span<const TensorView> parts, DType type) override {
+  absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(absl::Span<const TensorView> parts,
+                                                            DType type) override {
     std::vector<float> values;
     int out = 0;
     for (const TensorView& part : parts) {
@@ -122,10 +134,12 @@ class ReferenceBackend : public Backend {
       out += static_cast<int>(part.dim(0));
     }
     for (float& x : values) x = Round(x, type);
-    return std::make_unique<ReferenceLinear>(std::move(values), type, static_cast<int>(parts[0].dim(1)), out);
+    return std::make_unique<ReferenceLinear>(std::move(values), type,
+                                             static_cast<int>(parts[0].dim(1)), out);
   }
 
-  absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(const AttentionParameters& parameters) override {
+  absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(
+      const AttentionParameters& parameters) override {
     return std::make_unique<ReferenceAttention>(parameters);
   }
 
@@ -148,13 +162,17 @@ class ReferenceBackend : public Backend {
     const auto& w = dynamic_cast<const ReferenceSsm&>(weights);
     return static_cast<size_t>(w.features * w.modes) * 2 * sizeof(float);
   }
-  void ClearSlot(PoolView pool, SlotId slot) override { std::memset(pool.slot<std::byte>(slot), 0, pool.slot_bytes); }
+  void ClearSlot(PoolView pool, SlotId slot) override {
+    std::memset(pool.slot<std::byte>(slot), 0, pool.slot_bytes);
+  }
 
-  void Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens, TensorView out) override {
+  void Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens,
+             TensorView out) override {
     const auto& w = dynamic_cast<const ReferenceEmbedding&>(table);
     BST_CHECK_SHAPE(out, {static_cast<int64_t>(tokens.size()), w.dim()});
     for (size_t t = 0; t < tokens.size(); ++t) {
-      std::memcpy(out.row<float>(static_cast<int64_t>(t)), w.row(tokens[t]), static_cast<size_t>(w.dim()) * sizeof(float));
+      std::memcpy(out.row<float>(static_cast<int64_t>(t)), w.row(tokens[t]),
+                  static_cast<size_t>(w.dim()) * sizeof(float));
     }
   }
 
@@ -167,11 +185,13 @@ class ReferenceBackend : public Backend {
       double squares = 0;
       for (int64_t i = 0; i < dim; ++i) squares += double{in[i]} * in[i];
       const double factor = 1.0 / std::sqrt(squares / static_cast<double>(dim) + epsilon);
-      for (int64_t i = 0; i < dim; ++i) out.row<float>(t)[i] = static_cast<float>(gain.as<float>()[i] * (in[i] * factor));
+      for (int64_t i = 0; i < dim; ++i)
+        out.row<float>(t)[i] = static_cast<float>(gain.as<float>()[i] * (in[i] * factor));
     }
   }
 
-  void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options, TensorView out) override {
+  void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options,
+              TensorView out) override {
     const auto& w = dynamic_cast<const ReferenceLinear&>(weights);
     BST_CHECK(x.dim(1) == w.in_features(), "inputs ", x.dim(1), ", weights take ", w.in_features());
     BST_CHECK_SHAPE(out, {x.dim(0), w.out_features()});
@@ -183,10 +203,18 @@ class ReferenceBackend : public Backend {
         for (size_t i = 0; i < input.size(); ++i) sum += double{input[i]} * w.row(o)[i];
         float& y = out.row<float>(t)[o];
         switch (options.epilogue) {
-          case LinearEpilogue::kStore: y = static_cast<float>(options.scale * sum); break;
-          case LinearEpilogue::kRelu: y = static_cast<float>(sum > 0 ? sum : 0); break;
-          case LinearEpilogue::kGelu: y = static_cast<float>(Gelu(sum)); break;
-          case LinearEpilogue::kAdd: y = static_cast<float>(y + sum); break;
+          case LinearEpilogue::kStore:
+            y = static_cast<float>(options.scale * sum);
+            break;
+          case LinearEpilogue::kRelu:
+            y = static_cast<float>(sum > 0 ? sum : 0);
+            break;
+          case LinearEpilogue::kGelu:
+            y = static_cast<float>(Gelu(sum));
+            break;
+          case LinearEpilogue::kAdd:
+            y = static_cast<float>(y + sum);
+            break;
         }
       }
     }
@@ -224,7 +252,8 @@ class ReferenceBackend : public Backend {
         const auto position = static_cast<double>(row.position + (t - row.begin));
         float* out = table.row<float>(t);
         for (int64_t j = 0; j < half; ++j) {
-          const double angle = position * std::pow(theta, -2.0 * static_cast<double>(j) / static_cast<double>(2 * half));
+          const double angle = position * std::pow(theta, -2.0 * static_cast<double>(j) /
+                                                              static_cast<double>(2 * half));
           out[j] = static_cast<float>(std::cos(angle));
           out[half + j] = static_cast<float>(std::sin(angle));
         }
@@ -251,8 +280,8 @@ class ReferenceBackend : public Backend {
 
   // One token after the other: write its key and value (after the attention when it does not see
   // itself), attend over the ring as it then is.
-  void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v, absl::Span<const Row> rows,
-                 PoolView ring_pool, TensorView out) override {
+  void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
+                 absl::Span<const Row> rows, PoolView ring_pool, TensorView out) override {
     const auto& w = dynamic_cast<const ReferenceAttention&>(weights);
     const AttentionSpec& spec = w.spec();
     const int64_t window = spec.window;
@@ -269,7 +298,8 @@ class ReferenceBackend : public Backend {
     }
   }
 
-  void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state, TensorView y) override {
+  void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,
+           TensorView y) override {
     const auto& w = dynamic_cast<const ReferenceSsm&>(weights);
     for (const Row& row : rows) {
       float* x = state.slot<float>(row.slot);
@@ -300,7 +330,8 @@ class ReferenceBackend : public Backend {
     }
   }
 
-  void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets, absl::Span<float> logprobs) override {
+  void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets,
+                      absl::Span<float> logprobs) override {
     for (size_t i = 0; i < targets.size(); ++i) {
       const float* row = logits.row<float>(static_cast<int64_t>(i));
       double largest = row[0];
@@ -315,8 +346,8 @@ class ReferenceBackend : public Backend {
 
  private:
   // The output of one head for the query at `position`.
-  static void Attend(const ReferenceAttention& w, const Ring& ring, int head, int64_t position, const float* q,
-                     float* out) {
+  static void Attend(const ReferenceAttention& w, const Ring& ring, int head, int64_t position,
+                     const float* q, float* out) {
     const AttentionSpec& spec = w.spec();
     const int64_t window = spec.window;
     const int64_t column = int64_t{head} * spec.head_dim;
@@ -327,10 +358,12 @@ class ReferenceBackend : public Backend {
     for (int64_t distance = nearest; distance <= farthest; ++distance) {
       const int64_t key = position - distance;
       if (key < 0 && spec.empty_prefix == EmptyPrefix::kMasked) break;
-      if (spec.scope == AttentionScope::kBlock && (key < 0 || key / window != position / window)) break;
+      if (spec.scope == AttentionScope::kBlock && (key < 0 || key / window != position / window))
+        break;
       const int64_t index = (key % window + window) % window;
       double dot = 0;
-      for (int64_t i = 0; i < spec.head_dim; ++i) dot += double{q[column + i]} * ring.Key(index, column + i);
+      for (int64_t i = 0; i < spec.head_dim; ++i)
+        dot += double{q[column + i]} * ring.Key(index, column + i);
       scores.push_back((dot + w.bias(head, distance)) * w.scale(head));
       indices.push_back(index);
     }
@@ -339,7 +372,8 @@ class ReferenceBackend : public Backend {
     for (double& s : scores) sum += s = std::exp(s - largest);
     for (int64_t i = 0; i < spec.head_dim; ++i) {
       double o = 0;
-      for (size_t j = 0; j < scores.size(); ++j) o += scores[j] / sum * ring.Value(indices[j], column + i);
+      for (size_t j = 0; j < scores.size(); ++j)
+        o += scores[j] / sum * ring.Value(indices[j], column + i);
       out[column + i] = static_cast<float>(o);
     }
   }

@@ -27,7 +27,10 @@ constexpr float kSentinel = -12345.5f;
 class Matrix {
  public:
   Matrix(int64_t rows, int64_t columns, int64_t margin = 3)
-      : rows_(rows), columns_(columns), stride_(columns + margin), data_(static_cast<size_t>((rows + 1) * stride_), kSentinel) {}
+      : rows_(rows),
+        columns_(columns),
+        stride_(columns + margin),
+        data_(static_cast<size_t>((rows + 1) * stride_), kSentinel) {}
 
   static Matrix Random(int64_t rows, int64_t columns, uint32_t seed, double deviation = 1.0) {
     Matrix m(rows, columns);
@@ -61,7 +64,9 @@ class Matrix {
   std::vector<float> data_;
 };
 
-TensorView Contiguous(std::vector<float>& values, Shape shape) { return {values.data(), DType::kF32, shape}; }
+TensorView Contiguous(std::vector<float>& values, Shape shape) {
+  return {values.data(), DType::kF32, shape};
+}
 
 std::vector<float> RandomVector(size_t n, uint32_t seed, double deviation = 1.0) {
   return Matrix::Random(1, static_cast<int64_t>(n), seed, deviation).values();
@@ -93,22 +98,26 @@ TEST_P(AgreementTest, Linear) {
   for (const int in : {1, 2, 3, 16, 33, 96, 257}) {
     for (const int out : {1, 15, 16, 31, 32, 33, 64, 161, 300}) {
       for (const int rows : {1, 2, 3, 5, 6, 7, 11, 12, 13, 25, 47, 48, 49, 100}) {
-        if ((in + out + rows) % 3 != 0 && in * out * rows > 20'000) continue;  // a third of the larger ones
+        if ((in + out + rows) % 3 != 0 && in * out * rows > 20'000)
+          continue;  // a third of the larger ones
         ++seed;
         std::vector<float> w = RandomVector(static_cast<size_t>(in * out), seed, 1 / std::sqrt(in));
         for (const DType type : {DType::kF32, DType::kBF16}) {
-          for (const LinearEpilogue epilogue :
-               {LinearEpilogue::kStore, LinearEpilogue::kRelu, LinearEpilogue::kGelu, LinearEpilogue::kAdd}) {
+          for (const LinearEpilogue epilogue : {LinearEpilogue::kStore, LinearEpilogue::kRelu,
+                                                LinearEpilogue::kGelu, LinearEpilogue::kAdd}) {
             const auto apply = [&](Backend& backend) {
               const auto packed = *backend.PackLinear({Contiguous(w, {out, in})}, type);
               Matrix x = Matrix::Random(rows, in, seed + 1000);
               Matrix y = Matrix::Random(rows, out, seed + 2000);
-              backend.Linear(x.view(), *packed, {.epilogue = epilogue, .scale = epilogue == LinearEpilogue::kStore ? 0.5f : 1.0f},
-                             y.view());
+              backend.Linear(
+                  x.view(), *packed,
+                  {.epilogue = epilogue, .scale = epilogue == LinearEpilogue::kStore ? 0.5f : 1.0f},
+                  y.view());
               return y;
             };
-            ExpectAgreement(apply, absl::StrCat("in ", in, " out ", out, " rows ", rows, " ", std::string(Name(type)),
-                                                " epilogue ", static_cast<int>(epilogue)));
+            ExpectAgreement(apply, absl::StrCat("in ", in, " out ", out, " rows ", rows, " ",
+                                                std::string(Name(type)), " epilogue ",
+                                                static_cast<int>(epilogue)));
           }
         }
       }
@@ -121,7 +130,8 @@ TEST_P(AgreementTest, LinearStacksItsPartsInOrder) {
   for (const DType type : {DType::kF32, DType::kBF16}) {
     ExpectAgreement(
         [&](Backend& backend) {
-          const auto packed = *backend.PackLinear({Contiguous(a, {7, 20}), Contiguous(b, {40, 20})}, type);
+          const auto packed =
+              *backend.PackLinear({Contiguous(a, {7, 20}), Contiguous(b, {40, 20})}, type);
           Matrix x = Matrix::Random(5, 20, 3), y(5, 47);
           backend.Linear(x.view(), *packed, {}, y.view());
           return y;
@@ -209,11 +219,11 @@ TEST_P(AgreementTest, ActivationsAtTheirLimits) {
       EXPECT_EQ(y.at(2, 0), 0.0f);
       EXPECT_EQ(y.at(4, 0), 1e30f);
     }
-    backend->Linear(x.view().Rows(5, 6), *packed, {.epilogue = LinearEpilogue::kGelu}, y.view().Rows(5, 6));
+    backend->Linear(x.view().Rows(5, 6), *packed, {.epilogue = LinearEpilogue::kGelu},
+                    y.view().Rows(5, 6));
     EXPECT_TRUE(std::isnan(y.at(5, 0))) << backend->name();
   }
 }
-
 
 TEST_P(AgreementTest, AttentionOverChunksAndSteps) {
   std::mt19937 random(11);
@@ -231,12 +241,16 @@ TEST_P(AgreementTest, AttentionOverChunksAndSteps) {
     const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
     std::vector<float> scale = RandomVector(static_cast<size_t>(spec.num_heads), 12);
     for (float& s : scale) s = std::fabs(s) / std::sqrt(static_cast<float>(spec.head_dim));
-    std::vector<float> bias = RandomVector(static_cast<size_t>(spec.num_heads * (spec.window + 1)), 13);
-    AttentionParameters parameters = {.spec = spec, .scale = Contiguous(scale, {spec.num_heads}), .bias = {}};
+    std::vector<float> bias =
+        RandomVector(static_cast<size_t>(spec.num_heads * (spec.window + 1)), 13);
+    AttentionParameters parameters = {
+        .spec = spec, .scale = Contiguous(scale, {spec.num_heads}), .bias = {}};
     if (random() % 2 == 0) parameters.bias = Contiguous(bias, {spec.num_heads, spec.window + 1});
     // Two documents in changing rows: three steps each, then single tokens.
     std::vector<int> lengths;
-    for (int step = 0; step < 3; ++step) lengths.push_back(1 + static_cast<int>(random() % (2 * static_cast<unsigned>(spec.window) + 3)));
+    for (int step = 0; step < 3; ++step)
+      lengths.push_back(1 +
+                        static_cast<int>(random() % (2 * static_cast<unsigned>(spec.window) + 3)));
     lengths.insert(lengths.end(), 3, 1);
     const auto seed = static_cast<uint32_t>(random());
     const auto apply = [&](Backend& backend) {
@@ -260,10 +274,12 @@ TEST_P(AgreementTest, AttentionOverChunksAndSteps) {
       }
       return out;
     };
-    ExpectAgreement(apply, absl::StrCat("trial ", trial, ": H ", spec.num_heads, " dh ", spec.head_dim, " W ", spec.window,
-                                        sliding ? " sliding" : " block", spec.include_self ? " self" : " strict",
-                                        spec.empty_prefix == EmptyPrefix::kZeros ? " zeros " : " masked ",
-                                        std::string(Name(spec.kv_type))));
+    ExpectAgreement(
+        apply, absl::StrCat("trial ", trial, ": H ", spec.num_heads, " dh ", spec.head_dim, " W ",
+                            spec.window, sliding ? " sliding" : " block",
+                            spec.include_self ? " self" : " strict",
+                            spec.empty_prefix == EmptyPrefix::kZeros ? " zeros " : " masked ",
+                            std::string(Name(spec.kv_type))));
   }
 }
 
@@ -275,7 +291,8 @@ TEST_P(AgreementTest, SsmOverChunksAndSteps) {
       std::vector<float> b = RandomVector(a.size(), 21), c = RandomVector(a.size(), 22);
       std::vector<float> d = RandomVector(static_cast<size_t>(features), 23);
       const Shape shape = {features, modes, 2};
-      const SsmParameters parameters = {Contiguous(a, shape), Contiguous(b, shape), Contiguous(c, shape), Contiguous(d, {features})};
+      const SsmParameters parameters = {Contiguous(a, shape), Contiguous(b, shape),
+                                        Contiguous(c, shape), Contiguous(d, {features})};
       const auto apply = [&](Backend& backend) {
         const auto weights = *backend.PackSsm(parameters);
         const size_t slot_bytes = (backend.SsmStateBytes(*weights) + 63) / 64 * 64;
@@ -284,9 +301,11 @@ TEST_P(AgreementTest, SsmOverChunksAndSteps) {
         Matrix u = Matrix::Random(146, features, 24), y(146, features);
         int64_t begin = 0, position = 0;
         for (const int length : {30, 1, 1, 41}) {
-          const std::vector<Row> rows = {{.slot = SlotId(1), .begin = 0, .end = length, .position = position},
-                                         {.slot = SlotId(0), .begin = length, .end = 2 * length, .position = position}};
-          backend.Ssm(*weights, u.view().Rows(begin, begin + 2 * length), rows, state, y.view().Rows(begin, begin + 2 * length));
+          const std::vector<Row> rows = {
+              {.slot = SlotId(1), .begin = 0, .end = length, .position = position},
+              {.slot = SlotId(0), .begin = length, .end = 2 * length, .position = position}};
+          backend.Ssm(*weights, u.view().Rows(begin, begin + 2 * length), rows, state,
+                      y.view().Rows(begin, begin + 2 * length));
           begin += 2 * length;
           position += length;
         }
@@ -300,13 +319,16 @@ TEST_P(AgreementTest, SsmOverChunksAndSteps) {
 // The recurrence is a convolution: against 2 Re sum_m C B A^l, summed in float64.
 TEST_P(AgreementTest, SsmIsTheConvolutionWithItsKernel) {
   constexpr int kLength = 3000;
-  std::vector<float> a = {-1e-4f, 0.01f, -0.2f, 0.5f}, b = {1, 0, 0.5f, -0.5f}, c = {0.3f, 0.1f, -0.7f, 0.2f}, d = {0.25f};
+  std::vector<float> a = {-1e-4f, 0.01f, -0.2f, 0.5f}, b = {1, 0, 0.5f, -0.5f},
+                     c = {0.3f, 0.1f, -0.7f, 0.2f}, d = {0.25f};
   const Shape shape = {1, 2, 2};
-  const auto weights = *tested_->PackSsm({Contiguous(a, shape), Contiguous(b, shape), Contiguous(c, shape), Contiguous(d, {1})});
+  const auto weights = *tested_->PackSsm(
+      {Contiguous(a, shape), Contiguous(b, shape), Contiguous(c, shape), Contiguous(d, {1})});
   const Buffer state = *tested_->Allocate(tested_->SsmStateBytes(*weights));
   Matrix u = Matrix::Random(kLength, 1, 30), y(kLength, 1);
   const Row row = {.slot = SlotId(0), .begin = 0, .end = kLength, .position = 0};
-  tested_->Ssm(*weights, u.view(), {row}, {static_cast<std::byte*>(state.data()), state.bytes()}, y.view());
+  tested_->Ssm(*weights, u.view(), {row}, {static_cast<std::byte*>(state.data()), state.bytes()},
+               y.view());
   std::vector<double> kernel(kLength, 0.0);
   for (size_t m = 0; m < 2; ++m) {
     std::complex<double> x(b[2 * m], b[2 * m + 1]);
@@ -355,11 +377,14 @@ TEST_P(AgreementTest, EmbeddingGatherAndLogprobs) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, AgreementTest, testing::ValuesIn(CpuBackendNames()), [](const auto& param) {
-  std::string name = param.param;
-  std::replace_if(name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(All, AgreementTest, testing::ValuesIn(CpuBackendNames()),
+                         [](const auto& param) {
+                           std::string name = param.param;
+                           std::replace_if(
+                               name.begin(), name.end(),
+                               [](char c) { return c == ':' || c == '-'; }, '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace bst

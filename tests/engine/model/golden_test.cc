@@ -1,5 +1,5 @@
-// Checkpoints with logits and continuations that a float64 evaluation of the model's definition gave,
-// independent of this engine (tests/golden/README.md).
+// Checkpoints with logits and continuations that a float64 evaluation of the model's definition
+// gave, independent of this engine (tests/golden/README.md).
 #include <algorithm>
 #include <fstream>
 #include <string>
@@ -73,7 +73,8 @@ class GoldenTest : public testing::TestWithParam<Case> {
 TEST_P(GoldenTest, LogitsAgreeInFloat32HoweverThePromptIsCut) {
   const auto runner = Runner(DType::kF32);
   for (const int chunk : {64, 16, 7, 1}) {
-    EXPECT_LT(RelativeRms(runner->Logits(tokens_, Chunks(chunk)), expected_.values), 1e-5) << "chunks of " << chunk;
+    EXPECT_LT(RelativeRms(runner->Logits(tokens_, Chunks(chunk)), expected_.values), 1e-5)
+        << "chunks of " << chunk;
   }
 }
 
@@ -108,7 +109,8 @@ TEST_P(GoldenTest, GreedyContinuationIsTheExpectedOne) {
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenTest, testing::ValuesIn(Cases()), [](const auto& param) {
   std::string name = param.param.checkpoint + "_" + param.param.backend;
-  std::replace_if(name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
   return name;
 });
 
@@ -117,13 +119,18 @@ TEST(GoldenRefusalTest, LayersThisBuildCannotRunAreNamed) {
   const auto backend = MakeBackend("cpu");
   ASSERT_TRUE(backend.ok());
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {"brect", "brect"},           {"bst_explicit", "explicit|multi_filter"}, {"bst_multi_filter_dss", "multi_filter"},
-      {"bst_multi_head_s4", "multi_head|s4"}, {"bst_s5", "s5"},                      {"hybrid", "gss"}};
+      {"brect", "brect"},
+      {"bst_explicit", "explicit|multi_filter"},
+      {"bst_multi_filter_dss", "multi_filter"},
+      {"bst_multi_head_s4", "multi_head|s4"},
+      {"bst_s5", "s5"},
+      {"hybrid", "gss"}};
   for (const auto& [checkpoint, pattern] : cases) {
     const auto opened = Checkpoint::Open(kGolden + checkpoint);
     ASSERT_FALSE(opened.ok()) << checkpoint;
     EXPECT_EQ(opened.status().code(), absl::StatusCode::kUnimplemented) << opened.status();
-    EXPECT_THAT(std::string(opened.status().message()), testing::ContainsRegex("layers\\[[0-9]\\].*(" + pattern + ")"));
+    EXPECT_THAT(std::string(opened.status().message()),
+                testing::ContainsRegex("layers\\[[0-9]\\].*(" + pattern + ")"));
   }
 }
 

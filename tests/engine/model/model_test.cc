@@ -57,7 +57,8 @@ class ModelLawTest : public testing::TestWithParam<Case> {
 
   void SetUp() override {
     const Variant& v = GetParam().variant;
-    directory_ = std::filesystem::path(testing::TempDir()) / ("model_law_" + std::to_string(::getpid()) + "_" + v.name);
+    directory_ = std::filesystem::path(testing::TempDir()) /
+                 ("model_law_" + std::to_string(::getpid()) + "_" + v.name);
     std::filesystem::create_directories(directory_);
     const std::string config_path = directory_ / "source.json";
     std::ofstream(config_path) << absl::StrReplaceAll(kConfig, {{"SCOPE", v.scope},
@@ -97,19 +98,21 @@ class ModelLawTest : public testing::TestWithParam<Case> {
   std::unique_ptr<ModelRunner> runner_;
 };
 
-// Four blocks and a ragged tail: one row, rows of whole blocks, prefill then decode at and around block
-// boundaries, and rows that end anywhere.
+// Four blocks and a ragged tail: one row, rows of whole blocks, prefill then decode at and around
+// block boundaries, and rows that end anywhere.
 TEST_P(ModelLawTest, HoweverTheDocumentIsCutTheBitsAreTheSame) {
   const std::vector<TokenId> tokens = RandomTokens(89, 1);
   const std::vector<float> whole = runner_->Logits(tokens, {89});
-  const std::vector<std::vector<int>> cuts = {{20, 20, 20, 20, 9}, {40, 40, 9}, {60, 29}, {80, 9}, {1, 88}, {19, 1, 1, 68}, {33, 7, 49}};
+  const std::vector<std::vector<int>> cuts = {
+      {20, 20, 20, 20, 9}, {40, 40, 9}, {60, 29}, {80, 9}, {1, 88}, {19, 1, 1, 68}, {33, 7, 49}};
   for (const std::vector<int>& cut : cuts) {
     EXPECT_TRUE(SameBits(runner_->Logits(tokens, cut), whole)) << "first row of " << cut[0];
   }
   for (const int prompt : {0, 1, 19, 20, 21, 41, 80}) {
     std::vector<int> cut(static_cast<size_t>(89 - prompt), 1);
     if (prompt > 0) cut.insert(cut.begin(), prompt);
-    EXPECT_TRUE(SameBits(runner_->Logits(tokens, cut), whole)) << "prompt of " << prompt << ", then one by one";
+    EXPECT_TRUE(SameBits(runner_->Logits(tokens, cut), whole))
+        << "prompt of " << prompt << ", then one by one";
   }
 }
 
@@ -139,8 +142,12 @@ TEST_P(ModelLawTest, WhateverSharesTheStepTheBitsAreTheSame) {
       if (left == 0 || random() % 4 == 0) continue;
       const int n = random() % 2 == 0 ? 1 : std::min(left, 1 + static_cast<int>(random() % 50));
       const int begin = static_cast<int>(tokens.size());
-      tokens.insert(tokens.end(), documents[i].begin() + done[i], documents[i].begin() + done[i] + n);
-      rows.push_back({.slot = leases[(i + 2) % kSlots].id(), .begin = begin, .end = begin + n, .position = done[i]});
+      tokens.insert(tokens.end(), documents[i].begin() + done[i],
+                    documents[i].begin() + done[i] + n);
+      rows.push_back({.slot = leases[(i + 2) % kSlots].id(),
+                      .begin = begin,
+                      .end = begin + n,
+                      .position = done[i]});
       owners.push_back(i);
       done[i] += n;
     }
@@ -151,8 +158,10 @@ TEST_P(ModelLawTest, WhateverSharesTheStepTheBitsAreTheSame) {
     std::vector<float> logits;
     runner_->Step(tokens, rows, logits);
     for (size_t r = 0; r < rows.size(); ++r) {
-      const auto first = logits.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(rows[r].begin) * vocab);
-      const auto last = logits.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(rows[r].end) * vocab);
+      const auto first =
+          logits.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(rows[r].begin) * vocab);
+      const auto last =
+          logits.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(rows[r].end) * vocab);
       together[owners[r]].insert(together[owners[r]].end(), first, last);
     }
   }
@@ -175,15 +184,18 @@ std::vector<Case> Cases() {
   backends.push_back("reference");
   for (const Variant& variant : kVariants) {
     for (const std::string& backend : backends) {
-      for (const DType type : {DType::kF32, DType::kBF16}) cases.push_back({variant, backend, type});
+      for (const DType type : {DType::kF32, DType::kBF16})
+        cases.push_back({variant, backend, type});
     }
   }
   return cases;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ModelLawTest, testing::ValuesIn(Cases()), [](const auto& param) {
-  std::string name = std::string(param.param.variant.name) + "_" + param.param.backend + "_" + std::string(Name(param.param.type));
-  std::replace_if(name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
+  std::string name = std::string(param.param.variant.name) + "_" + param.param.backend + "_" +
+                     std::string(Name(param.param.type));
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
   return name;
 });
 

@@ -27,7 +27,8 @@ TEST(PositionBiasTest, ADistanceOnABoundaryBelongsToTheUpperBucket) {
 
 TEST(PositionBiasTest, ExpandsEachHeadByDistance) {
   std::vector<float> table = {0, 1, 2, 3, 10, 11, 12, 13};  // 2 heads, 4 buckets
-  const std::vector<float> bias = BiasByDistance(TensorView(table.data(), DType::kF32, {2, 4}), 8, 5);
+  const std::vector<float> bias =
+      BiasByDistance(TensorView(table.data(), DType::kF32, {2, 4}), 8, 5);
   // half = 2; bucket(n) = 2 + floor(ln(n / 2) / ln 4 * 2): 2 -> 2, 3 -> 2, 4 -> 3, 5 -> 3.
   EXPECT_THAT(bias, testing::ElementsAre(0, 1, 2, 2, 3, 3, 10, 11, 12, 12, 13, 13));
 }

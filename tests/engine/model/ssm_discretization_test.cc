@@ -28,8 +28,10 @@ std::vector<double> ImpulseResponse(Discretization method, int length) {
 
 // Values computed once in float64 from the definitions, with nothing of this engine.
 TEST(SsmDiscretizationTest, KernelsHaveTheirKnownValues) {
-  const std::vector<double> zoh = {0.387011209, 0.350341188, 0.300984953, 0.244020162, 0.184808924, 0.128456684};
-  const std::vector<double> bilinear = {0.385766598, 0.349877232, 0.301444902, 0.245362496, 0.186828387, 0.130826824};
+  const std::vector<double> zoh = {0.387011209, 0.350341188, 0.300984953,
+                                   0.244020162, 0.184808924, 0.128456684};
+  const std::vector<double> bilinear = {0.385766598, 0.349877232, 0.301444902,
+                                        0.245362496, 0.186828387, 0.130826824};
   const std::vector<double> got_zoh = ImpulseResponse(Discretization::kZeroOrderHold, 6);
   const std::vector<double> got_bilinear = ImpulseResponse(Discretization::kBilinear, 6);
   for (size_t l = 0; l < 6; ++l) {
