@@ -21,8 +21,10 @@ constexpr int kMaxTileRows = 3;
 constexpr int kValueVectors = 1;
 
 // In this order: each uses the one before.
-#include "engine/backend/cpu/kernels.inl"
+// clang-format off
 #include "engine/backend/cpu/vec_avx2.inl"
+#include "engine/backend/cpu/kernels.inl"
+// clang-format on
 
 }  // namespace
 

@@ -23,9 +23,11 @@ constexpr int kMaxTileRows = 12;
 constexpr int kValueVectors = 4;
 
 // In this order: each uses the one before.
+// clang-format off
+#include "engine/backend/cpu/vec_avx512.inl"
 #include "engine/backend/cpu/kernels.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
-#include "engine/backend/cpu/vec_avx512.inl"
+// clang-format on
 
 }  // namespace
 
