@@ -3,7 +3,8 @@
 // One engine thread owns all mutable model state (scheduler, state pool, model, sampler). Callers
 // meet it at a bounded inbox, their sinks, and atomic counters.
 //
-//   Submit -> inbox -> [ Scheduler::Plan -> Model::Forward -> Sampler -> Scheduler::Commit ]* -> sinks
+//   Submit -> inbox -> [Scheduler::Plan -> Model::Forward -> Sampler -> Scheduler::Commit ->
+//   sinks]*
 //
 // Invariants  (1) Every accepted request gets exactly one FinishedEvent, last.
 //             (2) A request's tokens and log-probabilities depend on the request alone: bit for bit
@@ -15,10 +16,7 @@
 // Tested by   tests/engine/engine_test.cc, tests/engine/engine_concurrency_test.cc
 #pragma once
 
-#include <array>
-#include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,23 +33,28 @@ namespace bst {
 struct EngineOptions {
   std::string model_directory;
   std::string backend = "auto";  // auto, cpu or reference
-  std::string weights = "auto";  // auto, f32 or bf16; auto: f32 if any matrix in the file is F32, else bf16
-  std::string kv = "auto";       // rings and context rows: auto (as weights), f32 or bf16
-  int threads = 0;               // 0: all cores this process may use
-  int max_sequences = 32;        // slots
-  int max_step_tokens = 2048;    // tokens of one step, decode rows and prompt chunks together
-  int chunk_tokens = 1024;       // largest prompt chunk; rounded down to a multiple of W, at least W
-  int max_queue = 1024;          // requests that may wait
-  int64_t max_queue_tokens = 16'000'000;  // prompt tokens that may wait
+  // auto, f32 or bf16; auto: f32 if any matrix in the file is F32, else bf16
+  std::string weights = "auto";
+  std::string kv = "auto";  // rings and context rows: auto (as weights), f32 or bf16
+  int threads = 0;          // 0: all cores this process may use
+  int max_sequences = 32;   // slots
+  // Tokens of one step, decode rows and prompt chunks together; >= W + max_sequences - 1.
+  // Tokens of one step, decode rows and prompt chunks together. 0: 2048, or as many as a block of the
+  // model and a token of every other slot need.
+  int max_step_tokens = 0;
+  int chunk_tokens = 1024;  // largest prompt chunk; rounded down to a multiple of W, at least W
+  int max_queue = 1024;     // requests in flight beyond max_sequences
+  // Prompt tokens that may wait; an empty queue takes any prompt.
+  int64_t max_queue_tokens = 16'000'000;
   int64_t max_prompt_tokens = 4'000'000;
 };
 
 // What the engine serves; constant after Create.
 struct ModelInfo {
   std::string name;
-  std::string backend;       // "cpu (avx512)"
-  std::string weights, kv;   // "f32", "bf16"
-  std::string config_json;   // the checkpoint's own config.json
+  std::string backend;      // "cpu (avx512)"
+  std::string weights, kv;  // "f32", "bf16"
+  std::string config_json;  // the checkpoint's own config.json
   std::string directory;
   int vocab_size = 0, hidden_size = 0, num_heads = 0, head_dim = 0, ffn_size = 0, window = 0;
   std::vector<std::string> layers;  // "transformer", "bst single_head s4d N=16 zoh"
@@ -60,8 +63,8 @@ struct ModelInfo {
   int64_t state_bytes_per_sequence = 0;  // constant, whatever the context length
   int max_sequences = 0, max_step_tokens = 0, chunk_tokens = 0, threads = 0;
   int64_t max_prompt_tokens = 0;
-  std::string tokenizer_type;  // "byte" or "sentencepiece"
-  std::string tokenizer_path;  // the SentencePiece model; empty for bytes
+  std::string tokenizer_type;          // "byte" or "sentencepiece"
+  std::string tokenizer_path;          // the SentencePiece model; empty for bytes
   std::vector<TokenId> bos, eos, pad;  // zero or one id each
   SamplingParams default_sampling;     // generation_config.json over the built-in defaults
   int default_max_new_tokens = 256;
@@ -73,8 +76,8 @@ struct StepStats {
   enum class Phase { kPrefill, kDecode, kMixed };
   Phase phase = Phase::kDecode;
   int sequences = 0;
-  int tokens = 0;            // all rows
-  int prompt_tokens = 0;     // of which prompt
+  int tokens = 0;         // all rows
+  int prompt_tokens = 0;  // of which prompt
   absl::Duration duration;
 };
 
@@ -93,7 +96,8 @@ class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
   virtual void OnStep(const StepStats& step) = 0;
-  virtual void OnTokens(SequenceId id, absl::Duration since_previous_token) = 0;  // one call per token but a sequence's first
+  // One call per token but a sequence's first.
+  virtual void OnTokens(SequenceId id, absl::Duration since_previous_token) = 0;
   virtual void OnFirstToken(SequenceId id, absl::Duration since_submission) = 0;
   virtual void OnFinished(const std::string& request_id, const RequestStats& request) = 0;
 };
@@ -101,30 +105,34 @@ class EngineObserver {
 // A consistent-enough snapshot of the gauges; each is read atomically.
 struct EngineLoad {
   int running = 0, waiting = 0;
-  int64_t queue_tokens = 0;   // prompt tokens of waiting requests
+  int64_t queue_tokens = 0;  // prompt tokens of waiting requests
   int slots_total = 0, slots_used = 0;
-  int64_t steps = 0;          // since start
-  absl::Time last_step;       // when the last step ended
-  bool healthy = true;        // false after a device failure
+  int64_t steps = 0;     // since start
+  absl::Time last_step;  // when the last step ended
+  bool healthy = true;   // false after a device failure
   bool draining = false;
 };
 
 class Engine {
  public:
-  // Loads the model and starts the engine thread. `observer` may be null and must outlive the engine.
-  // Errors: kNotFound, kFailedPrecondition, kUnimplemented (checkpoint); kInvalidArgument (options);
-  //         kResourceExhausted (memory).
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options, EngineObserver* observer);
+  // Loads the model, runs a step to warm up and starts the engine thread. `observer` may be null
+  // and must outlive the engine.
+  // Errors: kNotFound, kFailedPrecondition, kUnimplemented (checkpoint); kInvalidArgument
+  //         (options); kResourceExhausted (memory); kInternal (the warm-up failed).
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options,
+                                                        EngineObserver* observer);
   virtual ~Engine() = default;
 
   // Queues a request. Events arrive at `sink` until FinishedEvent.
   // Errors: kInvalidArgument naming the field (nothing is pushed then); kResourceExhausted when a
   //         queue limit is reached; kUnavailable while draining; kAlreadyExists for a request_id in
-  //         flight.
-  virtual absl::StatusOr<SequenceId> Submit(GenerateRequest request, std::shared_ptr<TokenSink> sink) = 0;
-  virtual absl::StatusOr<SequenceId> Submit(ScoreRequest request, std::shared_ptr<TokenSink> sink) = 0;
+  //         flight (an empty request_id is nobody's).
+  virtual absl::StatusOr<SequenceId> Submit(GenerateRequest request,
+                                            std::shared_ptr<TokenSink> sink) = 0;
+  virtual absl::StatusOr<SequenceId> Submit(ScoreRequest request,
+                                            std::shared_ptr<TokenSink> sink) = 0;
 
-  // Ends a request with kCancelled; its slot is free within one step. No-op if it is unknown or done.
+  // Ends a request with kCancelled; its slot is free within one step. No-op if unknown or done.
   virtual void Cancel(SequenceId id) = 0;
 
   // From now on Submit answers kUnavailable; running and waiting requests go on.

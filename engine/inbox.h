@@ -1,18 +1,15 @@
 // Inbox: where the callers' threads meet the engine thread. Requests and cancellations go in, many
-// to one; the engine thread takes all of them between two steps and sleeps here when it has no
-// work.
+// to one; the engine thread takes all of them between two steps and sleeps here without work.
 //
 // It also keeps the books that admission needs: which requests are in flight, and how many prompt
 // tokens wait. They are kept here, not in the scheduler, so that Submit can answer at once.
 //
 // Invariants  (1) At most max_in_flight requests are in flight: submitted and not finished.
-//             (2) A request that Submit accepted is delivered to the engine thread exactly once,
-//             and
-//                 cancellations of it after it, at most one.
+//             (2) A request that Submit accepted is delivered exactly once, and its cancellation
+//                 at most once, not before it.
 //             (3) Memory is bounded by (1).
-// Threads     Thread-safe; Take, Started, Finished, Retire and Fail are the engine thread's. No
-// lock is
-//             held outside a call.
+// Threads     Thread-safe; Take, Started, Finished, Retire and Fail are the engine thread's.
+//             No lock is held outside a call.
 // Tested by   tests/engine/engine_inbox_test.cc
 #pragma once
 
@@ -73,8 +70,7 @@ class Inbox {
   void Take(Patience patience, Delivery& delivery) ABSL_LOCKS_EXCLUDED(mutex_);
   // The request waits no longer.
   void Started(const ActiveRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
-  // The request is not in flight any more: its request_id may come again. REQUIRES: once per
-  // request.
+  // The request is not in flight any more: its request_id may come again. Once per request.
   void Finished(const ActiveRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
   // The last call of the engine thread: nothing will happen any more, WaitIdle is true.
   void Retire() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -88,9 +84,9 @@ class Inbox {
 
   const InboxLimits limits_;
   mutable absl::Mutex mutex_;
-  std::vector<std::unique_ptr<ActiveRequest>> requests_
-      ABSL_GUARDED_BY(mutex_);                                 // not delivered yet
-  std::vector<SequenceId> cancelled_ ABSL_GUARDED_BY(mutex_);  // not delivered yet
+  // Not delivered yet.
+  std::vector<std::unique_ptr<ActiveRequest>> requests_ ABSL_GUARDED_BY(mutex_);
+  std::vector<SequenceId> cancelled_ ABSL_GUARDED_BY(mutex_);
   struct InFlight {
     bool cancelled = false;
   };

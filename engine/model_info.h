@@ -1,8 +1,8 @@
 // What a checkpoint says about itself: the fields of ModelInfo that no option changes.
 //
 // Threads   Pure function; reads config.json again, for the text of it.
-// Errors    kFailedPrecondition when generation_config.json holds defaults that no request may
-// have. Tested by tests/engine/engine_test.cc
+// Errors    kNotFound when config.json has gone since the checkpoint was opened.
+// Tested by tests/engine/engine_options_test.cc
 #pragma once
 
 #include "absl/status/statusor.h"

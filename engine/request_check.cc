@@ -1,7 +1,9 @@
 #include "engine/request_check.h"
 
+#include <cmath>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/base/ids.h"
@@ -13,7 +15,7 @@ namespace {
 constexpr int kMaxTopLogprobs = 20;
 
 absl::Status Invalid(absl::string_view field, absl::string_view what) {
-  return absl::InvalidArgumentError(absl::StrCat(field, ": ", what));
+  return absl::InvalidArgumentError(absl::StrCat(field, " ", what));
 }
 
 absl::Status CheckTokens(absl::string_view field, const std::vector<TokenId>& tokens,
@@ -59,6 +61,21 @@ absl::Status CheckStopping(const StoppingParams& stopping, int vocab_size) {
   return CheckTokens("stop_token_ids", stopping.stop_token_ids, vocab_size);
 }
 
+// logit_bias may ban tokens, and min_new_tokens bans those that would end the output; eos is one the
+// caller may not have thought of, so a vocabulary of which only the end is left counts as banned too.
+absl::Status CheckSomethingCanBeDrawn(const GenerateRequest& request, int vocab_size) {
+  absl::flat_hash_set<TokenId> banned;
+  for (const auto& [token, bias] : request.sampling.logit_bias) {
+    if (std::isinf(bias)) banned.insert(token);
+  }
+  if (banned.empty() || request.stopping.min_new_tokens == 0) return absl::OkStatus();
+  banned.insert(request.stopping.stop_token_ids.begin(), request.stopping.stop_token_ids.end());
+  const size_t ends = request.stopping.ignore_eos ? 0 : 1;
+  if (banned.size() + ends < static_cast<size_t>(vocab_size)) return absl::OkStatus();
+  return Invalid("logit_bias", absl::StrCat("bans every token that may be drawn before min_new_tokens, ",
+                                            request.stopping.min_new_tokens));
+}
+
 absl::Status CheckDuration(absl::string_view field, absl::Duration duration) {
   if (duration > absl::ZeroDuration()) return absl::OkStatus();
   return Invalid(field, absl::StrCat("is ", absl::FormatDuration(duration), ", must be positive"));
@@ -72,7 +89,8 @@ absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& l
   BST_RETURN_IF_ERROR(CheckTopLogprobs(request.top_logprobs));
   BST_RETURN_IF_ERROR(CheckDuration("queue_timeout", request.queue_timeout));
   BST_RETURN_IF_ERROR(CheckDuration("time_limit", request.time_limit));
-  return Validate(request.sampling, limits.vocab_size);
+  BST_RETURN_IF_ERROR(Validate(request.sampling, limits.vocab_size));
+  return CheckSomethingCanBeDrawn(request, limits.vocab_size);
 }
 
 absl::Status CheckRequest(const ScoreRequest& request, const RequestLimits& limits) {

@@ -1,7 +1,7 @@
 // What the engine asks of a request before it queues it.
 //
 // Threads   Pure functions.
-// Errors    kInvalidArgument: "field: what is wrong, with the value and the limit".
+// Errors    kInvalidArgument; the message begins with the name of the field and holds its value.
 // Tested by tests/engine/engine_request_check_test.cc
 #pragma once
 

@@ -109,12 +109,17 @@ absl::Status StepRunner::WarmUp() {
   model_->Logits({0});
   absl::Status status = backend_.Sync();
   if (!status.ok()) return absl::InternalError(absl::StrCat("warm-up step: ", status.message()));
-  UpdateLoad();
   last_step_unix_nanos_ = absl::ToUnixNanos(absl::Now());
   return status;
 }
 
+void StepRunner::CheckThread() {
+  if (thread_ == std::thread::id()) thread_ = std::this_thread::get_id();
+  BST_DCHECK(thread_ == std::this_thread::get_id(), "called from two threads");
+}
+
 void StepRunner::Accept(std::unique_ptr<ActiveRequest> owned) {
+  CheckThread();
   ActiveRequest& request = *owned;
   const int queue_position = scheduler_.num_waiting();
   requests_.emplace(request.id, std::move(owned));
@@ -131,9 +136,17 @@ void StepRunner::Accept(std::unique_ptr<ActiveRequest> owned) {
   BST_CHECK(status.ok(), "the inbox admitted more than the scheduler takes: ", status.ToString());
 }
 
-void StepRunner::Cancel(SequenceId id) { scheduler_.Cancel(id); }
+void StepRunner::Cancel(SequenceId id) {
+  CheckThread();
+  scheduler_.Cancel(id);
+}
 
 void StepRunner::Step() {
+  CheckThread();
+  if (!health_.ok()) {  // These came before the inbox heard of the failure.
+    EndAll(health_);
+    return;
+  }
   const absl::Time begin = clock_.Now();
   updates_.clear();
   StepPlan plan = scheduler_.Plan(begin, updates_);
@@ -251,6 +264,7 @@ absl::StatusOr<ScoredEvent> StepRunner::Scored(TensorView logits, absl::Span<con
     if (top_logprobs == 0) continue;
     BST_ASSIGN_OR_RETURN(const SampledToken scored,
                          ScoreToken(LogitsOf(logits, i), targets[i], top_logprobs, scratch_));
+    event.tokens.back().logprob = scored.logprob;  // the same normaliser as its alternatives
     event.top.push_back(ToTop(scored.top));
   }
   return event;
@@ -271,6 +285,7 @@ void StepRunner::CommitFailed(StepPlan plan, const absl::Status& status) {
 }
 
 void StepRunner::EndAll(const absl::Status& status) {
+  CheckThread();
   for (const auto& [id, request] : requests_) {
     if (request->failure.ok()) request->failure = status;
     scheduler_.Cancel(id);

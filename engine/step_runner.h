@@ -6,7 +6,7 @@
 //            are released already: who sees a FinishedEvent may build on that. Scored positions are
 //            pushed as they are computed, since a chunk's would need a copy of its logits.
 // Failures   NaN in a row's logits ends that request with kInternal. A device failure ends all of
-//            them: the results of that step are dropped, the runner stays unusable (healthy()).
+//            them: the results of that step are dropped, and whoever comes later ends at once.
 // Ownership  Owns model, pool, scheduler and the accepted requests; the rest outlives it.
 // Threads    Engine thread only (WarmUp before it starts), but load() is thread-safe.
 // Tested by  tests/engine/engine_test.cc, tests/engine/engine_fault_test.cc
@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -55,9 +56,6 @@ class StepRunner {
   void EndAll(const absl::Status& status);
 
   bool has_requests() const { return !requests_.empty(); }
-  // OK until the device fails.
-  const absl::Status& health() const { return health_; }
-
   // The part of EngineLoad that is the runner's: running, slots, steps, last_step, healthy.
   EngineLoad load() const;
 
@@ -67,6 +65,7 @@ class StepRunner {
     GeneratedEvent event;
   };
 
+  void CheckThread();
   absl::Status Run(const StepPlan& plan);
   absl::Status SampleRows(const StepPlan& plan);
   SampledRow Sample(absl::Span<const float> logits, DrawnToken& drawn);
@@ -90,7 +89,8 @@ class StepRunner {
   EngineObserver* observer_;
   const int window_;
   absl::flat_hash_map<SequenceId, std::unique_ptr<ActiveRequest>> requests_;
-  absl::Status health_;
+  absl::Status health_;     // OK until the device fails
+  std::thread::id thread_;  // the engine thread, from its first call on; checked in debug builds
 
   // Of the step that runs; members only to keep their memory.
   std::vector<SequenceUpdate> updates_;

@@ -175,7 +175,7 @@ void Scheduler::Impl::CommitChunk(Sequence& sequence, const PlannedRow& row,
   prefill.erase(std::find(prefill.begin(), prefill.end(), &sequence));
   decode.push_back(&sequence);
   sequence.stage = Stage::kDecode;
-  sequence.spec.prompt = {};
+  sequence.spec.prompt = std::vector<TokenId>();  // `= {}` would keep the memory
 }
 
 void Scheduler::Impl::CommitToken(Sequence& sequence, const SampledRow& sampled,
@@ -240,17 +240,19 @@ StepPlan Scheduler::Plan(absl::Time now, std::vector<SequenceUpdate>& updates) {
 
   for (Sequence* sequence : impl_->decode) impl_->PlanDecode(*sequence);
 
-  // At least `window` tokens are left here if there is any prompt: it holds a slot or takes a free
-  // one, so at most num_slots - 1 sequences decode. Hence the oldest prompt advances in every step.
+  // Every prompt that has started advances: it started because its first chunk fitted beside all
+  // that ran then, and what ran then needs no more tokens now (a prompt before it takes the same
+  // chunk, or its last tokens, or one token per step; only the last in line is ever given less than
+  // a chunk).
   int budget = impl_->limits.max_step_tokens - static_cast<int>(impl_->tokens.size());
   for (Sequence* sequence : impl_->prefill) {
     const int chunk_tokens = impl_->ChunkTokens(*sequence, budget);
-    if (chunk_tokens == 0) continue;  // A younger prompt's last tokens may still fit.
+    BST_CHECK(chunk_tokens > 0, "a prompt does not advance with ", budget, " tokens left");
     impl_->PlanChunk(*sequence, chunk_tokens);
     budget -= chunk_tokens;
   }
   // Strictly in order of arrival: who does not fit lets nobody pass, and takes no slot before it
-  // can use it.
+  // can use it. If all that runs decodes, a block fits: max_step_tokens >= window + slots - 1.
   while (!impl_->waiting.empty()) {
     Sequence& sequence = *impl_->waiting.front();
     const int chunk_tokens = impl_->ChunkTokens(sequence, budget);

@@ -1,7 +1,7 @@
 // StateLayout: which state a sequence of a given model keeps, region by region.
 //
-// A region is one kind of state of one layer: its ring, its context ring, its SSM state. All sizes are
-// fixed by the checkpoint, so a sequence's memory is known before it starts.
+// A region is one kind of state of one layer: its ring, its context ring, its SSM state. All sizes
+// are fixed by the checkpoint, so a sequence's memory is known before it starts.
 //
 // Threads   A value.
 // Tested by tests/engine/state/state_pool_test.cc
@@ -14,8 +14,8 @@
 namespace bst {
 
 struct StateRegion {
-  std::string name;      // "layers.3.ring"
-  size_t slot_bytes = 0; // as the backend asks; rounded up to a cache line by the pool
+  std::string name;       // "layers.3.ring"
+  size_t slot_bytes = 0;  // as the backend asks; rounded up to a cache line by the pool
 };
 
 class StateLayout {

@@ -1,8 +1,8 @@
 // StatePool: the fixed set of slots that hold the recurrent state of every live sequence.
 //
-// A BST sequence needs constant memory, so all of it is allocated once, at start-up. "Out of memory"
-// can then only mean "no free slot": an ordinary answer that the scheduler plans around, never a
-// failure in the middle of a step.
+// A BST sequence needs constant memory, so all of it is allocated once, at start-up. "Out of
+// memory" can then only mean "no free slot": an ordinary answer that the scheduler plans around,
+// never a failure in the middle of a step.
 //
 // Invariants  (1) A slot is free, or held by exactly one SlotLease.
 //             (2) A new lease sees only zeros: no sequence ever reads another's state.
@@ -46,7 +46,8 @@ class StatePool {
  public:
   // Allocates `num_slots` slots on `backend`, which must outlive the pool.
   // Errors: kResourceExhausted if the device cannot hold num_slots * layout.bytes_per_slot().
-  static absl::StatusOr<std::unique_ptr<StatePool>> Create(Backend& backend, const StateLayout& layout,
+  static absl::StatusOr<std::unique_ptr<StatePool>> Create(Backend& backend,
+                                                           const StateLayout& layout,
                                                            int num_slots);
   StatePool(const StatePool&) = delete;
   StatePool& operator=(const StatePool&) = delete;
@@ -68,9 +69,9 @@ class StatePool {
 
   Backend& backend_;
   int num_slots_;
-  std::vector<Buffer> buffers_;    // one per region
+  std::vector<Buffer> buffers_;  // one per region
   std::vector<PoolView> regions_;
-  std::vector<SlotId> free_;       // lowest ids are handed out first
+  std::vector<SlotId> free_;  // lowest ids are handed out first
 };
 
 }  // namespace bst
