@@ -3,9 +3,9 @@
 //
 // Held after every call: each prompt token is fed exactly once and in order; chunks start where the
 // prompt stands and end at a multiple of window or at its end; every decoding sequence gets one
-// token per step; sequences start in order of arrival; the oldest prompt advances in every step; no
-// room for another chunk is left unused; slots are neither shared nor leaked; nothing comes after
-// an end.
+// token per step; sequences start in order of arrival; a prompt that has started advances in every
+// step; no room for another chunk is left unused; slots are neither shared nor leaked; nothing
+// comes after an end.
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -48,8 +48,8 @@ class Replay {
   explicit Replay(uint32_t seed) : random_(seed) {
     limits_.window = 1 + Below(6);
     limits_.chunk_tokens = limits_.window * (1 + Below(4));
-    slots_ = 1 + Below(5);
-    limits_.max_step_tokens = limits_.window + slots_ - 1 + Below(3 * limits_.window);
+    slots_ = 1 + Below(8);
+    limits_.max_step_tokens = limits_.window + slots_ - 1 + Below(6 * limits_.window);
     limits_.max_waiting = 1 + Below(8);
     limits_.max_waiting_tokens = 10 + Below(100);
     log_ = absl::StrCat("seed ", seed, " window ", limits_.window, " chunk ", limits_.chunk_tokens,
@@ -303,7 +303,6 @@ class Replay {
 
   void CheckNobodyWasForgotten(const StepPlan& plan, const std::set<uint64_t>& ids) {
     const int64_t room = limits_.max_step_tokens - static_cast<int64_t>(plan.tokens().size());
-    bool is_oldest_prompt = true;
     bool is_oldest_waiting = true;
     for (const auto& [id, known] : known_) {
       if (known.ended.has_value()) continue;
@@ -312,9 +311,7 @@ class Replay {
       if (known.decodes()) {
         Expect(planned, id, " decodes but has no row");
       } else if (known.started) {
-        Expect(planned || !is_oldest_prompt, "the oldest prompt, ", id, ", does not advance");
-        Expect(planned || !fits, "prompt of ", id, " would fit");
-        is_oldest_prompt = false;
+        Expect(planned, "prompt of ", id, " does not advance");
       } else if (is_oldest_waiting) {
         Expect(pool_->num_free() == 0 || !fits, id, " could start");
         is_oldest_waiting = false;
@@ -349,7 +346,7 @@ class Replay {
 };
 
 TEST(SchedulerPropertyTest, InvariantsSurviveAnyOrderOfCalls) {
-  for (uint32_t seed = 1; seed <= 400; ++seed) {
+  for (uint32_t seed = 1; seed <= 250; ++seed) {
     ASSERT_EQ(Replay(seed).Run(150), "");
   }
 }

@@ -189,7 +189,7 @@ TEST_F(SchedulerTest, DecodeRowsComeFirstAndPromptsShareTheRestOldestFirst) {
                                   "3: decode 12..13 samples"));
 }
 
-TEST_F(SchedulerTest, APromptThatDoesNotFitWaitsButAYoungerRunningOnesEndMayPass) {
+TEST_F(SchedulerTest, ASequenceWhoseFirstChunkDoesNotFitTakesNoSlot) {
   Make(3, {.max_step_tokens = 10, .chunk_tokens = 8, .window = 4});
   Enqueue(1, 24, 1);
   Enqueue(2, 6, 1);
@@ -201,7 +201,7 @@ TEST_F(SchedulerTest, APromptThatDoesNotFitWaitsButAYoungerRunningOnesEndMayPass
   Commit(std::move(plan));
 }
 
-TEST_F(SchedulerTest, TheEndOfAYoungerPromptFillsWhatIsLeft) {
+TEST_F(SchedulerTest, AShortPromptFillsWhatIsLeft) {
   Make(4, {.max_step_tokens = 14, .chunk_tokens = 4, .window = 4});
   for (uint64_t id = 1; id <= 3; ++id) Enqueue(id, 40, 1);
   Enqueue(4, 2, 1);

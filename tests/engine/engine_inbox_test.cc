@@ -1,0 +1,172 @@
+// Inbox: admission, delivery and the books it keeps.
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "engine/inbox.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace bst {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+std::unique_ptr<ActiveRequest> Request(std::string request_id, int64_t prompt_tokens = 1) {
+  auto request = std::make_unique<ActiveRequest>();
+  request->request_id = std::move(request_id);
+  request->prompt_tokens = prompt_tokens;
+  return request;
+}
+
+std::vector<std::string> Names(const Inbox::Delivery& delivery) {
+  std::vector<std::string> names;
+  for (const auto& request : delivery.requests) names.push_back(request->request_id);
+  return names;
+}
+
+TEST(InboxTest, DeliversOnceInOrderOfArrival) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100});
+  EXPECT_EQ(*inbox.Submit(Request("a")), SequenceId(1));
+  EXPECT_EQ(*inbox.Submit(Request("b")), SequenceId(2));
+  Inbox::Delivery delivery;
+  inbox.Take(Inbox::Patience::kWaitForWork, delivery);
+  EXPECT_THAT(Names(delivery), ElementsAre("a", "b"));
+  EXPECT_EQ(delivery.requests[1]->id, SequenceId(2));
+  EXPECT_FALSE(delivery.closed);
+  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  EXPECT_THAT(delivery.requests, IsEmpty());
+}
+
+TEST(InboxTest, LimitsRequestsInFlight) {
+  Inbox inbox({.max_in_flight = 2, .max_waiting_tokens = 100});
+  ASSERT_TRUE(inbox.Submit(Request("a")).ok());
+  ASSERT_TRUE(inbox.Submit(Request("b")).ok());
+  Inbox::Delivery delivery;
+  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Started(*delivery.requests[0]);
+  const absl::Status full = inbox.Submit(Request("c")).status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("2 requests"));
+  inbox.Finished(*delivery.requests[0]);
+  EXPECT_TRUE(inbox.Submit(Request("c")).ok());
+}
+
+TEST(InboxTest, LimitsWaitingTokensButAnEmptyQueueTakesAnyPrompt) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100});
+  ASSERT_TRUE(inbox.Submit(Request("a", 500)).ok());
+  EXPECT_EQ(inbox.waiting_tokens(), 500);
+  const absl::Status full = inbox.Submit(Request("b", 1)).status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("500 prompt tokens"));
+  Inbox::Delivery delivery;
+  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  delivery.requests[0]->started = absl::UnixEpoch();
+  inbox.Started(*delivery.requests[0]);
+  EXPECT_EQ(inbox.waiting_tokens(), 0);
+  EXPECT_TRUE(inbox.Submit(Request("b", 99)).ok());
+  EXPECT_TRUE(inbox.Submit(Request("c", 1)).ok());
+  EXPECT_FALSE(inbox.Submit(Request("d", 1)).ok());
+  EXPECT_EQ(inbox.num_waiting(), 2);
+  inbox.Finished(*delivery.requests[0]);  // It ran: the queue's books do not change.
+  EXPECT_EQ(inbox.num_waiting(), 2);
+  EXPECT_EQ(inbox.waiting_tokens(), 100);
+}
+
+TEST(InboxTest, ARequestThatEndsInTheQueueLeavesTheBooks) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100});
+  ASSERT_TRUE(inbox.Submit(Request("a", 7)).ok());
+  Inbox::Delivery delivery;
+  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Finished(*delivery.requests[0]);
+  EXPECT_EQ(inbox.num_waiting(), 0);
+  EXPECT_EQ(inbox.waiting_tokens(), 0);
+}
+
+TEST(InboxTest, ARequestIdIsUniqueWhileInFlight) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100});
+  ASSERT_TRUE(inbox.Submit(Request("a")).ok());
+  const absl::Status again = inbox.Submit(Request("a")).status();
+  EXPECT_EQ(again.code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(std::string(again.message()), HasSubstr("\"a\""));
+  Inbox::Delivery delivery;
+  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Finished(*delivery.requests[0]);
+  EXPECT_TRUE(inbox.Submit(Request("a")).ok());
+  // Whoever gives no name wants no uniqueness.
+  EXPECT_TRUE(inbox.Submit(Request("")).ok());
+  EXPECT_TRUE(inbox.Submit(Request("")).ok());
+}
+
+TEST(InboxTest, ACancellationIsDeliveredOnceAndOnlyForRequestsInFlight) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100});
+  const SequenceId id = *inbox.Submit(Request("a"));
+  inbox.Cancel(id);
+  inbox.Cancel(id);
+  inbox.Cancel(SequenceId(99));
+  Inbox::Delivery delivery;
+  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  EXPECT_THAT(delivery.cancelled, ElementsAre(id));
+  const std::unique_ptr<ActiveRequest> request = std::move(delivery.requests[0]);
+  inbox.Cancel(id);
+  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  EXPECT_THAT(delivery.cancelled, IsEmpty());
+  inbox.Finished(*request);
+  inbox.Cancel(id);
+  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  EXPECT_THAT(delivery.cancelled, IsEmpty());
+}
+
+TEST(InboxTest, DrainingClosedAndFailedInboxesTakeNothing) {
+  for (const std::string how : {"drain", "close", "fail"}) {
+    Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100});
+    EXPECT_FALSE(inbox.draining());
+    if (how == "drain") inbox.Drain();
+    if (how == "close") inbox.Close();
+    if (how == "fail") inbox.Fail(absl::InternalError("no bus"));
+    const absl::Status status = inbox.Submit(Request("a")).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << how;
+    EXPECT_EQ(inbox.draining(), how != "fail");
+    Inbox::Delivery delivery;
+    inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+    EXPECT_EQ(delivery.closed, how == "close");
+    EXPECT_THAT(delivery.requests, IsEmpty());
+  }
+}
+
+TEST(InboxTest, WhatCameBeforeTheCloseIsStillDelivered) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100});
+  ASSERT_TRUE(inbox.Submit(Request("a")).ok());
+  inbox.Close();
+  Inbox::Delivery delivery;
+  inbox.Take(Inbox::Patience::kWaitForWork, delivery);
+  EXPECT_TRUE(delivery.closed);
+  EXPECT_THAT(Names(delivery), ElementsAre("a"));
+}
+
+TEST(InboxTest, IdleMeansThatTheEngineThreadWaitsOrIsGone) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100});
+  EXPECT_FALSE(inbox.WaitIdle(absl::InfinitePast()));  // No engine thread has looked yet.
+  ASSERT_TRUE(inbox.Submit(Request("a")).ok());
+  std::thread engine([&inbox] {
+    Inbox::Delivery delivery;
+    while (!delivery.closed) {
+      inbox.Take(Inbox::Patience::kWaitForWork, delivery);
+      for (const auto& request : delivery.requests) inbox.Finished(*request);
+    }
+    inbox.Retire();
+  });
+  EXPECT_TRUE(inbox.WaitIdle(absl::InfiniteFuture()));
+  EXPECT_EQ(inbox.num_waiting(), 0);
+  inbox.Close();
+  engine.join();
+  EXPECT_TRUE(inbox.WaitIdle(absl::InfinitePast()));
+}
+
+}  // namespace
+}  // namespace bst

@@ -1,0 +1,491 @@
+// The engine's life: admission, cancellation in every phase, deadlines, draining, shutdown, and
+// what an observer is told.
+//
+// Hooks run on the engine thread inside TokenSink::Push, so that a test acts at an exact moment:
+// nothing here sleeps or depends on speed.
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/engine/engine_fixture.h"
+#include "tests/support/fake_clock.h"
+
+namespace bst {
+namespace {
+
+using ::testing::AnyOf;
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+using ::testing::UnorderedElementsAre;
+
+// Counts what the engine reports. All of it comes from the engine thread; it is read when that is
+// idle.
+class CountingObserver final : public EngineObserver {
+ public:
+  void OnStep(const StepStats& step) override { steps.push_back(step); }
+  void OnTokens(SequenceId id, absl::Duration since_previous_token) override {
+    gaps[id].push_back(since_previous_token);
+  }
+  void OnFirstToken(SequenceId id, absl::Duration since_submission) override {
+    first_tokens[id] = since_submission;
+  }
+  void OnFinished(const std::string& request_id, const RequestStats& request) override {
+    finished[request_id].push_back(request);
+  }
+
+  std::vector<StepStats> steps;
+  std::map<SequenceId, std::vector<absl::Duration>> gaps;
+  std::map<SequenceId, absl::Duration> first_tokens;
+  std::map<std::string, std::vector<RequestStats>> finished;
+};
+
+class EngineLifecycleTest : public testing::Test {
+ protected:
+  // `edit` changes the options.
+  template <typename Edit>
+  void Make(Edit edit) {
+    EngineOptions options = TinyOptions(model_);
+    edit(options);
+    EngineParts parts;
+    parts.clock = &clock_;
+    engine_ = MakeEngine(options, &observer_, std::move(parts));
+  }
+  void Make() {
+    Make([](EngineOptions&) {});
+  }
+  void OneSlot() {
+    Make([](EngineOptions& options) { options.max_sequences = 1; });
+  }
+  // A request that would run for very long, and holds the engine thread at its first event until
+  // the gate opens.
+  Stream StartHeld(Gate& gate, std::string request_id = "held") {
+    GenerateRequest request = Greedy(Tokens("held"), 1'000'000);
+    request.request_id = std::move(request_id);
+    request.stopping.ignore_eos = true;
+    return Start(*engine_, request, [&gate](const SequenceEvent& event) {
+      if (std::holds_alternative<AcceptedEvent>(event)) gate.Pass();
+    });
+  }
+  static GenerateRequest Named(std::string request_id, GenerateRequest request) {
+    request.request_id = std::move(request_id);
+    return request;
+  }
+  absl::Status SubmitStatus(GenerateRequest request) {
+    return engine_->Submit(std::move(request), std::make_shared<RecordingSink>()).status();
+  }
+  // The one RequestStats of a request.
+  RequestStats StatsOf(const std::string& request_id) {
+    EXPECT_TRUE(engine_->WaitIdle(absl::InfiniteFuture()));
+    EXPECT_THAT(observer_.finished[request_id], SizeIs(1)) << request_id;
+    return observer_.finished[request_id].at(0);
+  }
+
+  const TinyModel model_;
+  FakeClock clock_;
+  CountingObserver observer_;
+  std::unique_ptr<Engine> engine_;
+};
+
+// ---- Admission ----
+
+TEST_F(EngineLifecycleTest, AnInvalidRequestIsRefusedAndNothingIsPushed) {
+  Make([](EngineOptions& options) { options.max_prompt_tokens = 10; });
+  const auto sink = std::make_shared<RecordingSink>();
+  const absl::Status status = engine_->Submit(Greedy(LongPrompt(11), 1), sink).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("11 tokens, limit 10"));
+  EXPECT_EQ(engine_->Submit(ScoreRequest(), sink).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  engine_->Shutdown();
+  EXPECT_THAT(sink->Events<AcceptedEvent>(), IsEmpty());
+  EXPECT_THAT(sink->Events<FinishedEvent>(), IsEmpty());
+}
+
+TEST_F(EngineLifecycleTest, TheQueueIsBoundedInRequests) {
+  Make([](EngineOptions& options) {
+    options.max_sequences = 1;
+    options.max_queue = 2;
+  });
+  Gate gate;
+  const Stream held = StartHeld(gate);
+  const Stream second = Start(*engine_, Greedy(Tokens("2"), 1));
+  const Stream third = Start(*engine_, Greedy(Tokens("3"), 1));
+  const absl::Status full = SubmitStatus(Greedy(Tokens("4"), 1));
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("limit 3"));
+  engine_->Cancel(held.id);
+  gate.Open();
+  EXPECT_EQ(held.sink->WaitFinished().reason, FinishReason::kCancelled);
+  EXPECT_EQ(third.sink->WaitFinished().reason, FinishReason::kMaxTokens);
+  EXPECT_TRUE(SubmitStatus(Greedy(Tokens("4"), 1)).ok());
+}
+
+TEST_F(EngineLifecycleTest, WhoSeesTheEndOfARequestMaySendTheNext) {
+  Make([](EngineOptions& options) {
+    options.max_sequences = 1;
+    options.max_queue = 0;
+  });
+  for (int i = 0; i < 50; ++i) {
+    const Stream stream = Start(*engine_, Named("again", Greedy(Tokens("x"), 1)));
+    EXPECT_EQ(stream.sink->WaitFinished().reason, FinishReason::kMaxTokens);
+    EXPECT_EQ(engine_->load().slots_used, 0);
+  }
+}
+
+TEST_F(EngineLifecycleTest, TheQueueIsBoundedInPromptTokens) {
+  Make([](EngineOptions& options) {
+    options.max_sequences = 1;
+    options.max_queue_tokens = 100;
+  });
+  Gate gate;
+  const Stream held = StartHeld(gate);  // Waits itself until the gate opens: 4 tokens.
+  const Stream second = Start(*engine_, Greedy(LongPrompt(96), 1));
+  EXPECT_EQ(engine_->load().queue_tokens, 100);
+  EXPECT_EQ(engine_->load().waiting, 2);
+  const absl::Status full = SubmitStatus(Greedy(Tokens("x"), 1));
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("100 prompt tokens wait"));
+  engine_->Cancel(held.id);
+  gate.Open();
+  second.sink->WaitFinished();
+  EXPECT_TRUE(SubmitStatus(Greedy(LongPrompt(200), 1)).ok());  // Into an empty queue, any prompt.
+}
+
+TEST_F(EngineLifecycleTest, ARequestIdInFlightIsRefused) {
+  OneSlot();
+  Gate gate;
+  const Stream held = StartHeld(gate, "name");
+  EXPECT_EQ(SubmitStatus(Named("name", Greedy(Tokens("x"), 1))).code(),
+            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(
+      engine_
+          ->Submit(ScoreRequest{.request_id = "name", .tokens = Tokens("x"), .top_logprobs = 0},
+                   std::make_shared<RecordingSink>())
+          .status()
+          .code(),
+      absl::StatusCode::kAlreadyExists);
+  engine_->Cancel(held.id);
+  gate.Open();
+  held.sink->WaitFinished();
+  EXPECT_TRUE(SubmitStatus(Named("name", Greedy(Tokens("x"), 1))).ok());
+}
+
+TEST_F(EngineLifecycleTest, AcceptedTellsThePlaceInTheQueue) {
+  OneSlot();
+  Gate gate;
+  const Stream held = StartHeld(gate);
+  std::vector<Stream> streams;
+  for (int i = 0; i < 3; ++i) streams.push_back(Start(*engine_, Greedy(Tokens("x"), 1)));
+  engine_->Cancel(held.id);
+  gate.Open();
+  std::vector<int64_t> positions;
+  for (const Stream& stream : streams) {
+    stream.sink->WaitFinished();
+    positions.push_back(stream.sink->Events<AcceptedEvent>().at(0).queue_position);
+  }
+  // The three came in one delivery after the held one had started, or beside it.
+  EXPECT_THAT(positions, AnyOf(ElementsAre(0, 1, 2), ElementsAre(1, 2, 3)));
+}
+
+// ---- Cancellation ----
+
+TEST_F(EngineLifecycleTest, CancelInTheQueue) {
+  OneSlot();
+  Gate gate;
+  const Stream held = StartHeld(gate);
+  const Stream queued = Start(*engine_, Named("queued", Greedy(Tokens("x"), 5)));
+  engine_->Cancel(queued.id);
+  gate.Open();
+  // It ends while the other goes on: no slot is needed to leave the queue.
+  const FinishedEvent finished = queued.sink->WaitFinished();
+  EXPECT_EQ(finished.reason, FinishReason::kCancelled);
+  EXPECT_EQ(finished.status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(finished.generated_tokens, 0);
+  EXPECT_FALSE(held.sink->finished());
+  EXPECT_EQ(engine_->load().waiting, 0);
+  engine_->Cancel(held.id);
+  EXPECT_EQ(StatsOf("queued").stage, RequestStats::Stage::kQueued);
+}
+
+TEST_F(EngineLifecycleTest, CancelInThePrompt) {
+  OneSlot();
+  GenerateRequest request = Named("prompt", Greedy(LongPrompt(500), 5));
+  request.prompt_progress = true;
+  SequenceId id;
+  Gate gate;
+  const Stream stream = Start(*engine_, request, [&](const SequenceEvent& event) {
+    if (std::holds_alternative<AcceptedEvent>(event)) gate.Pass();  // Until `id` is known here.
+    const auto* progress = std::get_if<PrefillProgressEvent>(&event);
+    if (progress != nullptr && progress->processed_tokens == 64) engine_->Cancel(id);
+  });
+  id = stream.id;
+  gate.Open();
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  EXPECT_EQ(finished.reason, FinishReason::kCancelled);
+  // Cancelled after the second chunk of 32: there is no third.
+  EXPECT_THAT(stream.sink->Events<PrefillProgressEvent>(), SizeIs(2));
+  EXPECT_THAT(TokensOf(stream), IsEmpty());
+  EXPECT_EQ(engine_->load().slots_used, 0);
+  EXPECT_EQ(StatsOf("prompt").stage, RequestStats::Stage::kPrefill);
+}
+
+TEST_F(EngineLifecycleTest, CancelWhileGenerating) {
+  OneSlot();
+  SequenceId id;
+  Gate gate;
+  int tokens = 0;
+  const Stream stream =
+      Start(*engine_, Named("decode", Greedy(Tokens("x"), 500)), [&](const SequenceEvent& event) {
+        if (std::holds_alternative<AcceptedEvent>(event)) gate.Pass();
+        if (std::holds_alternative<GeneratedEvent>(event) && ++tokens == 7) engine_->Cancel(id);
+      });
+  id = stream.id;
+  gate.Open();
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  EXPECT_EQ(finished.reason, FinishReason::kCancelled);
+  EXPECT_EQ(finished.generated_tokens, 7);
+  EXPECT_THAT(TokensOf(stream), SizeIs(7));  // Within one step: there is no eighth.
+  EXPECT_EQ(StatsOf("decode").stage, RequestStats::Stage::kDecode);
+}
+
+TEST_F(EngineLifecycleTest, CancelWhileScoring) {
+  Make([](EngineOptions& options) { options.chunk_tokens = 8; });
+  SequenceId id;
+  Gate gate;
+  const Stream stream =
+      Start(*engine_, ScoreRequest{.request_id = "", .tokens = LongPrompt(200), .top_logprobs = 0},
+            [&](const SequenceEvent& event) {
+              if (std::holds_alternative<AcceptedEvent>(event)) gate.Pass();
+              if (std::holds_alternative<ScoredEvent>(event)) engine_->Cancel(id);
+            });
+  id = stream.id;
+  gate.Open();
+  EXPECT_EQ(stream.sink->WaitFinished().reason, FinishReason::kCancelled);
+  EXPECT_THAT(stream.sink->Events<ScoredEvent>(), SizeIs(1));
+}
+
+TEST_F(EngineLifecycleTest, CancelOfTheUnknownAndTheDoneIsNothing) {
+  Make();
+  const Stream stream = Start(*engine_, Greedy(Tokens("x"), 3));
+  EXPECT_EQ(stream.sink->WaitFinished().reason, FinishReason::kMaxTokens);
+  engine_->Cancel(stream.id);
+  engine_->Cancel(SequenceId(12345));
+  EXPECT_EQ(Start(*engine_, Greedy(Tokens("x"), 3)).sink->WaitFinished().reason,
+            FinishReason::kMaxTokens);
+}
+
+// ---- Deadlines ----
+
+TEST_F(EngineLifecycleTest, QueueTimeoutEndsWhatHasNotStarted) {
+  OneSlot();
+  Gate gate;
+  const Stream held = StartHeld(gate);
+  GenerateRequest request = Named("late", Greedy(Tokens("x"), 3));
+  request.queue_timeout = absl::Seconds(10);
+  const Stream late = Start(*engine_, request);
+  clock_.Advance(absl::Seconds(10));
+  gate.Open();
+  const FinishedEvent finished = late.sink->WaitFinished();
+  EXPECT_EQ(finished.reason, FinishReason::kError);
+  EXPECT_EQ(finished.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(TokensOf(late), IsEmpty());
+  engine_->Cancel(held.id);
+  EXPECT_EQ(StatsOf("late").stage, RequestStats::Stage::kQueued);
+}
+
+TEST_F(EngineLifecycleTest, QueueTimeoutDoesNotTouchWhatRuns) {
+  OneSlot();
+  GenerateRequest request = Greedy(Tokens("x"), 5);
+  request.queue_timeout = absl::Seconds(10);
+  const Stream stream = Start(*engine_, request, [this](const SequenceEvent& event) {
+    if (std::holds_alternative<GeneratedEvent>(event)) clock_.Advance(absl::Seconds(10));
+  });
+  EXPECT_EQ(stream.sink->WaitFinished().reason, FinishReason::kMaxTokens);
+}
+
+TEST_F(EngineLifecycleTest, TimeLimitKeepsTheTextAndIsNoError) {
+  OneSlot();
+  GenerateRequest request = Greedy(Tokens("x"), 500);
+  request.time_limit = absl::Seconds(35);
+  const Stream stream = Start(*engine_, request, [this](const SequenceEvent& event) {
+    if (std::holds_alternative<GeneratedEvent>(event)) clock_.Advance(absl::Seconds(10));
+  });
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  EXPECT_EQ(finished.reason, FinishReason::kTimeLimit);
+  EXPECT_TRUE(finished.status.ok());
+  EXPECT_THAT(TokensOf(stream), SizeIs(4));  // At 0, 10, 20, 30 seconds; 40 is over the limit.
+}
+
+// ---- Draining and shutting down ----
+
+TEST_F(EngineLifecycleTest, DrainLetsRunningAndWaitingRequestsEnd) {
+  OneSlot();
+  Gate gate;
+  GenerateRequest request = Greedy(Tokens("running"), 10);
+  const Stream running = Start(*engine_, request, [&gate](const SequenceEvent& event) {
+    if (std::holds_alternative<AcceptedEvent>(event)) gate.Pass();
+  });
+  const Stream waiting = Start(*engine_, request);
+  engine_->Drain();
+  EXPECT_TRUE(engine_->load().draining);
+  const absl::Status refused = SubmitStatus(request);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("draining"));
+  EXPECT_FALSE(engine_->WaitIdle(absl::InfinitePast()));
+  gate.Open();
+  EXPECT_TRUE(engine_->WaitIdle(absl::InfiniteFuture()));
+  for (const Stream* stream : {&running, &waiting}) {
+    ASSERT_TRUE(stream->sink->finished());  // Idle comes after the last event.
+    EXPECT_EQ(stream->sink->WaitFinished().reason, FinishReason::kMaxTokens);
+  }
+}
+
+TEST_F(EngineLifecycleTest, ShutdownEndsEverythingWithUnavailable) {
+  OneSlot();
+  GenerateRequest request = Greedy(LongPrompt(40), 1'000'000);
+  request.stopping.ignore_eos = true;
+  const Stream running = Start(*engine_, Named("running", request));
+  running.sink->WaitEvents(5);
+  const Stream waiting = Start(*engine_, Named("waiting", request));
+  engine_->Shutdown();
+  for (const Stream* stream : {&running, &waiting}) {
+    ASSERT_TRUE(stream->sink->finished());
+    const FinishedEvent finished = stream->sink->WaitFinished();
+    EXPECT_EQ(finished.reason, FinishReason::kError);
+    EXPECT_EQ(finished.status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_EQ(stream->sink->violation(), "");
+  }
+  EXPECT_EQ(running.sink->WaitFinished().generated_tokens,
+            static_cast<int64_t>(TokensOf(running).size()));
+  EXPECT_EQ(engine_->load().slots_used, 0);
+  EXPECT_EQ(SubmitStatus(request).code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(engine_->WaitIdle(absl::InfinitePast()));
+  engine_->Cancel(running.id);
+  engine_->Shutdown();  // Again: nothing.
+}
+
+TEST_F(EngineLifecycleTest, TheDestructorShutsDown) {
+  OneSlot();
+  GenerateRequest request = Greedy(Tokens("x"), 1'000'000);
+  request.stopping.ignore_eos = true;
+  const Stream stream = Start(*engine_, request);
+  engine_.reset();
+  ASSERT_TRUE(stream.sink->finished());
+  EXPECT_EQ(stream.sink->WaitFinished().status.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(EngineLifecycleTest, TheEngineLetsGoOfTheSink) {
+  Make();
+  Stream stream = Start(*engine_, Greedy(Tokens("x"), 3));
+  stream.sink->WaitFinished();
+  EXPECT_TRUE(engine_->WaitIdle(absl::InfiniteFuture()));
+  EXPECT_EQ(stream.sink.use_count(), 1);
+}
+
+// ---- What is told ----
+
+TEST_F(EngineLifecycleTest, TimingsAndCountsAreThoseOfTheClock) {
+  OneSlot();
+  Gate gate;
+  // Meanwhile the other waits 5 seconds.
+  const Stream held = StartHeld(gate);
+  engine_->Cancel(held.id);
+  GenerateRequest request = Named("timed", Greedy(LongPrompt(50), 4));  // Chunks of 32 and 18.
+  request.prompt_progress = true;
+  const Stream stream = Start(*engine_, request, [this](const SequenceEvent& event) {
+    if (std::holds_alternative<PrefillProgressEvent>(event)) clock_.Advance(absl::Seconds(2));
+    if (std::holds_alternative<GeneratedEvent>(event)) clock_.Advance(absl::Seconds(1));
+  });
+  clock_.Advance(absl::Seconds(5));
+  gate.Open();
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  EXPECT_EQ(finished.timings.queue, absl::Seconds(5));
+  EXPECT_EQ(finished.timings.prefill, absl::Seconds(2));  // After the first chunk.
+  EXPECT_EQ(finished.timings.time_to_first_token, absl::Seconds(7));
+  // The second chunk's progress event precedes the first token by 2 seconds of the test's clock,
+  // but both belong to the moment when their step ended.
+  EXPECT_EQ(finished.timings.decode, absl::Seconds(2 + 3 * 1));
+
+  const RequestStats stats = StatsOf("timed");
+  EXPECT_EQ(stats.kind, RequestStats::Kind::kGenerate);
+  EXPECT_EQ(stats.stage, RequestStats::Stage::kDecode);
+  EXPECT_EQ(stats.finished.generated_tokens, 4);
+  EXPECT_EQ(stats.finished.prompt_tokens, 50);
+  EXPECT_EQ(stats.total, absl::Seconds(12));
+  EXPECT_EQ(observer_.first_tokens[stream.id], absl::Seconds(7));
+  EXPECT_THAT(observer_.gaps[stream.id],
+              ElementsAre(absl::Seconds(3), absl::Seconds(1), absl::Seconds(1)));
+
+  // Before these five there may be one of the held request.
+  std::vector<StepStats> steps = observer_.steps;
+  ASSERT_THAT(steps, AnyOf(SizeIs(5), SizeIs(6)));
+  const EngineLoad load = engine_->load();
+  EXPECT_EQ(load.steps, static_cast<int64_t>(steps.size()));
+  steps.erase(steps.begin(), steps.end() - 5);
+  EXPECT_EQ(steps[0].tokens, 32);
+  EXPECT_EQ(steps[0].prompt_tokens, 32);
+  EXPECT_EQ(steps[0].phase, StepStats::Phase::kPrefill);
+  EXPECT_EQ(steps[1].tokens, 18);
+  EXPECT_EQ(steps[2].tokens, 1);
+  EXPECT_EQ(steps[2].prompt_tokens, 0);
+  EXPECT_EQ(steps[2].phase, StepStats::Phase::kDecode);
+  EXPECT_EQ(steps[2].sequences, 1);
+  EXPECT_LT(absl::AbsDuration(absl::Now() - load.last_step),
+            absl::Hours(1));  // A date, not an interval.
+}
+
+TEST_F(EngineLifecycleTest, AStepWithBothKindsOfRowsIsMixed) {
+  Make();
+  Gate gate;
+  Stream second;
+  int tokens = 0;
+  const Stream first = Start(*engine_, Greedy(Tokens("first"), 4), [&](const SequenceEvent& event) {
+    if (std::holds_alternative<GeneratedEvent>(event) && ++tokens == 2) gate.Pass();
+  });
+  second = Start(*engine_, Greedy(LongPrompt(10), 1));
+  gate.Open();
+  first.sink->WaitFinished();
+  second.sink->WaitFinished();
+  ASSERT_TRUE(engine_->WaitIdle(absl::InfiniteFuture()));
+  int prompt_tokens = 0;
+  bool mixed = false;
+  for (const StepStats& step : observer_.steps) {
+    prompt_tokens += step.prompt_tokens;
+    if (step.phase != StepStats::Phase::kMixed) continue;
+    mixed = true;
+    EXPECT_EQ(step.tokens, 11);
+    EXPECT_EQ(step.sequences, 2);
+  }
+  EXPECT_EQ(prompt_tokens, 15);
+  // Submitted before the first one's third token at the latest, unless it came before its first
+  // step.
+  EXPECT_TRUE(mixed || observer_.steps[0].sequences == 2);
+}
+
+TEST_F(EngineLifecycleTest, EveryRequestIsReportedOnce) {
+  Make();
+  std::vector<Stream> streams;
+  for (int i = 0; i < 10; ++i)
+    streams.push_back(Start(*engine_, Named(absl::StrCat("r", i), Greedy(Tokens("x"), i + 1))));
+  const Stream scored = Start(
+      *engine_, ScoreRequest{.request_id = "s", .tokens = Tokens("score"), .top_logprobs = 0});
+  for (const Stream& stream : streams) stream.sink->WaitFinished();
+  scored.sink->WaitFinished();
+  EXPECT_EQ(StatsOf("s").kind, RequestStats::Kind::kScore);
+  EXPECT_THAT(observer_.finished, SizeIs(11));
+  EXPECT_THAT(observer_.first_tokens, SizeIs(10));
+  size_t gaps = 0;
+  for (const auto& [id, of_one] : observer_.gaps) gaps += of_one.size();
+  EXPECT_EQ(gaps, 45u);
+}
+
+}  // namespace
+}  // namespace bst

@@ -1,0 +1,87 @@
+// CheckRequest: each rule refuses its own violation, by the field's name.
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/request_check.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace bst {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+constexpr RequestLimits kLimits = {.vocab_size = 100, .max_prompt_tokens = 5};
+
+GenerateRequest Valid() {
+  GenerateRequest request;
+  request.prompt = {TokenId(0), TokenId(99)};
+  return request;
+}
+
+TEST(RequestCheckTest, TakesValidRequestsUpToTheirLimits) {
+  EXPECT_TRUE(CheckRequest(Valid(), kLimits).ok());
+  GenerateRequest request = Valid();
+  request.prompt.assign(5, TokenId(3));
+  request.stopping = {.max_new_tokens = 1, .min_new_tokens = 1, .stop_token_ids = {TokenId(99)}};
+  request.top_logprobs = 20;
+  request.queue_timeout = absl::Nanoseconds(1);
+  EXPECT_TRUE(CheckRequest(request, kLimits).ok());
+  EXPECT_TRUE(
+      CheckRequest(ScoreRequest{.request_id = "", .tokens = {TokenId(99)}, .top_logprobs = 20},
+                   kLimits)
+          .ok());
+}
+
+TEST(RequestCheckTest, NamesTheFieldTheValueAndTheLimit) {
+  struct Case {
+    std::function<void(GenerateRequest&)> spoil;
+    std::string field;
+    std::string detail;
+  };
+  const std::vector<Case> cases = {
+      {[](auto& r) { r.prompt.clear(); }, "prompt ", "empty"},
+      {[](auto& r) { r.prompt.assign(6, TokenId(1)); }, "prompt ", "6 tokens, limit 5"},
+      {[](auto& r) { r.prompt[1] = TokenId(100); }, "prompt ", "token 1 is 100"},
+      {[](auto& r) { r.prompt[0] = TokenId(-1); }, "prompt ", "token 0 is -1"},
+      {[](auto& r) { r.stopping.max_new_tokens = 0; }, "max_new_tokens ", "is 0"},
+      {[](auto& r) { r.stopping.min_new_tokens = -1; }, "min_new_tokens ", "is -1"},
+      {[](auto& r) { r.stopping.min_new_tokens = 257; }, "min_new_tokens ", "257"},
+      {[](auto& r) {
+         r.stopping.stop_token_ids = {TokenId(7), TokenId(100)};
+       },
+       "stop_token_ids ", "token 1 is 100"},
+      {[](auto& r) { r.top_logprobs = 21; }, "top_logprobs ", "21"},
+      {[](auto& r) { r.top_logprobs = -1; }, "top_logprobs ", "-1"},
+      {[](auto& r) { r.queue_timeout = absl::ZeroDuration(); }, "queue_timeout ", "0"},
+      {[](auto& r) { r.time_limit = -absl::Seconds(1); }, "time_limit ", "-1s"},
+      {[](auto& r) { r.sampling.temperature = -1; }, "temperature ", "-1"},
+      {[](auto& r) {
+         r.sampling.logit_bias = {{TokenId(100), 1.0f}};
+       },
+       "logit_bias ", "100"},
+  };
+  for (const Case& one : cases) {
+    GenerateRequest request = Valid();
+    one.spoil(request);
+    const absl::Status status = CheckRequest(request, kLimits);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << one.field;
+    EXPECT_THAT(std::string(status.message()), AllOf(StartsWith(one.field), HasSubstr(one.detail)));
+  }
+}
+
+TEST(RequestCheckTest, ScoreRequestsAreCheckedToo) {
+  EXPECT_THAT(std::string(CheckRequest(ScoreRequest(), kLimits).message()), StartsWith("tokens "));
+  ScoreRequest request;
+  request.tokens = {TokenId(1), TokenId(200)};
+  EXPECT_THAT(std::string(CheckRequest(request, kLimits).message()), HasSubstr("token 1 is 200"));
+  request.tokens = {TokenId(1)};
+  request.top_logprobs = 30;
+  EXPECT_EQ(CheckRequest(request, kLimits).code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace bst
