@@ -29,7 +29,8 @@ class Abortable {
 class ActiveRequests {
  public:
   // False if a request of this id is in flight.
-  bool Add(const std::string& request_id, std::weak_ptr<Abortable> call) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool Add(const std::string& request_id, std::weak_ptr<Abortable> call)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // The id is free again. No-op if it is unknown.
   void Remove(const std::string& request_id) ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -43,7 +43,8 @@ absl::Status AuthTokens::Check(std::optional<std::string_view> authorization) co
   for (const Digest& digest : digests_) {
     known |= CRYPTO_memcmp(digest.data(), shown.data(), shown.size()) == 0;
   }
-  return known ? absl::OkStatus() : absl::PermissionDeniedError("the key is not one of this server's");
+  return known ? absl::OkStatus()
+               : absl::PermissionDeniedError("the key is not one of this server's");
 }
 
 }  // namespace bst

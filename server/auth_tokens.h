@@ -29,7 +29,8 @@ class AuthTokens {
   static absl::StatusOr<AuthTokens> Load(const std::string& path);
 
   // `authorization`: the value of that metadata key, nullopt when the call has none.
-  // Errors: kUnauthenticated without credentials of the right form; kPermissionDenied for a wrong key.
+  // Errors: kUnauthenticated without credentials of the right form; kPermissionDenied for a wrong
+  // key.
   absl::Status Check(std::optional<std::string_view> authorization) const;
 
  private:

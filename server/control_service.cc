@@ -16,8 +16,8 @@ namespace {
 
 constexpr std::chrono::milliseconds kDrainReportInterval(200);
 
-// Reports the requests in flight: now, then after an alarm, until there are none. A cancelled call is
-// noticed at its next write.
+// Reports the requests in flight: now, then after an alarm, until there are none. A cancelled call
+// is noticed at its next write.
 //
 // Ownership   Owns itself until gRPC's OnDone.
 class DrainReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> {
@@ -34,7 +34,8 @@ class DrainReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> {
     if (message_.running() + message_.waiting() == 0) return Finish(grpc::Status::OK);
     // A new alarm each time: the old one may still be returning from the callback that led here.
     alarm_ = std::make_unique<grpc::Alarm>();
-    alarm_->Set(std::chrono::system_clock::now() + kDrainReportInterval, [this](bool) { Report(); });
+    alarm_->Set(std::chrono::system_clock::now() + kDrainReportInterval,
+                [this](bool) { Report(); });
   }
 
   void OnDone() override { self_.reset(); }
@@ -68,7 +69,8 @@ class RefusalReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> 
 
 }  // namespace
 
-// Runs `body()`, which returns absl::Status, if the credentials are right, and finishes the RPC with it.
+// Runs `body()`, which returns absl::Status, if the credentials are right, and finishes the RPC
+// with it.
 template <typename Body>
 grpc::ServerUnaryReactor* ControlService::Answer(grpc::CallbackServerContext& context, Body body) {
   absl::Status status = frontend_.CheckCredentials(context);
@@ -79,7 +81,8 @@ grpc::ServerUnaryReactor* ControlService::Answer(grpc::CallbackServerContext& co
 }
 
 grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerContext* context,
-                                                        const v1::GetServerInfoRequest*, v1::ServerInfo* response) {
+                                                        const v1::GetServerInfoRequest*,
+                                                        v1::ServerInfo* response) {
   return Answer(*context, [&]() -> absl::Status {
     const Addresses addresses = frontend_.addresses();
     response->set_version(kVersion);
@@ -95,8 +98,8 @@ grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerCont
   });
 }
 
-grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* context, const v1::GetLoadRequest*,
-                                                  v1::Load* response) {
+grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* context,
+                                                  const v1::GetLoadRequest*, v1::Load* response) {
   return Answer(*context, [&]() -> absl::Status {
     BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(*context));
     const EngineLoad load = model->engine->load();
@@ -112,17 +115,19 @@ grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* c
   });
 }
 
-grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request,
+grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* context,
+                                                const v1::AbortRequest* request,
                                                 v1::AbortResponse*) {
   return Answer(*context, [&]() -> absl::Status {
-    if (request->request_id().empty()) return InvalidFields({{"request_id", "is empty, must name a request"}});
+    if (request->request_id().empty())
+      return InvalidFields({{"request_id", "is empty, must name a request"}});
     if (frontend_.active().Abort(request->request_id())) return absl::OkStatus();
     return absl::NotFoundError(absl::StrCat("no request ", request->request_id(), " is in flight"));
   });
 }
 
-grpc::ServerWriteReactor<v1::DrainProgress>* ControlService::Drain(grpc::CallbackServerContext* context,
-                                                                   const v1::DrainRequest*) {
+grpc::ServerWriteReactor<v1::DrainProgress>* ControlService::Drain(
+    grpc::CallbackServerContext* context, const v1::DrainRequest*) {
   const absl::StatusOr<const ServedModel*> model = frontend_.Admit(*context);
   if (!model.ok()) {
     auto refusal = std::make_shared<RefusalReactor>();

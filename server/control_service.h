@@ -15,13 +15,16 @@ namespace bst {
 class ControlService final : public v1::Control::CallbackService {
  public:
   // Both outlive the service.
-  ControlService(Frontend& frontend, HealthMonitor& health) : frontend_(frontend), health_(health) {}
+  ControlService(Frontend& frontend, HealthMonitor& health)
+      : frontend_(frontend), health_(health) {}
 
-  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context, const v1::GetServerInfoRequest* request,
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
+                                          const v1::GetServerInfoRequest* request,
                                           v1::ServerInfo* response) override;
-  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context, const v1::GetLoadRequest* request,
-                                    v1::Load* response) override;
-  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request,
+  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context,
+                                    const v1::GetLoadRequest* request, v1::Load* response) override;
+  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context,
+                                  const v1::AbortRequest* request,
                                   v1::AbortResponse* response) override;
   grpc::ServerWriteReactor<v1::DrainProgress>* Drain(grpc::CallbackServerContext* context,
                                                      const v1::DrainRequest* request) override;

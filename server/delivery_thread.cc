@@ -24,7 +24,9 @@ void DeliveryThread::Run() {
   while (true) {
     {
       absl::MutexLock lock(&mutex_);
-      const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stop_ || !posted_.empty(); };
+      const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stop_ || !posted_.empty();
+      };
       mutex_.Await(absl::Condition(&has_work));
       if (posted_.empty()) return;
       batch.swap(posted_);

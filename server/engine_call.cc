@@ -12,12 +12,18 @@ namespace {
 
 v1::FinishReason ReasonOf(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kEos: return v1::EOS;
-    case FinishReason::kStopToken: return v1::STOP_TOKEN;
-    case FinishReason::kMaxTokens: return v1::MAX_TOKENS;
-    case FinishReason::kTimeLimit: return v1::TIME_LIMIT;
-    case FinishReason::kCancelled: return v1::CANCELLED;
-    case FinishReason::kError: return v1::ERROR;
+    case FinishReason::kEos:
+      return v1::EOS;
+    case FinishReason::kStopToken:
+      return v1::STOP_TOKEN;
+    case FinishReason::kMaxTokens:
+      return v1::MAX_TOKENS;
+    case FinishReason::kTimeLimit:
+      return v1::TIME_LIMIT;
+    case FinishReason::kCancelled:
+      return v1::CANCELLED;
+    case FinishReason::kError:
+      return v1::ERROR;
   }
   return v1::ERROR;
 }
@@ -57,7 +63,8 @@ absl::Status EngineCall::Submit(const ServedModel& model, Request request) {
   request_id_ = request.request_id;
   engine_ = model.engine.get();
   if (!frontend_.active().Add(request_id_, weak_from_this())) {
-    return absl::AlreadyExistsError(absl::StrCat("a request with request_id ", request_id_, " is in flight"));
+    return absl::AlreadyExistsError(
+        absl::StrCat("a request with request_id ", request_id_, " is in flight"));
   }
   const absl::StatusOr<SequenceId> id = engine_->Submit(std::move(request), shared_from_this());
   if (!id.ok()) {
@@ -95,9 +102,12 @@ Ending EngineCall::EndingOf(const FinishedEvent& finished, bool stop_string_foun
   if (finished.status.ok()) return {ReasonOf(finished.reason), absl::OkStatus()};
   if (!absl::IsCancelled(finished.status)) return {v1::ERROR, finished.status};
   switch (cancel_cause()) {
-    case CancelCause::kDeadline: return {v1::CANCELLED, absl::DeadlineExceededError("the call's deadline passed")};
-    case CancelCause::kAbort: return {v1::CANCELLED, absl::CancelledError("aborted by the operator")};
-    default: return {v1::CANCELLED, finished.status};
+    case CancelCause::kDeadline:
+      return {v1::CANCELLED, absl::DeadlineExceededError("the call's deadline passed")};
+    case CancelCause::kAbort:
+      return {v1::CANCELLED, absl::CancelledError("aborted by the operator")};
+    default:
+      return {v1::CANCELLED, finished.status};
   }
 }
 
@@ -106,10 +116,13 @@ void EngineCall::AccountRejected(const absl::Status& status) {
   frontend_.metrics().CountRequest(rpc_, status.code(), "");
 }
 
-void EngineCall::AccountFinished(const Ending& ending, const FinishedEvent& finished, int64_t generated_tokens) {
-  frontend_.metrics().CountRequest(rpc_, ending.status.code(), v1::FinishReason_Name(ending.reason));
+void EngineCall::AccountFinished(const Ending& ending, const FinishedEvent& finished,
+                                 int64_t generated_tokens) {
+  frontend_.metrics().CountRequest(rpc_, ending.status.code(),
+                                   v1::FinishReason_Name(ending.reason));
   const std::chrono::duration<double, std::milli> total = std::chrono::steady_clock::now() - start_;
-  Log(ending.status.ok() || absl::IsCancelled(ending.status) ? LogLevel::kInfo : LogLevel::kWarning, "request",
+  Log(ending.status.ok() || absl::IsCancelled(ending.status) ? LogLevel::kInfo : LogLevel::kWarning,
+      "request",
       {{"id", request_id_},
        {"rpc", rpc_},
        {"prompt_tokens", finished.prompt_tokens},
@@ -133,7 +146,8 @@ v1::Timings TimingsOf(const FinishedEvent& finished) {
   v1::Timings timings;
   timings.set_queue_seconds(absl::ToDoubleSeconds(finished.timings.queue));
   timings.set_prefill_seconds(absl::ToDoubleSeconds(finished.timings.prefill));
-  timings.set_time_to_first_token_seconds(absl::ToDoubleSeconds(finished.timings.time_to_first_token));
+  timings.set_time_to_first_token_seconds(
+      absl::ToDoubleSeconds(finished.timings.time_to_first_token));
   const double decode_seconds = absl::ToDoubleSeconds(finished.timings.decode);
   if (finished.generated_tokens > 1 && decode_seconds > 0) {
     const auto gaps = static_cast<double>(finished.generated_tokens - 1);

@@ -1,16 +1,19 @@
-// EngineCall: the life of one request between its RPC and the engine: outbox, cancellation, accounts.
+// EngineCall: the life of one request between its RPC and the engine: outbox, cancellation,
+// accounts.
 //
 //   engine thread    Push -> outbox; posts the call if it is not posted yet
 //   delivery thread  Advance -> the RPC takes the events and writes
 //   gRPC thread      OnCancel -> Cancel -> Engine::Cancel; OnWriteDone -> Advance
 //
-// Invariants  (1) Between Submit and FinishedEvent the request id is registered, hence can be aborted.
+// Invariants  (1) Between Submit and FinishedEvent the request id is registered, hence can be
+// aborted.
 //             (2) The first cause of a cancellation stays.
 // Memory      The outbox is bounded by the request's max_new_tokens.
-// Ownership   Shared by its RPC (until OnDone), the engine (until FinishedEvent) and the delivery thread
+// Ownership   Shared by its RPC (until OnDone), the engine (until FinishedEvent) and the delivery
+// thread
 //             (while posted).
 // Threads     Thread-safe.
-// Tested by   tests/server/generation_service_test.cc, tests/server/cancellation_test.cc
+// Tested by   tests/server/generation_service_test.cc, tests/server/server_test.cc
 #pragma once
 
 #include <chrono>
@@ -47,7 +50,8 @@ class EngineCall : public TokenSink,
   void Abort() final { Cancel(CancelCause::kAbort); }
   CancelCause cancel_cause() const final ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Ends the request in the engine; FinishedEvent follows. Before Submit: as soon as it is submitted.
+  // Ends the request in the engine; FinishedEvent follows. Before Submit: as soon as it is
+  // submitted.
   void Cancel(CancelCause cause) ABSL_LOCKS_EXCLUDED(mutex_);
 
  protected:
@@ -68,7 +72,8 @@ class EngineCall : public TokenSink,
   // Counts the RPC that was refused with `status` before it was queued.
   void AccountRejected(const absl::Status& status);
   // Counts and logs the finished RPC.
-  void AccountFinished(const Ending& ending, const FinishedEvent& finished, int64_t generated_tokens);
+  void AccountFinished(const Ending& ending, const FinishedEvent& finished,
+                       int64_t generated_tokens);
 
   Frontend& frontend() { return frontend_; }
   const std::string& request_id() const { return request_id_; }
@@ -77,8 +82,8 @@ class EngineCall : public TokenSink,
   Frontend& frontend_;
   const char* const rpc_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-  std::string request_id_;     // set by Submit, constant afterwards
-  Engine* engine_ = nullptr;   // likewise
+  std::string request_id_;    // set by Submit, constant afterwards
+  Engine* engine_ = nullptr;  // likewise
 
   mutable absl::Mutex mutex_;
   std::vector<SequenceEvent> outbox_ ABSL_GUARDED_BY(mutex_);

@@ -46,13 +46,15 @@ std::vector<prometheus::MetricFamily> EngineGauges::Collect() const {
   };
   single("bst_requests_running", "Requests that hold a slot.", load.running);
   single("bst_requests_waiting", "Requests that wait for a slot.", load.waiting);
-  single("bst_queue_tokens", "Prompt tokens of waiting requests.", static_cast<double>(load.queue_tokens));
+  single("bst_queue_tokens", "Prompt tokens of waiting requests.",
+         static_cast<double>(load.queue_tokens));
   families.push_back(GaugeFamily("bst_state_slots", "Slots for sequence states.",
                                  {{{{"state", "used"}}, used}, {{{"state", "free"}}, unused}}));
-  families.push_back(
-      GaugeFamily("bst_state_bytes", "Memory of the slots for sequence states.",
-                  {{{{"state", "used"}}, used * slot_bytes}, {{{"state", "free"}}, unused * slot_bytes}}));
-  single("bst_last_step_timestamp_seconds", "When the last step ended, seconds since the epoch; 0: none yet.",
+  families.push_back(GaugeFamily(
+      "bst_state_bytes", "Memory of the slots for sequence states.",
+      {{{{"state", "used"}}, used * slot_bytes}, {{{"state", "free"}}, unused * slot_bytes}}));
+  single("bst_last_step_timestamp_seconds",
+         "When the last step ended, seconds since the epoch; 0: none yet.",
          load.steps == 0 ? 0 : absl::ToDoubleSeconds(load.last_step - absl::UnixEpoch()));
   single("bst_model_load_seconds", "How long it took to load the model.", info.load_seconds);
   families.push_back(GaugeFamily("bst_model_info", "Always 1; what is served is in the labels.",

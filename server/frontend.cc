@@ -31,7 +31,8 @@ absl::Status Frontend::CheckCredentials(const grpc::CallbackServerContext& conte
   return auth_.Check(authorization);
 }
 
-absl::StatusOr<const ServedModel*> Frontend::Admit(const grpc::CallbackServerContext& context) const {
+absl::StatusOr<const ServedModel*> Frontend::Admit(
+    const grpc::CallbackServerContext& context) const {
   BST_RETURN_IF_ERROR(CheckCredentials(context));
   const ServedModel* const model = this->model();
   if (model == nullptr) return absl::UnavailableError("the model is loading");
@@ -43,17 +44,23 @@ void Frontend::CountRejected(const absl::Status& status) {
     case absl::StatusCode::kInvalidArgument:
       metrics_.CountRejected(IsTooLong(status) ? RejectReason::kTooLong : RejectReason::kInvalid);
       break;
-    case absl::StatusCode::kAlreadyExists: metrics_.CountRejected(RejectReason::kInvalid); break;
-    case absl::StatusCode::kUnavailable: metrics_.CountRejected(RejectReason::kDraining); break;
+    case absl::StatusCode::kAlreadyExists:
+      metrics_.CountRejected(RejectReason::kInvalid);
+      break;
+    case absl::StatusCode::kUnavailable:
+      metrics_.CountRejected(RejectReason::kDraining);
+      break;
     case absl::StatusCode::kResourceExhausted: {
       // The engine does not say which limit it was: the queue of requests is full or it is not.
       const EngineLoad load = model()->engine->load();
       const bool requests_full = int64_t{load.running} + load.waiting >=
                                  int64_t{config_.engine.max_sequences} + config_.engine.max_queue;
-      metrics_.CountRejected(requests_full ? RejectReason::kQueueRequests : RejectReason::kQueueTokens);
+      metrics_.CountRejected(requests_full ? RejectReason::kQueueRequests
+                                           : RejectReason::kQueueTokens);
       break;
     }
-    default: break;  // credentials: not the queue's business
+    default:
+      break;  // credentials: not the queue's business
   }
 }
 

@@ -3,7 +3,8 @@
 // The server listens before the model is loaded, so that probes get an answer; until Publish every
 // request is refused with kUnavailable.
 //
-// Ownership   Owns the engine and the tokenizer from Publish on, and what counts and carries events.
+// Ownership   Owns the engine and the tokenizer from Publish on, and what counts and carries
+// events.
 //             Outlives every RPC: the gRPC servers are shut down first.
 // Threads     Thread-safe.
 #pragma once

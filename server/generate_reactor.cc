@@ -12,7 +12,8 @@
 namespace bst {
 namespace {
 
-v1::Finished FinishedMessage(const Ending& ending, const FinishedEvent& finished, const OutputAssembler& output) {
+v1::Finished FinishedMessage(const Ending& ending, const FinishedEvent& finished,
+                             const OutputAssembler& output) {
   v1::Finished message;
   message.set_reason(ending.reason);
   if (ending.reason == v1::STOP_STRING) message.set_stop_string(*output.stop_match());
@@ -51,7 +52,8 @@ class GenerateReactor final : public StreamReactor<v1::GenerateEvent> {
     if (!prepared.ok()) return Reject(prepared.status());
     GenerateRequest& engine_request = prepared->valid.request;
     seed_ = engine_request.sampling.seed;
-    output_.emplace(*prepared->model->tokenizer, std::move(prepared->valid.output), engine_request.prompt);
+    output_.emplace(*prepared->model->tokenizer, std::move(prepared->valid.output),
+                    engine_request.prompt);
     const absl::Status status = Submit(*prepared->model, std::move(engine_request));
     if (!status.ok()) Reject(status);
   }
@@ -76,7 +78,8 @@ class GenerateReactor final : public StreamReactor<v1::GenerateEvent> {
   }
 
   // In the order of the stream; what the reader is behind on is merged already.
-  std::optional<v1::GenerateEvent> NextMessage() override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+  std::optional<v1::GenerateEvent> NextMessage() override
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
     if (!output_.has_value()) return std::nullopt;
     v1::GenerateEvent event;
     if (accepted_.has_value()) {
@@ -108,7 +111,8 @@ class GenerateReactor final : public StreamReactor<v1::GenerateEvent> {
 
 class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public EngineCall {
  public:
-  GenerateOnceReactor(Frontend& frontend, grpc::CallbackServerContext& context, v1::GenerateResult& response)
+  GenerateOnceReactor(Frontend& frontend, grpc::CallbackServerContext& context,
+                      v1::GenerateResult& response)
       : EngineCall(frontend, "GenerateOnce"), context_(context), response_(response) {
     frontend.active().OpenRpc();
   }
@@ -121,8 +125,10 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     engine_request.prompt_progress = false;
     response_.set_request_id(engine_request.request_id);
     response_.set_seed(engine_request.sampling.seed);
-    output_.emplace(*prepared->model->tokenizer, std::move(prepared->valid.output), engine_request.prompt);
-    while (const std::optional<v1::Tokens> echo = output_->TakeEcho()) response_.mutable_prompt_text()->append(echo->text());
+    output_.emplace(*prepared->model->tokenizer, std::move(prepared->valid.output),
+                    engine_request.prompt);
+    while (const std::optional<v1::Tokens> echo = output_->TakeEcho())
+      response_.mutable_prompt_text()->append(echo->text());
     const absl::Status status = Submit(*prepared->model, std::move(engine_request));
     if (!status.ok()) Reject(status);
   }
@@ -156,7 +162,8 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     Finish(ToGrpcStatus(status, context_));
   }
 
-  absl::Status Complete(const FinishedEvent& finished) ABSL_EXCLUSIVE_LOCKS_REQUIRED(handle_mutex_) {
+  absl::Status Complete(const FinishedEvent& finished)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(handle_mutex_) {
     output_->Finish();
     while (std::optional<v1::Tokens> tokens = output_->TakeOutput()) {
       response_.mutable_token_ids()->MergeFrom(tokens->token_ids());
@@ -178,15 +185,18 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::GenerateEvent>* StartGenerate(Frontend& frontend, grpc::CallbackServerContext& context,
+grpc::ServerWriteReactor<v1::GenerateEvent>* StartGenerate(Frontend& frontend,
+                                                           grpc::CallbackServerContext& context,
                                                            const v1::GenerateRequest& request) {
   auto reactor = std::make_shared<GenerateReactor>(frontend, context);
   reactor->Start(reactor, request);
   return reactor.get();
 }
 
-grpc::ServerUnaryReactor* StartGenerateOnce(Frontend& frontend, grpc::CallbackServerContext& context,
-                                            const v1::GenerateRequest& request, v1::GenerateResult& response) {
+grpc::ServerUnaryReactor* StartGenerateOnce(Frontend& frontend,
+                                            grpc::CallbackServerContext& context,
+                                            const v1::GenerateRequest& request,
+                                            v1::GenerateResult& response) {
   auto reactor = std::make_shared<GenerateOnceReactor>(frontend, context, response);
   reactor->Start(reactor, request);
   return reactor.get();

@@ -15,9 +15,12 @@ namespace bst {
 // Starts the RPC of `context`. The reactor is gRPC's to drive; it ends by itself, also where the
 // request is refused. `context` and `response` are gRPC's and live until OnDone; `request` is read
 // before these functions return.
-grpc::ServerWriteReactor<v1::GenerateEvent>* StartGenerate(Frontend& frontend, grpc::CallbackServerContext& context,
+grpc::ServerWriteReactor<v1::GenerateEvent>* StartGenerate(Frontend& frontend,
+                                                           grpc::CallbackServerContext& context,
                                                            const v1::GenerateRequest& request);
-grpc::ServerUnaryReactor* StartGenerateOnce(Frontend& frontend, grpc::CallbackServerContext& context,
-                                            const v1::GenerateRequest& request, v1::GenerateResult& response);
+grpc::ServerUnaryReactor* StartGenerateOnce(Frontend& frontend,
+                                            grpc::CallbackServerContext& context,
+                                            const v1::GenerateRequest& request,
+                                            v1::GenerateResult& response);
 
 }  // namespace bst

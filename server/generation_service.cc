@@ -65,8 +65,8 @@ void FillModelInfo(const ModelInfo& info, const ServerConfig& config, v1::ModelI
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::GenerateEvent>* GenerationService::Generate(grpc::CallbackServerContext* context,
-                                                                         const v1::GenerateRequest* request) {
+grpc::ServerWriteReactor<v1::GenerateEvent>* GenerationService::Generate(
+    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
   return StartGenerate(frontend_, *context, *request);
 }
 
@@ -76,14 +76,15 @@ grpc::ServerUnaryReactor* GenerationService::GenerateOnce(grpc::CallbackServerCo
   return StartGenerateOnce(frontend_, *context, *request, *response);
 }
 
-grpc::ServerWriteReactor<v1::ScoreEvent>* GenerationService::Score(grpc::CallbackServerContext* context,
-                                                                   const v1::ScoreRequest* request) {
+grpc::ServerWriteReactor<v1::ScoreEvent>* GenerationService::Score(
+    grpc::CallbackServerContext* context, const v1::ScoreRequest* request) {
   return StartScore(frontend_, *context, *request);
 }
 
 // Runs `body(model)`, which returns absl::Status, behind the gate, and finishes the RPC with it.
 template <typename Body>
-grpc::ServerUnaryReactor* GenerationService::Answer(grpc::CallbackServerContext& context, const char* rpc, Body body) {
+grpc::ServerUnaryReactor* GenerationService::Answer(grpc::CallbackServerContext& context,
+                                                    const char* rpc, Body body) {
   const auto run = [&]() -> absl::Status {
     BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(context));
     return body(*model);
@@ -99,11 +100,14 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
                                                       const v1::TokenizeRequest* request,
                                                       v1::TokenizeResponse* response) {
   return Answer(*context, "Tokenize", [&](const ServedModel& model) -> absl::Status {
-    BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, model.tokenizer->Encode(request->text()));
+    BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
+                         model.tokenizer->Encode(request->text()));
     if (request->add_bos()) {
-      for (const TokenId bos : model.engine->info().bos) response->add_token_ids(static_cast<uint32_t>(bos.value()));
+      for (const TokenId bos : model.engine->info().bos)
+        response->add_token_ids(static_cast<uint32_t>(bos.value()));
     }
-    for (const TokenId token : tokens) response->add_token_ids(static_cast<uint32_t>(token.value()));
+    for (const TokenId token : tokens)
+      response->add_token_ids(static_cast<uint32_t>(token.value()));
     return absl::OkStatus();
   });
 }
@@ -120,7 +124,8 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
 }
 
 grpc::ServerUnaryReactor* GenerationService::GetModelInfo(grpc::CallbackServerContext* context,
-                                                          const v1::GetModelInfoRequest*, v1::ModelInfo* response) {
+                                                          const v1::GetModelInfoRequest*,
+                                                          v1::ModelInfo* response) {
   return Answer(*context, "GetModelInfo", [&](const ServedModel& model) -> absl::Status {
     FillModelInfo(model.engine->info(), frontend_.config(), *response);
     return absl::OkStatus();

@@ -27,7 +27,8 @@ absl::Status InvalidFields(const std::vector<FieldViolation>& violations) {
     auto* const field = details.add_field_violations();
     field->set_field(violation.field);
     field->set_description(violation.description);
-    absl::StrAppend(&message, message.empty() ? "" : "; ", violation.field, " ", violation.description);
+    absl::StrAppend(&message, message.empty() ? "" : "; ", violation.field, " ",
+                    violation.description);
   }
   absl::Status status = absl::InvalidArgumentError(message);
   status.SetPayload(kBadRequestType, absl::Cord(details.SerializeAsString()));

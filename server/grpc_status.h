@@ -1,8 +1,9 @@
 // absl::Status -> grpc::Status with google.rpc details: the only place that knows both.
 //
 // Codes map one to one. Details by code:
-//   kInvalidArgument                   google.rpc.BadRequest; from InvalidFields it names the fields
-//   kResourceExhausted, kUnavailable   google.rpc.RetryInfo, and the trailer grpc-retry-pushback-ms
+//   kInvalidArgument                   google.rpc.BadRequest; from InvalidFields it names the
+//   fields kResourceExhausted, kUnavailable   google.rpc.RetryInfo, and the trailer
+//   grpc-retry-pushback-ms
 //
 // Threads     Free functions, thread-safe.
 // Tested by   tests/server/grpc_status_test.cc
@@ -35,7 +36,8 @@ absl::Status InvalidFields(const std::vector<FieldViolation>& violations);
 
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
-// The same, and adds the trailer to `context` where it belongs. Must precede the Finish of its call.
+// The same, and adds the trailer to `context` where it belongs. Must precede the Finish of its
+// call.
 grpc::Status ToGrpcStatus(const absl::Status& status, grpc::ServerContextBase& context);
 
 // "OK", "INVALID_ARGUMENT": the code's name as gRPC writes it.

@@ -80,7 +80,8 @@ void HealthService::SetServing(bool serving) {
 }
 
 HealthService::Status HealthService::StatusOf(const std::string& service) const {
-  if (!service.empty() && std::find(services_.begin(), services_.end(), service) == services_.end()) {
+  if (!service.empty() &&
+      std::find(services_.begin(), services_.end(), service) == services_.end()) {
     return HealthCheckResponse::SERVICE_UNKNOWN;
   }
   absl::MutexLock lock(&mutex_);
@@ -96,19 +97,21 @@ void HealthService::Forget(const Watcher* watcher) {
   watchers_.erase(found);
 }
 
-grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* context, const HealthCheckRequest* request,
+grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* context,
+                                               const HealthCheckRequest* request,
                                                HealthCheckResponse* response) {
   const Status status = StatusOf(request->service());
   response->set_status(status);
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(status == HealthCheckResponse::SERVICE_UNKNOWN
-                      ? grpc::Status(grpc::StatusCode::NOT_FOUND, "no service " + request->service())
-                      : grpc::Status::OK);
+  reactor->Finish(
+      status == HealthCheckResponse::SERVICE_UNKNOWN
+          ? grpc::Status(grpc::StatusCode::NOT_FOUND, "no service " + request->service())
+          : grpc::Status::OK);
   return reactor;
 }
 
-grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(grpc::CallbackServerContext*,
-                                                                    const HealthCheckRequest* request) {
+grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
+    grpc::CallbackServerContext*, const HealthCheckRequest* request) {
   auto watcher = std::make_shared<Watcher>(*this, request->service());
   {
     absl::MutexLock lock(&mutex_);

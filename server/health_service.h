@@ -8,7 +8,7 @@
 // port is open, which is before the model is loaded.
 //
 // Threads     HealthService, HealthMonitor: thread-safe. ProgressJudge: thread-compatible.
-// Tested by   tests/server/health_service_test.cc
+// Tested by   tests/server/health_service_test.cc, tests/server/progress_judge_test.cc
 #pragma once
 
 #include <memory>
@@ -25,7 +25,8 @@
 namespace bst {
 
 inline constexpr absl::Duration kHealthInterval = absl::Milliseconds(250);
-// Longest step of a machine that still works: prompt chunks of a large model on few cores take seconds.
+// Longest step of a machine that still works: prompt chunks of a large model on few cores take
+// seconds.
 inline constexpr absl::Duration kStallLimit = absl::Seconds(120);
 
 class HealthService final : public grpc::health::v1::Health::CallbackService {
@@ -39,7 +40,8 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
                                   const grpc::health::v1::HealthCheckRequest* request,
                                   grpc::health::v1::HealthCheckResponse* response) override;
   grpc::ServerWriteReactor<grpc::health::v1::HealthCheckResponse>* Watch(
-      grpc::CallbackServerContext* context, const grpc::health::v1::HealthCheckRequest* request) override;
+      grpc::CallbackServerContext* context,
+      const grpc::health::v1::HealthCheckRequest* request) override;
 
  private:
   class Watcher;
@@ -51,15 +53,16 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
   const std::vector<std::string> services_;
   mutable absl::Mutex mutex_;
   bool serving_ ABSL_GUARDED_BY(mutex_) = false;
-  std::vector<std::shared_ptr<Watcher>> watchers_ ABSL_GUARDED_BY(mutex_);  // shared with gRPC until OnDone
+  std::vector<std::shared_ptr<Watcher>> watchers_
+      ABSL_GUARDED_BY(mutex_);  // shared with gRPC until OnDone
 };
 
 class ProgressJudge {
  public:
   explicit ProgressJudge(absl::Duration stall_limit) : stall_limit_(stall_limit) {}
 
-  // False while the engine drains or is unhealthy, and when something has been running for longer than
-  // the limit without a step. `now` never goes back.
+  // False while the engine drains or is unhealthy, and when something has been running for longer
+  // than the limit without a step. `now` never goes back.
   bool IsServing(const EngineLoad& load, absl::Time now);
 
  private:

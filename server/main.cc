@@ -17,7 +17,8 @@ namespace {
 absl::Status Run(const ServerConfig& config) {
   LogConfig(config);
   BST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server, Server::Start(config));
-  BST_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(config.engine, &server->observer()));
+  BST_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
+                       Engine::Create(config.engine, &server->observer()));
   BST_RETURN_IF_ERROR(server->Serve(std::move(engine)));
   // Not earlier: while the model loads a signal may end the process at once, nothing is in flight.
   BST_ASSIGN_OR_RETURN(ShutdownSignal signal, ShutdownSignal::Install());

@@ -30,7 +30,8 @@ const Buckets& InterTokenBuckets() {
 }
 
 const Buckets& RequestBuckets() {
-  static const Buckets buckets = {.001, .01, .05, .1, .3, .5, 1, 2.5, 5, 10, 30, 60, 120, 240, 480, 960, 1920, 7680};
+  static const Buckets buckets = {.001, .01, .05, .1,  .3,  .5,  1,   2.5,  5,
+                                  10,   30,  60,  120, 240, 480, 960, 1920, 7680};
   return buckets;
 }
 
@@ -53,11 +54,11 @@ Buckets PowersOfTwo() {
 constexpr std::array<const char*, 3> kPhaseNames = {"prefill", "decode", "mixed"};
 constexpr std::array<const char*, 3> kStageNames = {"queued", "prefill", "decode"};
 constexpr std::array<const char*, 3> kCauseNames = {"client", "deadline", "abort"};
-constexpr std::array<const char*, 5> kRejectNames = {"queue_requests", "queue_tokens", "too_long", "draining",
-                                                     "invalid"};
+constexpr std::array<const char*, 5> kRejectNames = {"queue_requests", "queue_tokens", "too_long",
+                                                     "draining", "invalid"};
 
-prometheus::Family<prometheus::Histogram>& HistogramFamily(prometheus::Registry& registry, const char* name,
-                                                           const char* help) {
+prometheus::Family<prometheus::Histogram>& HistogramFamily(prometheus::Registry& registry,
+                                                           const char* name, const char* help) {
   return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
 }
 
@@ -70,16 +71,21 @@ prometheus::Counter* Counter(prometheus::Registry& registry, const char* name, c
   return &prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add({});
 }
 
-// Of a request that ended early, by whom: an index into kCauseNames, or -1 when it was not cancelled.
+// Of a request that ended early, by whom: an index into kCauseNames, or -1 when it was not
+// cancelled.
 int CauseIndex(const FinishedEvent& finished, CancelCause cause) {
   if (finished.status.code() == absl::StatusCode::kDeadlineExceeded) return 1;
   if (finished.status.code() != absl::StatusCode::kCancelled) return -1;
   switch (cause) {
-    case CancelCause::kClient: return 0;
-    case CancelCause::kDeadline: return 1;
-    case CancelCause::kAbort: return 2;
+    case CancelCause::kClient:
+      return 0;
+    case CancelCause::kDeadline:
+      return 1;
+    case CancelCause::kAbort:
+      return 2;
     case CancelCause::kNone:
-    case CancelCause::kStopString: return -1;
+    case CancelCause::kStopString:
+      return -1;
   }
   return -1;
 }
@@ -99,52 +105,66 @@ MetricsExporter::MetricsExporter(const ActiveRequests& active)
 MetricsExporter::~MetricsExporter() = default;
 
 void MetricsExporter::BuildRequestMetrics() {
-  requests_ = &prometheus::BuildCounter()
-                   .Name("bst_requests_total")
-                   .Help("Finished RPCs by RPC, status code and, where tokens were generated, finish reason.")
-                   .Register(*registry_);
+  requests_ =
+      &prometheus::BuildCounter()
+           .Name("bst_requests_total")
+           .Help(
+               "Finished RPCs by RPC, status code and, where tokens were generated, finish reason.")
+           .Register(*registry_);
   auto& rejected = prometheus::BuildCounter()
                        .Name("bst_requests_rejected_total")
                        .Help("Requests refused before they were queued, by reason.")
                        .Register(*registry_);
-  for (size_t i = 0; i < rejected_.size(); ++i) rejected_[i] = &rejected.Add({{"reason", kRejectNames[i]}});
-  auto& cancelled = prometheus::BuildCounter()
-                        .Name("bst_requests_cancelled_total")
-                        .Help("Requests ended before their time, by where they were and who ended them.")
-                        .Register(*registry_);
+  for (size_t i = 0; i < rejected_.size(); ++i)
+    rejected_[i] = &rejected.Add({{"reason", kRejectNames[i]}});
+  auto& cancelled =
+      prometheus::BuildCounter()
+          .Name("bst_requests_cancelled_total")
+          .Help("Requests ended before their time, by where they were and who ended them.")
+          .Register(*registry_);
   for (size_t stage = 0; stage < cancelled_.size(); ++stage) {
     for (size_t cause = 0; cause < cancelled_[stage].size(); ++cause) {
-      cancelled_[stage][cause] = &cancelled.Add({{"stage", kStageNames[stage]}, {"cause", kCauseNames[cause]}});
+      cancelled_[stage][cause] =
+          &cancelled.Add({{"stage", kStageNames[stage]}, {"cause", kCauseNames[cause]}});
     }
   }
-  prompt_tokens_ = Counter(*registry_, "bst_prompt_tokens_total", "Prompt tokens that were computed.");
-  generation_tokens_ = Counter(*registry_, "bst_generation_tokens_total", "Tokens that were generated.");
-  request_prompt_tokens_ = Histogram(*registry_, "bst_request_prompt_tokens", "Prompt tokens of a finished request.",
-                                     TokenCountBuckets());
-  request_generation_tokens_ = Histogram(*registry_, "bst_request_generation_tokens",
-                                         "Generated tokens of a finished request.", TokenCountBuckets());
+  prompt_tokens_ =
+      Counter(*registry_, "bst_prompt_tokens_total", "Prompt tokens that were computed.");
+  generation_tokens_ =
+      Counter(*registry_, "bst_generation_tokens_total", "Tokens that were generated.");
+  request_prompt_tokens_ = Histogram(*registry_, "bst_request_prompt_tokens",
+                                     "Prompt tokens of a finished request.", TokenCountBuckets());
+  request_generation_tokens_ =
+      Histogram(*registry_, "bst_request_generation_tokens",
+                "Generated tokens of a finished request.", TokenCountBuckets());
 }
 
 void MetricsExporter::BuildLatencyMetrics() {
   prometheus::Registry& registry = *registry_;
   time_to_first_token_ = Histogram(registry, "bst_time_to_first_token_seconds",
                                    "From submission to the first token.", FirstTokenBuckets());
-  inter_token_latency_ = Histogram(registry, "bst_inter_token_latency_seconds",
-                                   "Between two tokens of a stream, each gap.", InterTokenBuckets());
-  time_per_output_token_ = Histogram(registry, "bst_time_per_output_token_seconds",
-                                     "Mean gap between the tokens of a finished request.", InterTokenBuckets());
-  queue_time_ = Histogram(registry, "bst_request_queue_seconds", "From submission to the first step.", RequestBuckets());
-  prefill_time_ = Histogram(registry, "bst_request_prefill_seconds", "From the first step to the end of the prompt.",
-                            RequestBuckets());
-  decode_time_ =
-      Histogram(registry, "bst_request_decode_seconds", "From the first token to the last.", RequestBuckets());
-  end_to_end_ = Histogram(registry, "bst_e2e_request_latency_seconds", "From submission to the end.", RequestBuckets());
+  inter_token_latency_ =
+      Histogram(registry, "bst_inter_token_latency_seconds",
+                "Between two tokens of a stream, each gap.", InterTokenBuckets());
+  time_per_output_token_ =
+      Histogram(registry, "bst_time_per_output_token_seconds",
+                "Mean gap between the tokens of a finished request.", InterTokenBuckets());
+  queue_time_ = Histogram(registry, "bst_request_queue_seconds",
+                          "From submission to the first step.", RequestBuckets());
+  prefill_time_ = Histogram(registry, "bst_request_prefill_seconds",
+                            "From the first step to the end of the prompt.", RequestBuckets());
+  decode_time_ = Histogram(registry, "bst_request_decode_seconds",
+                           "From the first token to the last.", RequestBuckets());
+  end_to_end_ = Histogram(registry, "bst_e2e_request_latency_seconds",
+                          "From submission to the end.", RequestBuckets());
   decode_stall_ = Histogram(registry, "bst_decode_stall_seconds",
-                            "Gap that a decoding stream saw while a prompt chunk shared its step.", InterTokenBuckets());
+                            "Gap that a decoding stream saw while a prompt chunk shared its step.",
+                            InterTokenBuckets());
 }
 
 void MetricsExporter::BuildStepMetrics() {
-  auto& sequences = HistogramFamily(*registry_, "bst_batch_sequences", "Sequences of a step, by phase.");
+  auto& sequences =
+      HistogramFamily(*registry_, "bst_batch_sequences", "Sequences of a step, by phase.");
   auto& tokens = HistogramFamily(*registry_, "bst_iteration_tokens", "Tokens of a step, by phase.");
   auto& seconds = HistogramFamily(*registry_, "bst_step_seconds", "Duration of a step, by phase.");
   for (size_t phase = 0; phase < kPhaseNames.size(); ++phase) {
@@ -159,7 +179,8 @@ absl::StatusOr<std::string> MetricsExporter::Listen(const std::string& address) 
   try {
     exposer_ = std::make_unique<prometheus::Exposer>(address, 1);
   } catch (const std::exception& error) {  // civetweb's, which does not name the address
-    return absl::UnavailableError(absl::StrCat("cannot serve metrics at ", address, ": ", error.what()));
+    return absl::UnavailableError(
+        absl::StrCat("cannot serve metrics at ", address, ": ", error.what()));
   }
   exposer_->RegisterCollectable(registry_);
   exposer_->RegisterCollectable(gauges_);
@@ -174,16 +195,21 @@ void MetricsExporter::Publish(const Engine& engine) {
 
 void MetricsExporter::Unpublish() { gauges_->Unpublish(); }
 
-void MetricsExporter::CountRequest(const std::string& rpc, absl::StatusCode code, const std::string& finish_reason) {
-  requests_->Add({{"rpc", rpc}, {"code", CodeName(code)}, {"finish_reason", finish_reason}}).Increment();
+void MetricsExporter::CountRequest(const std::string& rpc, absl::StatusCode code,
+                                   const std::string& finish_reason) {
+  requests_->Add({{"rpc", rpc}, {"code", CodeName(code)}, {"finish_reason", finish_reason}})
+      .Increment();
 }
 
-void MetricsExporter::CountRejected(RejectReason reason) { rejected_[static_cast<size_t>(reason)]->Increment(); }
+void MetricsExporter::CountRejected(RejectReason reason) {
+  rejected_[static_cast<size_t>(reason)]->Increment();
+}
 
 std::string MetricsExporter::Render() const {
   std::vector<prometheus::MetricFamily> families = registry_->Collect();
-  for (const prometheus::Collectable* source : {static_cast<const prometheus::Collectable*>(gauges_.get()),
-                                                static_cast<const prometheus::Collectable*>(process_.get())}) {
+  for (const prometheus::Collectable* source :
+       {static_cast<const prometheus::Collectable*>(gauges_.get()),
+        static_cast<const prometheus::Collectable*>(process_.get())}) {
     const std::vector<prometheus::MetricFamily> more = source->Collect();
     families.insert(families.end(), more.begin(), more.end());
   }
@@ -199,7 +225,8 @@ void MetricsExporter::OnStep(const StepStats& step) {
   step_time_[phase]->Observe(seconds);
   prompt_tokens_->Increment(step.prompt_tokens);
   if (step.phase == StepStats::Phase::kMixed) {
-    for (int stream = 0; stream < step.tokens - step.prompt_tokens; ++stream) decode_stall_->Observe(seconds);
+    for (int stream = 0; stream < step.tokens - step.prompt_tokens; ++stream)
+      decode_stall_->Observe(seconds);
   }
 }
 

@@ -1,4 +1,5 @@
-// MetricsExporter: what the engine and the RPCs count -> Prometheus. The only code that names metrics.
+// MetricsExporter: what the engine and the RPCs count -> Prometheus. The only code that names
+// metrics.
 //
 // Counters and histograms are fed by events; gauges are read from the engine when Prometheus asks.
 // Events before Publish (the warm-up) do not count.
@@ -48,7 +49,8 @@ class MetricsExporter : public EngineObserver {
   void Unpublish();
 
   // One finished RPC; `finish_reason` is empty for those that generate nothing.
-  void CountRequest(const std::string& rpc, absl::StatusCode code, const std::string& finish_reason);
+  void CountRequest(const std::string& rpc, absl::StatusCode code,
+                    const std::string& finish_reason);
   void CountRejected(RejectReason reason);
 
   // The text that /metrics answers.

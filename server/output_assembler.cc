@@ -34,7 +34,8 @@ OutputAssembler::OutputAssembler(const Tokenizer& tokenizer, OutputOptions optio
 }
 
 v1::Tokens& OutputAssembler::Pending() {
-  if (pending_.empty() || pending_.back().token_ids_size() == kMaxTokensPerMessage) pending_.emplace_back();
+  if (pending_.empty() || pending_.back().token_ids_size() == kMaxTokensPerMessage)
+    pending_.emplace_back();
   return pending_.back();
 }
 

@@ -2,9 +2,10 @@
 //
 //   token -> StreamDecoder (whole characters) -> StopStringMatcher -> text of the pending message
 //
-// Invariants  (1) Every token added before a stop string was found is in exactly one message, in order.
-//             (2) The text of all messages, joined, is the text of these tokens, cut at the stop string.
-//             (3) A message holds at most kMaxTokensPerMessage tokens: about 1 MB with all
+// Invariants  (1) Every token added before a stop string was found is in exactly one message, in
+// order.
+//             (2) The text of all messages, joined, is the text of these tokens, cut at the stop
+//             string. (3) A message holds at most kMaxTokensPerMessage tokens: about 1 MB with all
 //                 alternatives, under the 4 MB that clients accept by default.
 // Memory      Bounded by the tokens added, hence by the request's max_new_tokens.
 // Threads     Thread-compatible.
@@ -37,7 +38,8 @@ struct OutputOptions {
 class OutputAssembler {
  public:
   // `tokenizer` outlives the assembler. `prompt`: kept for the echo alone.
-  OutputAssembler(const Tokenizer& tokenizer, OutputOptions options, const std::vector<TokenId>& prompt);
+  OutputAssembler(const Tokenizer& tokenizer, OutputOptions options,
+                  const std::vector<TokenId>& prompt);
 
   // Takes one token. After a stop string was found tokens are dropped.
   void Add(const GeneratedEvent& event);
@@ -72,6 +74,7 @@ class OutputAssembler {
 };
 
 // `top` as the wire has it.
-void AddTopTokens(const std::vector<TokenLogprob>& top, google::protobuf::RepeatedPtrField<v1::TopToken>& out);
+void AddTopTokens(const std::vector<TokenLogprob>& top,
+                  google::protobuf::RepeatedPtrField<v1::TopToken>& out);
 
 }  // namespace bst

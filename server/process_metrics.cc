@@ -12,7 +12,6 @@
 #include <system_error>
 
 #include "absl/strings/numbers.h"
-
 #include "server/engine_gauges.h"
 
 namespace bst {
@@ -20,10 +19,10 @@ namespace {
 
 // The fields of /proc/self/stat that are used; proc(5) numbers them from 1.
 struct ProcessStat {
-  double cpu_seconds = 0;    // 14 + 15, in clock ticks
-  double start_seconds = 0;  // 22, in clock ticks since boot
-  double virtual_bytes = 0;  // 23
-  double resident_bytes = 0; // 24, in pages
+  double cpu_seconds = 0;     // 14 + 15, in clock ticks
+  double start_seconds = 0;   // 22, in clock ticks since boot
+  double virtual_bytes = 0;   // 23
+  double resident_bytes = 0;  // 24, in pages
 };
 
 std::optional<ProcessStat> ReadProcessStat() {
@@ -39,7 +38,8 @@ std::optional<ProcessStat> ReadProcessStat() {
   if (!fields) return std::nullopt;
   const auto ticks = static_cast<double>(sysconf(_SC_CLK_TCK));
   const auto page_bytes = static_cast<double>(sysconf(_SC_PAGESIZE));
-  return ProcessStat{(values[14] + values[15]) / ticks, values[22] / ticks, values[23], values[24] * page_bytes};
+  return ProcessStat{(values[14] + values[15]) / ticks, values[22] / ticks, values[23],
+                     values[24] * page_bytes};
 }
 
 std::optional<double> BootTimeSeconds() {
@@ -70,8 +70,10 @@ std::vector<prometheus::MetricFamily> ProcessMetrics::Collect() const {
   if (const std::optional<ProcessStat> stat = ReadProcessStat()) {
     prometheus::ClientMetric cpu;
     cpu.counter.value = stat->cpu_seconds;
-    families.push_back({"process_cpu_seconds_total", "User and system CPU time in seconds.",
-                        prometheus::MetricType::Counter, {cpu}});
+    families.push_back({"process_cpu_seconds_total",
+                        "User and system CPU time in seconds.",
+                        prometheus::MetricType::Counter,
+                        {cpu}});
     gauge("process_resident_memory_bytes", "Resident memory.", stat->resident_bytes);
     gauge("process_virtual_memory_bytes", "Virtual memory.", stat->virtual_bytes);
     if (const std::optional<double> boot = BootTimeSeconds()) {
@@ -84,7 +86,8 @@ std::vector<prometheus::MetricFamily> ProcessMetrics::Collect() const {
   }
   rlimit limit;
   if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-    gauge("process_max_fds", "Limit of open file descriptors.", static_cast<double>(limit.rlim_cur));
+    gauge("process_max_fds", "Limit of open file descriptors.",
+          static_cast<double>(limit.rlim_cur));
   }
   return families;
 }

@@ -53,7 +53,8 @@ class Violations {
 };
 
 std::string DrawRequestId(absl::BitGen& random) {
-  return absl::StrFormat("%016x%016x", absl::Uniform<uint64_t>(random), absl::Uniform<uint64_t>(random));
+  return absl::StrFormat("%016x%016x", absl::Uniform<uint64_t>(random),
+                         absl::Uniform<uint64_t>(random));
 }
 
 template <typename Proto>
@@ -64,8 +65,9 @@ std::string RequestId(const Proto& proto, absl::BitGen& random, Violations& viol
   for (const char c : id) printable &= c > ' ' && c <= '~';
   if (id.empty() || id.size() > kMaxRequestIdBytes || !printable) {
     // Not the value: it may be long, or unprintable.
-    violations.Add("request_id", absl::StrCat("has ", id.size(), " bytes, must have 1 to ", kMaxRequestIdBytes,
-                                              " printable ASCII characters without spaces"));
+    violations.Add("request_id",
+                   absl::StrCat("has ", id.size(), " bytes, must have 1 to ", kMaxRequestIdBytes,
+                                " printable ASCII characters without spaces"));
   }
   return id;
 }
@@ -95,7 +97,8 @@ std::vector<TokenId> Prompt(const Proto& proto, const ModelInfo& info, const Tok
     prompt.reserve(static_cast<size_t>(proto.token_ids().ids_size()));
     for (const uint32_t id : proto.token_ids().ids()) {
       if (id >= static_cast<uint32_t>(info.vocab_size)) {
-        violations.TokenInVocabulary(absl::StrCat(field, "[", prompt.size(), "]"), id, info.vocab_size);
+        violations.TokenInVocabulary(absl::StrCat(field, "[", prompt.size(), "]"), id,
+                                     info.vocab_size);
         return {};
       }
       prompt.push_back(ToTokenId(id));
@@ -104,7 +107,8 @@ std::vector<TokenId> Prompt(const Proto& proto, const ModelInfo& info, const Tok
   if (prompt.empty()) {
     violations.Add(field, "is empty, must have at least one token");
   } else if (static_cast<int64_t>(prompt.size()) > info.max_prompt_tokens) {
-    violations.Add(field, absl::StrCat("has ", prompt.size(), " tokens, limit ", info.max_prompt_tokens));
+    violations.Add(field,
+                   absl::StrCat("has ", prompt.size(), " tokens, limit ", info.max_prompt_tokens));
     violations.set_too_long();
   }
   return prompt;
@@ -146,31 +150,36 @@ SamplingParams Sampling(const v1::Sampling& proto, const ModelInfo& info, absl::
     if (!bans && !(bias >= -100 && bias <= 100)) {
       violations.Add(field, absl::StrCat("is ", bias, ", must be in [-100, 100] or -infinity"));
     }
-    if (id < static_cast<uint32_t>(info.vocab_size)) params.logit_bias.emplace_back(ToTokenId(id), bias);
+    if (id < static_cast<uint32_t>(info.vocab_size))
+      params.logit_bias.emplace_back(ToTokenId(id), bias);
   }
   if (banned >= info.vocab_size) {
-    violations.Add("sampling.logit_bias", absl::StrCat("bans all ", banned, " tokens, at least one must stay"));
+    violations.Add("sampling.logit_bias",
+                   absl::StrCat("bans all ", banned, " tokens, at least one must stay"));
   }
   return params;
 }
 
 StoppingParams Stopping(const v1::Stopping& proto, const ModelInfo& info, Violations& violations) {
   StoppingParams params;
-  const uint32_t max_new_tokens =
-      proto.has_max_new_tokens() ? proto.max_new_tokens() : static_cast<uint32_t>(info.default_max_new_tokens);
+  const uint32_t max_new_tokens = proto.has_max_new_tokens()
+                                      ? proto.max_new_tokens()
+                                      : static_cast<uint32_t>(info.default_max_new_tokens);
   violations.Between("stopping.max_new_tokens", max_new_tokens, uint32_t{1}, kMaxNewTokensLimit);
-  violations.Between("stopping.min_new_tokens", proto.min_new_tokens(), uint32_t{0}, max_new_tokens);
+  violations.Between("stopping.min_new_tokens", proto.min_new_tokens(), uint32_t{0},
+                     max_new_tokens);
   params.max_new_tokens = static_cast<int>(max_new_tokens);
   params.min_new_tokens = static_cast<int>(proto.min_new_tokens());
   params.ignore_eos = proto.ignore_eos();
   if (proto.stop_token_ids_size() > kMaxStopTokenIds) {
-    violations.Add("stopping.stop_token_ids",
-                   absl::StrCat("has ", proto.stop_token_ids_size(), " ids, limit ", kMaxStopTokenIds));
+    violations.Add("stopping.stop_token_ids", absl::StrCat("has ", proto.stop_token_ids_size(),
+                                                           " ids, limit ", kMaxStopTokenIds));
     return params;
   }
   for (int i = 0; i < proto.stop_token_ids_size(); ++i) {
     const uint32_t id = proto.stop_token_ids(i);
-    violations.TokenInVocabulary(absl::StrCat("stopping.stop_token_ids[", i, "]"), id, info.vocab_size);
+    violations.TokenInVocabulary(absl::StrCat("stopping.stop_token_ids[", i, "]"), id,
+                                 info.vocab_size);
     params.stop_token_ids.push_back(ToTokenId(id));
   }
   return params;
@@ -178,8 +187,8 @@ StoppingParams Stopping(const v1::Stopping& proto, const ModelInfo& info, Violat
 
 StopStringOptions StopStrings(const v1::Stopping& proto, Violations& violations) {
   if (proto.stop_strings_size() > kMaxStopStrings) {
-    violations.Add("stopping.stop_strings",
-                   absl::StrCat("has ", proto.stop_strings_size(), " strings, limit ", kMaxStopStrings));
+    violations.Add("stopping.stop_strings", absl::StrCat("has ", proto.stop_strings_size(),
+                                                         " strings, limit ", kMaxStopStrings));
     return {};
   }
   for (int i = 0; i < proto.stop_strings_size(); ++i) {
@@ -193,8 +202,8 @@ StopStringOptions StopStrings(const v1::Stopping& proto, Violations& violations)
 
 }  // namespace
 
-absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto, const ModelInfo& info,
-                                               const Tokenizer& tokenizer) {
+absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
+                                               const ModelInfo& info, const Tokenizer& tokenizer) {
   Violations violations;
   absl::BitGen random;
   ValidGenerate valid;
@@ -244,7 +253,8 @@ absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
   tokens.reserve(static_cast<size_t>(ids.size()));
   for (const uint32_t id : ids) {
     if (id >= static_cast<uint32_t>(info.vocab_size)) {
-      violations.TokenInVocabulary(absl::StrCat("token_ids[", tokens.size(), "]"), id, info.vocab_size);
+      violations.TokenInVocabulary(absl::StrCat("token_ids[", tokens.size(), "]"), id,
+                                   info.vocab_size);
       break;
     }
     tokens.push_back(ToTokenId(id));
@@ -253,6 +263,8 @@ absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
   return tokens;
 }
 
-bool IsTooLong(const absl::Status& status) { return status.GetPayload(kTooLongPayload).has_value(); }
+bool IsTooLong(const absl::Status& status) {
+  return status.GetPayload(kTooLongPayload).has_value();
+}
 
 }  // namespace bst

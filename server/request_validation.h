@@ -1,12 +1,12 @@
-// Request protos -> the engine's plain structs, or kInvalidArgument that names every wrong field, its
-// value and its limit (google.rpc.BadRequest).
+// Request protos -> the engine's plain structs, or kInvalidArgument that names every wrong field,
+// its value and its limit (google.rpc.BadRequest).
 //
 // Merged here, in this order: the request; the model's generation_config (info.default_sampling and
-// info.default_max_new_tokens); the built-in default. Text is tokenised here, with the model's bos in
-// front. An unset seed or request id is drawn.
+// info.default_max_new_tokens); the built-in default. Text is tokenised here, with the model's bos
+// in front. An unset seed or request id is drawn.
 //
 // Threads     Free functions, thread-safe. They run on gRPC threads.
-// Tested by   tests/server/request_validation_test.cc, tests/fuzz/request_fuzz.cc
+// Tested by   tests/server/request_validation_test.cc
 #pragma once
 
 #include <string>
@@ -36,8 +36,8 @@ struct ValidGenerate {
 };
 
 // Errors: kInvalidArgument; IsTooLong tells a prompt over the limit from other mistakes.
-absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto, const ModelInfo& info,
-                                               const Tokenizer& tokenizer);
+absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
+                                               const ModelInfo& info, const Tokenizer& tokenizer);
 absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const ModelInfo& info,
                                            const Tokenizer& tokenizer);
 absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(

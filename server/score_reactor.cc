@@ -23,7 +23,8 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
     OwnItself(std::move(self));
     const absl::StatusOr<const ServedModel*> model = frontend().Admit(context());
     if (!model.ok()) return Reject(model.status());
-    absl::StatusOr<ScoreRequest> valid = ValidateScore(request, (*model)->engine->info(), *(*model)->tokenizer);
+    absl::StatusOr<ScoreRequest> valid =
+        ValidateScore(request, (*model)->engine->info(), *(*model)->tokenizer);
     if (!valid.ok()) return Reject(valid.status());
     first_token_ = valid->tokens.front();
     has_top_ = valid->top_logprobs > 0;
@@ -87,7 +88,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
     return event;
   }
 
-  TokenId first_token_;   // constant after Start, as is has_top_
+  TokenId first_token_;  // constant after Start, as is has_top_
   bool has_top_ = false;
   double sum_logprobs_ = 0;
   int64_t num_scored_ = 0;
@@ -99,7 +100,8 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::ScoreEvent>* StartScore(Frontend& frontend, grpc::CallbackServerContext& context,
+grpc::ServerWriteReactor<v1::ScoreEvent>* StartScore(Frontend& frontend,
+                                                     grpc::CallbackServerContext& context,
                                                      const v1::ScoreRequest& request) {
   auto reactor = std::make_shared<ScoreReactor>(frontend, context);
   reactor->Start(reactor, request);

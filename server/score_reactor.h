@@ -13,7 +13,8 @@
 namespace bst {
 
 // Starts the RPC of `context`, as StartGenerate does.
-grpc::ServerWriteReactor<v1::ScoreEvent>* StartScore(Frontend& frontend, grpc::CallbackServerContext& context,
+grpc::ServerWriteReactor<v1::ScoreEvent>* StartScore(Frontend& frontend,
+                                                     grpc::CallbackServerContext& context,
                                                      const v1::ScoreRequest& request);
 
 }  // namespace bst

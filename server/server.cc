@@ -40,11 +40,12 @@ absl::StatusOr<std::string> ReadPem(const std::string& path) {
   return text;
 }
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(const ServerConfig& config) {
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(
+    const ServerConfig& config) {
   if (config.tls_cert.empty()) return grpc::InsecureServerCredentials();
-  grpc::SslServerCredentialsOptions options(config.tls_client_ca.empty()
-                                                ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
-                                                : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  grpc::SslServerCredentialsOptions options(
+      config.tls_client_ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                                   : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   BST_ASSIGN_OR_RETURN(const std::string key, ReadPem(config.tls_key));
   BST_ASSIGN_OR_RETURN(const std::string cert, ReadPem(config.tls_cert));
   options.pem_key_cert_pairs.push_back({key, cert});
@@ -62,7 +63,8 @@ struct BoundServer {
 absl::StatusOr<BoundServer> Bind(const std::string& address, const ServerConfig& config,
                                  const std::vector<grpc::Service*>& services) {
   BST_ASSIGN_OR_RETURN(const HostPort host_port, ParseHostPort(address));
-  BST_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials, MakeCredentials(config));
+  BST_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials,
+                       MakeCredentials(config));
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(address, credentials, &port);
@@ -70,13 +72,15 @@ absl::StatusOr<BoundServer> Bind(const std::string& address, const ServerConfig&
   builder.SetMaxReceiveMessageSize(static_cast<int>(config.max_message_bytes));
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // two servers on one port: an error
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinClientPingMs);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kMinClientPingMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kServerPingMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kServerPingTimeoutMs);
   BoundServer bound;
   bound.server = builder.BuildAndStart();
   if (bound.server == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat("cannot listen at ", address, " (in use, or bad TLS files)"));
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen at ", address, " (in use, or bad TLS files)"));
   }
   bound.address = absl::StrCat(host_port.host, ":", port);
   return bound;
@@ -101,12 +105,13 @@ class WarmUpSink final : public TokenSink {
   absl::Notification finished_;
 };
 
-// Runs a prompt and a few tokens, so that the first client does not pay for pages and buffers that are
-// touched for the first time.
+// Runs a prompt and a few tokens, so that the first client does not pay for pages and buffers that
+// are touched for the first time.
 absl::Status WarmUp(Engine& engine) {
   GenerateRequest request;
   request.request_id = "warm-up";
-  request.prompt.resize(static_cast<size_t>(std::min<int64_t>(engine.info().max_prompt_tokens, 64)));
+  request.prompt.resize(
+      static_cast<size_t>(std::min<int64_t>(engine.info().max_prompt_tokens, 64)));
   request.sampling = SamplingParams();
   request.sampling.temperature = 0;
   request.stopping.max_new_tokens = 4;
@@ -162,10 +167,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto parts = std::make_unique<Parts>(config, std::move(auth));
   Parts& p = *parts;
-  std::unique_ptr<Server> server(new Server(std::move(parts)));  // private constructor; cleans up from here on
+  std::unique_ptr<Server> server(
+      new Server(std::move(parts)));  // private constructor; cleans up from here on
 
   Addresses addresses;
-  BST_ASSIGN_OR_RETURN(BoundServer grpc_server, Bind(config.listen, config, {&p.generation, &p.health}));
+  BST_ASSIGN_OR_RETURN(BoundServer grpc_server,
+                       Bind(config.listen, config, {&p.generation, &p.health}));
   p.grpc_server = std::move(grpc_server.server);
   addresses.grpc = grpc_server.address;
   if (!config.control_listen.empty()) {
@@ -200,10 +207,13 @@ Addresses Server::addresses() const { return parts_->frontend.addresses(); }
 std::string Server::ReadyLine() const {
   const Addresses bound = addresses();
   const ModelInfo& info = parts_->frontend.model()->engine->info();
-  const auto or_off = [](const std::string& address) { return address.empty() ? std::string("off") : address; };
+  const auto or_off = [](const std::string& address) {
+    return address.empty() ? std::string("off") : address;
+  };
   // "cpu (avx512)" -> "cpu": the line's values have no spaces.
-  return absl::StrCat("ready grpc=", bound.grpc, " metrics=", or_off(bound.metrics), " control=", or_off(bound.control),
-                      " model=", info.name, " backend=", info.backend.substr(0, info.backend.find(' ')));
+  return absl::StrCat("ready grpc=", bound.grpc, " metrics=", or_off(bound.metrics),
+                      " control=", or_off(bound.control), " model=", info.name,
+                      " backend=", info.backend.substr(0, info.backend.find(' ')));
 }
 
 void Server::Drain() {
@@ -216,12 +226,14 @@ void Server::Drain() {
   absl::Duration flush_time = kFlushTime;
   const bool finished = engine.WaitIdle(deadline);
   if (finished) {
-    flush_time = std::max(deadline - absl::Now(), kFlushTime);  // readers that are behind may read on
+    flush_time =
+        std::max(deadline - absl::Now(), kFlushTime);  // readers that are behind may read on
   } else {
     engine.Shutdown();
   }
   const bool flushed = parts_->frontend.active().WaitUntilNoneOpen(flush_time);
-  Log(LogLevel::kInfo, "drained", {{"finished", finished ? "true" : "false"}, {"flushed", flushed ? "true" : "false"}});
+  Log(LogLevel::kInfo, "drained",
+      {{"finished", finished ? "true" : "false"}, {"flushed", flushed ? "true" : "false"}});
   const auto now = std::chrono::system_clock::now();
   parts_->grpc_server->Shutdown(now);
   if (parts_->control_server != nullptr) parts_->control_server->Shutdown(now);

@@ -30,8 +30,8 @@ class Server {
   // Who counts for the engine; to be given to Engine::Create. Lives as long as the server.
   EngineObserver& observer();
 
-  // Errors: those of the tokenizer; what the warm-up request ended with. The server cannot be used then.
-  // REQUIRES: once.
+  // Errors: those of the tokenizer; what the warm-up request ended with. The server cannot be used
+  // then. REQUIRES: once.
   absl::Status Serve(std::unique_ptr<Engine> engine);
 
   // HOST:PORT with the ports that were bound.

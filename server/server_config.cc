@@ -41,8 +41,8 @@ void CheckChoice(Problems& problems, const char* flag, const std::string& value,
   }
   for (const std::string& choice : absent) {
     if (value == choice) {
-      problems.Require(false, absl::StrCat("--", flag, "=", value, ": this build has no ", value, " ", flag,
-                                           "; it has ", absl::StrJoin(choices, ", ")));
+      problems.Require(false, absl::StrCat("--", flag, "=", value, ": this build has no ", value,
+                                           " ", flag, "; it has ", absl::StrJoin(choices, ", ")));
       return;
     }
   }
@@ -57,7 +57,8 @@ absl::StatusOr<HostPort> ParseHostPort(const std::string& address) {
   HostPort result;
   const bool has_port = colon != std::string::npos && colon + 1 < address.size() &&
                         address.find_first_not_of("0123456789", colon + 1) == std::string::npos &&
-                        absl::SimpleAtoi(address.substr(colon + 1), &result.port) && result.port <= 65535;
+                        absl::SimpleAtoi(address.substr(colon + 1), &result.port) &&
+                        result.port <= 65535;
   if (!has_port || colon == 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("'", address, "' is not HOST:PORT with a port of 0 to 65535"));
@@ -73,13 +74,14 @@ absl::StatusOr<HostPort> ParseHostPort(const std::string& address) {
 absl::Status Validate(const ServerConfig& config) {
   const EngineOptions& engine = config.engine;
   Problems problems;
-  problems.Require(!engine.model_directory.empty(), "--model is required: the directory of a checkpoint");
+  problems.Require(!engine.model_directory.empty(),
+                   "--model is required: the directory of a checkpoint");
   CheckChoice(problems, "backend", engine.backend, {"auto", "cpu", "reference"}, {"cuda"});
   CheckChoice(problems, "weights", engine.weights, {"auto", "f32", "bf16"}, {"int8"});
   CheckChoice(problems, "kv", engine.kv, {"auto", "f32", "bf16"}, {"int8"});
   problems.AtLeast("threads", engine.threads, 0);
   problems.AtLeast("max_sequences", engine.max_sequences, 1);
-  problems.AtLeast("max_step_tokens", engine.max_step_tokens, 1);
+  problems.AtLeast("max_step_tokens", engine.max_step_tokens, 0);
   problems.AtLeast("chunk_tokens", engine.chunk_tokens, 1);
   problems.AtLeast("max_queue", engine.max_queue, 0);
   problems.AtLeast("max_queue_tokens", engine.max_queue_tokens, 0);
@@ -90,8 +92,8 @@ absl::Status Validate(const ServerConfig& config) {
   if (!config.control_listen.empty()) problems.Address("control_listen", config.control_listen);
   problems.AtLeast("max_message_bytes", config.max_message_bytes, 1024);
   problems.Require(config.max_message_bytes <= std::numeric_limits<int32_t>::max(),
-                   absl::StrCat("--max_message_bytes is ", config.max_message_bytes, ", must be at most ",
-                                std::numeric_limits<int32_t>::max()));
+                   absl::StrCat("--max_message_bytes is ", config.max_message_bytes,
+                                ", must be at most ", std::numeric_limits<int32_t>::max()));
   problems.Require(config.grace >= absl::ZeroDuration(), "--grace_seconds must be at least 0");
   problems.Require(config.tls_cert.empty() == config.tls_key.empty(),
                    "--tls_cert and --tls_key go together: set both or none");

@@ -11,53 +11,69 @@
 #include "absl/strings/str_cat.h"
 #include "server/version.h"
 
-ABSL_FLAG(std::string, model, "", "Directory of the checkpoint: config.json and *.safetensors. Required.");
+ABSL_FLAG(std::string, model, "",
+          "Directory of the checkpoint: config.json and *.safetensors. Required.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
           "HOST:PORT of the gRPC service. Port 0 picks a free one, which the ready line names.");
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9090",
           "HOST:PORT of Prometheus metrics over HTTP at /metrics. Empty: off.");
-ABSL_FLAG(std::string, control_listen, "",
-          "HOST:PORT of the control service (load, abort, drain). Empty: off. Keep it from clients.");
-ABSL_FLAG(std::string, backend, "auto", "What computes: auto, cpu or reference (slow, for comparison).");
-ABSL_FLAG(std::string, weights, "auto",
-          "Number type of the weights: auto, f32 or bf16. auto: f32 if any matrix in the file is F32, "
-          "else bf16. bf16 halves memory and the bytes read per token.");
-ABSL_FLAG(std::string, kv, "auto",
-          "Number type of the attention state: auto, f32 or bf16. auto: as the weights. bf16 halves the "
-          "memory of a sequence.");
+ABSL_FLAG(
+    std::string, control_listen, "",
+    "HOST:PORT of the control service (load, abort, drain). Empty: off. Keep it from clients.");
+ABSL_FLAG(std::string, backend, "auto",
+          "What computes: auto, cpu or reference (slow, for comparison).");
+ABSL_FLAG(
+    std::string, weights, "auto",
+    "Number type of the weights: auto, f32 or bf16. auto: f32 if any matrix in the file is F32, "
+    "else bf16. bf16 halves memory and the bytes read per token.");
+ABSL_FLAG(
+    std::string, kv, "auto",
+    "Number type of the attention state: auto, f32 or bf16. auto: as the weights. bf16 halves the "
+    "memory of a sequence.");
 ABSL_FLAG(int, threads, 0, "Threads that compute. 0: all cores this process may use.");
-ABSL_FLAG(int, max_sequences, bst::EngineOptions().max_sequences,
-          "Slots: sequences that run at the same time. Each costs its state's memory from the start.");
+ABSL_FLAG(
+    int, max_sequences, bst::EngineOptions().max_sequences,
+    "Slots: sequences that run at the same time. Each costs its state's memory from the start.");
 ABSL_FLAG(int, max_step_tokens, bst::EngineOptions().max_step_tokens,
-          "Tokens of one step of the engine, of all sequences. More: prompts are read faster; running "
+          "Tokens of one step of the engine, of all sequences. 0: 2048, or what the model's window "
+          "and the "
+          "slots need. More: prompts are read faster; running "
           "streams wait longer between two tokens while a prompt is read.");
-ABSL_FLAG(int, chunk_tokens, bst::EngineOptions().chunk_tokens,
-          "Tokens of one prompt in one step; rounded down to a multiple of the model's window W, at "
-          "least W. More: as for --max_step_tokens.");
+ABSL_FLAG(
+    int, chunk_tokens, bst::EngineOptions().chunk_tokens,
+    "Tokens of one prompt in one step; rounded down to a multiple of the model's window W, at "
+    "least W. More: as for --max_step_tokens.");
 ABSL_FLAG(int, max_queue, bst::EngineOptions().max_queue,
           "Requests that may wait for a slot; the next is answered with RESOURCE_EXHAUSTED.");
 ABSL_FLAG(int64_t, max_queue_tokens, bst::EngineOptions().max_queue_tokens,
           "Prompt tokens that may wait, of all requests; 4 bytes of memory each.");
 ABSL_FLAG(int64_t, max_prompt_tokens, bst::EngineOptions().max_prompt_tokens,
           "Tokens of one prompt; a longer one is answered with INVALID_ARGUMENT.");
-ABSL_FLAG(int64_t, max_message_bytes, bst::ServerConfig().max_message_bytes,
-          "Bytes of one request message; a larger one is answered with RESOURCE_EXHAUSTED. A token id "
-          "takes 1 to 3 bytes.");
+ABSL_FLAG(
+    int64_t, max_message_bytes, bst::ServerConfig().max_message_bytes,
+    "Bytes of one request message; a larger one is answered with RESOURCE_EXHAUSTED. A token id "
+    "takes 1 to 3 bytes.");
 ABSL_FLAG(double, grace_seconds, 30,
-          "Seconds that SIGTERM leaves running streams to finish; what is left then ends with UNAVAILABLE.");
-ABSL_FLAG(std::string, tls_cert, "", "PEM file with the server's certificate chain. Empty: no TLS.");
+          "Seconds that SIGTERM leaves running streams to finish; what is left then ends with "
+          "UNAVAILABLE.");
+ABSL_FLAG(std::string, tls_cert, "",
+          "PEM file with the server's certificate chain. Empty: no TLS.");
 ABSL_FLAG(std::string, tls_key, "", "PEM file with the key of --tls_cert.");
 ABSL_FLAG(std::string, tls_client_ca, "",
-          "PEM file with certificate authorities. Set: clients must show a certificate one of them signed.");
+          "PEM file with certificate authorities. Set: clients must show a certificate one of them "
+          "signed.");
 ABSL_FLAG(std::string, auth_token_file, "",
-          "File with keys, one per line. Set: calls need the metadata 'authorization: Bearer KEY' with one "
+          "File with keys, one per line. Set: calls need the metadata 'authorization: Bearer KEY' "
+          "with one "
           "of them; health checks and reflection stay open. Use it with TLS.");
 ABSL_FLAG(std::string, log_format, "text", "Lines on stderr: text or json.");
 
 namespace bst {
 namespace {
 
-bool IsServerFlagFile(absl::string_view file) { return absl::EndsWith(file, "server/server_flags.cc"); }
+bool IsServerFlagFile(absl::string_view file) {
+  return absl::EndsWith(file, "server/server_flags.cc");
+}
 
 }  // namespace
 
@@ -71,13 +87,16 @@ absl::StatusOr<ServerConfig> ConfigFromCommandLine(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "serves a Block-State Transformer over gRPC.\n\n"
       "  bst-server --model=models/tiny\n"
-      "  bst-server --model=DIR --listen=0.0.0.0:50051 --tls_cert=c.pem --tls_key=k.pem --auth_token_file=keys\n"
+      "  bst-server --model=DIR --listen=0.0.0.0:50051 --tls_cert=c.pem --tls_key=k.pem "
+      "--auth_token_file=keys\n"
       "  bst-server --flagfile=/etc/bst/server.flags\n\n"
       "When it serves it writes one line to stderr: ready grpc=HOST:PORT metrics=HOST:PORT ...\n"
-      "SIGTERM and SIGINT drain it: running streams finish, at most --grace_seconds; a second signal ends it.");
+      "SIGTERM and SIGINT drain it: running streams finish, at most --grace_seconds; a second "
+      "signal ends it.");
   const std::vector<char*> positional = absl::ParseCommandLine(argc, argv);
   if (positional.size() > 1) {
-    return absl::InvalidArgumentError(absl::StrCat("'", positional[1], "' is not a flag; try --help"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", positional[1], "' is not a flag; try --help"));
   }
 
   ServerConfig config;

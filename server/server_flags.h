@@ -9,8 +9,8 @@
 
 namespace bst {
 
-// Parses the command line; ends the process for --help, --version and unknown flags, as absl flags do.
-// Errors: kInvalidArgument with one line per wrong option, all of them.
+// Parses the command line; ends the process for --help, --version and unknown flags, as absl flags
+// do. Errors: kInvalidArgument with one line per wrong option, all of them.
 absl::StatusOr<ServerConfig> ConfigFromCommandLine(int argc, char** argv);
 
 }  // namespace bst

@@ -1,10 +1,11 @@
-// StopStringMatcher: finds stop strings in a text that arrives in pieces, and holds back what may be
-// the beginning of one.
+// StopStringMatcher: finds stop strings in a text that arrives in pieces, and holds back what may
+// be the beginning of one.
 //
 // Invariants  (1) What it returns, joined, does not depend on how the text was cut into pieces.
 //             (2) No returned piece ends with a beginning of a stop string, except from Finish().
 //             (3) If pieces are whole UTF-8 characters, so is what it returns.
-// A stop string is found where its last byte arrives; of several that end there the one listed first.
+// A stop string is found where its last byte arrives; of several that end there the one listed
+// first.
 //
 // Threads     Thread-compatible.
 // Tested by   tests/server/stop_string_matcher_test.cc

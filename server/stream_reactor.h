@@ -1,8 +1,8 @@
 // StreamReactor: one server-streaming RPC that the engine feeds: events -> messages -> writes.
 //
-// At most one write is in flight. While it is, events are taken in and merged, so a slow reader gets
-// fewer, fuller messages, and a stop string is found when its last token comes, not when the reader
-// gets there.
+// At most one write is in flight. While it is, events are taken in and merged, so a slow reader
+// gets fewer, fuller messages, and a stop string is found when its last token comes, not when the
+// reader gets there.
 //
 // Ownership   Owns itself (self_) from Start until gRPC's OnDone, the last reaction.
 // Threads     Thread-safe. Reactions come on gRPC threads, Advance on any.
@@ -27,7 +27,8 @@ namespace bst {
 
 // Why gRPC cancelled the call of `context`.
 inline CancelCause CauseOfCancellation(const grpc::CallbackServerContext& context) {
-  return context.deadline() <= std::chrono::system_clock::now() ? CancelCause::kDeadline : CancelCause::kClient;
+  return context.deadline() <= std::chrono::system_clock::now() ? CancelCause::kDeadline
+                                                                : CancelCause::kClient;
 }
 
 template <typename Message>
@@ -102,7 +103,9 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>, public EngineCal
   // What to write next, if anything is ready.
   virtual std::optional<Message> NextMessage() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
   // The RPC ends with `status` once all messages are written.
-  void End(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) { end_ = std::move(status); }
+  void End(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+    end_ = std::move(status);
+  }
 
   grpc::CallbackServerContext& context() { return context_; }
 

@@ -1,6 +1,6 @@
 // The line that a generation ends with on stderr.
 //
-// Tested by   tests/clients/closing_line_test.cc
+// Tested by   tests/clients/terminal_text_test.cc
 #pragma once
 
 #include <string>

@@ -17,13 +17,16 @@ namespace bst::cli {
 void Connection::AddFlags(CLI::App& app) {
   app.add_option("--server", server, "HOST:PORT of the server")->capture_default_str();
   app.add_flag("--json", json, "One JSON object on stdout, nothing else there");
-  app.add_option("--token-file", token_file, "File whose first line is the key to show to the server");
+  app.add_option("--token-file", token_file,
+                 "File whose first line is the key to show to the server");
   app.add_flag("--tls", tls, "Use TLS with the system's certificate authorities");
   app.add_option("--tls-ca", tls_ca, "PEM file with the authorities to trust; implies --tls");
   app.add_option("--tls-cert", tls_cert, "PEM file with this client's certificate; implies --tls");
   app.add_option("--tls-key", tls_key, "PEM file with the key of --tls-cert");
-  app.add_option("--tls-server-name", tls_server_name, "Name to expect in the server's certificate");
-  app.add_option("--timeout", timeout_seconds, "Seconds after which the call is given up; default: never")
+  app.add_option("--tls-server-name", tls_server_name,
+                 "Name to expect in the server's certificate");
+  app.add_option("--timeout", timeout_seconds,
+                 "Seconds after which the call is given up; default: never")
       ->check(CLI::PositiveNumber);
 }
 
@@ -34,7 +37,8 @@ std::shared_ptr<grpc::Channel> Connection::MakeChannel() const {
   if (!tls_server_name.empty()) arguments.SetSslTargetNameOverride(tls_server_name);
   std::shared_ptr<grpc::ChannelCredentials> credentials;
   if (tls || !tls_ca.empty() || !tls_cert.empty()) {
-    if (tls_cert.empty() != tls_key.empty()) throw UsageError("--tls-cert and --tls-key go together");
+    if (tls_cert.empty() != tls_key.empty())
+      throw UsageError("--tls-cert and --tls-key go together");
     grpc::SslCredentialsOptions options;
     if (!tls_ca.empty()) options.pem_root_certs = ReadFile(tls_ca);
     if (!tls_cert.empty()) {
@@ -63,7 +67,8 @@ void Connection::Prepare(grpc::ClientContext& context) const {
 }
 
 std::string ReadFile(const std::string& path) {
-  if (path == "-") return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+  if (path == "-")
+    return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
   std::ifstream file(path, std::ios::binary);
   std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   if (!file) throw UsageError("cannot read " + path);
@@ -71,44 +76,65 @@ std::string ReadFile(const std::string& path) {
 }
 
 ExitCode ReportFailure(const grpc::Status& status) {
-  std::fprintf(stderr, "bst: %s: %s\n", CodeName(status.error_code()).c_str(), status.error_message().c_str());
+  std::fprintf(stderr, "bst: %s: %s\n", CodeName(status.error_code()).c_str(),
+               status.error_message().c_str());
   google::rpc::Status details;
   bool may_retry = false;
   if (details.ParseFromString(status.error_details())) {
     for (const google::protobuf::Any& detail : details.details()) {
       if (google::rpc::RetryInfo retry; detail.UnpackTo(&retry)) {
         may_retry = true;
-        std::fprintf(stderr, "Try again in %lld s.\n", static_cast<long long>(retry.retry_delay().seconds()));
+        std::fprintf(stderr, "Try again in %lld s.\n",
+                     static_cast<long long>(retry.retry_delay().seconds()));
       }
     }
   }
   if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED && !may_retry) {
-    std::fprintf(stderr,
-                 "The request is larger than the server's message limit: shorten the prompt, send it as token ids "
-                 "(--ids-file), or start the server with a larger --max_message_bytes (see `bst info`).\n");
+    std::fprintf(
+        stderr,
+        "The request is larger than the server's message limit: shorten the prompt, send it as "
+        "token ids "
+        "(--ids-file), or start the server with a larger --max_message_bytes (see `bst info`).\n");
   }
   return kRequestFailed;
 }
 
 std::string CodeName(grpc::StatusCode code) {
   switch (code) {
-    case grpc::StatusCode::OK: return "OK";
-    case grpc::StatusCode::CANCELLED: return "CANCELLED";
-    case grpc::StatusCode::INVALID_ARGUMENT: return "INVALID_ARGUMENT";
-    case grpc::StatusCode::DEADLINE_EXCEEDED: return "DEADLINE_EXCEEDED";
-    case grpc::StatusCode::NOT_FOUND: return "NOT_FOUND";
-    case grpc::StatusCode::ALREADY_EXISTS: return "ALREADY_EXISTS";
-    case grpc::StatusCode::PERMISSION_DENIED: return "PERMISSION_DENIED";
-    case grpc::StatusCode::RESOURCE_EXHAUSTED: return "RESOURCE_EXHAUSTED";
-    case grpc::StatusCode::FAILED_PRECONDITION: return "FAILED_PRECONDITION";
-    case grpc::StatusCode::ABORTED: return "ABORTED";
-    case grpc::StatusCode::OUT_OF_RANGE: return "OUT_OF_RANGE";
-    case grpc::StatusCode::UNIMPLEMENTED: return "UNIMPLEMENTED";
-    case grpc::StatusCode::INTERNAL: return "INTERNAL";
-    case grpc::StatusCode::UNAVAILABLE: return "UNAVAILABLE";
-    case grpc::StatusCode::DATA_LOSS: return "DATA_LOSS";
-    case grpc::StatusCode::UNAUTHENTICATED: return "UNAUTHENTICATED";
-    default: return "UNKNOWN";
+    case grpc::StatusCode::OK:
+      return "OK";
+    case grpc::StatusCode::CANCELLED:
+      return "CANCELLED";
+    case grpc::StatusCode::INVALID_ARGUMENT:
+      return "INVALID_ARGUMENT";
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+      return "DEADLINE_EXCEEDED";
+    case grpc::StatusCode::NOT_FOUND:
+      return "NOT_FOUND";
+    case grpc::StatusCode::ALREADY_EXISTS:
+      return "ALREADY_EXISTS";
+    case grpc::StatusCode::PERMISSION_DENIED:
+      return "PERMISSION_DENIED";
+    case grpc::StatusCode::RESOURCE_EXHAUSTED:
+      return "RESOURCE_EXHAUSTED";
+    case grpc::StatusCode::FAILED_PRECONDITION:
+      return "FAILED_PRECONDITION";
+    case grpc::StatusCode::ABORTED:
+      return "ABORTED";
+    case grpc::StatusCode::OUT_OF_RANGE:
+      return "OUT_OF_RANGE";
+    case grpc::StatusCode::UNIMPLEMENTED:
+      return "UNIMPLEMENTED";
+    case grpc::StatusCode::INTERNAL:
+      return "INTERNAL";
+    case grpc::StatusCode::UNAVAILABLE:
+      return "UNAVAILABLE";
+    case grpc::StatusCode::DATA_LOSS:
+      return "DATA_LOSS";
+    case grpc::StatusCode::UNAUTHENTICATED:
+      return "UNAUTHENTICATED";
+    default:
+      return "UNKNOWN";
   }
 }
 

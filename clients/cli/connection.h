@@ -18,8 +18,8 @@ namespace bst::cli {
 // What the process returns. Scripts rely on it.
 enum ExitCode { kSuccess = 0, kRequestFailed = 1, kWrongUsage = 2 };
 
-// Something the user got wrong and that the command line's grammar cannot tell: a file that cannot be
-// read. Caught in main, which returns kWrongUsage.
+// Something the user got wrong and that the command line's grammar cannot tell: a file that cannot
+// be read. Caught in main, which returns kWrongUsage.
 class UsageError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

@@ -28,7 +28,8 @@ struct Options {
   std::optional<int32_t> top_k;
   std::vector<std::string> logit_bias;  // "ID=BIAS"
   std::optional<uint64_t> seed;
-  std::optional<uint32_t> max_new_tokens, min_new_tokens, top_logprobs, queue_timeout_ms, time_limit_ms;
+  std::optional<uint32_t> max_new_tokens, min_new_tokens, top_logprobs, queue_timeout_ms,
+      time_limit_ms;
   std::vector<std::string> stop;
   std::vector<uint32_t> stop_token_ids;
   bool ignore_eos = false, include_stop_string = false, echo = false, logprobs = false;
@@ -37,36 +38,63 @@ struct Options {
 void AddFlags(CLI::App& app, Options& o) {
   o.prompt.AddFlags(app);
   const char* const stopping = "When it ends";
-  app.add_option("--max-new-tokens", o.max_new_tokens, "Tokens at most")->group(stopping);
-  app.add_option("--min-new-tokens", o.min_new_tokens, "No end of sequence before this many")->group(stopping);
-  app.add_option("--stop", o.stop, "Stop before this text; may be repeated")->allow_extra_args(false)->group(stopping);
-  app.add_option("--stop-token-id", o.stop_token_ids, "Stop after this token; may be repeated")
+  app.add_option("--max-new-tokens", o.max_new_tokens, "Tokens at most")
+      ->check(CLI::NonNegativeNumber)
+      ->group(stopping);
+  app.add_option("--min-new-tokens", o.min_new_tokens, "No end of sequence before this many")
+      ->check(CLI::NonNegativeNumber)
+      ->group(stopping);
+  app.add_option("--stop", o.stop, "Stop before this text; may be repeated")
       ->allow_extra_args(false)
       ->group(stopping);
-  app.add_flag("--include-stop-string", o.include_stop_string, "Keep the stop string in the text")->group(stopping);
+  app.add_option("--stop-token-id", o.stop_token_ids, "Stop after this token; may be repeated")
+      ->check(CLI::NonNegativeNumber)
+      ->allow_extra_args(false)
+      ->group(stopping);
+  app.add_flag("--include-stop-string", o.include_stop_string, "Keep the stop string in the text")
+      ->group(stopping);
   app.add_flag("--ignore-eos", o.ignore_eos, "Go on after an end of sequence")->group(stopping);
-  app.add_option("--queue-timeout-ms", o.queue_timeout_ms, "Give up if it has not started by then")->group(stopping);
-  app.add_option("--time-limit-ms", o.time_limit_ms, "Stop then and keep the text")->group(stopping);
+  app.add_option("--queue-timeout-ms", o.queue_timeout_ms, "Give up if it has not started by then")
+      ->check(CLI::NonNegativeNumber)
+      ->group(stopping);
+  app.add_option("--time-limit-ms", o.time_limit_ms, "Stop then and keep the text")
+      ->check(CLI::NonNegativeNumber)
+      ->group(stopping);
 
   const char* const sampling = "How tokens are drawn (unset: the model's own defaults)";
-  app.add_option("--temperature", o.temperature, "0 .. 100; 0 takes the likeliest token")->group(sampling);
+  app.add_option("--temperature", o.temperature, "0 .. 100; 0 takes the likeliest token")
+      ->group(sampling);
   app.add_option("--top-k", o.top_k, "Only the k likeliest; 0 and -1: all")->group(sampling);
-  app.add_option("--top-p", o.top_p, "Only the likeliest with this mass, above 0, up to 1")->group(sampling);
-  app.add_option("--min-p", o.min_p, "Only those at least so likely, relative to the likeliest")->group(sampling);
-  app.add_option("--typical-p", o.typical_p, "Locally typical sampling, above 0, up to 1")->group(sampling);
-  app.add_option("--repetition-penalty", o.repetition_penalty, "Above 1 discourages what was said")->group(sampling);
-  app.add_option("--presence-penalty", o.presence_penalty, "-2 .. 2, once per token of the output")->group(sampling);
-  app.add_option("--frequency-penalty", o.frequency_penalty, "-2 .. 2, per occurrence")->group(sampling);
+  app.add_option("--top-p", o.top_p, "Only the likeliest with this mass, above 0, up to 1")
+      ->group(sampling);
+  app.add_option("--min-p", o.min_p, "Only those at least so likely, relative to the likeliest")
+      ->group(sampling);
+  app.add_option("--typical-p", o.typical_p, "Locally typical sampling, above 0, up to 1")
+      ->group(sampling);
+  app.add_option("--repetition-penalty", o.repetition_penalty, "Above 1 discourages what was said")
+      ->group(sampling);
+  app.add_option("--presence-penalty", o.presence_penalty, "-2 .. 2, once per token of the output")
+      ->group(sampling);
+  app.add_option("--frequency-penalty", o.frequency_penalty, "-2 .. 2, per occurrence")
+      ->group(sampling);
   app.add_option("--logit-bias", o.logit_bias, "ID=BIAS, -100 .. 100 or -inf; may be repeated")
       ->allow_extra_args(false)
       ->group(sampling);
-  app.add_option("--seed", o.seed, "Same request, same seed: same text")->group(sampling);
+  app.add_option("--seed", o.seed, "Same request, same seed: same text")
+      ->check(CLI::NonNegativeNumber)
+      ->group(sampling);
 
   const char* const output = "What is shown";
   app.add_flag("--echo", o.echo, "The prompt first")->group(output);
-  app.add_flag("--logprobs", o.logprobs, "With --json: the log-probability of each token")->group(output);
-  app.add_option("--top-logprobs", o.top_logprobs, "With --json: so many alternatives of each token")->group(output);
-  app.add_option("--request-id", o.request_id, "Name of the request in the server's log; unset: drawn")->group(output);
+  app.add_flag("--logprobs", o.logprobs, "With --json: the log-probability of each token")
+      ->group(output);
+  app.add_option("--top-logprobs", o.top_logprobs,
+                 "With --json: so many alternatives of each token")
+      ->check(CLI::NonNegativeNumber)
+      ->group(output);
+  app.add_option("--request-id", o.request_id,
+                 "Name of the request in the server's log; unset: drawn")
+      ->group(output);
 }
 
 std::pair<uint32_t, float> ParseBias(const std::string& text) {
@@ -166,7 +194,8 @@ ExitCode Generate(const Options& options) {
     v1::GenerateEvent event;
     while (reader->Read(&event)) {
       if (event.has_prefill_progress()) {
-        progress.Show(event.prefill_progress().processed_tokens(), event.prefill_progress().total_tokens());
+        progress.Show(event.prefill_progress().processed_tokens(),
+                      event.prefill_progress().total_tokens());
       } else if (event.has_tokens() && options.connection.json) {
         result.Add(event.tokens());
       } else if (event.has_tokens()) {
@@ -182,7 +211,8 @@ ExitCode Generate(const Options& options) {
   if (!options.connection.json && isatty(STDOUT_FILENO) == 1) std::fputc('\n', stdout);
   if (!status.ok()) return ReportFailure(status);
   if (!finished.has_value()) {
-    return ReportFailure(grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without a Finished event"));
+    return ReportFailure(
+        grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without a Finished event"));
   }
   if (options.connection.json) {
     PrintJson(result.Finish(*finished, options));
@@ -195,16 +225,19 @@ ExitCode Generate(const Options& options) {
 }  // namespace
 
 void AddGenerate(CLI::App& app, Run& run) {
-  auto options = std::make_shared<Options>();  // shared by the flags, which fill it, and run, which reads it
+  auto options =
+      std::make_shared<Options>();  // shared by the flags, which fill it, and run, which reads it
   CLI::App* const command = app.add_subcommand("generate", "Continue a text");
   command->footer(
       "Examples:\n"
       "  bst generate --prompt 'Once upon a time'\n"
-      "  bst generate --prompt-file story.txt --max-new-tokens 500 --temperature 0.8 --top-p 0.95 --seed 7\n"
+      "  bst generate --prompt-file story.txt --max-new-tokens 500 --temperature 0.8 --top-p 0.95 "
+      "--seed 7\n"
       "  bst generate --prompt 'Q: 2+2?' --temperature 0 --stop $'\\n'\n"
       "  bst generate --ids-file ids.json --temperature 0 --json | jq .token_ids\n"
       "  cat book.txt | bst generate --prompt-file - --max-new-tokens 200\n"
-      "The text goes to stdout as it comes; a closing line and, on a terminal, the progress of a long prompt\n"
+      "The text goes to stdout as it comes; a closing line and, on a terminal, the progress of a "
+      "long prompt\n"
       "go to stderr. Ctrl-C cancels the request.");
   options->connection.AddFlags(*command);
   AddFlags(*command, *options);

@@ -13,9 +13,7 @@ namespace {
 // A signal handler can be handed nothing else.
 volatile std::sig_atomic_t write_fd = -1;
 
-void Send(char byte) {
-  [[maybe_unused]] const ssize_t written = write(write_fd, &byte, 1);
-}
+void Send(char byte) { [[maybe_unused]] const ssize_t written = write(write_fd, &byte, 1); }
 
 void OnSignal(int) {
   const int saved_errno = errno;

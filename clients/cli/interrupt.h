@@ -1,5 +1,6 @@
-// Interrupt: while it lives, Ctrl-C (and SIGTERM) cancels one call instead of ending the process, so
-// that the server frees the slot at once and the output ends at a whole line. A second one ends it.
+// Interrupt: while it lives, Ctrl-C (and SIGTERM) cancels one call instead of ending the process,
+// so that the server frees the slot at once and the output ends at a whole line. A second one ends
+// it.
 //
 // Threads     One instance at a time. Has a thread of its own: a signal handler may not call gRPC.
 // Tested by   tests/e2e/cli_test.py

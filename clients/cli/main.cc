@@ -7,7 +7,8 @@
 
 int main(int argc, char** argv) {
   using namespace bst::cli;
-  CLI::App app("Talks to a bst-server: generate and score text with a Block-State Transformer.", "bst");
+  CLI::App app("Talks to a bst-server: generate and score text with a Block-State Transformer.",
+               "bst");
   app.footer(
       "Examples:\n"
       "  bst generate --prompt 'Once upon a time' --max-new-tokens 100\n"

@@ -11,9 +11,11 @@ std::string ProgressText(uint64_t done, uint64_t total) {
   const uint64_t filled = total == 0 ? kWidth : done * kWidth / total;
   const uint64_t percent = total == 0 ? 100 : done * 100 / total;
   char numbers[96];
-  std::snprintf(numbers, sizeof(numbers), "] %3llu %%  %llu of %llu tokens", static_cast<unsigned long long>(percent),
-                static_cast<unsigned long long>(done), static_cast<unsigned long long>(total));
-  return "reading the prompt [" + std::string(filled, '#') + std::string(kWidth - filled, ' ') + numbers;
+  std::snprintf(numbers, sizeof(numbers), "] %3llu %%  %llu of %llu tokens",
+                static_cast<unsigned long long>(percent), static_cast<unsigned long long>(done),
+                static_cast<unsigned long long>(total));
+  return "reading the prompt [" + std::string(filled, '#') + std::string(kWidth - filled, ' ') +
+         numbers;
 }
 
 ProgressBar::ProgressBar() : terminal_(isatty(STDERR_FILENO) == 1) {}

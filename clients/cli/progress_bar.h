@@ -1,7 +1,8 @@
 // ProgressBar: shows on stderr how much of a prompt the server has read; on a terminal only.
 //
 // Threads     Thread-compatible.
-// Tested by   tests/clients/progress_bar_test.cc (the text), tests/e2e/cli_test.py (silent without a terminal)
+// Tested by   tests/clients/terminal_text_test.cc (the text), tests/e2e/cli_test.py (silent without
+// a terminal)
 #pragma once
 
 #include <cstdint>

@@ -18,7 +18,8 @@ void Prompt::AddFlags(CLI::App& app) {
   auto* const group = app.add_option_group("Prompt", "exactly one of");
   group->add_option("--prompt", text, "The text");
   group->add_option("--prompt-file", text_file, "File with the text; - is the standard input");
-  group->add_option("--ids-file", ids_file, "File with a JSON list of token ids; - is the standard input");
+  group->add_option("--ids-file", ids_file,
+                    "File with a JSON list of token ids; - is the standard input");
   group->require_option(1);
 }
 
@@ -28,7 +29,8 @@ std::string Prompt::Text() const {
     return text;
   }
   std::string content = ReadFile(text_file);
-  if (!IsUtf8(content)) throw UsageError(text_file + " is not UTF-8; send other bytes as token ids (--ids-file)");
+  if (!IsUtf8(content))
+    throw UsageError(text_file + " is not UTF-8; send other bytes as token ids (--ids-file)");
   return content;
 }
 

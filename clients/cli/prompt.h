@@ -22,7 +22,8 @@ struct Prompt {
   // Text alone, for commands that take no ids.
   void AddTextFlags(CLI::App& app);
 
-  // The text of --prompt or --prompt-file. Throws UsageError when the file cannot be read or is not UTF-8.
+  // The text of --prompt or --prompt-file. Throws UsageError when the file cannot be read or is not
+  // UTF-8.
   std::string Text() const;
   bool is_ids() const { return !ids_file.empty(); }
 

@@ -32,7 +32,8 @@ class ScoreResult {
   void Add(const v1::Scored& scored) {
     for (const uint32_t id : scored.token_ids()) token_ids_.push_back(id);
     for (const float logprob : scored.logprobs()) logprobs_.push_back(Number(logprob));
-    for (const v1::TopTokens& top : scored.top()) top_logprobs_.push_back(TopTokensJson(top.tokens()));
+    for (const v1::TopTokens& top : scored.top())
+      top_logprobs_.push_back(TopTokensJson(top.tokens()));
   }
   uint64_t scored_tokens() const { return token_ids_.size(); }
   uint64_t total_tokens() const { return total_tokens_; }
@@ -78,14 +79,15 @@ ExitCode Score(const Options& options) {
   }
   if (!status.ok()) return ReportFailure(status);
   if (!finished.has_value()) {
-    return ReportFailure(grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without a ScoreFinished event"));
+    return ReportFailure(
+        grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without a ScoreFinished event"));
   }
   if (options.connection.json) {
     PrintJson(result.Finish(*finished, options));
   } else if (finished->has_mean_nll()) {
     std::printf("tokens %llu  mean_nll %.9g nats  perplexity %.9g\n",
-                static_cast<unsigned long long>(finished->usage().prompt_tokens()), finished->mean_nll(),
-                finished->perplexity());
+                static_cast<unsigned long long>(finished->usage().prompt_tokens()),
+                finished->mean_nll(), finished->perplexity());
   } else {
     std::printf("tokens %llu: one token has nothing before it to be scored by\n",
                 static_cast<unsigned long long>(finished->usage().prompt_tokens()));
@@ -96,8 +98,10 @@ ExitCode Score(const Options& options) {
 }  // namespace
 
 void AddScore(CLI::App& app, Run& run) {
-  auto options = std::make_shared<Options>();  // shared by the flags, which fill it, and run, which reads it
-  CLI::App* const command = app.add_subcommand("score", "Log-probabilities and perplexity of a text");
+  auto options =
+      std::make_shared<Options>();  // shared by the flags, which fill it, and run, which reads it
+  CLI::App* const command =
+      app.add_subcommand("score", "Log-probabilities and perplexity of a text");
   command->footer(
       "Examples:\n"
       "  bst score --prompt 'The cat sat on the mat'\n"
@@ -105,7 +109,10 @@ void AddScore(CLI::App& app, Run& run) {
       "  bst score --ids-file ids.json --json | jq .mean_nll");
   options->connection.AddFlags(*command);
   options->prompt.AddFlags(*command);
-  command->add_option("--top-logprobs", options->top_logprobs, "With --json: so many alternatives per position");
+  command
+      ->add_option("--top-logprobs", options->top_logprobs,
+                   "With --json: so many alternatives per position")
+      ->check(CLI::NonNegativeNumber);
   command->callback([options, &run] { run = [options] { return Score(*options); }; });
 }
 

@@ -94,8 +94,8 @@ ExitCode Info(const Connection& connection) {
   grpc::ClientContext context;
   connection.Prepare(context);
   v1::ModelInfo info;
-  const grpc::Status status =
-      v1::Generation::NewStub(connection.MakeChannel())->GetModelInfo(&context, v1::GetModelInfoRequest(), &info);
+  const grpc::Status status = v1::Generation::NewStub(connection.MakeChannel())
+                                  ->GetModelInfo(&context, v1::GetModelInfoRequest(), &info);
   if (!status.ok()) return ReportFailure(status);
   if (connection.json) {
     PrintJson(InfoJson(info));
@@ -119,13 +119,15 @@ ExitCode Health(const HealthOptions& options) {
   const auto stub = grpc::health::v1::Health::NewStub(options.connection.MakeChannel());
   const grpc::Status status = stub->Check(&context, request, &response);
   if (!status.ok()) return ReportFailure(status);
-  const std::string name = grpc::health::v1::HealthCheckResponse::ServingStatus_Name(response.status());
+  const std::string name =
+      grpc::health::v1::HealthCheckResponse::ServingStatus_Name(response.status());
   if (options.connection.json) {
     PrintJson({{"status", name}});
   } else {
     std::printf("%s\n", name.c_str());
   }
-  return response.status() == grpc::health::v1::HealthCheckResponse::SERVING ? kSuccess : kRequestFailed;
+  return response.status() == grpc::health::v1::HealthCheckResponse::SERVING ? kSuccess
+                                                                             : kRequestFailed;
 }
 
 }  // namespace
@@ -133,10 +135,12 @@ ExitCode Health(const HealthOptions& options) {
 void AddTokenize(CLI::App& app, Run& run) {
   auto options = std::make_shared<TokenizeOptions>();  // shared by the flags and run
   CLI::App* const command = app.add_subcommand("tokenize", "Token ids of a text");
-  command->footer("Examples:\n  bst tokenize --prompt 'Hello' > ids.json\n  bst generate --ids-file ids.json");
+  command->footer(
+      "Examples:\n  bst tokenize --prompt 'Hello' > ids.json\n  bst generate --ids-file ids.json");
   options->connection.AddFlags(*command);
   options->prompt.AddTextFlags(*command);
-  command->add_flag("--add-bos", options->add_bos, "The model's bos token in front, as a text prompt gets it");
+  command->add_flag("--add-bos", options->add_bos,
+                    "The model's bos token in front, as a text prompt gets it");
   command->callback([options, &run] { run = [options] { return Tokenize(*options); }; });
 }
 
@@ -149,9 +153,11 @@ void AddInfo(CLI::App& app, Run& run) {
 
 void AddHealth(CLI::App& app, Run& run) {
   auto options = std::make_shared<HealthOptions>();  // shared by the flags and run
-  CLI::App* const command = app.add_subcommand("health", "Whether the server takes requests; exit code 0 if so");
+  CLI::App* const command =
+      app.add_subcommand("health", "Whether the server takes requests; exit code 0 if so");
   options->connection.AddFlags(*command);
-  command->add_option("--service", options->service, "A service's name; default: the server as a whole");
+  command->add_option("--service", options->service,
+                      "A service's name; default: the server as a whole");
   command->callback([options, &run] { run = [options] { return Health(*options); }; });
 }
 
