@@ -30,8 +30,11 @@
 namespace bst {
 namespace {
 
-// Logits of so many rows at a time: 256 rows of a 32,000-token vocabulary are 32 MB.
-constexpr int kMaxLogitRows = 256;
+// Logits of so many rows at a time: 256, as long as they take no more than 64 MB.
+int LogitRows(int vocab_size) {
+  constexpr int64_t kMaxRows = 256, kMaxBytes = int64_t{64} << 20;
+  return static_cast<int>(std::clamp<int64_t>(kMaxBytes / 4 / vocab_size, 1, kMaxRows));
+}
 
 class EngineImpl final : public Engine {
  public:
@@ -190,7 +193,7 @@ absl::Status CheckOptions(const EngineOptions& options) {
   };
   require_at_least("threads", options.threads, 0);
   require_at_least("max_sequences", options.max_sequences, 1);
-  require_at_least("max_step_tokens", options.max_step_tokens, 1);
+  require_at_least("max_step_tokens", options.max_step_tokens, 0);
   require_at_least("chunk_tokens", options.chunk_tokens, 1);
   require_at_least("max_queue", options.max_queue, 0);
   require_at_least("max_queue_tokens", options.max_queue_tokens, 0);
@@ -198,10 +201,12 @@ absl::Status CheckOptions(const EngineOptions& options) {
   return problems.ToStatus();
 }
 
-// What depends on the model.
-absl::Status CheckStepTokens(const EngineOptions& options, int window) {
+// What depends on the model: the tokens of a step, chosen where the options leave it open.
+absl::StatusOr<int> StepTokens(const EngineOptions& options, int window) {
+  constexpr int64_t kUsualStepTokens = 2048;
   const int64_t least = int64_t{window} + options.max_sequences - 1;
-  if (options.max_step_tokens >= least) return absl::OkStatus();
+  if (options.max_step_tokens == 0) return static_cast<int>(std::max(kUsualStepTokens, least));
+  if (options.max_step_tokens >= least) return options.max_step_tokens;
   return absl::InvalidArgumentError(
       absl::StrCat("max_step_tokens is ", options.max_step_tokens, ", must be at least ", least,
                    ": a block of this model (", window,
@@ -231,7 +236,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
   BST_RETURN_IF_ERROR(CheckOptions(options));
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options.model_directory));
   const int window = checkpoint.config().window;
-  BST_RETURN_IF_ERROR(CheckStepTokens(options, window));
+  BST_ASSIGN_OR_RETURN(const int max_step_tokens, StepTokens(options, window));
   BST_ASSIGN_OR_RETURN(ModelInfo info, DescribeCheckpoint(checkpoint));
   if (parts.backend == nullptr) {
     BST_ASSIGN_OR_RETURN(parts.backend, MakeBackend(options));
@@ -246,8 +251,9 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
       Model::Create(checkpoint, *parts.backend,
                     {.weights = weights,
                      .kv = kv,
-                     .max_step_tokens = options.max_step_tokens,
-                     .max_logit_rows = std::min(kMaxLogitRows, options.max_step_tokens)}));
+                     .max_step_tokens = max_step_tokens,
+                     .max_logit_rows =
+                         std::min(LogitRows(checkpoint.config().vocab_size), max_step_tokens)}));
   BST_ASSIGN_OR_RETURN(
       std::unique_ptr<StatePool> pool,
       StatePool::Create(*parts.backend, model->state_layout(), options.max_sequences));
@@ -259,7 +265,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
   info.weight_bytes = static_cast<int64_t>(model->weight_bytes());
   info.state_bytes_per_sequence = static_cast<int64_t>(model->state_layout().bytes_per_slot());
   info.max_sequences = options.max_sequences;
-  info.max_step_tokens = options.max_step_tokens;
+  info.max_step_tokens = max_step_tokens;
   info.chunk_tokens = chunk_tokens;
   info.max_prompt_tokens = options.max_prompt_tokens;
 
@@ -268,7 +274,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
       .max_waiting_tokens = options.max_queue_tokens};
   // Admission is the inbox's; the scheduler takes what it let in.
   const SchedulerLimits scheduler_limits = {
-      .max_step_tokens = options.max_step_tokens,
+      .max_step_tokens = max_step_tokens,
       .chunk_tokens = chunk_tokens,
       .window = window,
       .max_waiting = std::numeric_limits<int>::max(),

@@ -16,15 +16,15 @@ namespace bst {
 
 // When a sequence's generation ends by itself. Stop strings are the front end's: it knows text.
 struct StoppingParams {
-  int max_new_tokens = 256;              // >= 1
-  int min_new_tokens = 0;                // eos and stop tokens are not drawn before this many
-  std::vector<TokenId> stop_token_ids;   // the stop token itself is part of the output ids
-  bool ignore_eos = false;               // true: eos is an ordinary token
+  int max_new_tokens = 256;             // >= 1
+  int min_new_tokens = 0;               // eos and stop tokens are not drawn before this many
+  std::vector<TokenId> stop_token_ids;  // the stop token itself is part of the output ids
+  bool ignore_eos = false;              // true: eos is an ordinary token
 };
 
 struct GenerateRequest {
-  std::string request_id;        // the client's or drawn; unique among those in flight
-  std::vector<TokenId> prompt;   // not empty
+  std::string request_id;       // the client's or drawn; unique among those in flight
+  std::vector<TokenId> prompt;  // not empty
   SamplingParams sampling;
   StoppingParams stopping;
   int top_logprobs = 0;          // alternatives per generated token, 0 .. 20

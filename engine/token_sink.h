@@ -4,7 +4,8 @@
 // and comes exactly once, whatever happens.
 //
 // Ownership   The engine shares the sink with whoever waits for the events, until Finished.
-// Threads     Push is called by the engine thread only (Accepted too). It must not block and must not call
+// Threads     Push is called by the engine thread only (Accepted too). It must not block and must
+// not call
 //             back into the engine except Engine::Cancel.
 #pragma once
 
@@ -47,7 +48,8 @@ struct GeneratedEvent {
 // A run of scored positions, first_position .. first_position + tokens.size() - 1, in order.
 struct ScoredEvent {
   int64_t first_position = 0;
-  std::vector<TokenLogprob> tokens;  // logprob of token t given tokens 0 .. t-1; position 0 is not sent
+  std::vector<TokenLogprob>
+      tokens;  // logprob of token t given tokens 0 .. t-1; position 0 is not sent
   std::vector<std::vector<TokenLogprob>> top;
 };
 
@@ -70,7 +72,8 @@ struct FinishedEvent {
   Timings timings;
 };
 
-using SequenceEvent = std::variant<AcceptedEvent, PrefillProgressEvent, GeneratedEvent, ScoredEvent, FinishedEvent>;
+using SequenceEvent =
+    std::variant<AcceptedEvent, PrefillProgressEvent, GeneratedEvent, ScoredEvent, FinishedEvent>;
 
 class TokenSink {
  public:

@@ -3,7 +3,7 @@
 //
 // Symbols   T packed tokens of a step, R rows (sequences), D model width, H heads, dh head size,
 //           W window, V vocabulary.
-// Tensors   Activations are matrices [T, columns] of activation_type(), on the device, rows
+// Tensors   Activations are float32 matrices [T, columns] on the device, rows
 // possibly
 //           strided. Weights are packed once, at load, as the backend likes them. State lies in
 //           pools indexed by slot; nothing is gathered or scattered.
@@ -15,7 +15,7 @@
 //       particular a linear layer sums along its inputs in one order for every number of rows.
 //   (2) Operators never fail on valid shapes (shapes are checked; a mismatch is our bug). A device
 //       failure sticks and is reported by Sync().
-//   (3) No operator allocates.
+//   (3) No operator allocates once it has seen its largest step (the reference may).
 // Ownership Packed weights are owned by the caller and die before the backend.
 // Threads   Engine thread only: one call at a time. The backend may use threads of its own.
 // Tested by tests/engine/backend/agreement_test.cc (every backend against the reference over

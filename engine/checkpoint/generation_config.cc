@@ -19,6 +19,9 @@ absl::Status BadValue(const char* key, const json& value, const std::string& exp
       absl::StrCat("`", key, "` is ", Excerpt(value.dump()), ", must be ", expected));
 }
 
+// What a request may ask for at most.
+constexpr int kMaxNewTokens = 1'000'000;
+
 // The value of `key`, or nullptr if it is absent or null.
 const json* FindValue(const json& document, const char* key) {
   const auto found = document.find(key);
@@ -39,12 +42,14 @@ absl::StatusOr<std::optional<float>> Number(const json& document, const char* ke
   return std::optional<float>(number);
 }
 
-absl::StatusOr<std::optional<int>> Integer(const json& document, const char* key, int min) {
+absl::StatusOr<std::optional<int>> Integer(const json& document, const char* key, int min,
+                                           int max = INT32_MAX) {
   const json* value = FindValue(document, key);
   if (value == nullptr) return std::optional<int>();
-  const bool fits = !value->is_number_unsigned() || value->get<uint64_t>() <= INT32_MAX;
+  const bool fits =
+      !value->is_number_unsigned() || value->get<uint64_t>() <= static_cast<uint64_t>(max);
   if (!value->is_number_integer() || !fits || value->get<int64_t>() < min) {
-    return BadValue(key, *value, absl::StrCat("an integer from ", min, " to ", INT32_MAX));
+    return BadValue(key, *value, absl::StrCat("an integer from ", min, " to ", max));
   }
   return std::optional<int>(value->get<int>());
 }
@@ -70,7 +75,8 @@ absl::StatusOr<GenerationDefaults> ParseGenerationConfig(std::string_view text) 
   BST_ASSIGN_OR_RETURN(defaults.repetition_penalty,
                        Number(document, "repetition_penalty", Lower::kExclusive, 10.0f));
   BST_ASSIGN_OR_RETURN(defaults.top_k, Integer(document, "top_k", -1));
-  BST_ASSIGN_OR_RETURN(defaults.max_new_tokens, Integer(document, "max_new_tokens", 1));
+  BST_ASSIGN_OR_RETURN(defaults.max_new_tokens,
+                       Integer(document, "max_new_tokens", 1, kMaxNewTokens));
   BST_ASSIGN_OR_RETURN(defaults.do_sample, Bool(document, "do_sample"));
   return defaults;
 }

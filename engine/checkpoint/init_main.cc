@@ -6,6 +6,7 @@
 #include <string>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/checkpoint/random_checkpoint.h"
@@ -38,9 +39,10 @@ int Report(const bst::RandomCheckpointOptions& options) {
   return 0;
 }
 
-// CLI11 would let -1 wrap around to 2^64 - 1.
-std::string RejectSign(const std::string& number) {
-  return number.find_first_not_of("0123456789") == std::string::npos ? "" : number + " is no seed";
+// CLI11 would let -1 wrap around to 2^64 - 1 and stop 2^64 there.
+std::string CheckSeed(const std::string& number) {
+  uint64_t seed = 0;
+  return absl::SimpleAtoi(number, &seed) ? "" : number + " is no number from 0 to 2^64 - 1";
 }
 
 }  // namespace
@@ -67,7 +69,7 @@ int main(int argc, char** argv) {
       ->type_name("DIR");
   app.add_option("--seed", options.seed, "Seed of the random weights, 0 .. 2^64 - 1")
       ->required()
-      ->check(CLI::Validator(RejectSign, ""))
+      ->check(CLI::Validator(CheckSeed, ""))
       ->type_name("N");
   const std::map<std::string, bst::DType> dtypes = {
       {"bf16", bst::DType::kBF16}, {"f16", bst::DType::kF16}, {"f32", bst::DType::kF32}};

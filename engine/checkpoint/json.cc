@@ -1,16 +1,10 @@
 #include "engine/checkpoint/json.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
+#include <algorithm>
 #include <cstring>
 #include <utility>
 #include <vector>
 
-#include "absl/cleanup/cleanup.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 
 namespace bst {
@@ -90,7 +84,8 @@ class StrictBuilder final : public nlohmann::json_sax<json> {
     std::string path;
     for (const Frame& frame : open_) {
       if (frame.node->is_array()) {
-        absl::StrAppend(&path, "[", frame.node->size() - 1, "]");
+        // An element that is being opened is not among them yet.
+        absl::StrAppend(&path, "[", std::max<size_t>(frame.node->size(), 1) - 1, "]");
       } else {
         absl::StrAppend(&path, path.empty() ? "" : ".", Excerpt(frame.key));
       }
@@ -111,36 +106,19 @@ absl::StatusOr<json> ParseJson(std::string_view text) {
   return builder.TakeRoot();
 }
 
-absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t max_bytes) {
-  // Without O_NONBLOCK, opening a named pipe would wait for a writer.
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (file < 0) return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
-  const auto close_file = absl::MakeCleanup([file] { ::close(file); });
-  struct stat info = {};
-  if (::fstat(file, &info) != 0 || !S_ISREG(info.st_mode)) {
-    return absl::FailedPreconditionError(absl::StrCat(path, ": not a regular file"));
-  }
-  std::string text;
-  char chunk[1 << 14];
-  for (;;) {
-    const ssize_t count = ::read(file, chunk, sizeof(chunk));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) {
-      return absl::FailedPreconditionError(absl::StrCat(path, ": ", std::strerror(errno)));
-    }
-    if (count == 0) return text;
-    text.append(chunk, static_cast<size_t>(count));
-    if (text.size() > max_bytes) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(path, ": larger than the limit of ", max_bytes, " bytes"));
-    }
-  }
-}
-
 std::string Excerpt(std::string_view text) {
   constexpr size_t kMaxBytes = 100;
-  const std::string escaped = absl::CHexEscape(std::string(text.substr(0, kMaxBytes)));
-  return text.size() > kMaxBytes ? absl::StrCat(escaped, "...") : escaped;
+  std::string excerpt;
+  for (const char c : text.substr(0, kMaxBytes)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x20 && byte < 0x7f) {
+      excerpt += c;
+    } else {
+      absl::StrAppend(&excerpt, "\\x", absl::Hex(byte, absl::kZeroPad2));
+    }
+  }
+  if (text.size() > kMaxBytes) excerpt += "...";
+  return excerpt;
 }
 
 bool IsPlainFileName(std::string_view name) {

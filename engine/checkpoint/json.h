@@ -4,7 +4,7 @@
 // library would silently keep the last one), and so is nesting deeper than kMaxJsonDepth.
 //
 // Threads   Pure functions.
-// Errors    kFailedPrecondition, saying where; kNotFound (ReadTextFile).
+// Errors    kFailedPrecondition, saying where.
 // Tested by tests/engine/checkpoint/json_test.cc, tests/fuzz/checkpoint_fuzz.cc
 #pragma once
 
@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/base/read_file.h"
 #include "nlohmann/json.hpp"
 
 namespace bst {
@@ -23,10 +24,6 @@ inline constexpr int kMaxJsonDepth = 32;
 inline constexpr size_t kMaxJsonFileBytes = size_t{16} << 20;
 
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text);
-
-// The whole file. Errors: kNotFound; kFailedPrecondition when it is no regular file or larger than
-// `max_bytes`. The message names the file.
-absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t max_bytes);
 
 // `text` for an error message: control and non-ASCII bytes escaped, cut after 100 bytes.
 std::string Excerpt(std::string_view text);

@@ -63,10 +63,12 @@ double FanInDeviation(const TensorSpec& spec) {
   return 1.0 / std::sqrt(static_cast<double>(spec.shape[spec.shape.rank() - 1]));
 }
 
-// rms(x) has length sqrt(D), so embeddings of deviation s give logits of s sqrt(D) logit_scale.
+// rms(x) has length sqrt(D), so embeddings of deviation s give logits of s sqrt(D) logit_scale. The
+// limits keep the gain within binary16 for any logit_scale.
 double FinalNormGain(const ModelConfig& config) {
-  return 1.0 / (kEmbeddingDeviation * std::sqrt(config.hidden_size) *
-                static_cast<double>(config.logit_scale));
+  const double deviation =
+      kEmbeddingDeviation * std::sqrt(config.hidden_size) * static_cast<double>(config.logit_scale);
+  return std::clamp(1.0 / deviation, 1e-4, 1e4);
 }
 
 // Element `index` of a tensor; called for 0, 1, 2, ...

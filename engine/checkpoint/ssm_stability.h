@@ -19,7 +19,8 @@ namespace bst {
 // |A-bar| above 1 by more than this is refused; less is rounding of the exponentials.
 inline constexpr double kMaxModeExcess = 1e-6;
 
-// One mode. `dt` and -Re a must be finite and above 0 also as float32, in which the model runs.
+// One mode. `dt` must be finite and above 0, a finite. (Both stay float64 until A-bar and B-bar
+// are.)
 absl::Status CheckMode(std::complex<double> a, double dt, Discretization discretization);
 
 // All modes of one layer: log_dt [C, D], log_neg_a_real and a_imag [C, D, M], float32. The message

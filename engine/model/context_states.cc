@@ -16,8 +16,10 @@ absl::StatusOr<ContextStates> ContextStates::Create(const LayerSource& source) {
   context.norm_eps_ = config.norm_eps;
   BST_ASSIGN_OR_RETURN(context.ssm_norm_, backend.PackVector(source.Tensor("ssm_norm.weight")));
   BST_ASSIGN_OR_RETURN(context.cross_norm_, backend.PackVector(source.Tensor("cross.norm.weight")));
-  DiscreteSsm ssm(source.checkpoint, source.index,
-                  config.layers[static_cast<size_t>(source.index)].ssm.discretization);
+  BST_ASSIGN_OR_RETURN(
+      DiscreteSsm ssm,
+      DiscreteSsm::Create(source.checkpoint, source.index,
+                          config.layers[static_cast<size_t>(source.index)].ssm.discretization));
   BST_ASSIGN_OR_RETURN(context.ssm_, backend.PackSsm(ssm.parameters()));
   BST_ASSIGN_OR_RETURN(context.keys_values_,
                        backend.PackLinear({source.Tensor("cross.k_proj.weight"),

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "engine/backend/ssm.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/checkpoint/model_config.h"
@@ -23,19 +24,23 @@ struct DiscreteMode {
   std::complex<double> a_minus_one;
   std::complex<double> b;
 };
-// One mode. REQUIRES: a != 0, dt > 0.
+// One mode; B = dt b where a = 0. REQUIRES: dt > 0.
 DiscreteMode Discretize(std::complex<double> a, std::complex<double> b, double dt,
                         Discretization method);
 
 // The recurrence of layer `layer`, in host memory of its own.
 class DiscreteSsm {
  public:
-  DiscreteSsm(const Checkpoint& checkpoint, int layer, Discretization method);
+  // Errors: kFailedPrecondition, naming the element, if a number is not finite as float32.
+  static absl::StatusOr<DiscreteSsm> Create(const Checkpoint& checkpoint, int layer,
+                                            Discretization method);
   // Views into this object.
   SsmParameters parameters();
 
  private:
-  int64_t features_, modes_;
+  DiscreteSsm() = default;
+
+  int64_t features_ = 0, modes_ = 0;
   std::vector<float> a_minus_one_, b_, c_;  // [D, M, 2]
   std::vector<float> d_;                    // [D]
 };

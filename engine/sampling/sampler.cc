@@ -45,8 +45,8 @@ std::vector<std::pair<TokenId, float>> TopTokens(absl::Span<const float> logits,
                                                  double log_sum) {
   std::vector<std::pair<TokenId, float>> top;
   const size_t size = std::min(static_cast<size_t>(count), logits.size());
-  top.reserve(size + 1);
   if (size == 0) return top;
+  top.reserve(size + 1);
   for (size_t i = 0; i < logits.size(); ++i) {
     if (top.size() == size && !(logits[i] > top.back().second)) continue;
     const auto after =

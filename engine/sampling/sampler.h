@@ -34,13 +34,13 @@ struct SampledToken {
       top;  // the likeliest, most likely first; ties: lower id first
 };
 
-// Memory that all samplers of one thread share: about 24 bytes per token of the vocabulary.
+// Memory that all samplers of one thread share: about 16 bytes per token of the vocabulary.
 struct SamplerScratch {
   std::vector<float> logits;   // [V] after bias, penalties and bans
   std::vector<float> weights;  // [V] padded with zeros, see softmax.h
   std::vector<double> block_sums;
-  std::vector<uint64_t> ranked;  // (rank, token id) packed for sorting
-  std::vector<uint64_t> sort_buffer;
+  std::vector<uint32_t> ranks;  // [V] see filters.cc
+  std::vector<uint32_t> ids;    // [V]
 };
 
 class Sampler {

@@ -18,7 +18,7 @@ namespace bst {
 inline constexpr size_t kSumBlock = 256;
 
 struct LogitRange {
-  float max;  // of the numbers that are not NaN; -infinity if there are none
+  float max;  // meaningless with NaN; -infinity of no logits
   bool has_nan;
 };
 LogitRange ScanLogits(absl::Span<const float> logits);

@@ -2,8 +2,12 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -16,12 +20,37 @@ constexpr size_t kHugePageBytes = size_t{2} << 20;
 
 size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
+// What the machine, or the container this process runs in, can still give; SIZE_MAX where it does
+// not say. Linux grants more than it has, and kills the process that touches it.
+size_t AvailableBytes() {
+  size_t available = SIZE_MAX;
+  std::ifstream memory("/proc/meminfo");
+  for (std::string key, unit; memory >> key;) {
+    size_t kilobytes = 0;
+    memory >> kilobytes;
+    std::getline(memory, unit);
+    if (key != "MemAvailable:") continue;
+    available = kilobytes * 1024;
+    break;
+  }
+  size_t limit = 0, used = 0;
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
+      std::ifstream("/sys/fs/cgroup/memory.current") >> used) {
+    available = std::min(available, limit > used ? limit - used : 0);
+  }
+  return available;
+}
+
 void FreeHost(void* data, size_t /*bytes*/) { std::free(data); }
 
 }  // namespace
 
 absl::StatusOr<Buffer> Buffer::Allocate(size_t bytes) {
   const size_t alignment = bytes >= kHugePageBytes ? kHugePageBytes : kCacheLineBytes;
+  if (bytes >= kHugePageBytes && bytes > AvailableBytes()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "cannot allocate ", bytes, " bytes of memory, ", AvailableBytes(), " are available"));
+  }
   const size_t rounded = RoundUp(bytes == 0 ? 1 : bytes, alignment);
   void* data = rounded >= bytes ? std::aligned_alloc(alignment, rounded) : nullptr;
   if (data == nullptr) {

@@ -1,9 +1,9 @@
-#include <fstream>
-#include <iterator>
 #include <utility>
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/read_file.h"
+#include "engine/base/status_macros.h"
 #include "engine/tokenizer/sentencepiece_model.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
@@ -54,10 +54,8 @@ class SentencePieceTokenizer final : public Tokenizer {
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::SentencePiece(const std::string& path,
                                                                     int vocab_size) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot open"));
-  const std::string serialized((std::istreambuf_iterator<char>(file)),
-                               std::istreambuf_iterator<char>());
+  constexpr size_t kMaxModelBytes = size_t{256} << 20;
+  BST_ASSIGN_OR_RETURN(const std::string serialized, ReadTextFile(path, kMaxModelBytes));
 
   auto loaded = SentencePieceModel::Load(serialized);
   if (const auto* failure = std::get_if<SentencePieceModel::Failure>(&loaded)) {

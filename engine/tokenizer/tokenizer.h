@@ -34,7 +34,7 @@ class Tokenizer {
   // Errors: kInternal when the SentencePiece library fails.
   virtual absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text) const = 0;
 
-  // The bytes that `token` contributes after `previous` ones; possibly part of a UTF-8 character,
+  // The bytes that `token` contributes; possibly part of a UTF-8 character,
   // possibly empty. `at_start`: no text-bearing token came before (SentencePiece models with a
   // dummy prefix drop its space there).
   virtual std::string TokenBytes(TokenId token, bool at_start) const = 0;

@@ -39,7 +39,7 @@ TEST(EngineOptionsTest, AllProblemsAreReportedTogether) {
   options.kv = "f64";
   options.threads = -1;
   options.max_sequences = 0;
-  options.max_step_tokens = 0;
+  options.max_step_tokens = -1;
   options.chunk_tokens = 0;
   options.max_queue = -1;
   options.max_queue_tokens = -1;
@@ -48,7 +48,7 @@ TEST(EngineOptionsTest, AllProblemsAreReportedTogether) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   for (const char* problem :
        {"model_directory is empty", "backend is \"tpu\"", "weights is \"int3\"", "kv is \"f64\"",
-        "threads is -1", "max_sequences is 0", "max_step_tokens is 0", "chunk_tokens is 0",
+        "threads is -1", "max_sequences is 0", "max_step_tokens is -1", "chunk_tokens is 0",
         "max_queue is -1", "max_queue_tokens is -1", "max_prompt_tokens is 0"}) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(problem));
   }
@@ -81,6 +81,11 @@ TEST(EngineOptionsTest, AStepHoldsABlockAndATokenOfEachOtherSequence) {
               AllOf(HasSubstr("max_step_tokens is 9"), HasSubstr("at least 10")));
   ++options.max_step_tokens;
   EXPECT_EQ(MustCreate(options)->info().max_step_tokens, 10);
+  // Left open, it is what most models want, and never too small for this one.
+  options.max_step_tokens = 0;
+  EXPECT_EQ(MustCreate(options)->info().max_step_tokens, 2048);
+  options.max_sequences = 2100;
+  EXPECT_EQ(MustCreate(options)->info().max_step_tokens, TinyModel::kWindow + 2099);
 }
 
 TEST(EngineOptionsTest, ChunksAreWholeBlocksAndAtLeastOne) {

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -280,17 +281,22 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
         "the cpu backend needs a processor with AVX2 and FMA (asked for ", std::string(Name(isa)),
         ", found ", std::string(Name(best)), "); use the reference backend"));
   }
-  if (options.emulate_amx)
-    return std::make_unique<CpuBackend>("amx emulated", EmulatedAmxKernels(), threads);
-  switch (isa) {
-    case CpuIsa::kAmx:
-      if (AmxComputes()) return std::make_unique<CpuBackend>(Name(isa), AmxKernels(), threads);
-      Log(LogLevel::kError, "amx_self_test_failed", {{"fallback", "avx512"}});
-      [[fallthrough]];
-    case CpuIsa::kAvx512:
-      return std::make_unique<CpuBackend>(Name(CpuIsa::kAvx512), Avx512Kernels(), threads);
-    default:
-      return std::make_unique<CpuBackend>(Name(isa), Avx2Kernels(), threads);
+  try {
+    if (options.emulate_amx)
+      return std::make_unique<CpuBackend>("amx emulated", EmulatedAmxKernels(), threads);
+    switch (isa) {
+      case CpuIsa::kAmx:
+        if (AmxComputes()) return std::make_unique<CpuBackend>(Name(isa), AmxKernels(), threads);
+        Log(LogLevel::kError, "amx_self_test_failed", {{"fallback", "avx512"}});
+        [[fallthrough]];
+      case CpuIsa::kAvx512:
+        return std::make_unique<CpuBackend>(Name(CpuIsa::kAvx512), Avx512Kernels(), threads);
+      default:
+        return std::make_unique<CpuBackend>(Name(isa), Avx2Kernels(), threads);
+    }
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot start ", threads, " threads: ", error.what()));
   }
 }
 

@@ -21,7 +21,8 @@ namespace bst {
 
 class ThreadPool {
  public:
-  // `num_threads` >= 1, the caller included.
+  // `num_threads` >= 1, the caller included. Throws std::system_error, as std::thread does, when
+  // the system has no more threads to give.
   explicit ThreadPool(int num_threads);
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -33,6 +34,7 @@ class ThreadPool {
   void Run(int num_tasks, absl::FunctionRef<void(int index, int thread)> task);
 
  private:
+  void Stop();  // Ends and joins the workers.
   void Work(int thread);
   void TakeTasks(int thread);
 

@@ -204,6 +204,21 @@ TEST_P(AgreementTest, NormsGatesAndRotations) {
 }
 
 // Extreme inputs of the activations: no NaN, the right limits; NaN stays NaN.
+// Squares beyond float32: the sum goes on in float64; NaN reaches every output of its row.
+TEST_P(AgreementTest, NormsOfHugeNumbersAndNan) {
+  std::vector<float> gain(37, 1.5f);
+  const auto apply = [&](Backend& backend) {
+    Matrix x = Matrix::Random(3, 37, 50, 1e25), y(3, 37);
+    backend.RmsNorm(x.view(), Contiguous(gain, {37}), 1e-6f, y.view());
+    return y;
+  };
+  ExpectAgreement(apply, "huge");
+  Matrix x = Matrix::Random(1, 37, 51), y(1, 37);
+  x.at(0, 20) = std::nanf("");
+  tested_->RmsNorm(x.view(), Contiguous(gain, {37}), 1e-6f, y.view());
+  for (int i = 0; i < 37; ++i) EXPECT_TRUE(std::isnan(y.at(0, i))) << i;
+}
+
 TEST_P(AgreementTest, ActivationsAtTheirLimits) {
   std::vector<float> one = {1.0f};
   const float infinity = std::numeric_limits<float>::infinity();

@@ -1,0 +1,60 @@
+// Files for the checkpoint tests: a directory that goes with the test, and a small sound checkpoint
+// to be spoiled in one way at a time.
+//
+// Errors    A file that cannot be written fails a BST_CHECK: the test cannot go on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/tensor/tensor_view.h"
+
+namespace bst {
+
+// A temporary directory; removed with what it holds.
+class TestDirectory {
+ public:
+  TestDirectory();
+  TestDirectory(const TestDirectory&) = delete;
+  TestDirectory& operator=(const TestDirectory&) = delete;
+  ~TestDirectory();
+
+  const std::string& path() const { return path_; }
+  std::string File(std::string_view name) const { return path_ + "/" + std::string(name); }
+  void Write(std::string_view name, std::string_view contents) const;
+  std::string Read(std::string_view name) const;
+
+ private:
+  std::string path_;
+};
+
+// A transformer layer and a bst layer, every optional tensor present: T5 bias, attention scales,
+// gated feed-forward, an untied output matrix.
+extern const std::string_view kSmallConfig;
+
+// One tensor held in memory.
+struct StoredTensor {
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  std::vector<std::byte> bytes;
+
+  float* floats() { return reinterpret_cast<float*>(bytes.data()); }
+  uint16_t* halves() { return reinterpret_cast<uint16_t*>(bytes.data()); }
+};
+using StoredTensors = std::map<std::string, StoredTensor>;
+
+StoredTensor MakeTensor(DType dtype, std::vector<int64_t> shape);
+
+// The tensors that kSmallConfig asks for: matrices in BF16, filled with small numbers.
+StoredTensors SmallTensors();
+
+void WriteTensors(const std::string& path, StoredTensors& tensors);
+
+// A .safetensors file from a header text and data, whatever they say.
+std::string RawSafetensors(std::string_view header, size_t data_bytes);
+
+}  // namespace bst
