@@ -1,0 +1,62 @@
+#include "server/active_requests.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <thread>
+
+namespace bst {
+namespace {
+
+class FakeCall : public Abortable {
+ public:
+  void Abort() override { cause_ = CancelCause::kAbort; }
+  CancelCause cancel_cause() const override { return cause_; }
+
+ private:
+  CancelCause cause_ = CancelCause::kNone;
+};
+
+TEST(ActiveRequests, AnIdIsTakenUntilItIsRemoved) {
+  ActiveRequests active;
+  const auto first = std::make_shared<FakeCall>(), second = std::make_shared<FakeCall>();
+  EXPECT_TRUE(active.Add("a", first));
+  EXPECT_FALSE(active.Add("a", second));
+  active.Remove("a");
+  EXPECT_TRUE(active.Add("a", second));
+  active.Remove("unknown");
+}
+
+TEST(ActiveRequests, AbortReachesTheCallAndTellsTheCause) {
+  ActiveRequests active;
+  const auto call = std::make_shared<FakeCall>();
+  active.Add("a", call);
+  EXPECT_FALSE(active.Abort("b"));
+  EXPECT_EQ(active.CauseOf("a"), CancelCause::kNone);
+  EXPECT_TRUE(active.Abort("a"));
+  EXPECT_EQ(active.CauseOf("a"), CancelCause::kAbort);
+  EXPECT_EQ(active.CauseOf("b"), CancelCause::kNone);
+}
+
+TEST(ActiveRequests, ACallThatIsGoneCannotBeAborted) {
+  ActiveRequests active;
+  active.Add("a", std::make_shared<FakeCall>());
+  EXPECT_FALSE(active.Abort("a"));
+  EXPECT_EQ(active.CauseOf("a"), CancelCause::kNone);
+}
+
+TEST(ActiveRequests, WaitsUntilNoRpcIsOpen) {
+  ActiveRequests active;
+  EXPECT_TRUE(active.WaitUntilNoneOpen(absl::ZeroDuration()));
+  active.OpenRpc();
+  active.OpenRpc();
+  EXPECT_FALSE(active.WaitUntilNoneOpen(absl::ZeroDuration()));
+  active.CloseRpc();
+  EXPECT_FALSE(active.WaitUntilNoneOpen(absl::ZeroDuration()));
+  std::thread closer([&active] { active.CloseRpc(); });
+  EXPECT_TRUE(active.WaitUntilNoneOpen(absl::InfiniteDuration()));
+  closer.join();
+}
+
+}  // namespace
+}  // namespace bst

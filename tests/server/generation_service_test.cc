@@ -1,0 +1,361 @@
+#include "server/generation_service.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "tests/server/running_server.h"
+
+namespace bst {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class GenerationServiceTest : public testing::Test {
+ protected:
+  RunningServer server_;
+};
+
+TEST_F(GenerationServiceTest, EventsOfAStreamComeInOrder) {
+  v1::GenerateRequest request = TextRequest("hello", "mine");
+  request.mutable_sampling()->set_seed(42);
+  const Stream stream = server_.Generate(request, [](PuppetEngine& engine) {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.Progress(id, 6, 6);
+    engine.GenerateText(id, "ok");
+    engine.Finish(id, FinishReason::kMaxTokens);
+  });
+  EXPECT_TRUE(stream.status.ok()) << stream.status.error_message();
+  ASSERT_TRUE(stream.accepted.has_value());
+  EXPECT_TRUE(stream.events.front().has_accepted());
+  EXPECT_EQ(stream.accepted->request_id(), "mine");
+  EXPECT_EQ(stream.accepted->seed(), 42u);
+  EXPECT_EQ(stream.accepted->prompt_tokens(), 6u);  // bos
+  EXPECT_EQ(stream.text, "ok");
+  EXPECT_THAT(stream.token_ids, ElementsAre('o', 'k'));
+  ASSERT_TRUE(stream.finished.has_value());
+  EXPECT_EQ(stream.finished->reason(), v1::MAX_TOKENS);
+  EXPECT_EQ(stream.finished->usage().prompt_tokens(), 6u);
+  EXPECT_EQ(stream.finished->usage().generated_tokens(), 2u);
+  EXPECT_NEAR(stream.finished->timings().queue_seconds(), 0.005, 1e-9);
+  EXPECT_NEAR(stream.finished->timings().prefill_seconds(), 0.015, 1e-9);
+  EXPECT_NEAR(stream.finished->timings().time_to_first_token_seconds(), 0.020, 1e-9);
+  EXPECT_NEAR(stream.finished->timings().mean_inter_token_seconds(), 0.040, 1e-9);
+  EXPECT_NEAR(stream.finished->timings().tokens_per_second(), 25, 1e-6);
+  const GenerateRequest submitted = *server_.engine().WaitForRequest(0).generate;
+  EXPECT_EQ(submitted.sampling.seed, 42u);
+  EXPECT_TRUE(submitted.prompt_progress);
+}
+
+TEST_F(GenerationServiceTest, FinishReasonsOfTheEngine) {
+  const struct {
+    FinishReason engine;
+    int32_t stop_token;
+    v1::FinishReason wire;
+  } cases[] = {{FinishReason::kEos, 257, v1::EOS},
+               {FinishReason::kStopToken, 7, v1::STOP_TOKEN},
+               {FinishReason::kTimeLimit, 0, v1::TIME_LIMIT}};
+  size_t n = 0;
+  for (const auto& test : cases) {
+    const Stream stream = server_.Generate(TextRequest("x"), [&](PuppetEngine& engine) {
+      const SequenceId id = engine.WaitForRequest(n).id;
+      engine.GenerateText(id, "partial");
+      engine.Finish(id, test.engine, absl::OkStatus(), test.stop_token);
+    });
+    ++n;
+    EXPECT_TRUE(stream.status.ok());
+    EXPECT_EQ(stream.text, "partial");
+    EXPECT_EQ(stream.finished->reason(), test.wire);
+    EXPECT_EQ(stream.finished->has_stop_token_id(), test.stop_token != 0);
+    EXPECT_EQ(stream.finished->stop_token_id(), static_cast<uint32_t>(test.stop_token));
+  }
+}
+
+TEST_F(GenerationServiceTest, AStopStringAcrossTokensEndsTheRequestInTheEngine) {
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_stopping()->add_stop_strings("END");
+  const Stream stream = server_.Generate(request, [](PuppetEngine& engine) {
+    engine.set_on_cancel(PuppetEngine::OnCancel::kLeaveToTest);
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.GenerateText(id, "the END");
+    engine.WaitForCancel(id);
+    engine.GenerateText(id, "ing");  // what the engine did before it heard of it
+    engine.Finish(id, FinishReason::kCancelled, absl::CancelledError("cancelled"));
+  });
+  EXPECT_TRUE(stream.status.ok()) << stream.status.error_message();
+  EXPECT_EQ(stream.text, "the ");
+  EXPECT_EQ(stream.token_ids.size(), 7u);
+  EXPECT_EQ(stream.finished->reason(), v1::STOP_STRING);
+  EXPECT_EQ(stream.finished->stop_string(), "END");
+  EXPECT_EQ(stream.finished->usage().generated_tokens(), 7u);
+}
+
+TEST_F(GenerationServiceTest, AStopStringInTheLastTokenBeatsTheEnginesReason) {
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_stopping()->add_stop_strings("!");
+  request.mutable_stopping()->set_include_stop_string(true);
+  const Stream stream = server_.Generate(request, [](PuppetEngine& engine) {
+    engine.set_on_cancel(PuppetEngine::OnCancel::kLeaveToTest);
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.GenerateText(id, "ok!");
+    engine.Finish(id, FinishReason::kMaxTokens);
+  });
+  EXPECT_TRUE(stream.status.ok());
+  EXPECT_EQ(stream.text, "ok!");
+  EXPECT_EQ(stream.finished->reason(), v1::STOP_STRING);
+}
+
+TEST_F(GenerationServiceTest, NoMessageHoldsHalfACharacter) {
+  const std::string text = "a€𝄞ß";
+  const Stream stream = server_.Generate(TextRequest("x"), [&text](PuppetEngine& engine) {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.GenerateText(id, text);
+    engine.Finish(id, FinishReason::kMaxTokens);
+  });
+  EXPECT_EQ(stream.text, text);
+  for (const v1::Tokens& message : stream.messages) {
+    if (message.text().empty()) continue;
+    EXPECT_NE(static_cast<unsigned char>(message.text().front()) & 0xC0, 0x80)
+        << "starts inside a character";
+  }
+}
+
+TEST_F(GenerationServiceTest, EchoLogprobsAndAlternatives) {
+  v1::GenerateRequest request = TextRequest("hey");
+  request.mutable_output()->set_echo(true);
+  request.mutable_output()->set_top_logprobs(2);
+  const Stream stream = server_.Generate(request, [](PuppetEngine& engine) {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.Generate(id, 'a', -0.25f, {{TokenId('a'), -0.25f}, {TokenId('b'), -2.5f}});
+    engine.Finish(id, FinishReason::kMaxTokens);
+  });
+  EXPECT_TRUE(stream.events[1].has_tokens());
+  EXPECT_EQ(stream.echo_text, "hey");
+  EXPECT_EQ(stream.echo[0].token_ids_size(), 4);
+  ASSERT_EQ(stream.logprobs.size(), 1u);
+  EXPECT_EQ(stream.logprobs[0].logprob(), -0.25f);
+  EXPECT_EQ(stream.logprobs[0].top(1).token_id(), static_cast<uint32_t>('b'));
+  EXPECT_EQ(server_.engine().WaitForRequest(0).generate->top_logprobs, 2);
+}
+
+TEST_F(GenerationServiceTest, ASlowReaderGetsFewerAndFullerMessages) {
+  constexpr int kTokens =
+      200'000;  // of text alone more than gRPC buffers for a reader that does not read
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_stopping()->set_max_new_tokens(kTokens);
+  request.mutable_output()->set_top_logprobs(1);
+  grpc::ClientContext context;
+  const auto reader = server_.generation().Generate(&context, request);
+  const SequenceId id = server_.engine().WaitForRequest(0).id;
+  for (int i = 0; i < kTokens; ++i)
+    server_.engine().Generate(id, 'a' + i % 26, -1, {{TokenId('a'), -1}});
+  server_.engine().Finish(id,
+                          FinishReason::kMaxTokens);  // nothing was read so far: Push does not wait
+  Stream stream;
+  v1::GenerateEvent event;
+  while (reader->Read(&event)) stream.Add(event);
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(stream.token_ids.size(), static_cast<size_t>(kTokens));
+  EXPECT_EQ(stream.text.size(), static_cast<size_t>(kTokens));
+  EXPECT_EQ(stream.text.substr(0, 26), "abcdefghijklmnopqrstuvwxyz");
+  EXPECT_LT(stream.messages.size(), static_cast<size_t>(kTokens) / 10);
+  for (const v1::Tokens& message : stream.messages) EXPECT_LE(message.token_ids_size(), 4096);
+}
+
+TEST_F(GenerationServiceTest, GenerateOnceAnswersAllAtOnce) {
+  server_.engine().AnswerWith({'d', 'o', 'n', 'e'});
+  v1::GenerateRequest request = TextRequest("x", "once");
+  request.mutable_output()->set_logprobs(true);
+  request.mutable_output()->set_echo(true);
+  request.mutable_sampling()->set_seed(5);
+  grpc::ClientContext context;
+  v1::GenerateResult result;
+  const grpc::Status status = server_.generation().GenerateOnce(&context, request, &result);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(result.request_id(), "once");
+  EXPECT_EQ(result.seed(), 5u);
+  EXPECT_EQ(result.text(), "done");
+  EXPECT_EQ(result.prompt_text(), "x");
+  EXPECT_THAT(result.token_ids(), ElementsAre('d', 'o', 'n', 'e'));
+  EXPECT_EQ(result.logprobs_size(), 4);
+  EXPECT_EQ(result.finished().reason(), v1::MAX_TOKENS);
+  EXPECT_EQ(result.finished().usage().generated_tokens(), 4u);
+}
+
+TEST_F(GenerationServiceTest, GenerateOnceFindsStopStrings) {
+  server_.engine().AnswerWith({'a', 'b', 'c'});
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_stopping()->add_stop_strings("bc");
+  grpc::ClientContext context;
+  v1::GenerateResult result;
+  EXPECT_TRUE(server_.generation().GenerateOnce(&context, request, &result).ok());
+  EXPECT_EQ(result.text(), "a");
+  EXPECT_EQ(result.finished().stop_string(), "bc");
+}
+
+TEST_F(GenerationServiceTest, TokenizeAndDetokenize) {
+  v1::TokenizeRequest tokenize;
+  tokenize.set_text("aé");
+  tokenize.set_add_bos(true);
+  v1::TokenizeResponse tokens;
+  grpc::ClientContext first;
+  EXPECT_TRUE(server_.generation().Tokenize(&first, tokenize, &tokens).ok());
+  EXPECT_THAT(tokens.token_ids(), ElementsAre(256, 'a', 0xC3, 0xA9));
+  v1::DetokenizeRequest detokenize;
+  *detokenize.mutable_token_ids() = tokens.token_ids();
+  v1::DetokenizeResponse text;
+  grpc::ClientContext second;
+  EXPECT_TRUE(server_.generation().Detokenize(&second, detokenize, &text).ok());
+  EXPECT_EQ(text.text(), "aé");
+  detokenize.add_token_ids(259);
+  grpc::ClientContext third;
+  EXPECT_EQ(server_.generation().Detokenize(&third, detokenize, &text).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(GenerationServiceTest, ModelInfo) {
+  grpc::ClientContext context;
+  v1::ModelInfo info;
+  ASSERT_TRUE(server_.generation().GetModelInfo(&context, v1::GetModelInfoRequest(), &info).ok());
+  EXPECT_EQ(info.name(), "puppet");
+  EXPECT_EQ(info.vocab_size(), 259u);
+  EXPECT_THAT(info.layers(), ElementsAre("transformer", "bst single_head s4d N=8 zoh"));
+  EXPECT_EQ(info.state_bytes_per_sequence(), 1000u);
+  EXPECT_EQ(info.bos_token_id(), 256u);
+  EXPECT_EQ(info.limits().max_prompt_tokens(), 100'000u);
+  EXPECT_EQ(info.limits().max_new_tokens(), 1'000'000u);
+  EXPECT_EQ(info.limits().max_message_bytes(), 64u << 20);
+  EXPECT_EQ(info.default_sampling().temperature(), 1);
+  EXPECT_EQ(info.default_max_new_tokens(), 256u);
+}
+
+// ---- Status codes ----
+
+TEST_F(GenerationServiceTest, InvalidArgumentNamesTheField) {
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_sampling()->set_top_p(0);
+  const Stream stream = server_.Generate(request);
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_TRUE(stream.events.empty());
+  const auto details = DetailOf<google::rpc::BadRequest>(stream.status);
+  ASSERT_TRUE(details.has_value());
+  EXPECT_EQ(details->field_violations(0).field(), "sampling.top_p");
+  EXPECT_EQ(server_.engine().num_requests(), 0u);
+  grpc::ClientContext context;
+  v1::GenerateResult result;
+  EXPECT_EQ(server_.generation().GenerateOnce(&context, request, &result).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(GenerationServiceTest, AFullQueueAsksForARetry) {
+  server_.engine().RefuseWith(absl::ResourceExhaustedError("4 requests wait, limit 4"));
+  grpc::ClientContext context;
+  const auto reader = server_.generation().Generate(&context, TextRequest("x"));
+  v1::GenerateEvent event;
+  EXPECT_FALSE(reader->Read(&event));
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  ASSERT_TRUE(DetailOf<google::rpc::RetryInfo>(status).has_value());
+  EXPECT_EQ(DetailOf<google::rpc::RetryInfo>(status)->retry_delay().seconds(), 1);
+  const auto& trailers = context.GetServerTrailingMetadata();
+  const auto pushback = trailers.find("grpc-retry-pushback-ms");
+  ASSERT_NE(pushback, trailers.end());
+  EXPECT_EQ(std::string(pushback->second.data(), pushback->second.size()), "1000");
+}
+
+TEST_F(GenerationServiceTest, ADrainingEngineIsUnavailable) {
+  server_.engine().Drain();
+  const Stream stream = server_.Generate(TextRequest("x"));
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(DetailOf<google::rpc::RetryInfo>(stream.status).has_value());
+}
+
+TEST_F(GenerationServiceTest, ADuplicateRequestIdIsRefusedWhileTheFirstIsInFlight) {
+  grpc::ClientContext context;
+  const auto first = server_.generation().Generate(&context, TextRequest("x", "same"));
+  const SequenceId id = server_.engine().WaitForRequest(0).id;
+  EXPECT_EQ(server_.Generate(TextRequest("y", "same")).status.error_code(),
+            grpc::StatusCode::ALREADY_EXISTS);
+  server_.engine().Finish(id, FinishReason::kMaxTokens);
+  v1::GenerateEvent event;
+  while (first->Read(&event)) {
+  }
+  EXPECT_TRUE(first->Finish().ok());
+  server_.engine().AnswerWith({'k'});
+  EXPECT_TRUE(server_.Generate(TextRequest("z", "same")).status.ok());  // free again
+}
+
+TEST_F(GenerationServiceTest, AFailureAfterAcceptanceEndsWithErrorAndItsStatus) {
+  const struct {
+    absl::Status engine;
+    grpc::StatusCode wire;
+  } cases[] = {{absl::InternalError("NaN in the logits"), grpc::StatusCode::INTERNAL},
+               {absl::DeadlineExceededError("queue_timeout"), grpc::StatusCode::DEADLINE_EXCEEDED},
+               {absl::UnavailableError("shutting down"), grpc::StatusCode::UNAVAILABLE}};
+  size_t n = 0;
+  for (const auto& test : cases) {
+    const Stream stream = server_.Generate(TextRequest("x"), [&](PuppetEngine& engine) {
+      engine.Finish(engine.WaitForRequest(n).id, FinishReason::kError, test.engine);
+    });
+    ++n;
+    EXPECT_EQ(stream.status.error_code(), test.wire);
+    ASSERT_TRUE(stream.finished.has_value());
+    EXPECT_EQ(stream.finished->reason(), v1::ERROR);
+  }
+}
+
+TEST_F(GenerationServiceTest, AnOversizedMessageIsRefusedByGrpcWithoutRetryInfo) {
+  ServerConfig config = LoopbackConfig();
+  config.max_message_bytes = 2000;
+  RunningServer small(config);
+  small.engine().AnswerWith({'k'});
+  EXPECT_TRUE(small.Generate(TextRequest(std::string(1000, 'x'))).status.ok());
+  const Stream stream = small.Generate(TextRequest(std::string(2001, 'x')));
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_FALSE(DetailOf<google::rpc::RetryInfo>(stream.status).has_value());
+}
+
+// ---- Cancellation ----
+
+TEST_F(GenerationServiceTest, AClientThatCancelsFreesTheEngine) {
+  grpc::ClientContext context;
+  const auto reader = server_.generation().Generate(&context, TextRequest("x"));
+  const SequenceId id = server_.engine().WaitForRequest(0).id;
+  server_.engine().Generate(id, 'a');
+  v1::GenerateEvent event;
+  EXPECT_TRUE(reader->Read(&event));
+  context.TryCancel();
+  server_.engine().WaitForCancel(id);
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(GenerationServiceTest, ACancelledUnaryCallFreesTheEngine) {
+  grpc::ClientContext context;
+  v1::GenerateResult result;
+  std::thread canceller([&] {
+    const SequenceId id = server_.engine().WaitForRequest(0).id;
+    context.TryCancel();
+    server_.engine().WaitForCancel(id);
+  });
+  EXPECT_EQ(server_.generation().GenerateOnce(&context, TextRequest("x"), &result).error_code(),
+            grpc::StatusCode::CANCELLED);
+  canceller.join();
+}
+
+TEST_F(GenerationServiceTest, ADeadlineFreesTheEngine) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+  const auto reader = server_.generation().Generate(&context, TextRequest("x"));
+  const SequenceId id = server_.engine().WaitForRequest(0).id;
+  server_.engine().WaitForCancel(id);
+  v1::GenerateEvent event;
+  while (reader->Read(&event)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
+}  // namespace
+}  // namespace bst

@@ -1,0 +1,145 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "tests/server/running_server.h"
+
+namespace bst {
+namespace {
+
+using testing::ElementsAre;
+
+struct ScoreStream {
+  std::optional<v1::Accepted> accepted;
+  std::vector<uint64_t> first_positions;
+  std::vector<uint32_t> token_ids;
+  std::vector<float> logprobs;
+  int tops = 0;
+  std::optional<v1::ScoreFinished> finished;
+  grpc::Status status;
+};
+
+class ScoreServiceTest : public testing::Test {
+ protected:
+  ScoreStream Score(const v1::ScoreRequest& request,
+                    const std::function<void(PuppetEngine&)>& play = {}) {
+    std::thread player;
+    if (play) player = std::thread([this, &play] { play(server_.engine()); });
+    grpc::ClientContext context;
+    ScoreStream stream;
+    const auto reader = server_.generation().Score(&context, request);
+    v1::ScoreEvent event;
+    while (reader->Read(&event)) {
+      if (event.has_accepted()) stream.accepted = event.accepted();
+      if (event.has_scored()) {
+        const v1::Scored& run = event.scored();
+        stream.first_positions.push_back(run.first_position());
+        stream.token_ids.insert(stream.token_ids.end(), run.token_ids().begin(),
+                                run.token_ids().end());
+        stream.logprobs.insert(stream.logprobs.end(), run.logprobs().begin(), run.logprobs().end());
+        stream.tops += run.top_size();
+      }
+      if (event.has_finished()) stream.finished = event.finished();
+    }
+    stream.status = reader->Finish();
+    if (player.joinable()) player.join();
+    return stream;
+  }
+
+  RunningServer server_;
+};
+
+TEST_F(ScoreServiceTest, RunsThenTheirMean) {
+  v1::ScoreRequest request;
+  request.set_text("abcd");
+  const ScoreStream stream = Score(request, [](PuppetEngine& engine) {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.Score(id, 1, {-1, -2});
+    engine.Score(id, 3, {-0.5, -4.5});
+    engine.Finish(id, FinishReason::kMaxTokens);
+  });
+  EXPECT_TRUE(stream.status.ok()) << stream.status.error_message();
+  EXPECT_EQ(stream.accepted->first_token_id(), 256u);
+  EXPECT_EQ(stream.accepted->prompt_tokens(), 5u);
+  EXPECT_FALSE(stream.accepted->has_seed());
+  EXPECT_EQ(stream.first_positions.front(), 1u);
+  EXPECT_THAT(stream.token_ids, ElementsAre('a', 'b', 'c', 'd'));
+  EXPECT_THAT(stream.logprobs, ElementsAre(-1, -2, -0.5, -4.5));
+  EXPECT_EQ(stream.tops, 0);
+  ASSERT_TRUE(stream.finished.has_value());
+  EXPECT_EQ(stream.finished->reason(), v1::MAX_TOKENS);
+  EXPECT_EQ(stream.finished->mean_nll(), 2.0);
+  EXPECT_NEAR(stream.finished->perplexity(), std::exp(2.0), 1e-12);
+  EXPECT_EQ(stream.finished->usage().prompt_tokens(), 5u);
+  EXPECT_EQ(stream.finished->usage().generated_tokens(), 0u);
+}
+
+TEST_F(ScoreServiceTest, OneTokenHasNoMean) {
+  v1::ScoreRequest request;
+  request.mutable_token_ids()->add_ids(97);
+  const ScoreStream stream = Score(request, [](PuppetEngine& engine) {
+    engine.Finish(engine.WaitForRequest(0).id, FinishReason::kMaxTokens);
+  });
+  EXPECT_TRUE(stream.status.ok());
+  EXPECT_EQ(stream.accepted->first_token_id(), 97u);
+  EXPECT_FALSE(stream.finished->has_mean_nll());
+  EXPECT_FALSE(stream.finished->has_perplexity());
+}
+
+TEST_F(ScoreServiceTest, Alternatives) {
+  v1::ScoreRequest request;
+  request.set_text("a");
+  request.set_top_logprobs(1);
+  const ScoreStream stream = Score(request, [](PuppetEngine& engine) {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.Score(id, 1, {-1}, {{{TokenId('z'), -0.5f}}});
+    engine.Finish(id, FinishReason::kMaxTokens);
+  });
+  EXPECT_EQ(stream.tops, 1);
+}
+
+TEST_F(ScoreServiceTest, ALongTextIsCutIntoMessages) {
+  constexpr size_t kTokens = 10'000;
+  v1::ScoreRequest request;
+  request.mutable_token_ids()->mutable_ids()->Resize(kTokens, 97);
+  const ScoreStream stream = Score(request, [](PuppetEngine& engine) {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.Score(id, 1, std::vector<float>(kTokens - 1, -3));
+    engine.Finish(id, FinishReason::kMaxTokens);
+  });
+  EXPECT_EQ(stream.logprobs.size(), kTokens - 1);
+  EXPECT_THAT(stream.first_positions, ElementsAre(1, 4097, 8193));
+  EXPECT_EQ(stream.finished->mean_nll(), 3);
+}
+
+TEST_F(ScoreServiceTest, FailuresAndRefusals) {
+  v1::ScoreRequest request;
+  EXPECT_EQ(Score(request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  request.set_text("abc");
+  const ScoreStream stream = Score(request, [](PuppetEngine& engine) {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.Score(id, 1, {-1});
+    engine.Finish(id, FinishReason::kError, absl::InternalError("NaN"));
+  });
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(stream.finished->reason(), v1::ERROR);
+  EXPECT_FALSE(stream.finished->has_mean_nll());
+}
+
+TEST_F(ScoreServiceTest, CancellationFreesTheEngine) {
+  v1::ScoreRequest request;
+  request.set_text("abc");
+  grpc::ClientContext context;
+  const auto reader = server_.generation().Score(&context, request);
+  const SequenceId id = server_.engine().WaitForRequest(0).id;
+  context.TryCancel();
+  server_.engine().WaitForCancel(id);
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+}  // namespace
+}  // namespace bst

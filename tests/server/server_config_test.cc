@@ -1,0 +1,98 @@
+#include "server/server_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <string>
+
+#include "absl/strings/str_split.h"
+
+namespace bst {
+namespace {
+
+using testing::HasSubstr;
+
+ServerConfig Good() {
+  ServerConfig config;
+  config.engine.model_directory = "somewhere";
+  return config;
+}
+
+std::string Problem(const ServerConfig& config) { return std::string(Validate(config).message()); }
+
+TEST(ServerConfig, DefaultsAreValid) { EXPECT_TRUE(Validate(Good()).ok()) << Problem(Good()); }
+
+TEST(ServerConfig, AllProblemsAreReportedTogether) {
+  ServerConfig config;  // no model
+  config.listen = "nonsense";
+  config.engine.threads = -1;
+  config.engine.max_sequences = 0;
+  config.tls_cert = "cert.pem";
+  const absl::Status status = Validate(config);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  const std::vector<std::string> lines = absl::StrSplit(std::string(status.message()), '\n');
+  EXPECT_EQ(lines.size(), 5u) << status.message();
+  for (const char* const part :
+       {"--model is required", "--listen: 'nonsense'", "--threads is -1, must be at least 0",
+        "--max_sequences is 0, must be at least 1", "--tls_cert and --tls_key go together"}) {
+    EXPECT_THAT(std::string(status.message()), HasSubstr(part));
+  }
+}
+
+TEST(ServerConfig, WhatThisBuildDoesNotHaveIsSaidSo) {
+  ServerConfig config = Good();
+  config.engine.backend = "cuda";
+  EXPECT_THAT(
+      Problem(config),
+      HasSubstr("--backend=cuda: this build has no cuda backend; it has auto, cpu, reference"));
+  config = Good();
+  config.engine.weights = "int8";
+  EXPECT_THAT(Problem(config), HasSubstr("--weights=int8: this build has no int8 weights"));
+  config = Good();
+  config.engine.kv = "int8";
+  EXPECT_THAT(Problem(config), HasSubstr("--kv=int8: this build has no int8 kv"));
+  config = Good();
+  config.engine.weights = "f64";
+  EXPECT_THAT(Problem(config), HasSubstr("--weights is 'f64', must be one of auto, f32, bf16"));
+  config = Good();
+  config.engine.backend = "reference";
+  config.engine.weights = "bf16";
+  config.engine.kv = "f32";
+  EXPECT_TRUE(Validate(config).ok());
+}
+
+TEST(ServerConfig, NumbersAtAndBeyondTheirBounds) {
+  ServerConfig config = Good();
+  config.engine.max_queue = 0;
+  config.engine.max_queue_tokens = 0;
+  config.max_message_bytes = 1024;
+  config.grace = absl::ZeroDuration();
+  EXPECT_TRUE(Validate(config).ok()) << Problem(config);
+  config.max_message_bytes = std::numeric_limits<int32_t>::max();
+  EXPECT_TRUE(Validate(config).ok());
+  config.max_message_bytes += 1;
+  EXPECT_THAT(Problem(config),
+              HasSubstr("--max_message_bytes is 2147483648, must be at most 2147483647"));
+  config.max_message_bytes = 1023;
+  EXPECT_THAT(Problem(config), HasSubstr("--max_message_bytes is 1023"));
+  config = Good();
+  config.grace = absl::Seconds(-1);
+  EXPECT_THAT(Problem(config), HasSubstr("--grace_seconds"));
+  config = Good();
+  config.tls_client_ca = "ca.pem";
+  EXPECT_THAT(Problem(config), HasSubstr("--tls_client_ca needs"));
+}
+
+TEST(ServerConfig, Addresses) {
+  EXPECT_EQ(ParseHostPort("127.0.0.1:0")->port, 0);
+  EXPECT_EQ(ParseHostPort("host.name:65535")->host, "host.name");
+  EXPECT_EQ(ParseHostPort("[::1]:50051")->host, "[::1]");
+  for (const char* const bad :
+       {"", "host", ":1", "host:", "host:65536", "host:-1", "host:1x", "::1:50051", "host:+1"}) {
+    EXPECT_FALSE(ParseHostPort(bad).ok()) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace bst
