@@ -352,15 +352,16 @@ void StepRunner::ReportTokens(absl::Time now) {
 }
 
 void StepRunner::ReportStartsAndEnds(absl::Time now) {
+  // Starts first: who sees an end must not find a request that runs still counted as waiting.
   for (const SequenceUpdate& update : updates_) {
-    if (update.kind == SequenceUpdate::Kind::kPrefilled) continue;
+    if (update.kind != SequenceUpdate::Kind::kStarted) continue;
     ActiveRequest& request = *requests_.at(update.id);
-    if (update.kind == SequenceUpdate::Kind::kStarted) {
-      inbox_.Started(request);
-      request.started = now;
-    } else {
-      Finish(request, update.end, now);
-    }
+    inbox_.Started(request);
+    request.started = now;
+  }
+  for (const SequenceUpdate& update : updates_) {
+    if (update.kind != SequenceUpdate::Kind::kEnded) continue;
+    Finish(*requests_.at(update.id), update.end, now);
   }
 }
 

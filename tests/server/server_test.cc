@@ -31,7 +31,7 @@ std::string ReadAll(const std::string& path) {
 }
 
 TEST(Server, TheReadyLineNamesEveryPort) {
-  RunningServer with_control;
+  RunningServer with_control(ConfigWithMetrics());
   EXPECT_THAT(
       with_control.server().ReadyLine(),
       MatchesRegex("ready grpc=127\\.0\\.0\\.1:[1-9][0-9]* metrics=127\\.0\\.0\\.1:[1-9][0-9]* "
@@ -39,7 +39,7 @@ TEST(Server, TheReadyLineNamesEveryPort) {
   ServerConfig config = LoopbackConfig();
   config.control_listen = "";
   RunningServer without(config);
-  EXPECT_THAT(without.server().ReadyLine(), HasSubstr(" control=off model="));
+  EXPECT_THAT(without.server().ReadyLine(), HasSubstr(" metrics=off control=off model="));
 }
 
 TEST(Server, ATakenPortIsAnError) {
@@ -242,7 +242,7 @@ TEST(ServerReflection, ListsTheServices) {
 // ---- Metrics ----
 
 TEST(ServerMetrics, CountWhatHappened) {
-  RunningServer server;
+  RunningServer server(ConfigWithMetrics());
   server.engine().AnswerWith({'o', 'k'});
   EXPECT_TRUE(server.Generate(TextRequest("hello")).status.ok());
   server.Generate(TextRequest(""));
@@ -261,7 +261,7 @@ TEST(ServerMetrics, CountWhatHappened) {
 }
 
 TEST(ServerMetrics, CancellationsKnowTheirCause) {
-  RunningServer server;
+  RunningServer server(ConfigWithMetrics());
   server.engine().set_stage_before_tokens(RequestStats::Stage::kPrefill);
   grpc::ClientContext context;
   const auto reader = server.generation().Generate(&context, TextRequest("x"));
@@ -277,7 +277,7 @@ TEST(ServerMetrics, CancellationsKnowTheirCause) {
 }
 
 TEST(ServerMetrics, AFullQueueIsToldByWhatIsFull) {
-  ServerConfig config = LoopbackConfig();
+  ServerConfig config = ConfigWithMetrics();
   config.engine.max_sequences = 1;
   config.engine.max_queue = 0;
   RunningServer server(config);

@@ -256,6 +256,8 @@ class PuppetEngine final : public Engine {
       if (!refusal_.ok()) return refusal_;
       id = record.id = SequenceId(++last_id_);
       script = script_;
+      // Before anybody sees the request: WaitForRequest lets the test go on with it at once.
+      record.sink->Push(AcceptedEvent{prompt_tokens, 0, 0});
       active_[id] = {requests_.size(), 0};
       if (record.request_id == "warm-up") {  // the server's own; no test sees it
         active_.erase(id);
@@ -263,7 +265,6 @@ class PuppetEngine final : public Engine {
         requests_.push_back(record);
       }
     }
-    record.sink->Push(AcceptedEvent{prompt_tokens, 0, 0});
     if (record.request_id == "warm-up") {
       FinishedEvent finished;
       finished.reason = FinishReason::kMaxTokens;
