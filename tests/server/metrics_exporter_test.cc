@@ -114,7 +114,7 @@ TEST_F(MetricsExporterTest, TokensAndFinishedRequests) {
         "bst_time_to_first_token_seconds_bucket{le=\"0.02\"} 0\n",
         "bst_inter_token_latency_seconds_count 1\n", "bst_time_per_output_token_seconds_sum 0.01\n",
         "bst_request_queue_seconds_sum 0.002\n", "bst_request_prefill_seconds_sum 0.02\n",
-        "bst_request_decode_seconds_sum 0.04\n", "bst_e2e_request_latency_seconds_sum 0.07",
+        "bst_request_decode_seconds_sum 0.04\n", "bst_e2e_request_latency_seconds_sum 0.0625\n",
         "bst_request_prompt_tokens_bucket{le=\"10\"} 1\n",
         "bst_request_prompt_tokens_bucket{le=\"5\"} 0\n", "bst_request_generation_tokens_sum 5\n",
         "bst_request_prompt_tokens_bucket{le=\"5000000\"} 1\n"}) {
