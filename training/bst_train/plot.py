@@ -25,7 +25,7 @@ def _smooth(values: List[float], weight: float) -> List[float]:
     return smooth
 
 
-def plot_curves(curves: Mapping[str, Path], output: Path, smoothing: float = 0.9) -> None:
+def plot_curves(curves: Mapping[str, Path], output: Path, smoothing: float = 0.6) -> None:
     """Draws one smoothed line per CSV file (columns tokens and loss or nats_per_token)."""
     try:
         import matplotlib
