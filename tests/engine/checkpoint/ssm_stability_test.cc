@@ -39,16 +39,18 @@ TEST(SsmStabilityTest, ModesThatGrowAreRefused) {
   }
 }
 
-TEST(SsmStabilityTest, NumbersThatFloat32CannotHoldAreRefused) {
+TEST(SsmStabilityTest, NumbersThatAreNoneAreRefused) {
   const double infinity = std::numeric_limits<double>::infinity();
   for (const Discretization discretization : kAll) {
-    for (const double dt : {0.0, -0.1, 1e39, 1e-50, infinity, std::nan("")}) {
+    for (const double dt : {0.0, -0.1, infinity, std::nan("")}) {
       EXPECT_THAT(CheckMode(Complex(-1, 1), dt, discretization),
                   StatusIs(kBad, HasSubstr("time step is")))
           << dt;
     }
-    for (const double real : {0.0, -1e39, -1e-50, -infinity}) {
-      EXPECT_THAT(CheckMode(Complex(real, 0), 0.1, discretization), StatusIs(kBad)) << real;
+    EXPECT_THAT(CheckMode(Complex(-infinity, 0), 0.1, discretization), StatusIs(kBad));
+    // However slow a mode or a step is, it does not grow.
+    for (const double real : {0.0, -1e-50, -1e30}) {
+      EXPECT_THAT(CheckMode(Complex(real, 0), 1e-60, discretization), IsOk()) << real;
     }
     EXPECT_THAT(CheckMode(Complex(std::nan(""), 0), 0.1, discretization), StatusIs(kBad));
   }
@@ -64,10 +66,10 @@ TEST(SsmStabilityTest, TheElementIsNamed) {
                       Discretization::kZeroOrderHold);
   };
   EXPECT_THAT(check(), IsOk());
-  log_neg_a_real[(1 * 3 + 2) * 4 + 3] = 90.0f;  // e^90 > the largest float32
-  EXPECT_THAT(check(), StatusIs(kBad, HasSubstr("[1, 2, 3]: real part of mode is -1.22")));
+  log_neg_a_real[(1 * 3 + 2) * 4 + 3] = 1000.0f;  // e^1000 > the largest float64
+  EXPECT_THAT(check(), StatusIs(kBad, HasSubstr("[1, 2, 3]: real part of mode is -inf")));
   log_neg_a_real[(1 * 3 + 2) * 4 + 3] = -0.7f;
-  log_dt[1] = -200.0f;
+  log_dt[1] = -2000.0f;
   EXPECT_THAT(check(), StatusIs(kBad, HasSubstr("[0, 1, 0]: time step is")));
 }
 
