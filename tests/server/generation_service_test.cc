@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -161,8 +162,14 @@ TEST_F(GenerationServiceTest, ASlowReaderGetsFewerAndFullerMessages) {
   EXPECT_EQ(stream.token_ids.size(), static_cast<size_t>(kTokens));
   EXPECT_EQ(stream.text.size(), static_cast<size_t>(kTokens));
   EXPECT_EQ(stream.text.substr(0, 26), "abcdefghijklmnopqrstuvwxyz");
-  EXPECT_LT(stream.messages.size(), static_cast<size_t>(kTokens) / 10);
-  for (const v1::Tokens& message : stream.messages) EXPECT_LE(message.token_ids_size(), 4096);
+  // How many messages gRPC takes before it makes the writer wait is its own affair.
+  EXPECT_LT(stream.messages.size(), static_cast<size_t>(kTokens) / 2);
+  int fullest = 0;
+  for (const v1::Tokens& message : stream.messages) {
+    fullest = std::max(fullest, message.token_ids_size());
+  }
+  EXPECT_GT(fullest, 100);
+  EXPECT_LE(fullest, 4096);
 }
 
 TEST_F(GenerationServiceTest, GenerateOnceAnswersAllAtOnce) {

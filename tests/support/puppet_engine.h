@@ -115,14 +115,15 @@ class PuppetEngine final : public Engine {
   }
   void Score(SequenceId id, int64_t first_position, const std::vector<float>& logprobs,
              const std::vector<std::vector<TokenLogprob>>& top = {}) {
+    const Request request = RequestOf(id);
     ScoredEvent event;
     event.first_position = first_position;
     for (size_t i = 0; i < logprobs.size(); ++i) {
-      event.tokens.push_back(
-          {RequestOf(id).score->tokens[static_cast<size_t>(first_position) + i], logprobs[i]});
+      const TokenId token = request.score->tokens[static_cast<size_t>(first_position) + i];
+      event.tokens.push_back({token, logprobs[i]});
     }
     event.top = top;
-    SinkOf(id)->Push(std::move(event));
+    request.sink->Push(std::move(event));
   }
   // No-op if the request has finished (a Cancel may have come first).
   void Finish(SequenceId id, FinishReason reason, absl::Status status = absl::OkStatus(),
