@@ -36,6 +36,9 @@ int LogitRows(int vocab_size) {
   return static_cast<int>(std::clamp<int64_t>(kMaxBytes / 4 / vocab_size, 1, kMaxRows));
 }
 
+// More is a slip of the keyboard; sums of tokens stay far inside an int.
+constexpr int kMaxSequences = 1'000'000;
+
 class EngineImpl final : public Engine {
  public:
   EngineImpl(ModelInfo info, std::unique_ptr<Backend> backend, const Clock& clock,
@@ -193,6 +196,8 @@ absl::Status CheckOptions(const EngineOptions& options) {
   };
   require_at_least("threads", options.threads, 0);
   require_at_least("max_sequences", options.max_sequences, 1);
+  problems.Require(options.max_sequences <= kMaxSequences, "max_sequences is ",
+                   options.max_sequences, ", must be at most ", kMaxSequences);
   require_at_least("max_step_tokens", options.max_step_tokens, 0);
   require_at_least("chunk_tokens", options.chunk_tokens, 1);
   require_at_least("max_queue", options.max_queue, 0);

@@ -37,10 +37,9 @@ struct EngineOptions {
   std::string weights = "auto";
   std::string kv = "auto";  // rings and context rows: auto (as weights), f32 or bf16
   int threads = 0;          // 0: all cores this process may use
-  int max_sequences = 32;   // slots
-  // Tokens of one step, decode rows and prompt chunks together; >= W + max_sequences - 1.
-  // Tokens of one step, decode rows and prompt chunks together. 0: 2048, or as many as a block of
-  // the model and a token of every other slot need.
+  int max_sequences = 32;   // slots, at most a million
+  // Tokens of one step, decode rows and prompt chunks together; at least W + max_sequences - 1: a
+  // block of a prompt and a token of every other slot. 0: that, or 2048 if it is less.
   int max_step_tokens = 0;
   int chunk_tokens = 1024;  // largest prompt chunk; rounded down to a multiple of W, at least W
   int max_queue = 1024;     // requests in flight beyond max_sequences

@@ -1,4 +1,6 @@
 // Engine::Create: options, what they are resolved to, and what the engine says of itself.
+#include <limits>
+#include <memory>
 #include <string>
 
 #include "engine/create_engine.h"
@@ -52,6 +54,15 @@ TEST(EngineOptionsTest, AllProblemsAreReportedTogether) {
         "max_queue is -1", "max_queue_tokens is -1", "max_prompt_tokens is 0"}) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(problem));
   }
+}
+
+TEST(EngineOptionsTest, SequencesAreBounded) {
+  EngineOptions options;
+  options.model_directory = "somewhere";
+  options.max_sequences = std::numeric_limits<int>::max();
+  const absl::Status status = Engine::Create(options, nullptr).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("max_sequences is 2147483647"));
 }
 
 TEST(EngineOptionsTest, ThereIsNoCudaInThisBuild) {
