@@ -39,7 +39,7 @@ struct EngineOptions {
   int threads = 0;          // 0: all cores this process may use
   int max_sequences = 32;   // slots, at most a million
   // Tokens of one step, decode rows and prompt chunks together; at least W + max_sequences - 1: a
-  // block of a prompt and a token of every other slot. 0: that, or 2048 if it is less.
+  // block of a prompt and a token of every other slot. 0: 2048, or that many if they are more.
   int max_step_tokens = 0;
   int chunk_tokens = 1024;  // largest prompt chunk; rounded down to a multiple of W, at least W
   int max_queue = 1024;     // requests in flight beyond max_sequences
