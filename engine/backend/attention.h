@@ -14,8 +14,9 @@
 // 0
 #pragma once
 
-#include <string>
+#include <cstddef>
 
+#include "engine/base/ids.h"
 #include "engine/tensor/tensor_view.h"
 
 namespace bst {
@@ -38,6 +39,41 @@ struct AttentionParameters {
   AttentionSpec spec;
   TensorView scale;  // [H] F32, >= 0
   TensorView bias;   // [H, W + 1] F32, by distance; empty: none
+};
+
+// Attention to contexts: stores of up to `capacity` key and value rows per head, each visible or not
+// as a whole (the context vectors of a multi-filter layer, the recurrent states of a BRecT layer and
+// the two newest blocks of tokens that those read). Contexts lie in pools: a sequence's own in its
+// slot, those made during a step in the workspace.
+//   o = softmax over rows j < num_rows of <q, k_j> scale_h, times v;   rows in order
+struct ContextSpec {
+  int num_heads = 0;
+  int head_dim = 0;
+  int capacity = 0;
+  DType kv_type = DType::kF32;  // of the rows: F32 or BF16
+};
+
+// Host tensors, copied by Backend::PackContextAttention.
+struct ContextParameters {
+  ContextSpec spec;
+  TensorView scale;  // [H] F32, >= 0
+};
+
+// Rows [begin, end) of the matrices that hold keys and values become rows first_row .. of the
+// context `slot`.
+struct ContextRows {
+  int begin = 0;
+  int end = 0;
+  SlotId slot;
+  int first_row = 0;
+};
+
+// Queries [begin, end) attend to the first num_rows rows, at least one, of a context.
+struct ContextUse {
+  int begin = 0;
+  int end = 0;
+  const std::byte* context = nullptr;  // as PoolView::slot gives it
+  int num_rows = 0;
 };
 
 }  // namespace bst

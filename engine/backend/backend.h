@@ -31,6 +31,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "engine/backend/attention.h"
+#include "engine/backend/convolution.h"
 #include "engine/backend/row.h"
 #include "engine/backend/ssm.h"
 #include "engine/base/ids.h"
@@ -65,7 +66,23 @@ class AttentionWeights : public PackedWeights {
  private:
   AttentionSpec spec_;
 };
-class SsmWeights : public PackedWeights {};
+class ContextWeights : public PackedWeights {
+ public:
+  explicit ContextWeights(const ContextSpec& spec) : spec_(spec) {}
+  const ContextSpec& spec() const { return spec_; }
+
+ private:
+  ContextSpec spec_;
+};
+class SsmWeights : public PackedWeights {
+ public:
+  explicit SsmWeights(const SsmSpec& spec) : spec_(spec) {}
+  const SsmSpec& spec() const { return spec_; }
+
+ private:
+  SsmSpec spec_;
+};
+class ScanWeights : public PackedWeights {};
 
 // What a linear layer does with its sums before they are stored.
 enum class LinearEpilogue {
@@ -102,15 +119,27 @@ class Backend {
       absl::Span<const TensorView> parts, DType type) = 0;
   virtual absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(
       const AttentionParameters& parameters) = 0;
+  virtual absl::StatusOr<std::unique_ptr<ContextWeights>> PackContextAttention(
+      const ContextParameters& parameters) = 0;
   virtual absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) = 0;
+  virtual absl::StatusOr<std::unique_ptr<SsmWeights>> PackDplr(
+      const DplrParameters& parameters) = 0;
+  virtual absl::StatusOr<std::unique_ptr<SsmWeights>> PackConvolution(
+      const ConvolutionParameters& parameters) = 0;
+  // a_minus_one [P, 2] F32.
+  virtual absl::StatusOr<std::unique_ptr<ScanWeights>> PackScan(TensorView a_minus_one) = 0;
   // A float32 vector on the device, from a host vector of any floating type.
   virtual absl::StatusOr<Buffer> PackVector(TensorView vector) = 0;
 
-  // Bytes of one slot of the pools that Attention and Ssm take.
+  // Bytes of one slot of the pools that Attention, ContextAttention, Ssm and Scan take.
   virtual size_t RingBytes(const AttentionSpec& spec) const = 0;
+  virtual size_t ContextBytes(const ContextSpec& spec) const = 0;
   virtual size_t SsmStateBytes(const SsmWeights& weights) const = 0;
+  virtual size_t ScanStateBytes(const ScanWeights& weights) const = 0;
   // Back to all zeros: the state before the first token.
   virtual void ClearSlot(PoolView pool, SlotId slot) = 0;
+  // One slot of `to` becomes a copy of one of `from`; slots of equal content size.
+  virtual void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) = 0;
 
   // ---- Operators: every step ----
 
@@ -143,9 +172,33 @@ class Backend {
   virtual void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
                          absl::Span<const Row> rows, PoolView ring, TensorView out) = 0;
 
-  // Advances each row's state by its tokens (ssm.h).  u, y [T, D]; must not overlap.
+  // Writes rows of k, v [n, H * dh] to contexts (attention.h). No two of `rows` share a row.
+  virtual void StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
+                            absl::Span<const ContextRows> rows, PoolView contexts) = 0;
+  // Attention of q [n, H * dh] to contexts; `uses` cover all queries.  out [n, H * dh]; must not
+  // overlap.
+  virtual void ContextAttention(const ContextWeights& weights, TensorView q,
+                                absl::Span<const ContextUse> uses, TensorView out) = 0;
+
+  // Advances each row's state by its tokens (ssm.h, convolution.h).  u [T, D]; y [T, C D], or
+  // [E, C D] with outputs at block ends only; must not overlap.
   virtual void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows,
                    PoolView state, TensorView y) = 0;
+  // x_t = A x_{t-1} + v_t over each row, in place (ssm.h).  v [T, 2 P]: the real parts, then the
+  // imaginary ones; becomes x.
+  virtual void Scan(const ScanWeights& weights, TensorView v, absl::Span<const Row> rows,
+                    PoolView state) = 0;
+
+  // y[t, c D + i] += gain[c D + i] * x[t, i].  x [n, D], gain [C D] F32, y [n, C D]; must not
+  // overlap.
+  virtual void AddScaled(TensorView x, TensorView gain, TensorView y) = 0;
+  // y *= x.  x, y [n, columns]; must not overlap.
+  virtual void Multiply(TensorView x, TensorView y) = 0;
+  // x[i] += table[i mod S].  x [n S, D], table [S, D] F32.
+  virtual void AddTable(TensorView table, TensorView x) = 0;
+  // The gated update of recurrent states: z = s g + z (1 - g).  s, z [n, D], g [D] F32; must not
+  // overlap.
+  virtual void Interpolate(TensorView s, TensorView gate, TensorView z) = 0;
 
   // out[i] = x[indices[i]].  x [T, D], out [n, D]; must not overlap.
   virtual void GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) = 0;

@@ -8,9 +8,7 @@
 //           not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only.
 // Errors    kFailedPrecondition, naming the key (`layers[2].ssm.state_size`) and its value:
 // unknown,
-//           missing, twice, of a wrong type (1.0 is no integer) or out of range; kUnimplemented for
-//           a layer type, context or kernel of the format that this build cannot run, if nothing
-//           else is wrong.
+//           missing, twice, of a wrong type (1.0 is no integer) or out of range.
 // Threads   A value.
 // Tested by tests/engine/checkpoint/model_config_test.cc
 #pragma once
@@ -28,7 +26,9 @@ namespace bst {
 
 enum class Activation { kRelu, kGelu, kGeglu, kSwiglu };
 enum class PositionKind { kNone, kT5, kRope };
-enum class LayerType { kTransformer, kBst };
+enum class LayerType { kTransformer, kBst, kBrect, kGss };
+enum class ContextKind { kSingleHead, kMultiHead, kMultiFilter };
+enum class SsmKernel { kS4d, kDss, kS4, kS5, kExplicit };
 enum class Discretization { kZeroOrderHold, kBilinear };
 
 struct AttentionConfig {
@@ -42,15 +42,27 @@ struct AttentionConfig {
   double rope_theta = 10000.0;
 };
 
-// The s4d kernel: a diagonal state-space model with `state_size` / 2 stored conjugate pairs.
 struct SsmConfig {
-  int state_size = 0;  // N, even
-  Discretization discretization = Discretization::kZeroOrderHold;
+  SsmKernel kernel = SsmKernel::kS4d;
+  // N: stored conjugate pairs are N / 2 (s4d, s4, s5; N is even), dss stores all N modes; 0 with
+  // kExplicit.
+  int state_size = 0;
+  int length = 0;  // taps; kExplicit only
+  Discretization discretization = Discretization::kZeroOrderHold;  // s4: kBilinear; dss: zero-order
+
+  // Complex modes per feature, or of the whole layer (s5).
+  int num_modes() const { return kernel == SsmKernel::kDss ? state_size : state_size / 2; }
 };
 
 struct LayerConfig {
   LayerType type = LayerType::kTransformer;
-  SsmConfig ssm;  // kBst only: single-head context, s4d kernel
+  ContextKind context = ContextKind::kSingleHead;  // kBst only
+  int num_states = 0;  // S: context vectors (kMultiFilter) or recurrent states (kBrect)
+  int inner_size = 0;  // F_g, kGss only
+  int ssm_size = 0;    // E, kGss only
+  SsmConfig ssm;       // kBst and kGss
+
+  bool has_ssm() const { return type == LayerType::kBst || type == LayerType::kGss; }
 };
 
 struct TokenizerConfig {
@@ -71,6 +83,8 @@ struct ModelConfig {
   static constexpr int kMaxWindow = 1 << 16;
   static constexpr int kMaxLayers = 1 << 10;
   static constexpr int kMaxStateSize = 1 << 12;
+  static constexpr int kMaxNumStates = 1 << 14;
+  static constexpr int kMaxFilterLength = 1 << 20;
   static constexpr int kMaxT5Distance = 1 << 20;  // also of t5_num_buckets
   static constexpr double kMaxRopeTheta = 1e15;
   static constexpr double kMaxLogitScale = 1e6;
@@ -91,6 +105,15 @@ struct ModelConfig {
   std::optional<TokenId> bos_token_id, eos_token_id, pad_token_id;
 
   int attention_size() const { return num_heads * head_dim; }  // A
+  // C: SSM filters per input of a layer that has an SSM.
+  int num_filters(const LayerConfig& layer) const {
+    if (layer.type != LayerType::kBst || layer.context == ContextKind::kSingleHead) return 1;
+    return layer.context == ContextKind::kMultiHead ? num_heads : layer.num_states;
+  }
+  // Inputs of a layer's SSM: D, or E in a gss layer.
+  int ssm_inputs(const LayerConfig& layer) const {
+    return layer.type == LayerType::kGss ? layer.ssm_size : hidden_size;
+  }
 };
 
 // Parses the text of a config.json.
