@@ -41,10 +41,10 @@ struct AttentionParameters {
   TensorView bias;   // [H, W + 1] F32, by distance; empty: none
 };
 
-// Attention to contexts: stores of up to `capacity` key and value rows per head, each visible or not
-// as a whole (the context vectors of a multi-filter layer, the recurrent states of a BRecT layer and
-// the two newest blocks of tokens that those read). Contexts lie in pools: a sequence's own in its
-// slot, those made during a step in the workspace.
+// Attention to contexts: stores of up to `capacity` key and value rows per head, each visible or
+// not as a whole (the context vectors of a multi-filter layer, the recurrent states of a BRecT
+// layer and the two newest blocks of tokens that those read). Contexts lie in pools: a sequence's
+// own in its slot, those made during a step in the workspace.
 //   o = softmax over rows j < num_rows of <q, k_j> scale_h, times v;   rows in order
 struct ContextSpec {
   int num_heads = 0;

@@ -2,58 +2,18 @@
 
 #include <algorithm>
 
+#include "engine/backend/cpu/cpu_key_values.h"
 #include "engine/tensor/host_convert.h"
 
 namespace bst {
 namespace {
 
-float Widen(float x) { return x; }
-float Widen(BFloat16 x) { return ToFloat(x); }
-void Narrow(float x, float* out) { *out = x; }
-void Narrow(float x, BFloat16* out) { *out = ToBFloat16(x); }
-
-// Keys and values of one head, [tiles][dh][16] and [W][dh padded to 16]: in a ring (Kv) or as a
-// float32 copy for a prompt block.
-template <typename Kv>
-struct HeadKeyValues {
-  Kv* keys;
-  Kv* values;
-  int head_dim;
-  int64_t value_stride;
-
-  void Write(int64_t index, const float* key, const float* value) const {
-    Kv* tile = keys + index / kLanes * head_dim * kLanes + index % kLanes;
-    for (int i = 0; i < head_dim; ++i) Narrow(key[i], tile + i * kLanes);
-    Kv* row = values + index * value_stride;
-    for (int i = 0; i < head_dim; ++i) Narrow(value[i], row + i);
-  }
-  // One index of another's, whatever its type.
-  template <typename From>
-  void Copy(int64_t index, const HeadKeyValues<From>& from) const {
-    const int64_t tile = index / kLanes * head_dim * kLanes + index % kLanes;
-    for (int i = 0; i < head_dim; ++i)
-      Narrow(Widen(from.keys[tile + i * kLanes]), keys + tile + i * kLanes);
-    const int64_t row = index * value_stride;
-    for (int i = 0; i < head_dim; ++i) Narrow(Widen(from.values[row + i]), values + row + i);
-  }
-};
-
-int64_t KeyElements(const AttentionSpec& spec) {
-  return RoundUp(spec.window, kLanes) * spec.head_dim;
-}
-int64_t ValueStride(const AttentionSpec& spec) { return RoundUp(spec.head_dim, kLanes); }
-int64_t HeadElements(const AttentionSpec& spec) {
-  return KeyElements(spec) + spec.window * ValueStride(spec);
-}
-
-template <typename Kv>
-HeadKeyValues<Kv> HeadOf(const AttentionSpec& spec, Kv* base) {
-  return {base, base + KeyElements(spec), spec.head_dim, ValueStride(spec)};
-}
+KeyValueLayout RingLayout(const AttentionSpec& spec) { return {spec.window, spec.head_dim}; }
 
 template <typename Kv>
 HeadKeyValues<Kv> RingHead(const AttentionSpec& spec, PoolView ring, SlotId slot, int head) {
-  return HeadOf(spec, ring.slot<Kv>(slot) + head * HeadElements(spec));
+  const KeyValueLayout layout = RingLayout(spec);
+  return {layout, ring.slot<Kv>(slot) + head * layout.elements()};
 }
 
 }  // namespace
@@ -81,14 +41,14 @@ absl::StatusOr<std::unique_ptr<CpuAttention>> CpuAttention::Pack(
       }
     }
   }
-  const auto scratch =
-      static_cast<size_t>(2 * HeadElements(spec) + kMaxQueries * RoundUp(spec.window, kLanes));
+  const auto scratch = static_cast<size_t>(2 * RingLayout(spec).elements() +
+                                           kMaxQueries * RoundUp(spec.window, kLanes));
   BST_RETURN_IF_ERROR(context.ReserveScratch(scratch * sizeof(float)));
   return attention;
 }
 
 size_t CpuAttention::RingBytes(const AttentionSpec& spec) {
-  return static_cast<size_t>(spec.num_heads * HeadElements(spec)) * SizeOf(spec.kv_type);
+  return static_cast<size_t>(spec.num_heads * RingLayout(spec).elements()) * SizeOf(spec.kv_type);
 }
 
 const float* CpuAttention::bias(int head) const {
@@ -102,9 +62,10 @@ bool CpuAttention::PreviousVisible(int64_t block) const {
 
 AttendTask CpuAttention::HeadTask(int head, float* scores) const {
   AttendTask task = {};
+  task.num_visible = -1;
   task.window = spec().window;
   task.head_dim = spec().head_dim;
-  task.value_stride = ValueStride(spec());
+  task.value_stride = RingLayout(spec()).value_stride();
   task.include_self = spec().include_self;
   task.scale = scale()[head];
   task.bias = bias(head);
@@ -193,8 +154,8 @@ void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& se
   // Float32 copies of the two blocks, the values rounded as the ring will round them. What precedes
   // the row comes from the ring, the rest from the row itself.
   float* copies = scores + kMaxQueries * RoundUp(spec().window, kLanes);
-  const HeadKeyValues<float> current = HeadOf(spec(), copies);
-  const HeadKeyValues<float> previous = HeadOf(spec(), copies + HeadElements(spec()));
+  const HeadKeyValues<float> current(RingLayout(spec()), copies);
+  const HeadKeyValues<float> previous(RingLayout(spec()), copies + RingLayout(spec()).elements());
   const auto fill = [&](const HeadKeyValues<float>& copy, int64_t block, int begin, int end) {
     for (int j = begin; j < end; ++j) {
       const int64_t in_row = block * spec().window + j - row.position;

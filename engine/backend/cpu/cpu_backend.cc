@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cpu/cpu_attention.h"
 #include "engine/backend/cpu/cpu_context.h"
+#include "engine/backend/cpu/cpu_context_attention.h"
 #include "engine/backend/cpu/cpu_linear.h"
 #include "engine/backend/cpu/cpu_ssm.h"
 #include "engine/base/log.h"
@@ -72,6 +73,10 @@ class CpuBackend : public Backend {
       const AttentionParameters& parameters) override {
     return CpuAttention::Pack(context_, parameters);
   }
+  absl::StatusOr<std::unique_ptr<ContextWeights>> PackContextAttention(
+      const ContextParameters& parameters) override {
+    return CpuContextAttention::Pack(context_, parameters);
+  }
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) override {
     return CpuSsm::Pack(parameters);
   }
@@ -84,6 +89,9 @@ class CpuBackend : public Backend {
 
   size_t RingBytes(const AttentionSpec& spec) const override {
     return CpuAttention::RingBytes(spec);
+  }
+  size_t ContextBytes(const ContextSpec& spec) const override {
+    return CpuContextAttention::ContextBytes(spec);
   }
   size_t SsmStateBytes(const SsmWeights& weights) const override {
     return dynamic_cast<const CpuSsm&>(weights).state_bytes();
@@ -182,6 +190,16 @@ class CpuBackend : public Backend {
   void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
                  absl::Span<const Row> rows, PoolView ring, TensorView out) override {
     dynamic_cast<const CpuAttention&>(weights).Run(context_, q, k, v, rows, ring, out, segments_);
+  }
+
+  void StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
+                    absl::Span<const ContextRows> rows, PoolView contexts) override {
+    dynamic_cast<const CpuContextAttention&>(weights).Store(context_, k, v, rows, contexts);
+  }
+
+  void ContextAttention(const ContextWeights& weights, TensorView q,
+                        absl::Span<const ContextUse> uses, TensorView out) override {
+    dynamic_cast<const CpuContextAttention&>(weights).Attend(context_, q, uses, out);
   }
 
   void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,

@@ -61,6 +61,8 @@ struct AttendTask {
   int64_t out_stride;
   int num_queries;
   int first_offset;  // i of the first query
+  int num_visible;  // >= 0: every query sees these first indices of `current`, whatever its offset;
+                    // requires previous == current, previous_visible == false
   int window, head_dim;
   int64_t value_stride;
   bool include_self;

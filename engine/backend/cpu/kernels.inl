@@ -164,8 +164,10 @@ void RoundToBFloat16Kernel(const float* in, float* out, int64_t n) {
 
 // Which ring indices the query at offset i finds in its own block: [0, CurrentEnd).
 inline int CurrentEnd(const AttendTask& task, int offset) {
-  return offset + (task.include_self ? 1 : 0);
+  return task.num_visible >= 0 ? task.num_visible : offset + (task.include_self ? 1 : 0);
 }
+// How much further each next query sees.
+inline int CurrentEndStep(const AttendTask& task) { return task.num_visible >= 0 ? 0 : 1; }
 
 // Scores of `Queries` queries against one tile of 16 keys: sums along dh one by one.
 template <typename Kv, int Queries>
@@ -251,12 +253,12 @@ inline void WeightedValues(const AttendTask& task, int query, int column, const 
   }
   // Indices below `low` are the own block's for all queries, from `high` on the previous one's; in
   // between each query has its own border.
-  const int low = CurrentEnd(task, task.first_offset + query);
-  const int high = low + Queries - 1;
+  const int low = CurrentEnd(task, task.first_offset + query), step = CurrentEndStep(task);
+  const int high = low + (Queries - 1) * step;
   AddValues<Kv, Queries, Vectors>(task, current, 0, low, padded, query, sum);
   for (int j = low; j < high; ++j) {
     for (int r = 0; r < Queries; ++r) {
-      const bool own = j < low + r;
+      const bool own = j < low + r * step;
       if (!own && !task.previous_visible) continue;
       const Kv* value = (own ? current : previous) + j * task.value_stride;
       const V16 p = Set1(task.scores[(query + r) * padded + j]);
@@ -287,7 +289,8 @@ inline void AttendQueries(const AttendTask& task, int query) {
   const Kv* current = static_cast<const Kv*>(task.current_keys);
   const Kv* previous = static_cast<const Kv*>(task.previous_keys);
   const int offset = task.first_offset + query;
-  const int low = CurrentEnd(task, offset), high = low + Queries - 1;
+  const int low = CurrentEnd(task, offset), step = CurrentEndStep(task);
+  const int high = low + (Queries - 1) * step;
   const int visible_end = task.previous_visible ? task.window : high;
   int j = 0;
   if constexpr (Queries == 1) {
@@ -315,7 +318,7 @@ inline void AttendQueries(const AttendTask& task, int query) {
       TileDots<Kv, Queries>(task, current + tile, query, dots);
       TileDots<Kv, Queries>(task, previous + tile, query, before);
       for (int r = 0; r < Queries; ++r)
-        dots[r] = SelectFirst(std::clamp(low + r - j, 0, kLanes), dots[r], before[r]);
+        dots[r] = SelectFirst(std::clamp(low + r * step - j, 0, kLanes), dots[r], before[r]);
     }
     for (int r = 0; r < Queries; ++r) {
       Store(task.scores + (query + r) * padded + j, TileScore(task, dots[r], j, offset + r));
@@ -324,7 +327,7 @@ inline void AttendQueries(const AttendTask& task, int query) {
   float normalizer[Queries];
   for (int r = 0; r < Queries; ++r) {
     normalizer[r] = SoftmaxWeights(task, task.scores + (query + r) * padded,
-                                   task.previous_visible ? task.window : low + r);
+                                   task.previous_visible ? task.window : low + r * step);
   }
   int column = 0;
   // Values are padded to whole vectors; only the stores are ragged.

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "engine/backend/reference/reference_context_attention.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/host_convert.h"
 
@@ -143,6 +144,11 @@ class ReferenceBackend : public Backend {
     return std::make_unique<ReferenceAttention>(parameters);
   }
 
+  absl::StatusOr<std::unique_ptr<ContextWeights>> PackContextAttention(
+      const ContextParameters& parameters) override {
+    return std::make_unique<ReferenceContextAttention>(parameters);
+  }
+
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) override {
     return std::make_unique<ReferenceSsm>(parameters);
   }
@@ -157,6 +163,9 @@ class ReferenceBackend : public Backend {
   size_t RingBytes(const AttentionSpec& spec) const override {
     return size_t{2} * static_cast<size_t>(spec.window) * static_cast<size_t>(spec.num_heads) *
            static_cast<size_t>(spec.head_dim) * SizeOf(spec.kv_type);
+  }
+  size_t ContextBytes(const ContextSpec& spec) const override {
+    return ReferenceContextAttention::ContextBytes(spec);
   }
   size_t SsmStateBytes(const SsmWeights& weights) const override {
     const auto& w = dynamic_cast<const ReferenceSsm&>(weights);
@@ -296,6 +305,16 @@ class ReferenceBackend : public Backend {
         if (!spec.include_self) ring.Write(position % window, k.row<float>(t), v.row<float>(t));
       }
     }
+  }
+
+  void StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
+                    absl::Span<const ContextRows> rows, PoolView contexts) override {
+    dynamic_cast<const ReferenceContextAttention&>(weights).Store(k, v, rows, contexts);
+  }
+
+  void ContextAttention(const ContextWeights& weights, TensorView q,
+                        absl::Span<const ContextUse> uses, TensorView out) override {
+    dynamic_cast<const ReferenceContextAttention&>(weights).Attend(q, uses, out);
   }
 
   void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,
