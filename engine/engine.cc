@@ -253,12 +253,13 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
   const int chunk_tokens = std::max(options.chunk_tokens / window, 1) * window;
   BST_ASSIGN_OR_RETURN(
       std::unique_ptr<Model> model,
-      Model::Create(checkpoint, *parts.backend,
-                    {.weights = weights,
-                     .kv = kv,
-                     .max_step_tokens = max_step_tokens,
-                     .max_logit_rows =
-                         std::min(LogitRows(checkpoint.config().vocab_size), max_step_tokens)}));
+      Model::Create(
+          checkpoint, *parts.backend,
+          {.weights = weights,
+           .kv = kv,
+           .max_step_tokens = max_step_tokens,
+           .max_logit_rows = std::min(LogitRows(checkpoint.config().vocab_size), max_step_tokens),
+           .max_rows = options.max_sequences}));
   BST_ASSIGN_OR_RETURN(
       std::unique_ptr<StatePool> pool,
       StatePool::Create(*parts.backend, model->state_layout(), options.max_sequences));

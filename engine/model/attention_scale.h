@@ -12,7 +12,7 @@ namespace bst {
 
 // [H], from the layer's tensor of that name where the model has qk_norm.
 inline std::vector<float> AttentionScales(const LayerSource& source, std::string_view tensor) {
-  const ModelConfig& config = source.checkpoint.config();
+  const ModelConfig& config = source.config();
   if (!config.attention.qk_norm) {
     return std::vector<float>(
         static_cast<size_t>(config.num_heads),

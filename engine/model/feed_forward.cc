@@ -3,7 +3,7 @@
 namespace bst {
 
 absl::StatusOr<FeedForward> FeedForward::Create(const LayerSource& source) {
-  const ModelConfig& config = source.checkpoint.config();
+  const ModelConfig& config = source.config();
   FeedForward ffn;
   ffn.activation_ = config.ffn_activation;
   ffn.norm_eps_ = config.norm_eps;
@@ -12,32 +12,38 @@ absl::StatusOr<FeedForward> FeedForward::Create(const LayerSource& source) {
   std::vector<TensorView> up = {source.Tensor("ffn.up_proj.weight")};
   if (config.ffn_activation == Activation::kGeglu || config.ffn_activation == Activation::kSwiglu) {
     up.insert(up.begin(), source.Tensor("ffn.gate_proj.weight"));
+    source.workspace.gated.Reserve(source.max_tokens, ffn.ffn_size_);
   }
   BST_ASSIGN_OR_RETURN(ffn.up_, source.backend.PackLinear(up, source.weights));
   BST_ASSIGN_OR_RETURN(ffn.down_, source.backend.PackLinear({source.Tensor("ffn.down_proj.weight")},
                                                             source.weights));
+  source.workspace.normed.Reserve(source.max_tokens, config.hidden_size);
+  source.workspace.hidden.Reserve(source.max_tokens, ffn.up_->out_features());
   return ffn;
 }
 
 void FeedForward::Forward(Backend& backend, const Step& step) const {
-  backend.RmsNorm(step.x, norm_.View(DType::kF32, {step.x.dim(1)}), norm_eps_, step.normed);
-  TensorView hidden = step.hidden.Columns(0, ffn_size_);
+  const int64_t tokens = step.num_tokens(), dim = step.x.dim(1);
+  const TensorView normed = step.workspace->normed.Matrix(tokens, dim);
+  TensorView hidden = step.workspace->hidden.Matrix(tokens, up_->out_features());
+  backend.RmsNorm(step.x, norm_.View(DType::kF32, {dim}), norm_eps_, normed);
   switch (activation_) {
     case Activation::kRelu:
-      backend.Linear(step.normed, *up_, {.epilogue = LinearEpilogue::kRelu}, hidden);
+      backend.Linear(normed, *up_, {.epilogue = LinearEpilogue::kRelu}, hidden);
       break;
     case Activation::kGelu:
-      backend.Linear(step.normed, *up_, {.epilogue = LinearEpilogue::kGelu}, hidden);
+      backend.Linear(normed, *up_, {.epilogue = LinearEpilogue::kGelu}, hidden);
       break;
     case Activation::kGeglu:
-    case Activation::kSwiglu:
-      backend.Linear(step.normed, *up_, {}, step.hidden);
+    case Activation::kSwiglu: {
+      backend.Linear(normed, *up_, {}, hidden);
+      const TensorView gated = step.workspace->gated.Matrix(tokens, ffn_size_);
       backend.Gate(
-          step.hidden,
-          activation_ == Activation::kGeglu ? GateActivation::kGelu : GateActivation::kSilu,
-          step.gated);
-      hidden = step.gated;
+          hidden, activation_ == Activation::kGeglu ? GateActivation::kGelu : GateActivation::kSilu,
+          gated);
+      hidden = gated;
       break;
+    }
   }
   backend.Linear(hidden, *down_, {.epilogue = LinearEpilogue::kAdd}, step.x);
 }

@@ -1,9 +1,13 @@
-// Layer: one layer of the stack. Step: what a forward pass hands from layer to layer.
+// Layer: one layer of the stack. Step: what a forward pass hands from layer to layer. Workspace:
+// the memory that all layers compute in, one after the other.
 //
-// Symbols   T tokens of the step, D model width, A = heads * head_dim, F feed-forward width.
+// Symbols   T tokens of the step, R rows, E block ends of the step (tokens that are the last of
+//           their block), D model width, A = heads * head_dim, F feed-forward width, W block
+//           length.
 // Threads   Engine thread only.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -18,20 +22,75 @@
 
 namespace bst {
 
-// Activations of one step, float32 views into the model's workspace, cut to T rows.
+// Memory for one float32 matrix at a time, as large as the largest that a layer reserved at load.
+class Scratch {
+ public:
+  void Reserve(int64_t rows, int64_t columns) { elements_ = std::max(elements_, rows * columns); }
+  absl::Status Allocate(Backend& backend) {
+    if (elements_ == 0) return absl::OkStatus();
+    BST_ASSIGN_OR_RETURN(buffer_, backend.Allocate(static_cast<size_t>(elements_) * sizeof(float)));
+    return absl::OkStatus();
+  }
+  // Contiguous. REQUIRES: reserved.
+  TensorView Matrix(int64_t rows, int64_t columns) const {
+    return buffer_.View(DType::kF32, {rows, columns});
+  }
+
+ private:
+  int64_t elements_ = 0;
+  Buffer buffer_;
+};
+
+struct Workspace {
+  Scratch normed;     // n, of attention and of the feed-forward network
+  Scratch heads;      // q, k, v and the context queries
+  Scratch attended;   // o and oc
+  Scratch context;    // kc and vc
+  Scratch signal;     // a long convolution's input, a state update's normed states
+  Scratch states;     // a long convolution's output, recurrent states
+  Scratch modes;      // inside an S5 kernel
+  Scratch end_modes;  // the same at block ends
+  Scratch end_input;
+  Scratch update;  // of recurrent states
+  Scratch hidden;  // inside the feed-forward network or a gss layer
+  Scratch gated;
+
+  size_t step_context_bytes = 0;  // the largest context that a step makes at each block end
+  Buffer step_contexts;           // one per block end
+  // Lists that an operator call takes; they keep their capacity.
+  std::vector<ContextUse> uses;
+  std::vector<ContextRows> stores;
+  std::vector<int> indices;
+
+  absl::Status Allocate(Backend& backend, int max_block_ends) {
+    for (Scratch* scratch : {&normed, &heads, &attended, &context, &signal, &states, &modes,
+                             &end_modes, &end_input, &update, &hidden, &gated}) {
+      BST_RETURN_IF_ERROR(scratch->Allocate(backend));
+    }
+    if (step_context_bytes == 0) return absl::OkStatus();
+    BST_ASSIGN_OR_RETURN(
+        step_contexts, backend.Allocate(step_context_bytes * static_cast<size_t>(max_block_ends)));
+    return absl::OkStatus();
+  }
+};
+
+// A token of the step that is the last of its block.
+struct BlockEnd {
+  int row;    // index into rows
+  int token;  // packed
+  int64_t block;
+};
+
 struct Step {
   absl::Span<const Row> rows;
+  absl::Span<const BlockEnd> block_ends;  // in packed order
   StatePool* pool = nullptr;
-  TensorView x;         // [T, D]   the residual stream
-  TensorView normed;    // [T, D]
-  TensorView heads;     // [T, 4A]  q, k, v and the context queries
-  TensorView attended;  // [T, 2A]  o and oc
-  TensorView context;   // [T, 2A]  kc and vc
-  TensorView signal;    // [T, D]   the SSM's input
-  TensorView states;    // [T, D]   the SSM's output
-  TensorView hidden;    // [T, 2F]  inside the feed-forward network
-  TensorView gated;     // [T, F]
-  TensorView rotary;    // [T, dh]  cosines and sines; empty without RoPE
+  Workspace* workspace = nullptr;
+  TensorView x;       // [T, D]   the residual stream
+  TensorView rotary;  // [T, dh]  cosines and sines; empty without RoPE
+
+  int64_t num_tokens() const { return x.dim(0); }
+  int64_t num_block_ends() const { return static_cast<int64_t>(block_ends.size()); }
 };
 
 class Layer {
@@ -46,13 +105,23 @@ class Layer {
 struct LayerSource {
   const Checkpoint& checkpoint;
   Backend& backend;
-  int index;            // n in layers.{n}.
-  DType weights;        // of the matrices
-  DType kv;             // of rings and context rows
-  StateLayout& layout;  // the layer adds its regions
+  int index;             // n in layers.{n}.
+  DType weights;         // of the matrices
+  DType kv;              // of rings and contexts
+  StateLayout& layout;   // the layer adds its regions
+  Workspace& workspace;  // the layer reserves what it needs
+  int max_tokens;        // of a step
+  int max_rows;
+  int max_block_ends;
 
+  const ModelConfig& config() const { return checkpoint.config(); }
+  const LayerConfig& layer() const { return config().layers[static_cast<size_t>(index)]; }
   TensorView Tensor(std::string_view suffix) const {
     return checkpoint.Tensor(LayerTensorName(index, suffix));
+  }
+  // Adds a region of that many bytes to the slot; returns its index.
+  int AddRegion(std::string_view name, size_t bytes) const {
+    return layout.Add({.name = LayerTensorName(index, name), .slot_bytes = bytes});
   }
 };
 

@@ -20,6 +20,7 @@
 #include "absl/types/span.h"
 #include "engine/backend/backend.h"
 #include "engine/checkpoint/checkpoint.h"
+#include "engine/model/layer.h"
 #include "engine/state/state_layout.h"
 #include "engine/state/state_pool.h"
 
@@ -30,9 +31,8 @@ struct ModelOptions {
   DType kv = DType::kF32;       // rings and context rows: F32 or BF16
   int max_step_tokens = 2048;   // capacity of the workspace, in tokens
   int max_logit_rows = 256;     // capacity of the logits, in rows
+  int max_rows = 256;           // sequences in one step
 };
-
-class Layer;
 
 class Model {
  public:
@@ -46,7 +46,7 @@ class Model {
 
   // Runs the layers over a step. tokens [T], rows [R] packed in order, covering all T tokens;
   // `pool` was made from state_layout(). The rows' slots advance by their tokens.
-  // REQUIRES: T <= max_step_tokens; 0 <= token < vocab_size.
+  // REQUIRES: T <= max_step_tokens, R <= max_rows; 0 <= token < vocab_size.
   void Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, StatePool& pool);
 
   // Logits after the given tokens (indices into the last Forward's packed tokens), in float32 on
@@ -64,6 +64,8 @@ class Model {
   Backend& backend_;
   ModelOptions options_;
   int vocab_size_ = 0;
+  int hidden_size_ = 0;
+  int window_ = 0;
   float norm_eps_ = 0;
   float logit_scale_ = 0;
   int num_tokens_ = 0;  // of the last Forward
@@ -74,8 +76,10 @@ class Model {
   std::vector<std::unique_ptr<Layer>> layers_;
   Buffer final_norm_;
   std::unique_ptr<LinearWeights> output_;
-  struct Workspace;
+  // Shared by all layers; and what the first and the last operators need besides.
   std::unique_ptr<Workspace> workspace_;
+  Scratch residual_, rotary_, gathered_, logits_;
+  std::vector<BlockEnd> block_ends_;  // of the last Forward
 };
 
 }  // namespace bst

@@ -1,14 +1,12 @@
 #include "engine/model/transformer_layer.h"
 
-#include "absl/strings/str_cat.h"
 #include "engine/model/attention_scale.h"
 #include "engine/model/position_bias.h"
 
 namespace bst {
 
 absl::StatusOr<std::unique_ptr<Layer>> TransformerLayer::Create(const LayerSource& source) {
-  const ModelConfig& config = source.checkpoint.config();
-  const bool is_bst = config.layers[static_cast<size_t>(source.index)].type == LayerType::kBst;
+  const ModelConfig& config = source.config();
   Backend& backend = source.backend;
   BST_ASSIGN_OR_RETURN(FeedForward feed_forward, FeedForward::Create(source));
   auto layer = std::unique_ptr<TransformerLayer>(new TransformerLayer(std::move(feed_forward)));
@@ -21,7 +19,8 @@ absl::StatusOr<std::unique_ptr<Layer>> TransformerLayer::Create(const LayerSourc
   std::vector<TensorView> heads = {source.Tensor("attn.q_proj.weight"),
                                    source.Tensor("attn.k_proj.weight"),
                                    source.Tensor("attn.v_proj.weight")};
-  if (is_bst) heads.push_back(source.Tensor("cross.q_proj.weight"));
+  if (source.layer().type != LayerType::kTransformer)
+    heads.push_back(source.Tensor("cross.q_proj.weight"));
   BST_ASSIGN_OR_RETURN(layer->heads_, backend.PackLinear(heads, source.weights));
   BST_ASSIGN_OR_RETURN(layer->output_,
                        backend.PackLinear({source.Tensor("attn.o_proj.weight")}, source.weights));
@@ -43,31 +42,35 @@ absl::StatusOr<std::unique_ptr<Layer>> TransformerLayer::Create(const LayerSourc
     parameters.bias = TensorView(bias.data(), DType::kF32, {config.num_heads, config.window + 1});
   }
   BST_ASSIGN_OR_RETURN(layer->attention_, backend.PackAttention(parameters));
-  layer->ring_region_ = source.layout.Add({.name = absl::StrCat("layers.", source.index, ".ring"),
-                                           .slot_bytes = backend.RingBytes(spec)});
-  if (is_bst) {
-    BST_ASSIGN_OR_RETURN(layer->context_, ContextStates::Create(source));
-  }
+  layer->ring_region_ = source.AddRegion("ring", backend.RingBytes(spec));
+  BST_ASSIGN_OR_RETURN(layer->context_, MakeCrossContext(source));
+  source.workspace.normed.Reserve(source.max_tokens, config.hidden_size);
+  source.workspace.heads.Reserve(source.max_tokens, layer->heads_->out_features());
+  source.workspace.attended.Reserve(source.max_tokens, layer->output_->in_features());
   return layer;
 }
 
 void TransformerLayer::Forward(Backend& backend, const Step& step) const {
-  const int64_t a = attention_size_;
-  const TensorView n = step.normed;
-  const TensorView heads = step.heads.Columns(0, heads_->out_features());
-  const TensorView attended = step.attended.Columns(0, output_->in_features());
-  backend.RmsNorm(step.x, attn_norm_.View(DType::kF32, {step.x.dim(1)}), norm_eps_, n);
+  const int64_t a = attention_size_, tokens = step.num_tokens(), dim = step.x.dim(1);
+  const TensorView n = step.workspace->normed.Matrix(tokens, dim);
+  const TensorView heads = step.workspace->heads.Matrix(tokens, heads_->out_features());
+  const TensorView attended = step.workspace->attended.Matrix(tokens, output_->in_features());
+  backend.RmsNorm(step.x, attn_norm_.View(DType::kF32, {dim}), norm_eps_, n);
   backend.Linear(n, *heads_, {}, heads);
 
   const TensorView queries_keys = heads.Columns(0, 2 * a);
   if (qk_norm_) backend.NormalizeHeads(queries_keys, head_dim_);
+  if (context_ != nullptr) {
+    context_->Forward(backend, step,
+                      {.queries = heads.Columns(3 * a, 4 * a),
+                       .keys = heads.Columns(a, 2 * a),
+                       .values = heads.Columns(2 * a, 3 * a)},
+                      attended.Columns(a, 2 * a));
+  }
   if (!step.rotary.empty()) backend.Rotate(queries_keys, head_dim_, step.rotary);
   backend.Attention(*attention_, heads.Columns(0, a), heads.Columns(a, 2 * a),
                     heads.Columns(2 * a, 3 * a), step.rows, step.pool->region(ring_region_),
                     attended.Columns(0, a));
-  if (context_)
-    context_->Forward(backend, step, heads.Columns(3 * a, 4 * a), attended.Columns(a, 2 * a));
-
   backend.Linear(attended, *output_, {.epilogue = LinearEpilogue::kAdd}, step.x);
   feed_forward_.Forward(backend, step);
 }

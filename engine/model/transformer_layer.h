@@ -1,10 +1,10 @@
-// TransformerLayer: sliding-window attention and a feed-forward network; with context states it is
-// the BST layer.
+// TransformerLayer: sliding-window attention and a feed-forward network; with a cross context it is
+// the BST layer or the BRecT layer.
 //
 //   n = rms(x; attn_norm);  q, k, v = n Wq, n Wk, n Wv
 //   qk_norm: q, k = l2(q), l2(k);  RoPE: q, k rotated by their position
 //   o = softmax((<q, k> + bias) scale) v
-//   h = x + concat(o, oc) Wo          oc: what the context states give, in a BST layer
+//   h = x + concat(o, oc) Wo          oc: what the cross context gives
 //   y = h + FFN(rms(h; ffn_norm))
 //
 // Threads   Engine thread only.
@@ -12,10 +12,9 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 
 #include "absl/status/statusor.h"
-#include "engine/model/context_states.h"
+#include "engine/model/cross_context.h"
 #include "engine/model/feed_forward.h"
 #include "engine/model/layer.h"
 
@@ -23,7 +22,7 @@ namespace bst {
 
 class TransformerLayer : public Layer {
  public:
-  // A `transformer` or `bst` layer, as the configuration says.
+  // A `transformer`, `bst` or `brect` layer, as the configuration says.
   static absl::StatusOr<std::unique_ptr<Layer>> Create(const LayerSource& source);
 
   void Forward(Backend& backend, const Step& step) const override;
@@ -38,10 +37,10 @@ class TransformerLayer : public Layer {
   int ring_region_ = 0;  // of the state layout
   Buffer attn_norm_;     // [D]
   std::unique_ptr<LinearWeights>
-      heads_;  // q, k, v and, in a BST layer, the context queries: [3A or 4A, D]
+      heads_;  // q, k, v and, with a cross context, its queries: [3A or 4A, D]
   std::unique_ptr<LinearWeights> output_;  // [D, A or 2A]
   std::unique_ptr<AttentionWeights> attention_;
-  std::optional<ContextStates> context_;  // BST layer
+  std::unique_ptr<CrossContext> context_;  // bst, brect
   FeedForward feed_forward_;
 };
 

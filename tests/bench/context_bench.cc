@@ -128,7 +128,7 @@ absl::Status Run(const ContextBenchOptions& options) {
   BST_ASSIGN_OR_RETURN(
       const std::unique_ptr<Model> model,
       Model::Create(checkpoint, *backend,
-                    {.weights = weights, .kv = kv, .max_step_tokens = chunk, .max_logit_rows = 1}));
+                    {.weights = weights, .kv = kv, .max_step_tokens = chunk, .max_logit_rows = 1, .max_rows = 1}));
   BST_ASSIGN_OR_RETURN(
       const std::unique_ptr<StatePool> pool,
       StatePool::Create(*backend, model->state_layout(), static_cast<int>(options.lengths.size())));

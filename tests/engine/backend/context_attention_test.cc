@@ -1,0 +1,137 @@
+// Attention to contexts: every CPU instruction set against the reference backend over awkward
+// shapes, and what a query gives independently of its neighbours.
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "tests/engine/backend/operator_fixture.h"
+
+namespace bst {
+namespace {
+
+using ContextAttentionTest = OperatorTest;
+
+struct Problem {
+  ContextSpec spec;
+  std::vector<float> scale;  // [H]
+  int num_contexts;
+  uint32_t seed;
+};
+
+Problem RandomProblem(std::mt19937& random) {
+  const auto pick = [&](std::vector<int> choices) { return choices[random() % choices.size()]; };
+  Problem problem = {.spec = {.num_heads = pick({1, 2, 3}),
+                              .head_dim = pick({1, 7, 16, 24, 64, 80}),
+                              .capacity = pick({1, 2, 7, 15, 16, 17, 32, 40, 128, 256}),
+                              .kv_type = random() % 2 == 0 ? DType::kBF16 : DType::kF32},
+                     .scale = {},
+                     .num_contexts = 3,
+                     .seed = static_cast<uint32_t>(random())};
+  problem.scale = RandomVector(static_cast<size_t>(problem.spec.num_heads), 12);
+  for (float& s : problem.scale)
+    s = std::fabs(s) / std::sqrt(static_cast<float>(problem.spec.head_dim));
+  return problem;
+}
+
+// Stores three contexts, the second in two parts and only partly read, and attends to them.
+Matrix Attend(Backend& backend, Problem& problem, const std::vector<int>& queries_per_use) {
+  const ContextSpec& spec = problem.spec;
+  const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
+  const int rows = spec.capacity;
+  const auto weights = *backend.PackContextAttention(
+      {.spec = spec, .scale = Contiguous(problem.scale, {spec.num_heads})});
+  const size_t slot_bytes = (backend.ContextBytes(spec) + 63) / 64 * 64;
+  const Buffer memory = *backend.Allocate(slot_bytes * 3);
+  const PoolView contexts = {static_cast<std::byte*>(memory.data()), slot_bytes};
+  Matrix k = Matrix::Random(3 * rows, width, problem.seed + 1);
+  Matrix v = Matrix::Random(3 * rows, width, problem.seed + 2);
+  const int cut = rows / 2;
+  std::vector<ContextRows> stores = {
+      {.begin = 0, .end = rows, .slot = SlotId(2), .first_row = 0},
+      {.begin = rows + cut, .end = 2 * rows, .slot = SlotId(0), .first_row = cut},
+      {.begin = 2 * rows, .end = 3 * rows, .slot = SlotId(1), .first_row = 0}};
+  if (cut > 0)
+    stores.push_back({.begin = rows, .end = rows + cut, .slot = SlotId(0), .first_row = 0});
+  backend.StoreContext(*weights, k.view(), v.view(), stores, contexts);
+
+  int total = 0;
+  for (const int n : queries_per_use) total += n;
+  Matrix q = Matrix::Random(total, width, problem.seed + 3), out(total, width);
+  std::vector<ContextUse> uses;
+  int begin = 0;
+  for (const int n : queries_per_use) {
+    const int slot = static_cast<int>(uses.size()) % 3;
+    uses.push_back({.begin = begin,
+                    .end = begin + n,
+                    .context = contexts.slot<std::byte>(SlotId(slot)),
+                    .num_rows = slot == 0 ? std::max(1, cut) : rows});
+    begin += n;
+  }
+  backend.ContextAttention(*weights, q.view(), uses, out.view());
+  return out;
+}
+
+TEST_P(ContextAttentionTest, AgreesWithTheReference) {
+  std::mt19937 random(1);
+  for (int trial = 0; trial < 80; ++trial) {
+    Problem problem = RandomProblem(random);
+    ExpectAgreement(
+        [&](Backend& backend) {
+          return Attend(backend, problem, {1, 5, 13, 1, 6, 29, 12});
+        },
+        absl::StrCat("trial ", trial, ": H ", problem.spec.num_heads, " dh ", problem.spec.head_dim,
+                     " capacity ", problem.spec.capacity, " ",
+                     std::string(Name(problem.spec.kv_type))));
+  }
+}
+
+// The same queries against one context in groups of any size give the same bits.
+TEST_P(ContextAttentionTest, AQueryDoesNotDependOnItsNeighbours) {
+  std::mt19937 random(2);
+  for (int trial = 0; trial < 20; ++trial) {
+    Problem problem = RandomProblem(random);
+    problem.spec.kv_type = trial % 2 == 0 ? DType::kF32 : DType::kBF16;
+    // Uses take contexts 0, 1, 2 in turn: the same 30 queries of context 1 in one group and in
+    // many.
+    const std::vector<float> whole = Attend(*tested_, problem, {1, 31}).values();
+    Matrix parts = [&] {
+      const ContextSpec& spec = problem.spec;
+      const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
+      const auto weights = *tested_->PackContextAttention(
+          {.spec = spec, .scale = Contiguous(problem.scale, {spec.num_heads})});
+      const size_t slot_bytes = (tested_->ContextBytes(spec) + 63) / 64 * 64;
+      const Buffer memory = *tested_->Allocate(slot_bytes);
+      const PoolView context = {static_cast<std::byte*>(memory.data()), slot_bytes};
+      Matrix k = Matrix::Random(3 * spec.capacity, width, problem.seed + 1);
+      Matrix v = Matrix::Random(3 * spec.capacity, width, problem.seed + 2);
+      tested_->StoreContext(*weights, k.view(), v.view(),
+                            {ContextRows{.begin = 2 * spec.capacity,
+                                         .end = 3 * spec.capacity,
+                                         .slot = SlotId(0),
+                                         .first_row = 0}},
+                            context);
+      Matrix q = Matrix::Random(32, width, problem.seed + 3), out(32, width);
+      std::vector<ContextUse> uses;
+      for (int begin = 0; begin < 32;) {
+        const int n = std::min(32 - begin, 1 + static_cast<int>(random() % 9));
+        uses.push_back({begin, begin + n, context.slot<std::byte>(SlotId(0)), spec.capacity});
+        begin += n;
+      }
+      tested_->ContextAttention(*weights, q.view(), uses, out.view());
+      return out;
+    }();
+    const std::vector<float> got = parts.values();
+    const auto width = static_cast<size_t>(problem.spec.num_heads * problem.spec.head_dim);
+    EXPECT_TRUE(std::equal(got.begin() + static_cast<std::ptrdiff_t>(width), got.end(),
+                           whole.begin() + static_cast<std::ptrdiff_t>(width)))
+        << "trial " << trial;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ContextAttentionTest, testing::ValuesIn(CpuBackendNames()),
+                         BackendTestName);
+
+}  // namespace
+}  // namespace bst
