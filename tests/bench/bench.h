@@ -22,6 +22,21 @@ struct ContextBenchOptions {
 // Returns the process's exit status.
 int RunContextBench(const ContextBenchOptions& options);
 
+// One layer of each kind at width 512: forward time against sequence length, or, with
+// decode_tokens, time per token over a long generation.
+struct LayerBenchOptions {
+  std::string backend = "cpu", weights = "bf16";
+  int threads = 0;
+  std::vector<int64_t> lengths = {1'024,  2'048,  4'096,   8'192,  16'384,
+                                  32'768, 65'536, 131'072, 262'144};
+  int rounds = 3;
+  int chunk_tokens = 4'096;
+  int decode_tokens = 0;
+  bool all = false;  // every kernel, not only the layers of the paper's figure
+  std::string json;
+};
+int RunLayerBench(const LayerBenchOptions& options);
+
 // The operators of the CPU backend at the shapes of a 100M-parameter model (Google Benchmark).
 int RunOperatorBench(const std::string& program, const std::string& filter,
                      double min_time_seconds);

@@ -10,6 +10,10 @@ int main(int argc, char** argv) {
       "the machine.\n\n"
       "  bst-bench context --model models/bst-books-4m     is a token after a million as fast as "
       "after a thousand?\n"
+      "  bst-bench layers                                  one layer of each kind against length: "
+      "BST, BRecT, Transformer\n"
+      "  bst-bench layers --decode-tokens 10000            is every layer's token as fast at the "
+      "end?\n"
       "  bst-bench operators                               the CPU backend's operators, at a 100M "
       "model's shapes");
   app.require_subcommand(1);
@@ -33,6 +37,25 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   context_app->add_option("--json", context.json, "write the numbers to this file");
 
+  bst::LayerBenchOptions layers;
+  CLI::App* layers_app = app.add_subcommand(
+      "layers", "Forward time of one layer against sequence length, at W = 128, width 512.");
+  layers_app->add_option("--backend", layers.backend, "cpu or reference")->capture_default_str();
+  layers_app->add_option("--weights", layers.weights, "f32 or bf16, also of keys and values")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  layers_app->add_option("--threads", layers.threads, "0: all cores")->capture_default_str();
+  layers_app->add_option("--lengths", layers.lengths, "sequence lengths in tokens")
+      ->capture_default_str();
+  layers_app->add_option("--rounds", layers.rounds, "the median over them is quoted")
+      ->capture_default_str();
+  layers_app->add_option("--chunk-tokens", layers.chunk_tokens, "tokens per forward pass")
+      ->capture_default_str();
+  layers_app->add_option("--decode-tokens", layers.decode_tokens,
+                         "instead: decode this many tokens one by one with every kernel");
+  layers_app->add_flag("--all", layers.all, "every kernel, not only the paper's five layers");
+  layers_app->add_option("--json", layers.json, "write the numbers to this file");
+
   std::string filter = ".";
   double min_time = 0.2;
   CLI::App* operators_app =
@@ -43,5 +66,6 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
 
   if (*context_app) return bst::RunContextBench(context);
+  if (*layers_app) return bst::RunLayerBench(layers);
   return bst::RunOperatorBench(argv[0], filter, min_time);
 }

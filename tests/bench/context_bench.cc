@@ -125,10 +125,12 @@ absl::Status Run(const ContextBenchOptions& options) {
                                          : DType::kBF16;
   const int window = checkpoint.config().window;
   const int chunk = std::max(options.chunk_tokens / window, 1) * window;
-  BST_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Model> model,
-      Model::Create(checkpoint, *backend,
-                    {.weights = weights, .kv = kv, .max_step_tokens = chunk, .max_logit_rows = 1, .max_rows = 1}));
+  BST_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Create(checkpoint, *backend,
+                                                                         {.weights = weights,
+                                                                          .kv = kv,
+                                                                          .max_step_tokens = chunk,
+                                                                          .max_logit_rows = 1,
+                                                                          .max_rows = 1}));
   BST_ASSIGN_OR_RETURN(
       const std::unique_ptr<StatePool> pool,
       StatePool::Create(*backend, model->state_layout(), static_cast<int>(options.lengths.size())));

@@ -26,20 +26,49 @@ constexpr char kConfig[] = R"({
   "ffn_activation": "ACTIVATION", "window": 20, "norm_eps": 1e-6, "logit_scale": 1.0, "tie_embeddings": true,
   "attention": {"scope": "SCOPE", "include_self": SELF, "empty_prefix": "PREFIX", "qk_norm": QKNORM,
                 "position": "POSITION", "t5_num_buckets": 8, "t5_max_distance": 16, "rope_theta": 10000.0},
-  "layers": [{"type": "transformer"},
-             {"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 6, "discretization": "zoh"}},
-             {"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 10, "discretization": "bilinear"}}],
+  "layers": [LAYERS],
   "tokenizer": {"type": "byte"}, "bos_token_id": null, "eos_token_id": null, "pad_token_id": null })";
 
+// Layer mixes: every layer type, context and kernel, S below and above W, filters shorter and
+// longer than a block.
+constexpr char kS4d[] = R"({"type": "transformer"},
+  {"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 6, "discretization": "zoh"}},
+  {"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 10, "discretization": "bilinear"}})";
+constexpr char kMultiHead[] = R"(
+  {"type": "bst", "context": "multi_head", "ssm": {"kernel": "s4", "state_size": 6, "discretization": "bilinear"}},
+  {"type": "bst", "context": "multi_head", "ssm": {"kernel": "explicit", "length": 50}})";
+constexpr char kMultiFilter[] = R"(
+  {"type": "bst", "context": "multi_filter", "num_states": 23, "ssm": {"kernel": "s4d", "state_size": 4}},
+  {"type": "bst", "context": "multi_filter", "num_states": 3, "ssm": {"kernel": "s5", "state_size": 10}},
+  {"type": "bst", "context": "multi_filter", "num_states": 5, "ssm": {"kernel": "explicit", "length": 45}})";
+constexpr char kKernels[] = R"(
+  {"type": "bst", "context": "single_head", "ssm": {"kernel": "s5", "state_size": 8, "discretization": "bilinear"}},
+  {"type": "bst", "context": "multi_filter", "num_states": 2, "ssm": {"kernel": "dss", "state_size": 5}},
+  {"type": "bst", "context": "single_head", "ssm": {"kernel": "explicit", "length": 7}},
+  {"type": "bst", "context": "multi_filter", "num_states": 2, "ssm": {"kernel": "s4", "state_size": 4, "discretization": "bilinear"}})";
+constexpr char kBrect[] = R"({"type": "brect", "num_states": 5, "gate": "fixed"},
+  {"type": "transformer"}, {"type": "brect", "num_states": 33, "gate": "fixed"})";
+constexpr char kHybrid[] = R"(
+  {"type": "gss", "inner_size": 40, "ssm_size": 24, "ssm": {"kernel": "dss", "state_size": 5}},
+  {"type": "transformer"},
+  {"type": "gss", "inner_size": 33, "ssm_size": 17, "ssm": {"kernel": "s4d", "state_size": 6}})";
+
 struct Variant {
-  const char *name, *scope, *self, *prefix, *qk_norm, *position, *activation;
+  const char *name, *scope, *self, *prefix, *qk_norm, *position, *activation, *layers;
 };
 constexpr Variant kVariants[] = {
-    {"sliding_self_t5", "sliding", "true", "masked", "true", "t5", "relu"},
-    {"sliding_strict_zeros_t5", "sliding", "false", "zeros", "true", "t5", "geglu"},
-    {"sliding_strict_rope", "sliding", "false", "masked", "false", "rope", "swiglu"},
-    {"block_self_rope", "block", "true", "masked", "true", "rope", "gelu"},
-    {"block_strict_none", "block", "false", "masked", "false", "none", "relu"},
+    {"sliding_self_t5", "sliding", "true", "masked", "true", "t5", "relu", kS4d},
+    {"sliding_strict_zeros_t5", "sliding", "false", "zeros", "true", "t5", "geglu", kS4d},
+    {"sliding_strict_rope", "sliding", "false", "masked", "false", "rope", "swiglu", kS4d},
+    {"block_self_rope", "block", "true", "masked", "true", "rope", "gelu", kS4d},
+    {"block_strict_none", "block", "false", "masked", "false", "none", "relu", kS4d},
+    {"multi_head", "sliding", "true", "masked", "true", "rope", "relu", kMultiHead},
+    {"multi_filter", "sliding", "true", "masked", "false", "rope", "swiglu", kMultiFilter},
+    {"kernels", "sliding", "false", "masked", "true", "t5", "relu", kKernels},
+    {"brect_rope", "sliding", "true", "masked", "true", "rope", "relu", kBrect},
+    {"brect_zeros_t5", "sliding", "false", "zeros", "true", "t5", "relu", kBrect},
+    {"brect_block_none", "block", "true", "masked", "false", "none", "gelu", kBrect},
+    {"hybrid", "sliding", "true", "masked", "true", "rope", "relu", kHybrid},
 };
 
 struct Case {
@@ -66,7 +95,8 @@ class ModelLawTest : public testing::TestWithParam<Case> {
                                                                 {"PREFIX", v.prefix},
                                                                 {"QKNORM", v.qk_norm},
                                                                 {"POSITION", v.position},
-                                                                {"ACTIVATION", v.activation}});
+                                                                {"ACTIVATION", v.activation},
+                                                                {"LAYERS", v.layers}});
     RandomCheckpointOptions options;
     options.config_path = config_path;
     options.directory = directory_;

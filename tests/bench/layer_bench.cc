@@ -1,0 +1,285 @@
+// One layer of each kind against sequence length, and token by token: the layers of the
+// Block-State Transformer paper's speed comparison (arXiv 2306.09539, figure 4) at its setting:
+// W = 128, N = 16, 16 heads, width 512, S = 128 recurrent states, filters of 4,096 taps.
+//
+// A one-layer model is driven through Model::Forward without logits; the embedding is a copy of 2
+// KB per token. Every layer reads the same tokens in the same chunks.
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/cpu/cpu_backend.h"
+#include "engine/backend/reference/reference_backend.h"
+#include "engine/base/status_macros.h"
+#include "engine/checkpoint/random_checkpoint.h"
+#include "engine/model/model.h"
+#include "nlohmann/json.hpp"
+#include "tests/bench/bench.h"
+
+namespace bst {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct LayerKind {
+  const char* name;
+  const char* config;  // of the layer, in config.json
+};
+
+constexpr LayerKind kLayers[] = {
+    {"transformer", R"({"type": "transformer"})"},
+    {"bst_single_head",
+     R"({"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 16}})"},
+    {"bst_multi_head",
+     R"({"type": "bst", "context": "multi_head", "ssm": {"kernel": "s4d", "state_size": 16}})"},
+    {"bst_multi_filter",
+     R"({"type": "bst", "context": "multi_filter", "num_states": 32,
+         "ssm": {"kernel": "s4d", "state_size": 16}})"},
+    {"brect", R"({"type": "brect", "num_states": 128, "gate": "fixed"})"},
+    {"bst_single_head_s4",
+     R"({"type": "bst", "context": "single_head",
+         "ssm": {"kernel": "s4", "state_size": 16, "discretization": "bilinear"}})"},
+    {"bst_single_head_s5",
+     R"({"type": "bst", "context": "single_head", "ssm": {"kernel": "s5", "state_size": 128}})"},
+    {"bst_single_head_dss",
+     R"({"type": "bst", "context": "single_head", "ssm": {"kernel": "dss", "state_size": 16}})"},
+    {"bst_single_head_explicit",
+     R"({"type": "bst", "context": "single_head", "ssm": {"kernel": "explicit", "length": 4096}})"},
+    {"bst_multi_filter_explicit",
+     R"({"type": "bst", "context": "multi_filter", "num_states": 32,
+         "ssm": {"kernel": "explicit", "length": 4096}})"},
+    {"gss", R"({"type": "gss", "inner_size": 2048, "ssm_size": 128,
+                "ssm": {"kernel": "dss", "state_size": 64}})"},
+};
+// The layers of the paper's figure.
+constexpr int kFigureLayers = 5;
+
+constexpr char kConfigBefore[] = R"({
+  "model_type": "block_state_transformer", "format_version": 1,
+  "vocab_size": 256, "hidden_size": 512, "num_heads": 16, "head_dim": 32, "ffn_size": 2048,
+  "ffn_activation": "relu", "window": 128, "norm_eps": 1e-6, "logit_scale": 1.0,
+  "tie_embeddings": true,
+  "attention": {"scope": "sliding", "include_self": true, "empty_prefix": "masked",
+                "qk_norm": true, "position": "t5", "t5_num_buckets": 32, "t5_max_distance": 128,
+                "rope_theta": 10000.0},
+  "layers": [)";
+constexpr char kConfigAfter[] = R"(], "tokenizer": {"type": "byte"},
+  "bos_token_id": null, "eos_token_id": null, "pad_token_id": null})";
+
+double Median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// A directory that goes with the value.
+class ScratchDirectory {
+ public:
+  ScratchDirectory()
+      : path_(std::filesystem::temp_directory_path() / absl::StrCat("bst_layers_", ::getpid())) {}
+  ~ScratchDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+// A model of one layer with random weights.
+class OneLayer {
+ public:
+  static absl::StatusOr<std::unique_ptr<OneLayer>> Create(const LayerKind& kind, Backend& backend,
+                                                          DType type, int chunk) {
+    const ScratchDirectory scratch;
+    std::filesystem::create_directories(scratch.path());
+    const std::string config = scratch.path() / "layer.json";
+    std::ofstream(config) << kConfigBefore << kind.config << kConfigAfter;
+    const std::string directory = scratch.path() / "checkpoint";
+    RandomCheckpointOptions options;
+    options.config_path = config;
+    options.directory = directory;
+    options.dtype = type;
+    BST_RETURN_IF_ERROR(WriteRandomCheckpoint(options));
+    BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(directory));
+    auto layer = std::unique_ptr<OneLayer>(new OneLayer());
+    BST_ASSIGN_OR_RETURN(layer->model_, Model::Create(checkpoint, backend,
+                                                      {.weights = type,
+                                                       .kv = type,
+                                                       .max_step_tokens = chunk,
+                                                       .max_logit_rows = 1,
+                                                       .max_rows = 1}));
+    BST_ASSIGN_OR_RETURN(layer->pool_,
+                         StatePool::Create(backend, layer->model_->state_layout(), 1));
+    layer->chunk_ = chunk;
+    return layer;
+  }
+
+  // Seconds for a document of `length` tokens from its start, in chunks.
+  double Forward(int64_t length) {
+    const SlotLease lease = *pool_->Acquire();
+    const auto start = Clock::now();
+    for (int64_t position = 0; position < length; position += chunk_) {
+      Step(lease.id(), position, static_cast<int>(std::min<int64_t>(chunk_, length - position)));
+    }
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  }
+
+  // Seconds per token of each of `windows` runs of `tokens` single-token steps.
+  std::vector<double> Decode(int windows, int tokens) {
+    const SlotLease lease = *pool_->Acquire();
+    std::vector<double> seconds;
+    int64_t position = 0;
+    for (int w = 0; w < windows; ++w) {
+      const auto start = Clock::now();
+      for (int i = 0; i < tokens; ++i) Step(lease.id(), position++, 1);
+      seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() / tokens);
+    }
+    return seconds;
+  }
+
+  size_t state_bytes() const { return model_->state_layout().bytes_per_slot(); }
+
+ private:
+  OneLayer() = default;
+
+  void Step(SlotId slot, int64_t position, int tokens) {
+    ids_.clear();
+    for (int i = 0; i < tokens; ++i) ids_.emplace_back(static_cast<int32_t>(random_() % 256));
+    model_->Forward(ids_, {Row{.slot = slot, .begin = 0, .end = tokens, .position = position}},
+                    *pool_);
+  }
+
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<StatePool> pool_;
+  int chunk_ = 0;
+  std::mt19937 random_{1};
+  std::vector<TokenId> ids_;
+};
+
+absl::StatusOr<std::vector<std::pair<const LayerKind*, std::unique_ptr<OneLayer>>>> MakeLayers(
+    const LayerBenchOptions& options, Backend& backend) {
+  const DType type = options.weights == "f32" ? DType::kF32 : DType::kBF16;
+  std::vector<std::pair<const LayerKind*, std::unique_ptr<OneLayer>>> layers;
+  for (int i = 0;
+       i < (options.all || options.decode_tokens > 0 ? static_cast<int>(std::size(kLayers))
+                                                     : kFigureLayers);
+       ++i) {
+    BST_ASSIGN_OR_RETURN(std::unique_ptr<OneLayer> layer,
+                         OneLayer::Create(kLayers[i], backend, type, options.chunk_tokens));
+    layers.emplace_back(&kLayers[i], std::move(layer));
+  }
+  return layers;
+}
+
+absl::Status WriteJson(const std::string& path, const nlohmann::json& json) {
+  if (path.empty()) return absl::OkStatus();
+  std::ofstream file(path);
+  file << json.dump(1) << "\n";
+  return file ? absl::OkStatus() : absl::UnavailableError(absl::StrCat("cannot write ", path));
+}
+
+absl::Status RunForward(const LayerBenchOptions& options, Backend& backend) {
+  BST_ASSIGN_OR_RETURN(auto layers, MakeLayers(options, backend));
+  std::printf("forward time of one layer, milliseconds; %s, %s weights, chunks of %d\n\n%-26s",
+              backend.name().c_str(), options.weights.c_str(), options.chunk_tokens, "layer");
+  for (const int64_t length : options.lengths)
+    std::printf(" %9lld", static_cast<long long>(length));
+  std::printf("\n");
+  // Round by round over all layers, so that a drift of the machine meets all alike.
+  nlohmann::json rows = nlohmann::json::array();
+  std::vector<std::vector<double>> medians(layers.size());
+  for (const int64_t length : options.lengths) {
+    std::vector<std::vector<double>> seconds(layers.size());
+    for (int round = 0; round < options.rounds + 1; ++round) {
+      for (size_t i = 0; i < layers.size(); ++i) {
+        const double s = layers[i].second->Forward(length);
+        if (round > 0) seconds[i].push_back(s);  // the first warms up
+      }
+    }
+    for (size_t i = 0; i < layers.size(); ++i) {
+      medians[i].push_back(Median(seconds[i]));
+      rows.push_back(
+          {{"layer", layers[i].first->name}, {"tokens", length}, {"seconds", medians[i].back()}});
+    }
+    std::fprintf(stderr, "measured %lld tokens\n", static_cast<long long>(length));
+  }
+  for (size_t i = 0; i < layers.size(); ++i) {
+    std::printf("%-26s", layers[i].first->name);
+    for (const double s : medians[i]) std::printf(" %9.2f", s * 1e3);
+    std::printf("\n");
+  }
+  const auto brect = std::find_if(layers.begin(), layers.end(), [](const auto& layer) {
+    return std::string_view(layer.first->name) == "brect";
+  });
+  const auto& base = medians[static_cast<size_t>(brect - layers.begin())];
+  std::printf("\nbrect's time as a multiple of each\n");
+  for (size_t i = 0; i < layers.size(); ++i) {
+    std::printf("%-26s", layers[i].first->name);
+    for (size_t j = 0; j < base.size(); ++j) std::printf(" %9.2f", base[j] / medians[i][j]);
+    std::printf("\n");
+  }
+  return WriteJson(options.json, {{"backend", backend.name()},
+                                  {"weights", options.weights},
+                                  {"chunk_tokens", options.chunk_tokens},
+                                  {"forward", rows}});
+}
+
+absl::Status RunDecode(const LayerBenchOptions& options, Backend& backend) {
+  BST_ASSIGN_OR_RETURN(auto layers, MakeLayers(options, backend));
+  constexpr int kWindows = 10;
+  const int tokens = std::max(1, options.decode_tokens / kWindows);
+  std::printf(
+      "%d tokens, one by one; %s, %s weights; microseconds per token in ten stretches of %d\n\n",
+      kWindows * tokens, backend.name().c_str(), options.weights.c_str(), tokens);
+  std::printf("%-26s %10s %10s %10s %10s %12s %14s\n", "layer", "first", "median", "last",
+              "slowest", "last/first", "state bytes");
+  nlohmann::json rows = nlohmann::json::array();
+  for (auto& [kind, layer] : layers) {
+    layer->Decode(1, std::min(tokens, 200));  // warms up
+    const std::vector<double> seconds = layer->Decode(kWindows, tokens);
+    std::printf("%-26s %10.2f %10.2f %10.2f %10.2f %12.3f %14zu\n", kind->name,
+                seconds.front() * 1e6, Median(seconds) * 1e6, seconds.back() * 1e6,
+                *std::max_element(seconds.begin(), seconds.end()) * 1e6,
+                seconds.back() / seconds.front(), layer->state_bytes());
+    rows.push_back({{"layer", kind->name},
+                    {"tokens_per_stretch", tokens},
+                    {"seconds_per_token", seconds},
+                    {"state_bytes", layer->state_bytes()}});
+  }
+  return WriteJson(options.json,
+                   {{"backend", backend.name()}, {"weights", options.weights}, {"decode", rows}});
+}
+
+absl::Status Run(const LayerBenchOptions& options) {
+  std::unique_ptr<Backend> backend;
+  if (options.backend == "reference") {
+    backend = MakeReferenceBackend();
+  } else {
+    BST_ASSIGN_OR_RETURN(backend,
+                         MakeCpuBackend({.threads = options.threads, .isa = std::nullopt}));
+  }
+  return options.decode_tokens > 0 ? RunDecode(options, *backend) : RunForward(options, *backend);
+}
+
+}  // namespace
+
+int RunLayerBench(const LayerBenchOptions& options) {
+  if (options.lengths.empty() || options.rounds < 1 || options.chunk_tokens < 1 ||
+      *std::min_element(options.lengths.begin(), options.lengths.end()) < 1) {
+    std::fprintf(stderr, "lengths, rounds and chunk tokens must be at least 1\n");
+    return 2;
+  }
+  const absl::Status status = Run(options);
+  if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  return status.ok() ? 0 : 1;
+}
+
+}  // namespace bst
