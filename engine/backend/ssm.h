@@ -20,7 +20,7 @@
 //             y = 2 Re sum_m C_m x_m + d u         rho = 1 + dt Re sum_m conj(p_m) g_m p_m
 // Scan      x_t = A x_{t-1} + v_t, elementwise over P modes shared by all features; stored as
 //           E = A - 1 (S5, arXiv 2208.04933; the projections in and out are linear layers)
-// Precision State and sums are float32.
+// Precision State and sums are float32 (reference: float64).
 #pragma once
 
 #include "engine/tensor/tensor_view.h"

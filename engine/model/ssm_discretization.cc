@@ -4,75 +4,233 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/base/status_macros.h"
 #include "engine/checkpoint/tensor_schema.h"
 #include "engine/tensor/host_convert.h"
 
 namespace bst {
 namespace {
 
+using Complex = std::complex<double>;
+
 // e^z - 1 without cancellation: e^x cos y - 1 = expm1(x) cos y - 2 sin^2(y / 2).
-std::complex<double> ComplexExpm1(std::complex<double> z) {
+Complex ComplexExpm1(Complex z) {
   const double half_sine = std::sin(z.imag() / 2);
   return {std::expm1(z.real()) * std::cos(z.imag()) - 2 * half_sine * half_sine,
           std::exp(z.real()) * std::sin(z.imag())};
 }
 
+double Number(const TensorView& tensor, int64_t i) { return ElementAsFloat(tensor, i); }
+Complex ComplexNumber(const TensorView& tensor, int64_t i) {
+  return {ElementAsFloat(tensor, 2 * i), ElementAsFloat(tensor, 2 * i + 1)};
+}
+
+// The index of element i of a row-major tensor of these dimensions: "[0, 3, 5]".
+std::string IndexOf(int64_t i, std::vector<int64_t> dims) {
+  for (size_t k = dims.size(); k-- > 0;) {
+    const int64_t size = dims[k];
+    dims[k] = i % size;
+    i /= size;
+  }
+  return absl::StrCat("[", absl::StrJoin(dims, ", "), "]");
+}
+
+bool FitsFloat(double x) { return std::isfinite(static_cast<float>(x)); }
+bool FitsFloat(Complex x) { return FitsFloat(x.real()) && FitsFloat(x.imag()); }
+
+void Append(std::vector<float>& out, Complex x) {
+  out.push_back(static_cast<float>(x.real()));
+  out.push_back(static_cast<float>(x.imag()));
+}
+
+// What the messages have in common. `element` names the stored number: "layers.3.ssm.b[0, 1, 2]".
+absl::Status TooLarge(const std::string& element, std::string_view what, Complex a, double dt) {
+  return absl::FailedPreconditionError(absl::StrCat(element, ": ", std::string(what),
+                                                    " exceeds float32 (mode a ", a.real(), " + ",
+                                                    a.imag(), "i, time step ", dt, ")"));
+}
+
+Complex StoredMode(const SsmTensors& tensors, int64_t i) {
+  return {-std::exp(Number(tensors.at("log_neg_a_real"), i)), Number(tensors.at("a_imag"), i)};
+}
+
 }  // namespace
 
-DiscreteMode Discretize(std::complex<double> a, std::complex<double> b, double dt,
-                        Discretization method) {
-  const std::complex<double> z = dt * a;
+DiscreteMode Discretize(Complex a, Complex b, double dt, Discretization method) {
+  const Complex z = dt * a;
   if (method == Discretization::kZeroOrderHold) {
-    const std::complex<double> growth = ComplexExpm1(z);
+    const Complex growth = ComplexExpm1(z);
     return {growth, a == 0.0 ? dt * b : b * growth / a};
   }
-  const std::complex<double> denominator = 1.0 - z / 2.0;
+  const Complex denominator = 1.0 - z / 2.0;
   return {z / denominator, dt * b / denominator};
 }
 
-absl::StatusOr<DiscreteSsm> DiscreteSsm::Create(const Checkpoint& checkpoint, int layer,
-                                                Discretization method) {
-  const auto tensor = [&](std::string_view name) {
-    return checkpoint.Tensor(LayerTensorName(layer, name));
-  };
-  const TensorView log_dt = tensor("ssm.log_dt"), log_neg_a_real = tensor("ssm.log_neg_a_real");
-  const TensorView a_imag = tensor("ssm.a_imag");
-  const bool has_b = checkpoint.Has(LayerTensorName(layer, "ssm.b"));
-  const TensorView b = has_b ? tensor("ssm.b") : TensorView();
-  DiscreteSsm ssm;
-  ssm.features_ = a_imag.dim(1);
-  ssm.modes_ = a_imag.dim(2);
-  ssm.d_ = ToFloats(tensor("ssm.d"));
-  ssm.c_ = ToFloats(tensor("ssm.c"));
-  for (int64_t i = 0; i < ssm.features_ * ssm.modes_; ++i) {
-    const std::complex<double> a(-std::exp(double{ElementAsFloat(log_neg_a_real, i)}),
-                                 double{ElementAsFloat(a_imag, i)});
-    const std::complex<double> input =
-        has_b ? std::complex<double>(ElementAsFloat(b, 2 * i), ElementAsFloat(b, 2 * i + 1)) : 1.0;
-    const double dt = std::exp(double{ElementAsFloat(log_dt, i / ssm.modes_)});
-    const DiscreteMode mode = Discretize(a, input, dt, method);
-    for (const double x :
-         {mode.a_minus_one.real(), mode.a_minus_one.imag(), mode.b.real(), mode.b.imag()}) {
-      if (std::isfinite(static_cast<float>(x))) continue;
-      return absl::FailedPreconditionError(absl::StrCat(
-          LayerTensorName(layer, "ssm"), ": mode ", i % ssm.modes_, " of feature ", i / ssm.modes_,
-          " discretises to ", x, ", which float32 cannot hold (time step ", dt, ", a ", a.real(),
-          " + ", a.imag(), "i)"));
+SsmTensors SsmTensors::OfLayer(const Checkpoint& checkpoint, int layer) {
+  std::map<std::string, TensorView, std::less<>> tensors;
+  for (const char* name : {"log_dt", "log_neg_a_real", "a_imag", "b", "c", "d", "p", "w", "filter",
+                           "lambda_real", "lambda_imag", "log_step"}) {
+    const std::string full = LayerTensorName(layer, absl::StrCat("ssm.", name));
+    if (checkpoint.Has(full)) tensors.emplace(name, checkpoint.Tensor(full));
+  }
+  return SsmTensors(LayerTensorName(layer, "ssm"), std::move(tensors));
+}
+
+TensorView SsmTensors::at(std::string_view name) const {
+  const auto it = tensors_.find(name);
+  BST_CHECK(it != tensors_.end(), name_, " has no ", std::string(name));
+  return it->second;
+}
+
+absl::StatusOr<DiscreteSsm> DiscreteSsm::Create(const SsmTensors& tensors, const SsmConfig& config,
+                                                const SsmSpec& spec) {
+  const bool dss = config.kernel == SsmKernel::kDss;  // modes shared by all features, w for c
+  const TensorView log_dt = tensors.at("log_dt"), c = tensors.at(dss ? "w" : "c");
+  const bool has_b = !dss && tensors.has("b");
+  const TensorView b = has_b ? tensors.at("b") : TensorView();
+  DiscreteSsm ssm(spec);
+  ssm.modes_ = config.num_modes();
+  ssm.d_ = ToFloats(tensors.at("d"));
+  for (int64_t f = 0; f < spec.num_features(); ++f) {
+    const double dt = std::exp(Number(log_dt, f));
+    for (int64_t m = 0; m < ssm.modes_; ++m) {
+      const int64_t i = f * ssm.modes_ + m;
+      const Complex a = StoredMode(tensors, dss ? m : i);
+      const DiscreteMode mode =
+          Discretize(a, has_b ? ComplexNumber(b, i) : 1.0, dt, config.discretization);
+      if (!FitsFloat(mode.a_minus_one) || !FitsFloat(mode.b)) {
+        const bool in_b = FitsFloat(mode.a_minus_one) && has_b;
+        const std::string index = dss && !in_b
+                                      ? absl::StrCat("[", m, "]")
+                                      : IndexOf(i, {spec.num_filters, spec.num_inputs, ssm.modes_});
+        return TooLarge(absl::StrCat(tensors.name(), in_b ? ".b" : ".a_imag", index),
+                        in_b ? "the discrete input" : "the discrete mode", a, dt);
+      }
+      Append(ssm.a_minus_one_, mode.a_minus_one);
+      Append(ssm.b_, mode.b);
+      Append(ssm.c_, dss ? ComplexNumber(c, i) / 2.0 : ComplexNumber(c, i));
     }
-    ssm.a_minus_one_.push_back(static_cast<float>(mode.a_minus_one.real()));
-    ssm.a_minus_one_.push_back(static_cast<float>(mode.a_minus_one.imag()));
-    ssm.b_.push_back(static_cast<float>(mode.b.real()));
-    ssm.b_.push_back(static_cast<float>(mode.b.imag()));
   }
   return ssm;
 }
 
 SsmParameters DiscreteSsm::parameters() {
-  const Shape complex_shape = {features_, modes_, 2};
-  return {.a_minus_one = TensorView(a_minus_one_.data(), DType::kF32, complex_shape),
-          .b = TensorView(b_.data(), DType::kF32, complex_shape),
-          .c = TensorView(c_.data(), DType::kF32, complex_shape),
-          .d = TensorView(d_.data(), DType::kF32, Shape{features_})};
+  const int64_t features = spec_.num_features();
+  const Shape shape = {features, modes_, 2};
+  return {.spec = spec_,
+          .a_minus_one = TensorView(a_minus_one_.data(), DType::kF32, shape),
+          .b = TensorView(b_.data(), DType::kF32, shape),
+          .c = TensorView(c_.data(), DType::kF32, shape),
+          .d = TensorView(d_.data(), DType::kF32, Shape{features})};
+}
+
+absl::StatusOr<DiscreteDplr> DiscreteDplr::Create(const SsmTensors& tensors, const SsmSpec& spec) {
+  const TensorView log_dt = tensors.at("log_dt"), b = tensors.at("b"), p = tensors.at("p");
+  DiscreteDplr dplr(spec);
+  dplr.modes_ = p.dim(2);
+  dplr.p_ = ToFloats(p);
+  dplr.c_ = ToFloats(tensors.at("c"));
+  dplr.d_ = ToFloats(tensors.at("d"));
+  for (int64_t f = 0; f < spec.num_features(); ++f) {
+    const double dt = std::exp(Number(log_dt, f));
+    dplr.dt_.push_back(static_cast<float>(dt));
+    const int64_t first = f * dplr.modes_, end = first + dplr.modes_;
+    // rho = 1 + dt Re sum |p|^2 g, whose real part is at least 1: Re g > 0 where Re a < 0.
+    double rho = 1;
+    for (int64_t i = first; i < end; ++i) {
+      const Complex g = 1.0 / (1.0 - dt * StoredMode(tensors, i) / 2.0);
+      rho += dt * std::norm(ComplexNumber(p, i)) * g.real();
+    }
+    for (int64_t i = first; i < end; ++i) {
+      const Complex a = StoredMode(tensors, i);
+      const Complex g = 1.0 / (1.0 - dt * a / 2.0);
+      const Complex w = dt / 2 * std::conj(ComplexNumber(p, i)) * g / rho;
+      const Complex dt_b = dt * ComplexNumber(b, i);
+      const auto element = [&](std::string_view name) {
+        return absl::StrCat(tensors.name(), ".", std::string(name),
+                            IndexOf(i, {spec.num_filters, spec.num_inputs, dplr.modes_}));
+      };
+      if (!FitsFloat(dt * a) || !FitsFloat(g) || !FitsFloat(dt))
+        return TooLarge(element("a_imag"), "the discrete mode", a, dt);
+      if (!FitsFloat(dt_b)) return TooLarge(element("b"), "the discrete input", a, dt);
+      if (!FitsFloat(w)) return TooLarge(element("p"), "the low-rank correction", a, dt);
+      Append(dplr.dt_lambda_, dt * a);
+      Append(dplr.dt_b_, dt_b);
+      Append(dplr.g_, g);
+      Append(dplr.w_, w);
+    }
+  }
+  return dplr;
+}
+
+DplrParameters DiscreteDplr::parameters() {
+  const int64_t features = spec_.num_features();
+  const Shape shape = {features, modes_, 2};
+  return {.spec = spec_,
+          .dt_lambda = TensorView(dt_lambda_.data(), DType::kF32, shape),
+          .dt_b = TensorView(dt_b_.data(), DType::kF32, shape),
+          .p = TensorView(p_.data(), DType::kF32, shape),
+          .g = TensorView(g_.data(), DType::kF32, shape),
+          .w = TensorView(w_.data(), DType::kF32, shape),
+          .c = TensorView(c_.data(), DType::kF32, shape),
+          .dt = TensorView(dt_.data(), DType::kF32, Shape{features}),
+          .d = TensorView(d_.data(), DType::kF32, Shape{features})};
+}
+
+absl::StatusOr<MimoKernel> MimoKernel::Create(const Checkpoint& checkpoint, int layer) {
+  return Create(SsmTensors::OfLayer(checkpoint, layer),
+                checkpoint.config().layers[static_cast<size_t>(layer)].ssm.discretization);
+}
+
+absl::StatusOr<MimoKernel> MimoKernel::Create(const SsmTensors& tensors, Discretization method) {
+  const TensorView b = tensors.at("b"), c = tensors.at("c");  // [P, D, 2], [C, D, P, 2]
+  MimoKernel kernel;
+  kernel.modes_ = b.dim(0);
+  kernel.inputs_ = b.dim(1);
+  kernel.features_ = c.dim(0) * c.dim(1);
+  kernel.d_ = ToFloats(tensors.at("d"));
+  const auto modes = static_cast<size_t>(kernel.modes_);
+  const auto inputs = static_cast<size_t>(kernel.inputs_);
+  kernel.input_.resize(2 * modes * inputs);
+  for (size_t m = 0; m < modes; ++m) {
+    const auto i = static_cast<int64_t>(m);
+    const Complex lambda(Number(tensors.at("lambda_real"), i),
+                         Number(tensors.at("lambda_imag"), i));
+    const double dt = std::exp(Number(tensors.at("log_step"), i));
+    const DiscreteMode mode = Discretize(lambda, 1.0, dt, method);
+    if (!FitsFloat(mode.a_minus_one)) {
+      return TooLarge(absl::StrCat(tensors.name(), ".lambda_imag[", i, "]"), "the discrete mode",
+                      lambda, dt);
+    }
+    Append(kernel.a_minus_one_, mode.a_minus_one);
+    for (size_t d = 0; d < inputs; ++d) {
+      const auto element = static_cast<int64_t>(m * inputs + d);
+      const Complex input = mode.b * ComplexNumber(b, element);
+      if (!FitsFloat(input)) {
+        return TooLarge(absl::StrCat(tensors.name(), ".b", IndexOf(element, {b.dim(0), b.dim(1)})),
+                        "the discrete input", lambda, dt);
+      }
+      kernel.input_[m * inputs + d] = static_cast<float>(input.real());
+      kernel.input_[(modes + m) * inputs + d] = static_cast<float>(input.imag());
+    }
+  }
+  for (int64_t f = 0; f < kernel.features_; ++f) {
+    for (const bool imaginary : {false, true}) {
+      for (int64_t m = 0; m < kernel.modes_; ++m) {
+        const Complex x = ComplexNumber(c, f * kernel.modes_ + m);
+        const double factor = imaginary ? -2 * x.imag() : 2 * x.real();
+        if (!FitsFloat(factor)) {
+          return absl::FailedPreconditionError(
+              absl::StrCat(tensors.name(), ".c",
+                           IndexOf(f * kernel.modes_ + m, {c.dim(0), c.dim(1), kernel.modes_}),
+                           ": twice ", factor / 2, " exceeds float32"));
+        }
+        kernel.readout_.push_back(static_cast<float>(factor));
+      }
+    }
+  }
+  return kernel;
 }
 
 }  // namespace bst

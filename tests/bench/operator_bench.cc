@@ -81,23 +81,76 @@ void Attention(benchmark::State& state) {
 }
 BENCHMARK(Attention)->ArgNames({"rows", "bf16"})->ArgsProduct({{1, 512}, {0, 1}})->UseRealTime();
 
-// args: rows
-void Ssm(benchmark::State& state) {
+// args: rows, filters
+void RunSsm(benchmark::State& state, const SsmWeights& weights) {
   const int rows = static_cast<int>(state.range(0));
-  Floats e({768, 8, 2}, 0.01f), b({768, 8, 2}), c({768, 8, 2}), d({768}), u({rows, 768}),
-      y({rows, 768});
-  for (size_t i = 0; i < e.values.size(); i += 2) e.values[i] = -0.05f;
-  const auto weights = *Cpu().PackSsm({e.view(), b.view(), c.view(), d.view()});
-  const Buffer memory = *Cpu().Allocate(Cpu().SsmStateBytes(*weights));
+  const SsmSpec& spec = weights.spec();
+  Floats u({rows, spec.num_inputs});
+  Floats y(
+      {spec.outputs == SsmOutputs::kEveryToken ? rows : rows / spec.block, spec.num_features()});
+  const Buffer memory = *Cpu().Allocate(Cpu().SsmStateBytes(weights));
   const PoolView pool = {static_cast<std::byte*>(memory.data()), memory.bytes()};
   for (auto _ : state) {
-    Cpu().Ssm(*weights, u.view(), {Row{.slot = SlotId(0), .begin = 0, .end = rows, .position = 0}},
+    Cpu().Ssm(weights, u.view(), {Row{.slot = SlotId(0), .begin = 0, .end = rows, .position = 0}},
               pool, y.view());
   }
   state.counters["tokens"] =
       benchmark::Counter(rows, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["token-features"] =
+      benchmark::Counter(rows * spec.num_features(), benchmark::Counter::kIsIterationInvariantRate);
 }
-BENCHMARK(Ssm)->ArgNames({"rows"})->Arg(1)->Arg(512)->UseRealTime();
+
+SsmSpec SpecOf(const benchmark::State& state) {
+  const int filters = static_cast<int>(state.range(1));
+  return {.num_inputs = 512,
+          .num_filters = filters,
+          .outputs = filters > 1 ? SsmOutputs::kBlockEnds : SsmOutputs::kEveryToken,
+          .block = 512};
+}
+
+// Eight modes (N = 16) per feature; several filters give outputs at block ends.
+void Ssm(benchmark::State& state) {
+  const SsmSpec spec = SpecOf(state);
+  const Shape shape = {spec.num_features(), 8, 2};
+  Floats e(shape, 0.01f), b(shape), c(shape), d({spec.num_features()});
+  for (size_t i = 0; i < e.values.size(); i += 2) e.values[i] = -0.05f;
+  const auto weights = *Cpu().PackSsm(
+      {.spec = spec, .a_minus_one = e.view(), .b = b.view(), .c = c.view(), .d = d.view()});
+  RunSsm(state, *weights);
+}
+BENCHMARK(Ssm)
+    ->ArgNames({"rows", "filters"})
+    ->Args({1, 1})
+    ->Args({512, 1})
+    ->Args({512, 32})
+    ->UseRealTime();
+
+void Dplr(benchmark::State& state) {
+  const SsmSpec spec = SpecOf(state);
+  const Shape shape = {spec.num_features(), 8, 2};
+  Floats l(shape, 0.01f), b(shape), p(shape, 0.01f), g(shape, 0.01f), w(shape, 0.01f), c(shape);
+  Floats dt({spec.num_features()}, 0.01f), d({spec.num_features()});
+  for (size_t i = 0; i < l.values.size(); i += 2) {
+    l.values[i] = -0.05f;
+    g.values[i] = 1.0f;
+  }
+  const auto weights = *Cpu().PackDplr({.spec = spec,
+                                        .dt_lambda = l.view(),
+                                        .dt_b = b.view(),
+                                        .p = p.view(),
+                                        .g = g.view(),
+                                        .w = w.view(),
+                                        .c = c.view(),
+                                        .dt = dt.view(),
+                                        .d = d.view()});
+  RunSsm(state, *weights);
+}
+BENCHMARK(Dplr)
+    ->ArgNames({"rows", "filters"})
+    ->Args({1, 1})
+    ->Args({512, 1})
+    ->Args({512, 32})
+    ->UseRealTime();
 
 }  // namespace
 

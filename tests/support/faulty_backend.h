@@ -55,6 +55,24 @@ class FaultyBackend final : public Backend {
     if (MustFail()) return OutOfMemory();
     return inner_->PackSsm(parameters);
   }
+  absl::StatusOr<std::unique_ptr<ContextWeights>> PackContextAttention(
+      const ContextParameters& parameters) override {
+    if (MustFail()) return OutOfMemory();
+    return inner_->PackContextAttention(parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackDplr(const DplrParameters& parameters) override {
+    if (MustFail()) return OutOfMemory();
+    return inner_->PackDplr(parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackConvolution(
+      const ConvolutionParameters& parameters) override {
+    if (MustFail()) return OutOfMemory();
+    return inner_->PackConvolution(parameters);
+  }
+  absl::StatusOr<std::unique_ptr<ScanWeights>> PackScan(TensorView a_minus_one) override {
+    if (MustFail()) return OutOfMemory();
+    return inner_->PackScan(a_minus_one);
+  }
   absl::StatusOr<Buffer> PackVector(TensorView vector) override {
     if (MustFail()) return OutOfMemory();
     return inner_->PackVector(vector);
@@ -62,6 +80,13 @@ class FaultyBackend final : public Backend {
   size_t RingBytes(const AttentionSpec& spec) const override { return inner_->RingBytes(spec); }
   size_t SsmStateBytes(const SsmWeights& weights) const override {
     return inner_->SsmStateBytes(weights);
+  }
+  size_t ScanStateBytes(const ScanWeights& weights) const override {
+    return inner_->ScanStateBytes(weights);
+  }
+  size_t ContextBytes(const ContextSpec& spec) const override { return inner_->ContextBytes(spec); }
+  void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) override {
+    inner_->CopySlot(from, from_slot, to, to_slot);
   }
   void ClearSlot(PoolView pool, SlotId slot) override { inner_->ClearSlot(pool, slot); }
 
@@ -99,6 +124,30 @@ class FaultyBackend final : public Backend {
   void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,
            TensorView y) override {
     if (Works()) inner_->Ssm(weights, u, rows, state, y);
+  }
+  void Scan(const ScanWeights& weights, TensorView v, absl::Span<const Row> rows,
+            PoolView state) override {
+    if (Works()) inner_->Scan(weights, v, rows, state);
+  }
+  void StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
+                    absl::Span<const ContextRows> rows, PoolView contexts) override {
+    if (Works()) inner_->StoreContext(weights, k, v, rows, contexts);
+  }
+  void ContextAttention(const ContextWeights& weights, TensorView q,
+                        absl::Span<const ContextUse> uses, TensorView out) override {
+    if (Works()) inner_->ContextAttention(weights, q, uses, out);
+  }
+  void AddScaled(TensorView x, TensorView gain, TensorView y) override {
+    if (Works()) inner_->AddScaled(x, gain, y);
+  }
+  void Multiply(TensorView x, TensorView y) override {
+    if (Works()) inner_->Multiply(x, y);
+  }
+  void AddTable(TensorView table, TensorView x) override {
+    if (Works()) inner_->AddTable(table, x);
+  }
+  void Interpolate(TensorView s, TensorView gate, TensorView z) override {
+    if (Works()) inner_->Interpolate(s, gate, z);
   }
   void GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) override {
     if (Works()) inner_->GatherRows(x, indices, out);

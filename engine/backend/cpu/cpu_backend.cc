@@ -11,7 +11,10 @@
 #include "engine/backend/cpu/cpu_attention.h"
 #include "engine/backend/cpu/cpu_context.h"
 #include "engine/backend/cpu/cpu_context_attention.h"
+#include "engine/backend/cpu/cpu_dplr.h"
 #include "engine/backend/cpu/cpu_linear.h"
+#include "engine/backend/cpu/cpu_scan.h"
+#include "engine/backend/cpu/cpu_sequence.h"
 #include "engine/backend/cpu/cpu_ssm.h"
 #include "engine/base/log.h"
 #include "engine/tensor/host_convert.h"
@@ -78,7 +81,13 @@ class CpuBackend : public Backend {
     return CpuContextAttention::Pack(context_, parameters);
   }
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) override {
-    return CpuSsm::Pack(parameters);
+    return PackCpuSsm(context_, parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackDplr(const DplrParameters& parameters) override {
+    return PackCpuDplr(context_, parameters);
+  }
+  absl::StatusOr<std::unique_ptr<ScanWeights>> PackScan(TensorView a_minus_one) override {
+    return CpuScan::Pack(a_minus_one);
   }
   absl::StatusOr<Buffer> PackVector(TensorView vector) override {
     const std::vector<float> values = ToFloats(vector);
@@ -94,10 +103,17 @@ class CpuBackend : public Backend {
     return CpuContextAttention::ContextBytes(spec);
   }
   size_t SsmStateBytes(const SsmWeights& weights) const override {
-    return dynamic_cast<const CpuSsm&>(weights).state_bytes();
+    return dynamic_cast<const CpuSequence&>(weights).state_bytes();
+  }
+  size_t ScanStateBytes(const ScanWeights& weights) const override {
+    return dynamic_cast<const CpuScan&>(weights).state_bytes();
   }
   void ClearSlot(PoolView pool, SlotId slot) override {
     std::memset(pool.slot<std::byte>(slot), 0, pool.slot_bytes);
+  }
+  void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) override {
+    std::memcpy(to.slot<std::byte>(to_slot), from.slot<std::byte>(from_slot),
+                std::min(from.slot_bytes, to.slot_bytes));
   }
 
   void Embed(const EmbeddingWeights& weights, absl::Span<const TokenId> tokens,
@@ -204,7 +220,49 @@ class CpuBackend : public Backend {
 
   void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,
            TensorView y) override {
-    dynamic_cast<const CpuSsm&>(weights).Run(context_, u, rows, state, y);
+    dynamic_cast<const CpuSequence&>(weights).Run(context_, u, rows, state, y);
+  }
+
+  void Scan(const ScanWeights& weights, TensorView v, absl::Span<const Row> rows,
+            PoolView state) override {
+    dynamic_cast<const CpuScan&>(weights).Run(context_, v, rows, state);
+  }
+
+  void AddScaled(TensorView x, TensorView gain, TensorView y) override {
+    const int64_t inputs = x.dim(1), filters = y.dim(1) / inputs;
+    BST_CHECK_SHAPE(y, {x.dim(0), filters * inputs});
+    BST_CHECK_SHAPE(gain, {filters * inputs});
+    ForEachRow(x.dim(0), y.dim(1), [&](int64_t t) {
+      for (int64_t c = 0; c < y.dim(1); c += inputs) {
+        kernels().add_scaled(x.row<float>(t), gain.as<float>() + c, static_cast<int>(inputs),
+                             y.row<float>(t) + c);
+      }
+    });
+  }
+
+  void Multiply(TensorView x, TensorView y) override {
+    BST_CHECK_SHAPE(y, {x.dim(0), x.dim(1)});
+    ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
+      kernels().multiply(x.row<float>(t), static_cast<int>(x.dim(1)), y.row<float>(t));
+    });
+  }
+
+  void AddTable(TensorView table, TensorView x) override {
+    const int64_t size = table.dim(0);
+    BST_CHECK_SHAPE(table, {size, x.dim(1)});
+    BST_CHECK(x.dim(0) % size == 0, x.dim(0), " rows, ", size, " in the table");
+    ForEachRow(x.dim(0), x.dim(1), [&](int64_t i) {
+      kernels().add(table.row<float>(i % size), static_cast<int>(x.dim(1)), x.row<float>(i));
+    });
+  }
+
+  void Interpolate(TensorView s, TensorView gate, TensorView z) override {
+    BST_CHECK_SHAPE(z, {s.dim(0), s.dim(1)});
+    BST_CHECK_SHAPE(gate, {s.dim(1)});
+    ForEachRow(s.dim(0), s.dim(1), [&](int64_t i) {
+      kernels().interpolate(s.row<float>(i), gate.as<float>(), static_cast<int>(s.dim(1)),
+                            z.row<float>(i));
+    });
   }
 
   void GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) override {

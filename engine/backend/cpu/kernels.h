@@ -7,8 +7,11 @@
 //   linear BF16   [panels][K / 2][32][2]    pairs along K, K padded with zeros to a multiple of 32
 //   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
 //                 indices 16 j .. 16 j + 15
-//   ssm weights   [groups][M][6][16]        re, im of E, B, C for features 16 g .. 16 g + 15; then
-//   d [groups][16] ssm state     [groups][M][2][16]
+//   ssm           [groups] x { d [16], modes [M][4][16] }: re, im of E and 2 B C (cpu_ssm.h) of the
+//                 group's sixteen features; state [groups][M][2][16]: re, im
+//   dplr          [groups] x { d [16], 2 dt [16], modes [M][12][16] }: re, im of dt l, p, dt b, 2
+//   w, g
+//                 and 2 C; state as ssm
 //
 // Batch law: each output element is one fixed sequence of operations, whatever the number of rows:
 // a linear layer adds along K one by one; a score adds along dh one by one; attention adds values
@@ -72,19 +75,31 @@ struct AttendTask {
 };
 inline constexpr int kMaxQueries = 6;  // that one pass over the keys serves
 
-// One feature group of one row.
-struct SsmTask {
-  const float* weights;  // [M][6][16] of the group
-  const float* d;        // [16] of the group
+// One feature group of one row, diagonal or DPLR.
+struct RecurrenceTask {
+  const float* weights;  // of the group
   float* state;          // [M][2][16] of the group
-  const float* u;        // first token's first feature of the group
+  const float* u;        // first token's first input of the group
   int64_t u_stride;
-  float* y;
+  float* y;  // first token's first feature of the group, or the only output
   int64_t y_stride;
+  bool last_output_only;  // y takes the output of the last token alone
+  float* scratch;         // dplr: [M][2][16]
   int num_tokens;
   int num_modes;
   int num_features;  // of this group, 1 .. 16
 };
+
+// Up to kScanModes modes of one row.
+struct ScanTask {
+  const float *e_real, *e_imag;  // padded to a multiple of 16, as is the state
+  float *x_real, *x_imag;        // the state
+  float *v_real, *v_imag;        // first token's; become the states
+  int64_t v_stride;
+  int num_tokens;
+  int num_modes;
+};
+inline constexpr int kScanModes = 64;
 
 // K of the packed BF16 layouts.
 inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
@@ -96,12 +111,20 @@ struct CpuKernels {
   void (*round_to_bf16)(const float* in, float* out, int64_t n);
   void (*attend_f32)(const AttendTask& task);   // keys and values in float32
   void (*attend_bf16)(const AttendTask& task);  // in BF16
-  void (*ssm)(const SsmTask& task);
+  void (*ssm)(const RecurrenceTask& task);
+  void (*dplr)(const RecurrenceTask& task);
+  void (*scan)(const ScanTask& task);
   // out = gain * x / sqrt(mean(x^2) + epsilon)
   void (*rms_norm)(const float* x, const float* gain, float epsilon, int dim, float* out);
   void (*normalize_heads)(float* x, int num_heads, int head_dim);
   void (*gate_gelu)(const float* x, int width, float* out);
   void (*gate_silu)(const float* x, int width, float* out);
+  // y[i] += gain[i] * x[i]
+  void (*add_scaled)(const float* x, const float* gain, int n, float* y);
+  void (*add)(const float* x, int n, float* y);       // y += x
+  void (*multiply)(const float* x, int n, float* y);  // y *= x
+  // z = s gate + z (1 - gate)
+  void (*interpolate)(const float* s, const float* gate, int n, float* z);
   // log sum_v exp(x[v])
   double (*log_sum_exp)(const float* x, int n);
 };

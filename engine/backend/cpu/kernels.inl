@@ -359,34 +359,6 @@ void AttendKernel(const AttendTask& task) {
   }
 }
 
-// ---------------------------------------------------------------- state-space scan
-
-// Sixteen features in the lanes, modes in the inner loop (independent chains), tokens outside.
-void SsmKernel(const SsmTask& task) {
-  const V16 d = Load(task.d);
-  for (int t = 0; t < task.num_tokens; ++t) {
-    const V16 u = LoadPartial(task.u + t * task.u_stride, task.num_features);
-    V16 even = Zero(), odd = Zero();  // two chains: half the latency, a fixed order all the same
-    for (int m = 0; m < task.num_modes; ++m) {
-      const float* w = task.weights + m * 6 * kLanes;
-      float* x = task.state + m * 2 * kLanes;
-      const V16 re = Load(x), im = Load(x + kLanes);
-      const V16 er = Load(w), ei = Load(w + kLanes);
-      V16 step_re = Load(w + 2 * kLanes) * u;
-      V16 step_im = Load(w + 3 * kLanes) * u;
-      step_re = NegFma(ei, im, Fma(er, re, step_re));
-      step_im = Fma(ei, re, Fma(er, im, step_im));
-      const V16 new_re = re + step_re, new_im = im + step_im;
-      Store(x, new_re);
-      Store(x + kLanes, new_im);
-      V16& sum = m % 2 == 0 ? even : odd;
-      sum = NegFma(Load(w + 5 * kLanes), new_im, Fma(Load(w + 4 * kLanes), new_re, sum));
-    }
-    const V16 sum = even + odd;
-    StorePartial(task.y + t * task.y_stride, Fma(d, u, sum + sum), task.num_features);
-  }
-}
-
 // ---------------------------------------------------------------- norms, gates, log-probabilities
 
 inline double SumOfSquares(const float* x, int n) {
@@ -439,6 +411,22 @@ void GateKernel(const float* x, int width, float* out) {
   }
 }
 
+// Plain loops: the compiler makes vectors of these.
+void AddScaledKernel(const float* __restrict x, const float* __restrict gain, int n,
+                     float* __restrict y) {
+  for (int i = 0; i < n; ++i) y[i] += gain[i] * x[i];
+}
+void AddKernel(const float* __restrict x, int n, float* __restrict y) {
+  for (int i = 0; i < n; ++i) y[i] += x[i];
+}
+void MultiplyKernel(const float* __restrict x, int n, float* __restrict y) {
+  for (int i = 0; i < n; ++i) y[i] *= x[i];
+}
+void InterpolateKernel(const float* __restrict s, const float* __restrict gate, int n,
+                       float* __restrict z) {
+  for (int i = 0; i < n; ++i) z[i] = s[i] * gate[i] + z[i] * (1.0f - gate[i]);
+}
+
 double LogSumExpKernel(const float* x, int n) {
   V16 largest = Set1(-INFINITY);
   int i = 0;
@@ -466,9 +454,15 @@ constexpr CpuKernels MakeKernels() {
           .attend_f32 = AttendKernel<float>,
           .attend_bf16 = AttendKernel<BFloat16>,
           .ssm = SsmKernel,
+          .dplr = DplrKernel,
+          .scan = ScanKernel,
           .rms_norm = RmsNormKernel,
           .normalize_heads = NormalizeHeadsKernel,
           .gate_gelu = GateKernel<Gelu>,
           .gate_silu = GateKernel<Silu>,
+          .add_scaled = AddScaledKernel,
+          .add = AddKernel,
+          .multiply = MultiplyKernel,
+          .interpolate = InterpolateKernel,
           .log_sum_exp = LogSumExpKernel};
 }

@@ -19,10 +19,13 @@ namespace {
 constexpr int kMaxTileRows = 3;
 // Vectors of value columns that kMaxQueries queries accumulate at once.
 constexpr int kValueVectors = 1;
+// Modes of a diagonal recurrence that stay in registers while tokens pass.
+constexpr int kModeTile = 1;
 
 // In this order: each uses the one before.
 // clang-format off
 #include "engine/backend/cpu/vec_avx2.inl"
+#include "engine/backend/cpu/recurrences.inl"
 #include "engine/backend/cpu/kernels.inl"
 // clang-format on
 

@@ -21,10 +21,13 @@ namespace {
 constexpr int kMaxTileRows = 12;
 // Vectors of value columns that kMaxQueries queries accumulate at once.
 constexpr int kValueVectors = 4;
+// Modes of a diagonal recurrence that stay in registers while tokens pass.
+constexpr int kModeTile = 4;
 
 // In this order: each uses the one before.
 // clang-format off
 #include "engine/backend/cpu/vec_avx512.inl"
+#include "engine/backend/cpu/recurrences.inl"
 #include "engine/backend/cpu/kernels.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
 // clang-format on

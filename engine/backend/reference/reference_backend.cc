@@ -1,10 +1,13 @@
 #include "engine/backend/reference/reference_backend.h"
 
 #include <cmath>
+#include <complex>
 #include <cstring>
 #include <vector>
 
 #include "engine/backend/reference/reference_context_attention.h"
+#include "engine/backend/reference/reference_recurrence.h"
+#include "engine/backend/reference/reference_sequence.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/host_convert.h"
 
@@ -51,24 +54,6 @@ class ReferenceAttention : public AttentionWeights {
  private:
   std::vector<float> scale_;  // [H]
   std::vector<float> bias_;   // [H, W + 1]
-};
-
-class ReferenceSsm : public SsmWeights {
- public:
-  explicit ReferenceSsm(const SsmParameters& p)
-      : features(p.a_minus_one.dim(0)),
-        modes(p.a_minus_one.dim(1)),
-        a_minus_one(ToFloats(p.a_minus_one)),
-        b(ToFloats(p.b)),
-        c(ToFloats(p.c)),
-        d(ToFloats(p.d)) {}
-  size_t bytes() const override {
-    return (a_minus_one.size() + b.size() + c.size() + d.size()) * sizeof(float);
-  }
-
-  int64_t features, modes;
-  std::vector<float> a_minus_one, b, c;  // [D, M, 2]
-  std::vector<float> d;                  // [D]
 };
 
 float Round(float x, DType type) { return type == DType::kBF16 ? ToFloat(ToBFloat16(x)) : x; }
@@ -150,7 +135,13 @@ class ReferenceBackend : public Backend {
   }
 
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) override {
-    return std::make_unique<ReferenceSsm>(parameters);
+    return PackReferenceSsm(parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackDplr(const DplrParameters& parameters) override {
+    return PackReferenceDplr(parameters);
+  }
+  absl::StatusOr<std::unique_ptr<ScanWeights>> PackScan(TensorView a_minus_one) override {
+    return std::make_unique<ReferenceScan>(a_minus_one);
   }
 
   absl::StatusOr<Buffer> PackVector(TensorView vector) override {
@@ -168,11 +159,17 @@ class ReferenceBackend : public Backend {
     return ReferenceContextAttention::ContextBytes(spec);
   }
   size_t SsmStateBytes(const SsmWeights& weights) const override {
-    const auto& w = dynamic_cast<const ReferenceSsm&>(weights);
-    return static_cast<size_t>(w.features * w.modes) * 2 * sizeof(float);
+    return dynamic_cast<const ReferenceSequence&>(weights).state_bytes();
+  }
+  size_t ScanStateBytes(const ScanWeights& weights) const override {
+    return dynamic_cast<const ReferenceScan&>(weights).state_bytes();
   }
   void ClearSlot(PoolView pool, SlotId slot) override {
     std::memset(pool.slot<std::byte>(slot), 0, pool.slot_bytes);
+  }
+  void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) override {
+    std::memcpy(to.slot<std::byte>(to_slot), from.slot<std::byte>(from_slot),
+                std::min(from.slot_bytes, to.slot_bytes));
   }
 
   void Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens,
@@ -261,10 +258,11 @@ class ReferenceBackend : public Backend {
         const auto position = static_cast<double>(row.position + (t - row.begin));
         float* out = table.row<float>(t);
         for (int64_t j = 0; j < half; ++j) {
-          const double angle = position * std::pow(theta, -2.0 * static_cast<double>(j) /
-                                                              static_cast<double>(2 * half));
-          out[j] = static_cast<float>(std::cos(angle));
-          out[half + j] = static_cast<float>(std::sin(angle));
+          const double frequency =
+              std::exp(-std::log(theta) * static_cast<double>(j) / static_cast<double>(half));
+          const std::complex<double> turn = std::polar(1.0, position * frequency);
+          out[j] = static_cast<float>(turn.real());
+          out[half + j] = static_cast<float>(turn.imag());
         }
       }
     }
@@ -279,9 +277,10 @@ class ReferenceBackend : public Backend {
       for (int64_t h = 0; h < x.dim(1); h += head_dim) {
         float* v = x.row<float>(t) + h;
         for (int64_t j = 0; j < half; ++j) {
-          const float a = v[j], b = v[j + half];
-          v[j] = a * cosines[j] - b * sines[j];
-          v[j + half] = b * cosines[j] + a * sines[j];
+          const std::complex<double> turned =
+              std::complex<double>(v[j], v[j + half]) * std::complex<double>(cosines[j], sines[j]);
+          v[j] = static_cast<float>(turned.real());
+          v[j + half] = static_cast<float>(turned.imag());
         }
       }
     }
@@ -319,25 +318,50 @@ class ReferenceBackend : public Backend {
 
   void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,
            TensorView y) override {
-    const auto& w = dynamic_cast<const ReferenceSsm&>(weights);
-    for (const Row& row : rows) {
-      float* x = state.slot<float>(row.slot);
-      for (int t = row.begin; t < row.end; ++t) {
-        for (int64_t d = 0; d < w.features; ++d) {
-          const double input = u.row<float>(t)[d];
-          double sum = 0;
-          for (int64_t m = 0; m < w.modes; ++m) {
-            const auto i = static_cast<size_t>((d * w.modes + m) * 2);
-            const double re = x[i], im = x[i + 1];
-            const double er = w.a_minus_one[i], ei = w.a_minus_one[i + 1];
-            const double new_re = re + (er * re - ei * im + w.b[i] * input);
-            const double new_im = im + (er * im + ei * re + w.b[i + 1] * input);
-            x[i] = static_cast<float>(new_re);
-            x[i + 1] = static_cast<float>(new_im);
-            sum += w.c[i] * new_re - w.c[i + 1] * new_im;
-          }
-          y.row<float>(t)[d] = static_cast<float>(2.0 * sum + w.d[static_cast<size_t>(d)] * input);
-        }
+    dynamic_cast<const ReferenceSequence&>(weights).Run(u, rows, state, y);
+  }
+
+  void Scan(const ScanWeights& weights, TensorView v, absl::Span<const Row> rows,
+            PoolView state) override {
+    dynamic_cast<const ReferenceScan&>(weights).Run(v, rows, state);
+  }
+
+  void AddScaled(TensorView x, TensorView gain, TensorView y) override {
+    const int64_t inputs = x.dim(1);
+    BST_CHECK_SHAPE(gain, {y.dim(1)});
+    BST_CHECK(x.dim(0) == y.dim(0) && y.dim(1) % inputs == 0, y.dim(1), " of ", inputs, " inputs");
+    for (int64_t t = 0; t < y.dim(0); ++t) {
+      for (int64_t f = 0; f < y.dim(1); ++f) {
+        float& sum = y.row<float>(t)[f];
+        sum = static_cast<float>(sum + double{gain.as<float>()[f]} * x.row<float>(t)[f % inputs]);
+      }
+    }
+  }
+
+  void Multiply(TensorView x, TensorView y) override {
+    BST_CHECK_SHAPE(y, {x.dim(0), x.dim(1)});
+    for (int64_t t = 0; t < y.dim(0); ++t) {
+      for (int64_t i = 0; i < y.dim(1); ++i) y.row<float>(t)[i] *= x.row<float>(t)[i];
+    }
+  }
+
+  void AddTable(TensorView table, TensorView x) override {
+    BST_CHECK_SHAPE(table, {table.dim(0), x.dim(1)});
+    BST_CHECK(x.dim(0) % table.dim(0) == 0, x.dim(0), " rows, ", table.dim(0), " in the table");
+    for (int64_t t = 0; t < x.dim(0); ++t) {
+      for (int64_t i = 0; i < x.dim(1); ++i)
+        x.row<float>(t)[i] += table.row<float>(t % table.dim(0))[i];
+    }
+  }
+
+  void Interpolate(TensorView s, TensorView gate, TensorView z) override {
+    BST_CHECK_SHAPE(z, {s.dim(0), s.dim(1)});
+    BST_CHECK_SHAPE(gate, {s.dim(1)});
+    for (int64_t t = 0; t < z.dim(0); ++t) {
+      for (int64_t i = 0; i < z.dim(1); ++i) {
+        const double g = gate.as<float>()[i];
+        float& x = z.row<float>(t)[i];
+        x = static_cast<float>(s.row<float>(t)[i] * g + x * (1 - g));
       }
     }
   }
