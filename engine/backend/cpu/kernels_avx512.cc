@@ -21,10 +21,15 @@ namespace {
 constexpr int kMaxTileRows = 12;
 // Vectors of value columns that kMaxQueries queries accumulate at once.
 constexpr int kValueVectors = 4;
+// Register tiles of the convolution: outputs of a block; block ends and filters.
+constexpr int kBlockOutputs = 12;
+constexpr int kTileEnds = 4;
+constexpr int kTileFilters = 4;
 
 // In this order: each uses the one before.
 // clang-format off
 #include "engine/backend/cpu/vec_avx512.inl"
+#include "engine/backend/cpu/convolution.inl"
 #include "engine/backend/cpu/kernels.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
 // clang-format on
