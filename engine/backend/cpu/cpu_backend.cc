@@ -11,6 +11,7 @@
 #include "engine/backend/cpu/cpu_attention.h"
 #include "engine/backend/cpu/cpu_context.h"
 #include "engine/backend/cpu/cpu_context_attention.h"
+#include "engine/backend/cpu/cpu_convolution.h"
 #include "engine/backend/cpu/cpu_dplr.h"
 #include "engine/backend/cpu/cpu_linear.h"
 #include "engine/backend/cpu/cpu_scan.h"
@@ -85,6 +86,10 @@ class CpuBackend : public Backend {
   }
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackDplr(const DplrParameters& parameters) override {
     return PackCpuDplr(context_, parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackConvolution(
+      const ConvolutionParameters& parameters) override {
+    return PackCpuConvolution(context_, parameters);
   }
   absl::StatusOr<std::unique_ptr<ScanWeights>> PackScan(TensorView a_minus_one) override {
     return CpuScan::Pack(a_minus_one);

@@ -101,6 +101,43 @@ struct ScanTask {
 };
 inline constexpr int kScanModes = 64;
 
+// Of the convolution with explicit taps (cpu_convolution.h), for one feature group. A spectrum is
+// [size][2][16], the values of a polynomial at the roots of t^size = i, size a power of two.
+
+// sum = sum over p < count, in order, of filters[p] inputs[(newest - p) mod ring], bin by bin.
+struct SpectraTask {
+  const float* filters;  // [ring] spectra
+  const float* inputs;   // [ring] spectra
+  float* sum;            // one spectrum
+  int size;
+  int ring;
+  int newest;
+  int count;
+};
+
+// y[i] = base[i] + sum over j <= i, in order, of taps[i - j] u[j], for i in [first, last).
+struct ConvolveBlockTask {
+  const float* taps;  // [last][16]
+  const float* u;     // [last][16]
+  const float* base;  // [last][16]
+  int first, last;
+  float* y;  // that of output `first`
+  int64_t y_stride;
+  int num_features;  // of this group, 1 .. 16
+};
+
+// sums[e][c] += sum over s < reach, in order, of taps[c][s] u[e * block - s].
+struct ConvolveEndsTask {
+  const float* taps;  // [num_filters][num_taps][16]
+  const float* u;     // row of the first end, [..][16]: those before and after it as needed
+  float* sums;        // [num_ends][num_filters][16]
+  int num_taps;
+  int num_filters;
+  int num_ends;
+  int block;
+  int reach;  // at most num_taps
+};
+
 // K of the packed BF16 layouts.
 inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
 
@@ -114,6 +151,13 @@ struct CpuKernels {
   void (*ssm)(const RecurrenceTask& task);
   void (*dplr)(const RecurrenceTask& task);
   void (*scan)(const ScanTask& task);
+  // In place, z one spectrum; the inverse leaves it `size` times as large. roots [size][2]
+  // (convolution.inl).
+  void (*transform)(const float* roots, int size, float* z);
+  void (*inverse_transform)(const float* roots, int size, float* z);
+  void (*multiply_spectra)(const SpectraTask& task);
+  void (*convolve_block)(const ConvolveBlockTask& task);
+  void (*convolve_ends)(const ConvolveEndsTask& task);
   // out = gain * x / sqrt(mean(x^2) + epsilon)
   void (*rms_norm)(const float* x, const float* gain, float epsilon, int dim, float* out);
   void (*normalize_heads)(float* x, int num_heads, int head_dim);

@@ -21,11 +21,16 @@ constexpr int kMaxTileRows = 3;
 constexpr int kValueVectors = 1;
 // Modes of a diagonal recurrence that stay in registers while tokens pass.
 constexpr int kModeTile = 1;
+// Register tiles of the convolution: outputs of a block; block ends and filters.
+constexpr int kBlockOutputs = 6;
+constexpr int kTileEnds = 2;
+constexpr int kTileFilters = 2;
 
 // In this order: each uses the one before.
 // clang-format off
 #include "engine/backend/cpu/vec_avx2.inl"
 #include "engine/backend/cpu/recurrences.inl"
+#include "engine/backend/cpu/convolution.inl"
 #include "engine/backend/cpu/kernels.inl"
 // clang-format on
 

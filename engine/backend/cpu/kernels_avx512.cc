@@ -23,11 +23,16 @@ constexpr int kMaxTileRows = 12;
 constexpr int kValueVectors = 4;
 // Modes of a diagonal recurrence that stay in registers while tokens pass.
 constexpr int kModeTile = 4;
+// Register tiles of the convolution: outputs of a block; block ends and filters.
+constexpr int kBlockOutputs = 12;
+constexpr int kTileEnds = 4;
+constexpr int kTileFilters = 4;
 
 // In this order: each uses the one before.
 // clang-format off
 #include "engine/backend/cpu/vec_avx512.inl"
 #include "engine/backend/cpu/recurrences.inl"
+#include "engine/backend/cpu/convolution.inl"
 #include "engine/backend/cpu/kernels.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
 // clang-format on

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/backend/reference/reference_context_attention.h"
+#include "engine/backend/reference/reference_convolution.h"
 #include "engine/backend/reference/reference_recurrence.h"
 #include "engine/backend/reference/reference_sequence.h"
 #include "engine/base/status_macros.h"
@@ -139,6 +140,10 @@ class ReferenceBackend : public Backend {
   }
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackDplr(const DplrParameters& parameters) override {
     return PackReferenceDplr(parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackConvolution(
+      const ConvolutionParameters& parameters) override {
+    return std::make_unique<ReferenceConvolution>(parameters);
   }
   absl::StatusOr<std::unique_ptr<ScanWeights>> PackScan(TensorView a_minus_one) override {
     return std::make_unique<ReferenceScan>(a_minus_one);
