@@ -151,15 +151,11 @@ absl::Status CheckTensors(const ModelConfig& config, const TensorMap& tensors) {
 // REQUIRES: CheckTensors succeeded.
 absl::Status CheckStability(const ModelConfig& config, const TensorMap& tensors) {
   for (size_t i = 0; i < config.layers.size(); ++i) {
-    if (config.layers[i].type != LayerType::kBst) continue;
-    const int layer = static_cast<int>(i);
-    const auto tensor = [&](std::string_view suffix) {
-      return tensors.at(LayerTensorName(layer, suffix));
-    };
-    const absl::Status status =
-        CheckModes(tensor("ssm.log_dt"), tensor("ssm.log_neg_a_real"), tensor("ssm.a_imag"),
-                   config.layers[i].ssm.discretization);
-    if (!status.ok()) return Annotate(status, LayerTensorName(layer, "ssm"));
+    const LayerConfig& layer = config.layers[i];
+    if (!layer.has_ssm()) continue;
+    BST_RETURN_IF_ERROR(CheckSsm(static_cast<int>(i), layer.ssm, [&tensors](std::string_view name) {
+      return tensors.find(name)->second;
+    }));
   }
   return absl::OkStatus();
 }

@@ -11,12 +11,12 @@
 //
 // Invariants  (1) The tensors are exactly those of TensorSchema(config): none missing, none more.
 //             (2) Each has the schema's shape and an allowed type; no element is NaN or infinite.
-//             (3) |A-bar| <= 1 for every state-space mode.
+//             (3) No state-space mode grows, |A-bar| <= 1, and every time step is a number above
+//             0; see ssm_stability.h.
 // Ownership   Owns the mappings; views are valid while it lives. Files must not be truncated then.
 // Threads     Immutable after Open.
 // Errors      kNotFound (no such file), kFailedPrecondition (names the file and the key or tensor),
-//             kUnimplemented (a layer this build cannot run), kResourceExhausted (cannot map a
-//             file).
+//             kResourceExhausted (cannot map a file).
 // Tested by   tests/engine/checkpoint/checkpoint_test.cc, tests/fuzz/checkpoint_fuzz.cc
 #pragma once
 

@@ -51,7 +51,11 @@ int main(int argc, char** argv) {
   bst::RandomCheckpointOptions options;
   CLI::App app(
       "Writes a checkpoint with random weights: config.json and model.safetensors in a directory\n"
-      "that the server loads with --model=DIR. For tests and load tests; the model knows nothing.",
+      "that the server loads with --model=DIR. For tests and load tests; the model knows nothing.\n"
+      "Layers may be transformer, bst (single_head, multi_head, multi_filter), brect and gss;\n"
+      "kernels s4d, dss, s4, s5 and explicit. Every one gets an initialisation with activations\n"
+      "and logits of the size that a trained model has: modes that decay over 20 to 2000 tokens,\n"
+      "explicit filters whose taps decay, recurrent states of which a block keeps 3/4.",
       "bst-init");
   app.footer(
       "The same configuration, seed and dtype give the same file.\n\n"

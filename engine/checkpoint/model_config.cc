@@ -15,11 +15,11 @@ namespace {
 
 using nlohmann::json;
 
-// A name of the format and what it means here; nullopt: valid, but this build cannot run it.
+// A name of the format and what it means here.
 template <typename Enum>
 struct NamedValue {
   std::string_view name;
-  std::optional<Enum> value;
+  Enum value;
 };
 
 // One JSON object, read key by key. `value` must outlive the reader.
@@ -92,18 +92,12 @@ class ObjectReader {
   absl::StatusOr<Enum> Choice(std::string_view key,
                               std::initializer_list<NamedValue<Enum>> choices) const {
     BST_ASSIGN_OR_RETURN(const std::string name, String(key));
-    std::vector<std::string> known, runs;
+    std::vector<std::string> known;
     for (const NamedValue<Enum>& choice : choices) {
+      if (choice.name == name) return choice.value;
       known.push_back(absl::StrCat("\"", std::string(choice.name), "\""));
-      if (choice.value.has_value()) runs.push_back(known.back());
     }
-    for (const NamedValue<Enum>& choice : choices) {
-      if (choice.name != name) continue;
-      if (choice.value.has_value()) return *choice.value;
-      return absl::UnimplementedError(absl::StrCat(
-          "`", Path(key), "` is \"", name, "\": part of the format, but this build only runs ",
-          absl::StrJoin(runs, ", ")));
-    }
+    if (known.size() == 1) return Bad(key, known.front());
     return Bad(key, absl::StrCat("one of ", absl::StrJoin(known, ", ")));
   }
 
@@ -184,74 +178,117 @@ absl::StatusOr<AttentionConfig> ReadAttention(const ObjectReader& reader) {
   return attention;
 }
 
-absl::StatusOr<SsmConfig> ReadSsm(const ObjectReader& reader) {
-  enum class Kernel { kS4d };
-  // The kernel comes first: it decides which other keys there are.
-  BST_RETURN_IF_ERROR(reader
-                          .Choice<Kernel>("kernel", {{"s4d", Kernel::kS4d},
-                                                     {"dss", std::nullopt},
-                                                     {"s4", std::nullopt},
-                                                     {"s5", std::nullopt},
-                                                     {"explicit", std::nullopt}})
-                          .status());
-  BST_RETURN_IF_ERROR(reader.CheckKeys({"kernel", "state_size", "discretization"}));
-  SsmConfig ssm;
-  BST_ASSIGN_OR_RETURN(ssm.state_size, reader.EvenInt("state_size", 2, ModelConfig::kMaxStateSize));
-  if (reader.Has("discretization")) {
-    BST_ASSIGN_OR_RETURN(
-        ssm.discretization,
-        reader.Choice<Discretization>("discretization", {{"zoh", Discretization::kZeroOrderHold},
-                                                         {"bilinear", Discretization::kBilinear}}));
+absl::StatusOr<SsmKernel> ReadKernel(const ObjectReader& reader, LayerType layer) {
+  if (layer == LayerType::kGss) {
+    return reader.Choice<SsmKernel>("kernel", {{"s4d", SsmKernel::kS4d}, {"dss", SsmKernel::kDss}});
   }
+  return reader.Choice<SsmKernel>("kernel", {{"s4d", SsmKernel::kS4d},
+                                             {"dss", SsmKernel::kDss},
+                                             {"s4", SsmKernel::kS4},
+                                             {"s5", SsmKernel::kS5},
+                                             {"explicit", SsmKernel::kExplicit}});
+}
+
+// The optional key: each kernel has its own choices and its own default.
+absl::StatusOr<Discretization> ReadDiscretization(const ObjectReader& reader, SsmKernel kernel) {
+  constexpr std::string_view kKey = "discretization";
+  constexpr NamedValue<Discretization> kZoh = {"zoh", Discretization::kZeroOrderHold};
+  constexpr NamedValue<Discretization> kBilinear = {"bilinear", Discretization::kBilinear};
+  if (!reader.Has(kKey)) return (kernel == SsmKernel::kS4 ? kBilinear : kZoh).value;
+  if (kernel == SsmKernel::kS4) return reader.Choice<Discretization>(kKey, {kBilinear});
+  if (kernel == SsmKernel::kDss) return reader.Choice<Discretization>(kKey, {kZoh});
+  return reader.Choice<Discretization>(kKey, {kZoh, kBilinear});
+}
+
+absl::StatusOr<SsmConfig> ReadSsm(const ObjectReader& reader, LayerType layer) {
+  SsmConfig ssm;
+  // The kernel comes first: it decides which other keys there are.
+  BST_ASSIGN_OR_RETURN(ssm.kernel, ReadKernel(reader, layer));
+  if (ssm.kernel == SsmKernel::kExplicit) {
+    BST_RETURN_IF_ERROR(reader.CheckKeys({"kernel", "length"}));
+    BST_ASSIGN_OR_RETURN(ssm.length, reader.Int("length", 1, ModelConfig::kMaxFilterLength));
+    return ssm;
+  }
+  BST_RETURN_IF_ERROR(reader.CheckKeys({"kernel", "state_size", "discretization"}));
+  if (ssm.kernel == SsmKernel::kDss) {
+    BST_ASSIGN_OR_RETURN(ssm.state_size, reader.Int("state_size", 1, ModelConfig::kMaxStateSize));
+  } else {
+    BST_ASSIGN_OR_RETURN(ssm.state_size,
+                         reader.EvenInt("state_size", 2, ModelConfig::kMaxStateSize));
+  }
+  BST_ASSIGN_OR_RETURN(ssm.discretization, ReadDiscretization(reader, ssm.kernel));
   return ssm;
+}
+
+absl::Status ReadBst(const ObjectReader& reader, LayerConfig& layer) {
+  BST_ASSIGN_OR_RETURN(
+      layer.context,
+      reader.Choice<ContextKind>("context", {{"single_head", ContextKind::kSingleHead},
+                                             {"multi_head", ContextKind::kMultiHead},
+                                             {"multi_filter", ContextKind::kMultiFilter}}));
+  if (layer.context == ContextKind::kMultiFilter) {
+    BST_RETURN_IF_ERROR(reader.CheckKeys({"type", "context", "num_states", "ssm"}));
+    BST_ASSIGN_OR_RETURN(layer.num_states, reader.Int("num_states", 1, ModelConfig::kMaxNumStates));
+  } else {
+    BST_RETURN_IF_ERROR(reader.CheckKeys({"type", "context", "ssm"}));
+  }
+  BST_ASSIGN_OR_RETURN(const ObjectReader ssm, reader.Object("ssm"));
+  BST_ASSIGN_OR_RETURN(layer.ssm, ReadSsm(ssm, layer.type));
+  return absl::OkStatus();
+}
+
+absl::Status ReadBrect(const ObjectReader& reader, LayerConfig& layer) {
+  enum class Gate { kFixed };
+  BST_RETURN_IF_ERROR(reader.CheckKeys({"type", "num_states", "gate"}));
+  BST_ASSIGN_OR_RETURN(layer.num_states, reader.Int("num_states", 1, ModelConfig::kMaxNumStates));
+  return reader.Choice<Gate>("gate", {{"fixed", Gate::kFixed}}).status();
+}
+
+absl::Status ReadGss(const ObjectReader& reader, LayerConfig& layer) {
+  BST_RETURN_IF_ERROR(reader.CheckKeys({"type", "inner_size", "ssm_size", "ssm"}));
+  BST_ASSIGN_OR_RETURN(layer.inner_size, reader.Int("inner_size", 1, ModelConfig::kMaxFfnSize));
+  BST_ASSIGN_OR_RETURN(layer.ssm_size, reader.Int("ssm_size", 1, ModelConfig::kMaxHiddenSize));
+  BST_ASSIGN_OR_RETURN(const ObjectReader ssm, reader.Object("ssm"));
+  BST_ASSIGN_OR_RETURN(layer.ssm, ReadSsm(ssm, layer.type));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<LayerConfig> ReadLayer(const ObjectReader& reader) {
   LayerConfig layer;
+  // The type comes first: it decides which other keys there are.
   BST_ASSIGN_OR_RETURN(layer.type,
                        reader.Choice<LayerType>("type", {{"transformer", LayerType::kTransformer},
                                                          {"bst", LayerType::kBst},
-                                                         {"brect", std::nullopt},
-                                                         {"gss", std::nullopt}}));
-  if (layer.type == LayerType::kTransformer) {
-    BST_RETURN_IF_ERROR(reader.CheckKeys({"type"}));
-    return layer;
+                                                         {"brect", LayerType::kBrect},
+                                                         {"gss", LayerType::kGss}}));
+  switch (layer.type) {
+    case LayerType::kTransformer:
+      BST_RETURN_IF_ERROR(reader.CheckKeys({"type"}));
+      break;
+    case LayerType::kBst:
+      BST_RETURN_IF_ERROR(ReadBst(reader, layer));
+      break;
+    case LayerType::kBrect:
+      BST_RETURN_IF_ERROR(ReadBrect(reader, layer));
+      break;
+    case LayerType::kGss:
+      BST_RETURN_IF_ERROR(ReadGss(reader, layer));
+      break;
   }
-  enum class Context { kSingleHead };
-  BST_RETURN_IF_ERROR(reader
-                          .Choice<Context>("context", {{"single_head", Context::kSingleHead},
-                                                       {"multi_head", std::nullopt},
-                                                       {"multi_filter", std::nullopt}})
-                          .status());
-  BST_RETURN_IF_ERROR(reader.CheckKeys({"type", "context", "ssm"}));
-  BST_ASSIGN_OR_RETURN(const ObjectReader ssm, reader.Object("ssm"));
-  BST_ASSIGN_OR_RETURN(layer.ssm, ReadSsm(ssm));
   return layer;
 }
 
-struct Layers {
-  std::vector<LayerConfig> layers;
-  absl::Status unimplemented;  // The first layer that is valid but cannot be run; OK if none.
-};
-
-absl::StatusOr<Layers> ReadLayers(const ObjectReader& root) {
+absl::StatusOr<std::vector<LayerConfig>> ReadLayers(const ObjectReader& root) {
   BST_ASSIGN_OR_RETURN(const json* value, root.Find("layers"));
   if (!value->is_array() || value->empty() || value->size() > ModelConfig::kMaxLayers) {
     return root.Bad("layers", absl::StrCat("a list of 1 to ", ModelConfig::kMaxLayers, " layers"));
   }
-  Layers result;
+  std::vector<LayerConfig> layers;
   for (size_t i = 0; i < value->size(); ++i) {
-    absl::StatusOr<LayerConfig> layer =
-        ReadLayer(ObjectReader((*value)[i], absl::StrCat("layers[", i, "]")));
-    if (layer.ok()) {
-      result.layers.push_back(*layer);
-    } else if (absl::IsUnimplemented(layer.status())) {
-      result.unimplemented.Update(layer.status());
-    } else {
-      return layer.status();
-    }
+    BST_ASSIGN_OR_RETURN(layers.emplace_back(),
+                         ReadLayer(ObjectReader((*value)[i], absl::StrCat("layers[", i, "]"))));
   }
-  return result;
+  return layers;
 }
 
 absl::StatusOr<TokenizerConfig> ReadTokenizer(const ObjectReader& reader, int vocab_size) {
@@ -320,15 +357,12 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text) {
   if (config.attention.position == PositionKind::kRope && config.head_dim % 2 != 0) {
     return root.Bad("head_dim", "even when `attention.position` is \"rope\"");
   }
-  BST_ASSIGN_OR_RETURN(Layers layers, ReadLayers(root));
-  config.layers = std::move(layers.layers);
+  BST_ASSIGN_OR_RETURN(config.layers, ReadLayers(root));
   BST_ASSIGN_OR_RETURN(const ObjectReader tokenizer, root.Object("tokenizer"));
   BST_ASSIGN_OR_RETURN(config.tokenizer, ReadTokenizer(tokenizer, config.vocab_size));
   BST_ASSIGN_OR_RETURN(config.bos_token_id, root.TokenOrNull("bos_token_id", config.vocab_size));
   BST_ASSIGN_OR_RETURN(config.eos_token_id, root.TokenOrNull("eos_token_id", config.vocab_size));
   BST_ASSIGN_OR_RETURN(config.pad_token_id, root.TokenOrNull("pad_token_id", config.vocab_size));
-  // Last, so that a mistake is reported as one even in a configuration this build could not run.
-  BST_RETURN_IF_ERROR(layers.unimplemented);
   return config;
 }
 

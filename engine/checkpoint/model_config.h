@@ -1,14 +1,16 @@
 // ModelConfig: the hyper-parameters of a checkpoint, read from config.json key by key.
 //
 // Symbols   V, D vocabulary and model width; H, dh heads and head size, A = H * dh (may differ from
-//           D); F feed-forward width; W block length = attention window; N real SSM state size per
-//           feature, M = N / 2 stored conjugate pairs.
+//           D); F feed-forward width; W block length = attention window; S context vectors or
+//           recurrent states; C SSM filters per input; N real SSM state size per filter, M = N / 2
+//           stored conjugate pairs; F_g, E inner and SSM width of a gss layer.
 // Invariants of a value that ParseModelConfig returned: every number is in its range (see the
 //           limits below; norm_eps, logit_scale and rope_theta are above 0 as floats), `layers` is
-//           not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only.
-// Errors    kFailedPrecondition, naming the key (`layers[2].ssm.state_size`) and its value:
-// unknown,
-//           missing, twice, of a wrong type (1.0 is no integer) or out of range.
+//           not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only, a gss layer's
+//           kernel is s4d or dss, and what a layer does not have is 0.
+// Errors    kFailedPrecondition, naming the key (`layers[2].ssm.state_size`) and its value: a key
+//           unknown to this kind of layer or kernel, missing, twice, of a wrong type (1.0 is no
+//           integer) or out of range.
 // Threads   A value.
 // Tested by tests/engine/checkpoint/model_config_test.cc
 #pragma once
@@ -48,9 +50,10 @@ struct SsmConfig {
   // kExplicit.
   int state_size = 0;
   int length = 0;  // taps; kExplicit only
-  Discretization discretization = Discretization::kZeroOrderHold;  // s4: kBilinear; dss: zero-order
+  // s4: always kBilinear; dss: always kZeroOrderHold; not read with kExplicit.
+  Discretization discretization = Discretization::kZeroOrderHold;
 
-  // Complex modes per feature, or of the whole layer (s5).
+  // Stored complex modes per filter, or of the whole layer (s5); 0 with kExplicit.
   int num_modes() const { return kernel == SsmKernel::kDss ? state_size : state_size / 2; }
 };
 
@@ -76,10 +79,10 @@ struct ModelConfig {
   // The largest values that are read: far beyond any model, small enough that no product of the
   // sizes of one tensor overflows int64_t.
   static constexpr int kMaxVocabSize = 1 << 24;
-  static constexpr int kMaxHiddenSize = 1 << 16;
+  static constexpr int kMaxHiddenSize = 1 << 16;  // also of ssm_size
   static constexpr int kMaxNumHeads = 1 << 10;
   static constexpr int kMaxHeadDim = 1 << 12;
-  static constexpr int kMaxFfnSize = 1 << 20;
+  static constexpr int kMaxFfnSize = 1 << 20;  // also of inner_size
   static constexpr int kMaxWindow = 1 << 16;
   static constexpr int kMaxLayers = 1 << 10;
   static constexpr int kMaxStateSize = 1 << 12;

@@ -25,6 +25,8 @@ namespace {
 
 constexpr double kEmbeddingDeviation = 0.02;
 constexpr double kPositionBiasDeviation = 0.05;
+constexpr double kContextIdDeviation = 0.5;
+constexpr double kStateGateBiasMean = 1.0;
 constexpr int64_t kPieceElements = int64_t{1} << 18;  // drawn, converted and written at a time
 
 // std::normal_distribution differs between standard libraries; the engine beneath does not.
@@ -71,10 +73,37 @@ double FinalNormGain(const ModelConfig& config) {
   return std::clamp(1.0 / deviation, 1e-4, 1e4);
 }
 
+// a_imag of mode m of M = N / 2, close to the eigenvalues of HiPPO-LegS (S4D-Inv, arXiv
+// 2206.11893).
+double S4AImag(int64_t mode, int64_t modes) {
+  const auto size = static_cast<double>(2 * modes);
+  return size / std::numbers::pi * (size / static_cast<double>(2 * mode + 1) - 1.0);
+}
+
+double S4P(int64_t mode, int64_t modes) {
+  return std::sqrt(2.0 / std::numbers::pi * S4AImag(mode, modes));
+}
+
+// The deviation of tap l of a filter of `length` taps. Time constants run from 1 token to a quarter
+// of the filter, over the features in the order of a golden-ratio sequence: neighbours differ.
+double TapDeviation(int64_t feature, int64_t l, int64_t length) {
+  const double fraction = std::fmod(static_cast<double>(feature) * (std::numbers::phi - 1.0), 1.0);
+  const double longest = std::max(1.0, static_cast<double>(length) / 4.0);
+  const double rate = std::pow(longest, -fraction);  // 1 / tau
+  // sum over l of e^{-2 rate l}
+  const double energy =
+      std::expm1(-2.0 * rate * static_cast<double>(length)) / std::expm1(-2.0 * rate);
+  return std::exp(-rate * static_cast<double>(l)) / std::sqrt(energy);
+}
+
 // Element `index` of a tensor; called for 0, 1, 2, ...
 double Draw(const TensorSpec& spec, const ModelConfig& config, int64_t index,
             RandomStream& random) {
-  const int64_t innermost = spec.shape[spec.shape.rank() - 1];
+  const int rank = spec.shape.rank();
+  const int64_t innermost = spec.shape[rank - 1];
+  // Of complex numbers, stored as (real, imaginary) along the last dimension.
+  const bool is_real = index % 2 == 0;
+  const int64_t modes = rank > 1 ? spec.shape[rank - 2] : 1;
   switch (spec.role) {
     case TensorRole::kEmbedding:
       return kEmbeddingDeviation * random.Normal();
@@ -89,18 +118,36 @@ double Draw(const TensorSpec& spec, const ModelConfig& config, int64_t index,
       return 8.0;
     case TensorRole::kPositionBias:
       return kPositionBiasDeviation * random.Normal();
+    case TensorRole::kContextIds:
+      return kContextIdDeviation * random.Normal();
+    case TensorRole::kInitialContext:
+      return random.Normal();
+    case TensorRole::kStateGateBias:
+      return kStateGateBiasMean + random.Normal();
     case TensorRole::kSsmLogDt:
       return std::log(1e-3) + (std::log(1e-1) - std::log(1e-3)) * random.Uniform();
     case TensorRole::kSsmLogNegAReal:
       return std::log(0.5);
+    case TensorRole::kSsmAReal:
+      return -0.5;
     case TensorRole::kSsmAImag:
       return std::numbers::pi * static_cast<double>(index % innermost);
     case TensorRole::kSsmB:
-      return index % 2 == 0 ? 1.0 : 0.0;  // (real, imaginary)
+      return is_real ? 1.0 : 0.0;
     case TensorRole::kSsmC:
       return std::numbers::sqrt2 / 2 * random.Normal();
     case TensorRole::kSsmD:
       return random.Normal();
+    case TensorRole::kS4AImag:
+      return S4AImag(index % innermost, innermost);
+    case TensorRole::kS4P:
+      return is_real ? S4P(index / 2 % modes, modes) : 0.0;
+    case TensorRole::kS4B:
+      return is_real ? std::numbers::sqrt2 * S4P(index / 2 % modes, modes) : 0.0;
+    case TensorRole::kS5B:  // [P, D, 2]
+      return std::sqrt(0.5 / static_cast<double>(spec.shape[1])) * random.Normal();
+    case TensorRole::kFilter:
+      return TapDeviation(index / innermost, index % innermost, innermost) * random.Normal();
   }
   return 0;
 }

@@ -9,15 +9,26 @@
 //   norm gains             1; the final one such that logits have a standard deviation of about 1,
 //                          whatever logit_scale is: a nearly uniform model would hide errors
 //   attention scale        8           position bias  N(0, 0.05^2)
-//   state space            S4D-Lin: a = -1/2 + i pi m; log_dt uniform in [ln 1e-3, ln 1e-1];
-//                          b 1; c complex normal of variance 1; d N(0, 1)
+//   context and state ids  N(0, 0.5^2)   initial contexts and states  N(0, 1)
+//   state gate bias        N(1, 1): a block keeps about sigmoid(1) = 0.73 of a state
+//
+// State spaces: log_dt uniform in [ln 1e-3, ln 1e-1], real part of a -1/2, c (dss: w) complex
+// normal of variance 1, d N(0, 1), and with mode number m
+//
+//   s4d, dss               a_imag pi m (S4D-Lin, arXiv 2206.11893), b 1
+//   s5                     a_imag pi m, b complex normal of variance 1 / D
+//   s4                     like HiPPO-LegS without its eigenvalue problem: a_imag of S4D-Inv,
+//                          (N / pi) (N / (2 m + 1) - 1), which approximates LegS; p =
+//                          sqrt(2 a_imag / pi), the size it has there; b = sqrt(2) p, which holds
+//                          there exactly and bounds the state by the largest input for any p
+//   explicit               N(0, 1) e^{-l / tau} over taps l, scaled to an expected energy of 1; tau
+//                          log-uniform over the features from 1 to a quarter of the filter
 //
 // Every tensor has its own random stream, derived from the seed and its name: the same on every
 // machine whose C library rounds log, sin and cos alike, and unchanged by other layers.
 // Threads   Pure function of its arguments and the file system.
-// Errors    kFailedPrecondition, kUnimplemented (config); kNotFound (config or tokenizer file);
-//           kInvalidArgument (a tokenizer file that the configuration has no use for); kInternal
-//           (cannot write).
+// Errors    kFailedPrecondition (config); kNotFound (config or tokenizer file); kInvalidArgument (a
+//           tokenizer file that the configuration has no use for); kInternal (cannot write).
 // Tested by tests/engine/checkpoint/random_checkpoint_test.cc
 #pragma once
 

@@ -1,5 +1,6 @@
 #include "engine/checkpoint/tensor_schema.h"
 
+#include <initializer_list>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -30,69 +31,151 @@ class SchemaBuilder {
                       presence == Presence::kOptional});
   }
 
-  void AddLayer(int n) {
-    const auto name = [n](std::string_view suffix) { return LayerTensorName(n, suffix); };
-    const bool is_bst = config_.layers[static_cast<size_t>(n)].type == LayerType::kBst;
-    const AttentionConfig& attention = config_.attention;
-    const int64_t heads = config_.num_heads;
-    const int64_t inner = config_.attention_size();
-    const int64_t ffn = config_.ffn_size;
-
-    Add(name("attn_norm.weight"), {hidden_}, TensorRole::kNormGain);
-    for (const char* projection :
-         {"attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"}) {
-      Add(name(projection), {inner, hidden_}, TensorRole::kMatrix);
-    }
-    if (attention.qk_norm) {
-      Add(name("attn.scale"), {heads}, TensorRole::kAttentionScale, Precision::kF32Only);
-    }
-    if (attention.position == PositionKind::kT5) {
-      Add(name("attn.position_bias"), {heads, attention.t5_num_buckets}, TensorRole::kPositionBias,
-          Precision::kF32Only);
-    }
-    if (is_bst) AddContext(n);
-    Add(name("attn.o_proj.weight"), {hidden_, is_bst ? 2 * inner : inner},
-        TensorRole::kOutputMatrix);
-
-    Add(name("ffn_norm.weight"), {hidden_}, TensorRole::kNormGain);
-    if (config_.ffn_activation == Activation::kGeglu ||
-        config_.ffn_activation == Activation::kSwiglu) {
-      Add(name("ffn.gate_proj.weight"), {ffn, hidden_}, TensorRole::kMatrix);
-    }
-    Add(name("ffn.up_proj.weight"), {ffn, hidden_}, TensorRole::kMatrix);
-    Add(name("ffn.down_proj.weight"), {hidden_, ffn}, TensorRole::kOutputMatrix);
+  // A tensor of the layer being described.
+  void AddToLayer(std::string_view suffix, Shape shape, TensorRole role,
+                  Precision precision = Precision::kAny, Presence presence = Presence::kRequired) {
+    Add(LayerTensorName(layer_number_, suffix), shape, role, precision, presence);
   }
 
-  // The state-space model and the cross-attention of a bst layer with single-head context: one
-  // filter per feature.
-  void AddContext(int n) {
-    const auto name = [n](std::string_view suffix) { return LayerTensorName(n, suffix); };
-    constexpr auto kF32Only = Precision::kF32Only;
-    const int64_t filters = 1;
-    const int64_t pairs = config_.layers[static_cast<size_t>(n)].ssm.state_size / 2;
-    const int64_t inner = config_.attention_size();
+  void AddLayer(int n) {
+    layer_number_ = n;
+    const LayerConfig& layer = config_.layers[static_cast<size_t>(n)];
+    if (layer.type == LayerType::kGss) {
+      AddGss(layer);
+      return;
+    }
+    const AttentionConfig& attention = config_.attention;
+    AddToLayer("attn_norm.weight", {hidden_}, TensorRole::kNormGain);
+    AddProjections({"attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"});
+    AddScale("attn.scale");
+    if (attention.position == PositionKind::kT5) {
+      AddToLayer("attn.position_bias", {config_.num_heads, attention.t5_num_buckets},
+                 TensorRole::kPositionBias, Precision::kF32Only);
+    }
+    if (layer.type == LayerType::kBst) AddContext(layer);
+    if (layer.type == LayerType::kBrect) AddRecurrence(layer);
+    const bool has_cross_attention = layer.type != LayerType::kTransformer;
+    AddToLayer("attn.o_proj.weight", {hidden_, has_cross_attention ? 2 * inner_ : inner_},
+               TensorRole::kOutputMatrix);
+    AddFeedForward();
+  }
 
-    Add(name("ssm_norm.weight"), {hidden_}, TensorRole::kNormGain);
-    Add(name("ssm.log_dt"), {filters, hidden_}, TensorRole::kSsmLogDt, kF32Only);
-    Add(name("ssm.log_neg_a_real"), {filters, hidden_, pairs}, TensorRole::kSsmLogNegAReal,
-        kF32Only);
-    Add(name("ssm.a_imag"), {filters, hidden_, pairs}, TensorRole::kSsmAImag, kF32Only);
-    Add(name("ssm.b"), {filters, hidden_, pairs, 2}, TensorRole::kSsmB, kF32Only,
-        Presence::kOptional);
-    Add(name("ssm.c"), {filters, hidden_, pairs, 2}, TensorRole::kSsmC, kF32Only);
-    Add(name("ssm.d"), {filters, hidden_}, TensorRole::kSsmD, kF32Only);
-    Add(name("cross.norm.weight"), {hidden_}, TensorRole::kNormGain);
-    for (const char* projection :
-         {"cross.q_proj.weight", "cross.k_proj.weight", "cross.v_proj.weight"}) {
-      Add(name(projection), {inner, hidden_}, TensorRole::kMatrix);
+  void AddProjections(std::initializer_list<std::string_view> suffixes) {
+    for (const std::string_view suffix : suffixes) {
+      AddToLayer(suffix, {inner_, hidden_}, TensorRole::kMatrix);
     }
-    if (config_.attention.qk_norm) {
-      Add(name("cross.scale"), {config_.num_heads}, TensorRole::kAttentionScale, kF32Only);
+  }
+
+  void AddScale(std::string_view suffix) {
+    if (!config_.attention.qk_norm) return;
+    AddToLayer(suffix, {config_.num_heads}, TensorRole::kAttentionScale, Precision::kF32Only);
+  }
+
+  void AddFeedForward() {
+    const int64_t ffn = config_.ffn_size;
+    AddToLayer("ffn_norm.weight", {hidden_}, TensorRole::kNormGain);
+    if (config_.ffn_activation == Activation::kGeglu ||
+        config_.ffn_activation == Activation::kSwiglu) {
+      AddToLayer("ffn.gate_proj.weight", {ffn, hidden_}, TensorRole::kMatrix);
     }
+    AddToLayer("ffn.up_proj.weight", {ffn, hidden_}, TensorRole::kMatrix);
+    AddToLayer("ffn.down_proj.weight", {hidden_, ffn}, TensorRole::kOutputMatrix);
+  }
+
+  // The state-space model and the cross-attention of a bst layer.
+  void AddContext(const LayerConfig& layer) {
+    AddToLayer("ssm_norm.weight", {hidden_}, TensorRole::kNormGain);
+    AddSsm(layer);
+    AddToLayer("cross.norm.weight", {hidden_}, TensorRole::kNormGain);
+    if (layer.context == ContextKind::kMultiFilter) {
+      AddToLayer("cross.context_ids", {layer.num_states, hidden_}, TensorRole::kContextIds);
+      AddToLayer("cross.initial_context", {layer.num_states, hidden_}, TensorRole::kInitialContext);
+    }
+    AddProjections({"cross.q_proj.weight"});
+    if (layer.context == ContextKind::kMultiHead) {
+      const Shape per_head = {config_.num_heads, config_.head_dim, hidden_};
+      AddToLayer("cross.k_proj.weight", per_head, TensorRole::kMatrix);
+      AddToLayer("cross.v_proj.weight", per_head, TensorRole::kMatrix);
+    } else {
+      AddProjections({"cross.k_proj.weight", "cross.v_proj.weight"});
+    }
+    AddScale("cross.scale");
+  }
+
+  // The recurrent states of a brect layer, how tokens read them and how a block updates them.
+  void AddRecurrence(const LayerConfig& layer) {
+    AddToLayer("state.initial", {layer.num_states, hidden_}, TensorRole::kInitialContext);
+    AddToLayer("state.norm.weight", {hidden_}, TensorRole::kNormGain);
+    AddToLayer("state.ids", {layer.num_states, hidden_}, TensorRole::kContextIds);
+    AddProjections({"state.k_proj.weight", "state.v_proj.weight", "state.q_proj.weight",
+                    "state.cross_q_proj.weight", "cross.q_proj.weight"});
+    AddScale("cross.scale");
+    AddScale("state.scale");
+    AddScale("state.cross_scale");
+    // It writes to the states, not to the residual stream.
+    AddToLayer("state.o_proj.weight", {hidden_, 2 * inner_}, TensorRole::kMatrix);
+    AddToLayer("state.gate_bias", {hidden_}, TensorRole::kStateGateBias, Precision::kF32Only);
+  }
+
+  void AddGss(const LayerConfig& layer) {
+    const int64_t inner = layer.inner_size, width = layer.ssm_size;
+    AddToLayer("gss.norm.weight", {hidden_}, TensorRole::kNormGain);
+    AddToLayer("gss.u_proj.weight", {inner, hidden_}, TensorRole::kMatrix);
+    AddToLayer("gss.v_proj.weight", {width, hidden_}, TensorRole::kMatrix);
+    AddSsm(layer);
+    AddToLayer("gss.gate_proj.weight", {inner, width}, TensorRole::kMatrix);
+    AddToLayer("gss.out_proj.weight", {hidden_, inner}, TensorRole::kOutputMatrix);
+  }
+
+  void AddSsm(const LayerConfig& layer) {
+    const int64_t filters = config_.num_filters(layer), inputs = config_.ssm_inputs(layer);
+    const int64_t modes = layer.ssm.num_modes();
+    constexpr auto kF32Only = Precision::kF32Only;
+    const auto add = [this](std::string_view suffix, Shape shape, TensorRole role,
+                            Presence presence = Presence::kRequired) {
+      AddToLayer(suffix, shape, role, kF32Only, presence);
+    };
+    const Shape mode_shape = {filters, inputs, modes}, complex_shape = {filters, inputs, modes, 2};
+    switch (layer.ssm.kernel) {
+      case SsmKernel::kS4d:
+        add("ssm.log_dt", {filters, inputs}, TensorRole::kSsmLogDt);
+        add("ssm.log_neg_a_real", mode_shape, TensorRole::kSsmLogNegAReal);
+        add("ssm.a_imag", mode_shape, TensorRole::kSsmAImag);
+        add("ssm.b", complex_shape, TensorRole::kSsmB, Presence::kOptional);
+        add("ssm.c", complex_shape, TensorRole::kSsmC);
+        break;
+      case SsmKernel::kDss:
+        add("ssm.log_dt", {filters, inputs}, TensorRole::kSsmLogDt);
+        add("ssm.log_neg_a_real", {modes}, TensorRole::kSsmLogNegAReal);
+        add("ssm.a_imag", {modes}, TensorRole::kSsmAImag);
+        add("ssm.w", complex_shape, TensorRole::kSsmC);
+        break;
+      case SsmKernel::kS4:
+        add("ssm.log_dt", {filters, inputs}, TensorRole::kSsmLogDt);
+        add("ssm.log_neg_a_real", mode_shape, TensorRole::kSsmLogNegAReal);
+        add("ssm.a_imag", mode_shape, TensorRole::kS4AImag);
+        add("ssm.p", complex_shape, TensorRole::kS4P);
+        add("ssm.b", complex_shape, TensorRole::kS4B);
+        add("ssm.c", complex_shape, TensorRole::kSsmC);
+        break;
+      case SsmKernel::kS5:
+        add("ssm.log_step", {modes}, TensorRole::kSsmLogDt);
+        add("ssm.lambda_real", {modes}, TensorRole::kSsmAReal);
+        add("ssm.lambda_imag", {modes}, TensorRole::kSsmAImag);
+        add("ssm.b", {modes, inputs, 2}, TensorRole::kS5B);
+        add("ssm.c", complex_shape, TensorRole::kSsmC);
+        break;
+      case SsmKernel::kExplicit:
+        add("ssm.filter", {filters, inputs, layer.ssm.length}, TensorRole::kFilter);
+        break;
+    }
+    add("ssm.d", {filters, inputs}, TensorRole::kSsmD);
   }
 
   const ModelConfig& config_;
   const int64_t hidden_ = config_.hidden_size;
+  const int64_t inner_ = config_.attention_size();
+  int layer_number_ = 0;
   std::vector<TensorSpec> specs_;
 };
 

@@ -22,12 +22,21 @@ enum class TensorRole {
   kNormGain,
   kAttentionScale,
   kPositionBias,
-  kSsmLogDt,
+  kContextIds,      // tell context vectors, or recurrent states, apart; added after their norm
+  kInitialContext,  // context vectors, or recurrent states, of the first block
+  kStateGateBias,   // brect
+  kSsmLogDt,        // s5: log_step
   kSsmLogNegAReal,
-  kSsmAImag,
-  kSsmB,
-  kSsmC,
+  kSsmAReal,  // s5
+  kSsmAImag,  // s4d, dss, s5
+  kSsmB,      // s4d
+  kSsmC,      // dss: w
   kSsmD,
+  kS4AImag,
+  kS4P,
+  kS4B,
+  kS5B,
+  kFilter,  // explicit taps
 };
 
 struct TensorSpec {
@@ -35,7 +44,7 @@ struct TensorSpec {
   Shape shape;
   TensorRole role;
   bool f32_only;  // F32 alone; otherwise F32, F16 or BF16
-  bool optional;  // may be absent (the s4d kernel's b)
+  bool optional;  // may be absent (the s4d kernel's b, then 1)
 };
 
 // In the order in which the forward pass meets them.

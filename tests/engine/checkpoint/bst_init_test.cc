@@ -43,6 +43,28 @@ TEST(BstInitTest, WritesACheckpointThatLoads) {
   EXPECT_THAT(Checkpoint::Open(directory.File("m")), IsOk());
 }
 
+TEST(BstInitTest, WritesEveryTypeOfLayer) {
+  const TestDirectory directory;
+  directory.Write("c.json", kFamilyConfig);
+  for (const char* dtype : {"f32", "f16", "bf16"}) {
+    const Outcome outcome = RunInit("--config " + directory.File("c.json") + " --out " +
+                                    directory.File(dtype) + " --seed 5 --dtype " + dtype);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+    EXPECT_THAT(outcome.output, HasSubstr("8 layers"));
+    EXPECT_THAT(Checkpoint::Open(directory.File(dtype)), IsOk()) << dtype;
+  }
+}
+
+TEST(BstInitTest, WritesEveryGoldenConfiguration) {
+  const TestDirectory directory;
+  for (const char* name : {"transformer", "bst_single_head_s4d", "bst_multi_head_s4",
+                           "bst_multi_filter_dss", "bst_s5", "bst_explicit", "brect", "hybrid"}) {
+    const Outcome outcome = RunInit(std::string("--config tests/golden/") + name +
+                                    "/config.json --seed 5 --out " + directory.File(name));
+    EXPECT_EQ(outcome.exit_code, 0) << name << "\n" << outcome.output;
+  }
+}
+
 TEST(BstInitTest, SaysThatATokenizerIsMissing) {
   const TestDirectory directory;
   nlohmann::json config = nlohmann::json::parse(kSmallConfig);
@@ -63,8 +85,8 @@ TEST(BstInitTest, SaysThatATokenizerIsMissing) {
 TEST(BstInitTest, HelpTeaches) {
   const Outcome outcome = RunInit("--help");
   EXPECT_EQ(outcome.exit_code, 0);
-  for (const char* text :
-       {"--config", "--out", "--seed", "--dtype", "--tokenizer", "Example:", "Exit code:"}) {
+  for (const char* text : {"--config", "--out", "--seed", "--dtype", "--tokenizer", "brect",
+                           "explicit filters", "Example:", "Exit code:"}) {
     EXPECT_THAT(outcome.output, HasSubstr(text));
   }
 }

@@ -51,6 +51,30 @@ const std::string_view kSmallConfig = R"({
   "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": null
 })";
 
+const std::string_view kFamilyConfig = R"({
+  "model_type": "block_state_transformer", "format_version": 1,
+  "vocab_size": 260, "hidden_size": 12, "num_heads": 2, "head_dim": 4, "ffn_size": 20,
+  "ffn_activation": "geglu", "window": 8, "norm_eps": 1e-06, "logit_scale": 0.5, "tie_embeddings": false,
+  "attention": {"scope": "sliding", "include_self": false, "empty_prefix": "zeros", "qk_norm": true,
+                "position": "t5", "t5_num_buckets": 8, "t5_max_distance": 16, "rope_theta": 10000.0},
+  "layers": [{"type": "transformer"},
+             {"type": "bst", "context": "single_head",
+              "ssm": {"kernel": "s4d", "state_size": 6, "discretization": "zoh"}},
+             {"type": "bst", "context": "multi_head",
+              "ssm": {"kernel": "s4", "state_size": 4, "discretization": "bilinear"}},
+             {"type": "bst", "context": "multi_filter", "num_states": 3,
+              "ssm": {"kernel": "dss", "state_size": 5, "discretization": "zoh"}},
+             {"type": "bst", "context": "single_head",
+              "ssm": {"kernel": "s5", "state_size": 6, "discretization": "bilinear"}},
+             {"type": "bst", "context": "multi_filter", "num_states": 2,
+              "ssm": {"kernel": "explicit", "length": 7}},
+             {"type": "brect", "num_states": 4, "gate": "fixed"},
+             {"type": "gss", "inner_size": 10, "ssm_size": 9,
+              "ssm": {"kernel": "dss", "state_size": 3, "discretization": "zoh"}}],
+  "tokenizer": {"type": "byte"},
+  "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": null
+})";
+
 StoredTensor MakeTensor(DType dtype, std::vector<int64_t> shape) {
   size_t bytes = SizeOf(dtype);
   for (const int64_t dim : shape) bytes *= static_cast<size_t>(dim);
@@ -64,14 +88,16 @@ StoredTensor MakeTensor(DType dtype, std::vector<int64_t> shape) {
   return tensor;
 }
 
-StoredTensors SmallTensors() {
+StoredTensors TensorsOf(std::string_view text) {
   StoredTensors tensors;
-  const auto config = ParseModelConfig(kSmallConfig);
+  const auto config = ParseModelConfig(text);
   BST_CHECK(config.ok(), config.status().ToString());
   for (const TensorSpec& spec : TensorSchema(*config)) {
     const auto dims = spec.shape.dims();
-    tensors[spec.name] =
+    StoredTensor& tensor = tensors[spec.name] =
         MakeTensor(spec.f32_only ? DType::kF32 : DType::kBF16, {dims.begin(), dims.end()});
+    if (spec.role != TensorRole::kSsmAReal) continue;
+    for (int64_t i = 0; i < spec.shape.num_elements(); ++i) tensor.floats()[i] -= 0.5f;
   }
   return tensors;
 }

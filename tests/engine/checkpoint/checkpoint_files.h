@@ -36,6 +36,13 @@ class TestDirectory {
 // gated feed-forward, an untied output matrix.
 extern const std::string_view kSmallConfig;
 
+// The same sizes with every type of layer, context and kernel, every optional key present:
+//   0 transformer                      4 bst single_head s5 N=6 bilinear
+//   1 bst single_head s4d N=6 zoh      5 bst multi_filter S=2 explicit T=7
+//   2 bst multi_head s4 N=4            6 brect S=4
+//   3 bst multi_filter S=3 dss N=5     7 gss F=10 E=9 dss N=3
+extern const std::string_view kFamilyConfig;
+
 // One tensor held in memory.
 struct StoredTensor {
   DType dtype = DType::kF32;
@@ -49,8 +56,9 @@ using StoredTensors = std::map<std::string, StoredTensor>;
 
 StoredTensor MakeTensor(DType dtype, std::vector<int64_t> shape);
 
-// The tensors that kSmallConfig asks for: matrices in BF16, filled with small numbers.
-StoredTensors SmallTensors();
+// The tensors that a configuration asks for: matrices in BF16, filled with small numbers; modes
+// decay.
+StoredTensors TensorsOf(std::string_view config);
 
 void WriteTensors(const std::string& path, StoredTensors& tensors);
 

@@ -20,18 +20,24 @@ constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
 
 class CheckpointTest : public testing::Test {
  protected:
-  CheckpointTest() : tensors_(SmallTensors()) {}
+  CheckpointTest() { Use(kSmallConfig); }
+
+  // Starts from a sound checkpoint of this configuration.
+  void Use(std::string_view config) {
+    config_ = config;
+    tensors_ = TensorsOf(config);
+  }
 
   // Writes config.json and model.safetensors as they are now, and opens them.
   absl::StatusOr<Checkpoint> WriteAndOpen() {
-    directory_.Write("config.json", kSmallConfig);
+    directory_.Write("config.json", config_);
     WriteTensors(directory_.File("model.safetensors"), tensors_);
     return Checkpoint::Open(directory_.path());
   }
 
   // Writes the tensors into two shards and an index.
   void WriteShards() {
-    directory_.Write("config.json", kSmallConfig);
+    directory_.Write("config.json", config_);
     StoredTensors shards[2];
     index_ = {{"metadata", {{"total_size", 1}}}, {"weight_map", nlohmann::json::object()}};
     size_t i = 0;
@@ -51,6 +57,7 @@ class CheckpointTest : public testing::Test {
   static constexpr const char* kShardNames[2] = {"model-00001-of-00002.safetensors",
                                                  "model-00002-of-00002.safetensors"};
   TestDirectory directory_;
+  std::string_view config_;
   StoredTensors tensors_;
   nlohmann::json index_;
 };
@@ -73,6 +80,16 @@ TEST_F(CheckpointTest, OpensASoundCheckpoint) {
   EXPECT_EQ(checkpoint->num_parameters(), elements);
   EXPECT_FALSE(checkpoint->Has("layers.2.attn_norm.weight"));
   EXPECT_EQ(checkpoint->generation_defaults().temperature, std::nullopt);
+}
+
+TEST_F(CheckpointTest, OpensEveryTypeOfLayer) {
+  Use(kFamilyConfig);
+  const absl::StatusOr<Checkpoint> checkpoint = WriteAndOpen();
+  ASSERT_THAT(checkpoint, IsOk());
+  for (auto& [name, tensor] : tensors_) {
+    ASSERT_TRUE(checkpoint->Has(name)) << name;
+    EXPECT_EQ(checkpoint->Tensor(name).shape(), Shape(tensor.shape)) << name;
+  }
 }
 
 TEST_F(CheckpointTest, ViewsStayValidWhenTheCheckpointIsMoved) {
@@ -120,6 +137,7 @@ TEST_F(CheckpointTest, OptionalTensorMayBeAbsent) {
 }
 
 TEST_F(CheckpointTest, EveryMissingTensorIsNamed) {
+  Use(kFamilyConfig);
   const StoredTensors all = tensors_;
   for (const auto& [name, tensor] : all) {
     if (name == "layers.1.ssm.b") continue;
@@ -132,6 +150,7 @@ TEST_F(CheckpointTest, EveryMissingTensorIsNamed) {
 }
 
 TEST_F(CheckpointTest, EveryWrongShapeIsNamed) {
+  Use(kFamilyConfig);
   const StoredTensors all = tensors_;
   for (const auto& [name, tensor] : all) {
     std::vector<int64_t> shape = tensor.shape;
@@ -145,6 +164,7 @@ TEST_F(CheckpointTest, EveryWrongShapeIsNamed) {
 }
 
 TEST_F(CheckpointTest, EveryNonFiniteTensorIsNamedWithTheElement) {
+  Use(kFamilyConfig);
   const StoredTensors all = tensors_;
   const float bad[] = {std::numeric_limits<float>::quiet_NaN(),
                        std::numeric_limits<float>::infinity(),
@@ -178,8 +198,8 @@ TEST_F(CheckpointTest, SpoiledTensorsAreRefusedWithTheReason) {
        [](StoredTensors& t) { t["extra.weight"] = MakeTensor(DType::kF32, {1}); },
        "tensor 'extra.weight' is superfluous"},
       {"layer too many",
-       [](StoredTensors& t) { t["layers.2.attn_norm.weight"] = MakeTensor(DType::kBF16, {12}); },
-       "tensor 'layers.2.attn_norm.weight' is superfluous"},
+       [](StoredTensors& t) { t["layers.8.attn_norm.weight"] = MakeTensor(DType::kBF16, {12}); },
+       "tensor 'layers.8.attn_norm.weight' is superfluous"},
       {"superfluous bytes", [](StoredTensors& t) { t["note"] = MakeTensor(DType::kU8, {4}); },
        "tensor 'note' is superfluous"},
       {"bytes for a matrix",
@@ -207,14 +227,81 @@ TEST_F(CheckpointTest, SpoiledTensorsAreRefusedWithTheReason) {
        "has shape [1, 12], config.json asks for [12]"},
       {"time step that underflows",
        [](StoredTensors& t) { t["layers.1.ssm.log_dt"].floats()[5] = -2000; },
-       "layers.1.ssm: [0, 5, 0]: time step is"},
+       "tensor 'layers.1.ssm.log_dt' at element [0, 5]: time step is"},
       {"time step that overflows",
        [](StoredTensors& t) { t["layers.1.ssm.log_dt"].floats()[5] = 2000; },
-       "layers.1.ssm: [0, 5, 0]: time step is"},
+       "tensor 'layers.1.ssm.log_dt' at element [0, 5]: time step is"},
       {"mode that overflows",
        [](StoredTensors& t) { t["layers.1.ssm.log_neg_a_real"].floats()[7] = 1e30f; },
-       "layers.1.ssm: [0, 2, 1]:"},
+       "tensor 'layers.1.ssm.log_neg_a_real' at element [0, 2, 1]: mode a = -inf"},
+      {"matrices per head where all heads share one",
+       [](StoredTensors& t) {
+         t["layers.1.cross.k_proj.weight"] = MakeTensor(DType::kBF16, {2, 4, 12});
+       },
+       "tensor 'layers.1.cross.k_proj.weight' has shape [2, 4, 12], config.json asks for [8, 12]"},
+      {"one matrix where every head has its own",
+       [](StoredTensors& t) {
+         t["layers.2.cross.v_proj.weight"] = MakeTensor(DType::kBF16, {8, 12});
+       },
+       "tensor 'layers.2.cross.v_proj.weight' has shape [8, 12], config.json asks for [2, 4, 12]"},
+      {"s4 without its low-rank part", [](StoredTensors& t) { t.erase("layers.2.ssm.p"); },
+       "tensor 'layers.2.ssm.p' [2, 12, 2, 2] is missing"},
+      {"s4 without b", [](StoredTensors& t) { t.erase("layers.2.ssm.b"); },
+       "tensor 'layers.2.ssm.b' [2, 12, 2, 2] is missing"},
+      {"dss with b, which is 1",
+       [](StoredTensors& t) {
+         t["layers.3.ssm.b"] = MakeTensor(DType::kF32, {5, 2});
+       },
+       "tensor 'layers.3.ssm.b' is superfluous"},
+      {"dss with modes of every feature",
+       [](StoredTensors& t) {
+         t["layers.3.ssm.a_imag"] = MakeTensor(DType::kF32, {3, 12, 5});
+       },
+       "tensor 'layers.3.ssm.a_imag' has shape [3, 12, 5], config.json asks for [5]"},
+      {"a context too few",
+       [](StoredTensors& t) {
+         t["layers.3.cross.initial_context"] = MakeTensor(DType::kBF16, {2, 12});
+       },
+       "tensor 'layers.3.cross.initial_context' has shape [2, 12], config.json asks for [3, 12]"},
+      {"s5 mode that is NaN",
+       [](StoredTensors& t) {
+         t["layers.4.ssm.lambda_real"].floats()[1] = std::numeric_limits<float>::quiet_NaN();
+       },
+       "tensor 'layers.4.ssm.lambda_real' is NaN or infinite at element 1"},
+      {"s5 mode that grows",
+       [](StoredTensors& t) { t["layers.4.ssm.lambda_real"].floats()[2] = 0.125f; },
+       "tensor 'layers.4.ssm.lambda_real' at element [2]: mode a = 0.125 + "},
+      {"s5 time step that overflows",
+       [](StoredTensors& t) { t["layers.4.ssm.log_step"].floats()[0] = 1000; },
+       "tensor 'layers.4.ssm.log_step' at element [0]: time step is inf"},
+      {"filter that is too long",
+       [](StoredTensors& t) {
+         t["layers.5.ssm.filter"] = MakeTensor(DType::kF32, {2, 12, 8});
+       },
+       "tensor 'layers.5.ssm.filter' has shape [2, 12, 8], config.json asks for [2, 12, 7]"},
+      {"filter of all features in one",
+       [](StoredTensors& t) {
+         t["layers.5.ssm.filter"] = MakeTensor(DType::kF32, {24, 7});
+       },
+       "tensor 'layers.5.ssm.filter' has shape [24, 7]"},
+      {"rounded filter",
+       [](StoredTensors& t) {
+         t["layers.5.ssm.filter"] = MakeTensor(DType::kBF16, {2, 12, 7});
+       },
+       "tensor 'layers.5.ssm.filter' has dtype BF16, must be F32"},
+      {"rounded gate bias",
+       [](StoredTensors& t) { t["layers.6.state.gate_bias"] = MakeTensor(DType::kBF16, {12}); },
+       "tensor 'layers.6.state.gate_bias' has dtype BF16, must be F32"},
+      {"a feed-forward network in a gss layer",
+       [](StoredTensors& t) { t["layers.7.ffn_norm.weight"] = MakeTensor(DType::kBF16, {12}); },
+       "tensor 'layers.7.ffn_norm.weight' is superfluous"},
+      {"gss filters of the model's width",
+       [](StoredTensors& t) {
+         t["layers.7.ssm.d"] = MakeTensor(DType::kF32, {1, 12});
+       },
+       "tensor 'layers.7.ssm.d' has shape [1, 12], config.json asks for [1, 9]"},
   };
+  Use(kFamilyConfig);
   const StoredTensors all = tensors_;
   for (const Case& c : cases) {
     c.spoil(tensors_);
@@ -251,16 +338,6 @@ TEST_F(CheckpointTest, ErrorsOfConfigurationsNameTheFile) {
   const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(directory_.path());
   ASSERT_THAT(checkpoint, IsOk());
   EXPECT_EQ(checkpoint->generation_defaults().top_p, 0.5f);
-}
-
-TEST_F(CheckpointTest, LayersThatCannotRunAreUnimplemented) {
-  nlohmann::json config = nlohmann::json::parse(kSmallConfig);
-  config["layers"][0] = {{"type", "gss"}, {"inner_size", 4}};
-  ASSERT_THAT(WriteAndOpen(), IsOk());
-  directory_.Write("config.json", config.dump());
-  EXPECT_THAT(Checkpoint::Open(directory_.path()),
-              StatusIs(absl::StatusCode::kUnimplemented,
-                       HasSubstr("config.json: `layers[0].type` is \"gss\"")));
 }
 
 TEST_F(CheckpointTest, OpensShards) {
@@ -331,8 +408,9 @@ TEST_F(CheckpointTest, ASingleFileBesideAnIndexIsAmbiguous) {
   EXPECT_THAT(WriteAndOpen(), StatusIs(kBad, HasSubstr("holds both model.safetensors and")));
 }
 
-TEST_F(CheckpointTest, OpensTheGoldenCheckpointsItCanRun) {
-  for (const char* name : {"transformer", "bst_single_head_s4d"}) {
+TEST_F(CheckpointTest, OpensEveryGoldenCheckpoint) {
+  for (const char* name : {"transformer", "bst_single_head_s4d", "bst_multi_head_s4",
+                           "bst_multi_filter_dss", "bst_s5", "bst_explicit", "brect", "hybrid"}) {
     const absl::StatusOr<Checkpoint> checkpoint =
         Checkpoint::Open(std::string("tests/golden/") + name);
     ASSERT_THAT(checkpoint, IsOk()) << name;

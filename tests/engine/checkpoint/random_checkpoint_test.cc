@@ -136,6 +136,72 @@ TEST_F(RandomCheckpointTest, NumbersAreDistributedAsPromised) {
   }
 }
 
+// The same of the types of layer that kSmallConfig does not have.
+TEST_F(RandomCheckpointTest, NumbersOfEveryTypeOfLayerAreDistributedAsPromised) {
+  config_ = nlohmann::json::parse(kFamilyConfig);
+  config_["hidden_size"] = 192;
+  config_["layers"][2]["ssm"]["state_size"] = 16;
+  config_["layers"][5]["ssm"]["length"] = 64;
+  config_["layers"][6]["num_states"] = 32;
+  ASSERT_THAT(Write(), IsOk());
+  const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(options_.directory);
+  ASSERT_THAT(checkpoint, IsOk());
+  const auto values = [&](const char* name) { return Values(checkpoint->Tensor(name)); };
+  const auto expect_normal = [&](const char* name, double mean, double deviation) {
+    const auto count = static_cast<double>(values(name).size());
+    EXPECT_NEAR(Mean(values(name)), mean, 5 * deviation / std::sqrt(count)) << name;
+    EXPECT_NEAR(Deviation(values(name)), deviation, 5 * deviation / std::sqrt(2 * count)) << name;
+  };
+  const double writes = std::sqrt(2 * 8.0);  // 8 layers write to the residual stream
+  expect_normal("layers.2.cross.k_proj.weight", 0, 1 / std::sqrt(192.0));
+  expect_normal("layers.3.cross.context_ids", 0, 0.5);
+  expect_normal("layers.3.cross.initial_context", 0, 1);
+  expect_normal("layers.3.ssm.w", 0, std::sqrt(0.5));
+  expect_normal("layers.4.ssm.b", 0, std::sqrt(0.5 / 192));
+  expect_normal("layers.4.ssm.c", 0, std::sqrt(0.5));
+  expect_normal("layers.6.state.ids", 0, 0.5);
+  expect_normal("layers.6.state.initial", 0, 1);
+  expect_normal("layers.6.state.gate_bias", 1, 1);
+  expect_normal("layers.6.state.o_proj.weight", 0, 1 / std::sqrt(16.0));
+  expect_normal("layers.6.attn.o_proj.weight", 0, 1 / std::sqrt(16.0) / writes);
+  expect_normal("layers.7.gss.u_proj.weight", 0, 1 / std::sqrt(192.0));
+  expect_normal("layers.7.gss.out_proj.weight", 0, 1 / std::sqrt(10.0) / writes);
+
+  const std::vector<double> lambda_imag = values("layers.4.ssm.lambda_imag");
+  for (size_t m = 0; m < lambda_imag.size(); ++m) {
+    EXPECT_EQ(values("layers.4.ssm.lambda_real")[m], -0.5);
+    EXPECT_NEAR(lambda_imag[m], std::numbers::pi * static_cast<double>(m), 1e-5);
+  }
+  // S4D-Inv, and b b^H = 2 p p^H as in HiPPO-LegS.
+  const std::vector<double> a_imag = values("layers.2.ssm.a_imag");
+  const std::vector<double> p = values("layers.2.ssm.p"), b = values("layers.2.ssm.b");
+  for (size_t i = 0; i < a_imag.size(); ++i) {
+    const auto m = static_cast<double>(i % 8);
+    EXPECT_NEAR(a_imag[i], 16 / std::numbers::pi * (16 / (2 * m + 1) - 1), 1e-4);
+    EXPECT_NEAR(p[2 * i] * p[2 * i], 2 / std::numbers::pi * a_imag[i], 1e-4);
+    EXPECT_NEAR(b[2 * i], std::numbers::sqrt2 * p[2 * i], 1e-5);
+    EXPECT_EQ(p[2 * i + 1], 0);
+    EXPECT_EQ(b[2 * i + 1], 0);
+  }
+}
+
+// Energy 1 on average, most of it in the early taps.
+TEST_F(RandomCheckpointTest, FiltersDecay) {
+  config_["layers"][1]["ssm"] = {{"kernel", "explicit"}, {"length", 64}};
+  ASSERT_THAT(Write(), IsOk());
+  const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(options_.directory);
+  ASSERT_THAT(checkpoint, IsOk());
+  const std::vector<double> filter = Values(checkpoint->Tensor("layers.1.ssm.filter"));
+  ASSERT_EQ(filter.size(), 192u * 64u);
+  double first_half = 0, second_half = 0;
+  for (size_t i = 0; i < filter.size(); ++i) {
+    (i % 64 < 32 ? first_half : second_half) += filter[i] * filter[i];
+  }
+  EXPECT_NEAR((first_half + second_half) / 192, 1, 0.3);
+  EXPECT_GT(first_half, 20 * second_half);
+  EXPECT_GT(second_half, 0);
+}
+
 TEST_F(RandomCheckpointTest, TensorsDifferFromEachOther) {
   ASSERT_THAT(Write(), IsOk());
   const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(options_.directory);
