@@ -56,7 +56,11 @@ struct ModelInfo {
   std::string config_json;  // the checkpoint's own config.json
   std::string directory;
   int vocab_size = 0, hidden_size = 0, num_heads = 0, head_dim = 0, ffn_size = 0, window = 0;
-  std::vector<std::string> layers;  // "transformer", "bst single_head s4d N=16 zoh"
+  // One per layer, bottom first; <kernel> is "s4d N=16 zoh", "dss N=64", "s4 N=64",
+  // "s5 N=32 bilinear" or "explicit T=4096":
+  //   transformer    bst single_head <kernel>    bst multi_head <kernel>
+  //   bst multi_filter S=32 <kernel>    brect S=256    gss F=2048 E=256 <kernel>
+  std::vector<std::string> layers;
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;              // as packed by the backend
   int64_t state_bytes_per_sequence = 0;  // constant, whatever the context length
@@ -116,8 +120,8 @@ class Engine {
  public:
   // Loads the model, runs a step to warm up and starts the engine thread. `observer` may be null
   // and must outlive the engine.
-  // Errors: kNotFound, kFailedPrecondition, kUnimplemented (checkpoint); kInvalidArgument
-  //         (options); kResourceExhausted (memory); kInternal (the warm-up failed).
+  // Errors: kNotFound, kFailedPrecondition (checkpoint); kInvalidArgument (options); kUnimplemented
+  //         (processor); kResourceExhausted (memory); kInternal (the warm-up failed).
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options,
                                                         EngineObserver* observer);
   virtual ~Engine() = default;

@@ -11,11 +11,51 @@
 namespace bst {
 namespace {
 
-// "bst single_head s4d N=16 zoh"
+// "s4d N=16 zoh"; the discretisation where a kernel has a choice.
+std::string DescribeSsm(const SsmConfig& ssm) {
+  const char* const rule =
+      ssm.discretization == Discretization::kZeroOrderHold ? " zoh" : " bilinear";
+  switch (ssm.kernel) {
+    case SsmKernel::kS4d:
+      return absl::StrCat("s4d N=", ssm.state_size, rule);
+    case SsmKernel::kDss:
+      return absl::StrCat("dss N=", ssm.state_size);
+    case SsmKernel::kS4:
+      return absl::StrCat("s4 N=", ssm.state_size);
+    case SsmKernel::kS5:
+      return absl::StrCat("s5 N=", ssm.state_size, rule);
+    case SsmKernel::kExplicit:
+      return absl::StrCat("explicit T=", ssm.length);
+  }
+  return "";
+}
+
+std::string DescribeContext(const LayerConfig& layer) {
+  switch (layer.context) {
+    case ContextKind::kSingleHead:
+      return "single_head";
+    case ContextKind::kMultiHead:
+      return "multi_head";
+    case ContextKind::kMultiFilter:
+      return absl::StrCat("multi_filter S=", layer.num_states);
+  }
+  return "";
+}
+
+// The forms are listed at ModelInfo::layers.
 std::string DescribeLayer(const LayerConfig& layer) {
-  if (layer.type == LayerType::kTransformer) return "transformer";
-  const bool zoh = layer.ssm.discretization == Discretization::kZeroOrderHold;
-  return absl::StrCat("bst single_head s4d N=", layer.ssm.state_size, zoh ? " zoh" : " bilinear");
+  switch (layer.type) {
+    case LayerType::kTransformer:
+      return "transformer";
+    case LayerType::kBst:
+      return absl::StrCat("bst ", DescribeContext(layer), " ", DescribeSsm(layer.ssm));
+    case LayerType::kBrect:
+      return absl::StrCat("brect S=", layer.num_states);
+    case LayerType::kGss:
+      return absl::StrCat("gss F=", layer.inner_size, " E=", layer.ssm_size, " ",
+                          DescribeSsm(layer.ssm));
+  }
+  return "";
 }
 
 absl::StatusOr<std::string> ReadText(const std::string& path) {
