@@ -3,8 +3,10 @@
 #include <memory>
 #include <string>
 
+#include "engine/checkpoint/checkpoint.h"
 #include "engine/create_engine.h"
 #include "engine/engine.h"
+#include "engine/model_info.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/tiny_model.h"
@@ -143,6 +145,29 @@ TEST(EngineOptionsTest, TheEngineDescribesTheModelItServes) {
   EXPECT_EQ(load.steps, 0);
   EXPECT_TRUE(load.healthy);
   EXPECT_FALSE(load.draining);
+}
+
+TEST(EngineOptionsTest, EveryTypeOfLayerIsDescribed) {
+  const auto layers = [](const std::string& name) {
+    const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open("tests/golden/" + name);
+    EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
+    const absl::StatusOr<ModelInfo> info = DescribeCheckpoint(*checkpoint);
+    EXPECT_TRUE(info.ok()) << info.status();
+    return info->layers;
+  };
+  EXPECT_THAT(layers("bst_single_head_s4d"),
+              ElementsAre("transformer", "bst single_head s4d N=8 zoh"));
+  EXPECT_THAT(layers("bst_multi_head_s4"), ElementsAre("bst multi_head s4 N=8", "transformer"));
+  EXPECT_THAT(layers("bst_multi_filter_dss"),
+              ElementsAre("transformer", "bst multi_filter S=6 dss N=6"));
+  EXPECT_THAT(layers("bst_s5"),
+              ElementsAre("bst single_head s5 N=8 zoh", "bst multi_head s5 N=6 bilinear"));
+  EXPECT_THAT(layers("bst_explicit"),
+              ElementsAre("bst multi_filter S=4 explicit T=24", "bst single_head explicit T=256"));
+  EXPECT_THAT(layers("brect"), ElementsAre("transformer", "brect S=10"));
+  EXPECT_THAT(layers("hybrid"),
+              ElementsAre("gss F=48 E=20 dss N=8", "bst multi_filter S=5 s4d N=8 bilinear",
+                          "brect S=5", "transformer"));
 }
 
 TEST(EngineOptionsTest, TheReferenceBackendCanBeChosen) {
