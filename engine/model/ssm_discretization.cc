@@ -44,11 +44,12 @@ void Append(std::vector<float>& out, Complex x) {
   out.push_back(static_cast<float>(x.imag()));
 }
 
-// What the messages have in common. `element` names the stored number: "layers.3.ssm.b[0, 1, 2]".
-absl::Status TooLarge(const std::string& element, std::string_view what, Complex a, double dt) {
-  return absl::FailedPreconditionError(absl::StrCat(element, ": ", std::string(what),
-                                                    " exceeds float32 (mode a ", a.real(), " + ",
-                                                    a.imag(), "i, time step ", dt, ")"));
+// `element` is the stored number at fault: "b[0, 1, 2]".
+absl::Status NotFinite(const SsmTensors& tensors, const std::string& element, Complex a,
+                       double dt) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(tensors.name(), ".", element, " gives a recurrence beyond float32 (mode ",
+                   a.real(), " + ", a.imag(), "i, time step ", dt, ")"));
 }
 
 Complex StoredMode(const SsmTensors& tensors, int64_t i) {
@@ -99,13 +100,15 @@ absl::StatusOr<DiscreteSsm> DiscreteSsm::Create(const SsmTensors& tensors, const
       const Complex a = StoredMode(tensors, dss ? m : i);
       const DiscreteMode mode =
           Discretize(a, has_b ? ComplexNumber(b, i) : 1.0, dt, config.discretization);
-      if (!FitsFloat(mode.a_minus_one) || !FitsFloat(mode.b)) {
-        const bool in_b = FitsFloat(mode.a_minus_one) && has_b;
-        const std::string index = dss && !in_b
-                                      ? absl::StrCat("[", m, "]")
-                                      : IndexOf(i, {spec.num_filters, spec.num_inputs, ssm.modes_});
-        return TooLarge(absl::StrCat(tensors.name(), in_b ? ".b" : ".a_imag", index),
-                        in_b ? "the discrete input" : "the discrete mode", a, dt);
+      const std::vector<int64_t> dims = {spec.num_filters, spec.num_inputs, ssm.modes_};
+      if (!FitsFloat(mode.a_minus_one)) {
+        const std::string index = dss ? IndexOf(m, {ssm.modes_}) : IndexOf(i, dims);
+        return NotFinite(tensors, "log_neg_a_real" + index, a, dt);
+      }
+      if (!FitsFloat(mode.b)) {
+        return NotFinite(tensors,
+                         has_b ? "b" + IndexOf(i, dims) : "log_dt" + IndexOf(f, {dims[0], dims[1]}),
+                         a, dt);
       }
       Append(ssm.a_minus_one_, mode.a_minus_one);
       Append(ssm.b_, mode.b);
@@ -147,14 +150,11 @@ absl::StatusOr<DiscreteDplr> DiscreteDplr::Create(const SsmTensors& tensors, con
       const Complex g = 1.0 / (1.0 - dt * a / 2.0);
       const Complex w = dt / 2 * std::conj(ComplexNumber(p, i)) * g / rho;
       const Complex dt_b = dt * ComplexNumber(b, i);
-      const auto element = [&](std::string_view name) {
-        return absl::StrCat(tensors.name(), ".", std::string(name),
-                            IndexOf(i, {spec.num_filters, spec.num_inputs, dplr.modes_}));
-      };
-      if (!FitsFloat(dt * a) || !FitsFloat(g) || !FitsFloat(dt))
-        return TooLarge(element("a_imag"), "the discrete mode", a, dt);
-      if (!FitsFloat(dt_b)) return TooLarge(element("b"), "the discrete input", a, dt);
-      if (!FitsFloat(w)) return TooLarge(element("p"), "the low-rank correction", a, dt);
+      const std::string index = IndexOf(i, {spec.num_filters, spec.num_inputs, dplr.modes_});
+      if (!FitsFloat(dt * a) || !FitsFloat(g))
+        return NotFinite(tensors, "log_neg_a_real" + index, a, dt);
+      if (!FitsFloat(dt) || !FitsFloat(dt_b)) return NotFinite(tensors, "b" + index, a, dt);
+      if (!FitsFloat(w)) return NotFinite(tensors, "p" + index, a, dt);
       Append(dplr.dt_lambda_, dt * a);
       Append(dplr.dt_b_, dt_b);
       Append(dplr.g_, g);
@@ -200,16 +200,14 @@ absl::StatusOr<MimoKernel> MimoKernel::Create(const SsmTensors& tensors, Discret
     const double dt = std::exp(Number(tensors.at("log_step"), i));
     const DiscreteMode mode = Discretize(lambda, 1.0, dt, method);
     if (!FitsFloat(mode.a_minus_one)) {
-      return TooLarge(absl::StrCat(tensors.name(), ".lambda_imag[", i, "]"), "the discrete mode",
-                      lambda, dt);
+      return NotFinite(tensors, "lambda_real" + IndexOf(i, {kernel.modes_}), lambda, dt);
     }
     Append(kernel.a_minus_one_, mode.a_minus_one);
     for (size_t d = 0; d < inputs; ++d) {
       const auto element = static_cast<int64_t>(m * inputs + d);
       const Complex input = mode.b * ComplexNumber(b, element);
       if (!FitsFloat(input)) {
-        return TooLarge(absl::StrCat(tensors.name(), ".b", IndexOf(element, {b.dim(0), b.dim(1)})),
-                        "the discrete input", lambda, dt);
+        return NotFinite(tensors, "b" + IndexOf(element, {b.dim(0), b.dim(1)}), lambda, dt);
       }
       kernel.input_[m * inputs + d] = static_cast<float>(input.real());
       kernel.input_[(modes + m) * inputs + d] = static_cast<float>(input.imag());
