@@ -36,7 +36,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 def is_float32_only(name: str) -> bool:
     """Whether the format demands F32 for the tensor of that name."""
-    return ".ssm." in name or name.endswith(".scale") or name.endswith(".position_bias")
+    return ".ssm." in name or name.endswith(("scale", ".position_bias", ".gate_bias"))
 
 
 def write_safetensors(
