@@ -14,5 +14,6 @@ Modules, in the order in which data flows through them:
   evaluate     perplexity and bits per byte, overall and by position
   generate     sampling
   plot         loss curves as PNG
+  convert      layers that other projects trained -> layers of a checkpoint
   cli          the command line: `python3 -m training.bst_train --help`
 """
