@@ -25,13 +25,33 @@ from .config import AttentionConfig
 
 # Added to the logits of invisible keys. Finite, so that a row without any visible key stays finite;
 # such rows are multiplied by zero afterwards.
-_INVISIBLE = -1e30
+INVISIBLE = -1e30
 
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     """x / sqrt(Σ x² + 1e-6) over the last dimension, in float32."""
     y = x.float()
     return (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def unit(x: torch.Tensor, qk_norm: bool) -> torch.Tensor:
+    """Queries or keys [..., H, dh] as attention takes them: l2-normalised under qk_norm."""
+    return l2_normalize(x) if qk_norm else x
+
+
+def scale_parameter(heads: int, qk_norm: bool) -> Optional[nn.Parameter]:
+    """The learned scale of every head, [H]; None without qk_norm.
+
+    l2-normalised logits lie within ±scale: at 1 attention would stay near uniform for long.
+    """
+    return nn.Parameter(torch.full((heads,), 8.0)) if qk_norm else None
+
+
+def scale_queries(q: torch.Tensor, scale: Optional[torch.Tensor]) -> torch.Tensor:
+    """q [..., H, dh] times |scale| of its head, or 1 / sqrt(dh) where there is no scale."""
+    if scale is None:
+        return q * q.shape[-1] ** -0.5
+    return q * scale.abs().to(q.dtype)[:, None]
 
 
 def t5_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
@@ -75,16 +95,13 @@ class Segment:
     rope: Optional[Tuple[torch.Tensor, torch.Tensor]]
 
 
-@dataclasses.dataclass
-class Ring:
-    """Keys (before rotation) and values of the W tokens before a segment; zeros where none are."""
-
-    keys: torch.Tensor     # [B, W, H, dh]
-    values: torch.Tensor   # [B, W, H, dh]
+# Keys (after l2, before rotation) and values of the W tokens before a segment, both
+# [B, W, H, dh]; zeros where there are none.
+Ring = Tuple[torch.Tensor, torch.Tensor]
 
 
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Optional[torch.Tensor] = None
 ) -> torch.Tensor:
     """softmax(q kᵀ + bias) v over tiles.
 
@@ -94,30 +111,31 @@ def _attend(
     rows, tiles, heads, queries, head_dim = q.shape
     keys = k.shape[3]
     products = rows * tiles * heads
-    bias = bias.to(q.dtype).expand(rows, tiles, heads, queries, keys)
-    logits = torch.baddbmm(
-        bias.reshape(products, queries, keys),
-        q.reshape(products, queries, head_dim),
-        k.reshape(products, keys, head_dim).transpose(1, 2),
-    )
+    left = q.reshape(products, queries, head_dim)
+    right = k.reshape(products, keys, head_dim).transpose(1, 2)
+    if bias is None:
+        logits = torch.bmm(left, right)
+    else:
+        bias = bias.to(q.dtype).expand(rows, tiles, heads, queries, keys)
+        logits = torch.baddbmm(bias.reshape(products, queries, keys), left, right)
     weights = torch.softmax(logits.float(), dim=-1).to(v.dtype)
     out = torch.bmm(weights, v.reshape(products, keys, head_dim))
     return out.reshape(rows, tiles, heads, queries, head_dim)
 
 
-def _to_tiles(x: torch.Tensor, tile: int) -> torch.Tensor:
+def to_tiles(x: torch.Tensor, tile: int) -> torch.Tensor:
     """[B, n * T, H, dh] -> [B, n, H, T, dh]."""
     rows, length, heads, head_dim = x.shape
     return x.reshape(rows, length // tile, tile, heads, head_dim).transpose(2, 3)
 
 
-def _from_tiles(x: torch.Tensor) -> torch.Tensor:
+def from_tiles(x: torch.Tensor) -> torch.Tensor:
     """[B, n, H, T, dh] -> [B, n * T, H * dh]."""
     rows, tiles, heads, tile, head_dim = x.shape
     return x.transpose(2, 3).reshape(rows, tiles * tile, heads * head_dim)
 
 
-def _with_previous(x: torch.Tensor, previous: int) -> torch.Tensor:
+def with_previous(x: torch.Tensor, previous: int) -> torch.Tensor:
     """Prepends to every tile the `previous` tiles before it.
 
     [B, previous + n, H, T, dh] -> [B, n, H, (previous + 1) * T, dh]
@@ -138,11 +156,7 @@ class LocalAttention(nn.Module):
         self.head_dim = head_dim
         self.window = window
         self.config = config
-        if config.qk_norm:
-            # l2-normalised logits lie within ±scale: at 1 attention would stay near uniform.
-            self.scale = nn.Parameter(torch.full((heads,), 8.0))
-        else:
-            self.register_parameter("scale", None)
+        self.scale = scale_parameter(heads, config.qk_norm)
         if config.position == "t5":
             self.position_bias = nn.Parameter(torch.zeros(heads, config.t5_num_buckets))
         else:
@@ -164,8 +178,8 @@ class LocalAttention(nn.Module):
             exists = torch.ones_like(exists)
         first = visible & exists                                                  # [W / T, T, J]
         zero = torch.zeros(())
-        self.register_buffer("mask", torch.where(visible, zero, zero + _INVISIBLE), False)
-        self.register_buffer("first_mask", torch.where(first, zero, zero + _INVISIBLE), False)
+        self.register_buffer("mask", torch.where(visible, zero, zero + INVISIBLE), False)
+        self.register_buffer("first_mask", torch.where(first, zero, zero + INVISIBLE), False)
         # 0 for queries that see no key at all.
         self.register_buffer("sees_any", visible.any(-1).float(), False)          # [T]
         self.register_buffer("first_sees_any", first.any(-1).float(), False)      # [W / T, T]
@@ -176,16 +190,11 @@ class LocalAttention(nn.Module):
         ]
         self.register_buffer("buckets", torch.tensor(buckets), False)
 
-    def head_scale(self) -> torch.Tensor:
-        """[H]"""
-        if self.scale is not None:
-            return self.scale.abs()
-        return torch.full((self.heads,), self.head_dim**-0.5, device=self.mask.device)
-
     def _bias(self, rows: int, tiles: int, segment: Segment) -> torch.Tensor:
         """Mask plus scaled position bias, [B or 1, n or 1, H or 1, T, J]."""
         if self.position_bias is not None:
-            position = self.position_bias[:, self.buckets] * self.head_scale()[:, None, None]
+            scale = self.head_dim**-0.5 if self.scale is None else self.scale.abs()[:, None, None]
+            position = self.position_bias[:, self.buckets] * scale
         else:
             position = torch.zeros(1, 1, 1, device=self.mask.device)
         usual = self.mask + position                                              # [H, T, J]
@@ -206,33 +215,31 @@ class LocalAttention(nn.Module):
     ) -> Tuple[torch.Tensor, Ring]:
         """Attends within one segment.
 
-        q, k, v  [B, L, H, dh]  L a multiple of W
+        q, k, v  [B, L, H, dh]  L a multiple of W; q and k l2-normalised if the model does that
         ring     the W tokens before the segment; None when all rows are fresh
         Returns the output [B, L, A] and the ring behind the segment, detached.
         """
         window = self.window
         rows, length = q.shape[:2]
         tiles = length // self.tile
-        if self.config.qk_norm:
-            q, k = l2_normalize(q), l2_normalize(k)
-        after = Ring(k[:, -window:].detach(), v[:, -window:].detach())
-        q = q * self.head_scale().to(q.dtype)[:, None]
+        after = (k[:, -window:].detach(), v[:, -window:].detach())
+        q = scale_queries(q, self.scale)
         sliding = self.config.scope == "sliding"
         if sliding:
             if ring is None:
-                zeros = torch.zeros_like(after.keys)
-                ring = Ring(zeros, zeros)
-            k = torch.cat([ring.keys.to(k.dtype), k], dim=1)
-            v = torch.cat([ring.values.to(v.dtype), v], dim=1)
+                zeros = torch.zeros_like(after[0])
+                ring = (zeros, zeros)
+            k = torch.cat([ring[0].to(k.dtype), k], dim=1)
+            v = torch.cat([ring[1].to(v.dtype), v], dim=1)
         if segment.rope is not None:
             # Only differences of positions matter, so they count from the segment's start.
             cos, sin = (table.to(k.dtype) for table in segment.rope)
             q = rotate(q, cos[-length:], sin[-length:])
             k = rotate(k, cos[-k.shape[1] :], sin[-k.shape[1] :])
-        q = _to_tiles(q, self.tile)
-        k = _with_previous(_to_tiles(k, self.tile), self.previous)
-        v = _with_previous(_to_tiles(v, self.tile), self.previous)
-        out = _attend(q, k, v, self._bias(rows, tiles, segment))
+        q = to_tiles(q, self.tile)
+        k = with_previous(to_tiles(k, self.tile), self.previous)
+        v = with_previous(to_tiles(v, self.tile), self.previous)
+        out = attend(q, k, v, self._bias(rows, tiles, segment))
         if not self._every_query_sees:
             first = torch.where(
                 segment.fresh[:, None, None], self.first_sees_any, self.sees_any
@@ -240,35 +247,4 @@ class LocalAttention(nn.Module):
             tail = self.sees_any.expand(rows, tiles - first.shape[1], self.tile)
             sees = torch.cat([first, tail], dim=1)
             out = out * sees[:, :, None, :, None].to(out.dtype)
-        return _from_tiles(out), after
-
-
-class CrossAttention(nn.Module):
-    """Attention from tokens to the context vectors of their own block, causal and inclusive."""
-
-    def __init__(self, heads: int, head_dim: int, window: int, qk_norm: bool) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.heads = heads
-        self.window = window
-        if qk_norm:
-            self.scale = nn.Parameter(torch.full((heads,), 8.0))
-        else:
-            self.register_parameter("scale", None)
-        later = torch.ones(window, window, dtype=torch.bool).triu(1)
-        mask = torch.zeros(window, window).masked_fill(later, _INVISIBLE)
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """q from tokens, k and v from context vectors, all [B, L, H, dh]; returns [B, L, A]."""
-        if self.scale is not None:
-            q = l2_normalize(q) * self.scale.abs().to(q.dtype)[:, None]
-            k = l2_normalize(k)
-        else:
-            q = q * self.head_dim**-0.5
-        window = self.window
-        out = _attend(
-            _to_tiles(q, window), _to_tiles(k, window), _to_tiles(v, window),
-            self.mask[None, None, None],
-        )
-        return _from_tiles(out)
+        return from_tiles(out), after

@@ -5,8 +5,9 @@ bytes of header length, a JSON header, and the tensors' bytes.
 
 Exported matrices are BF16 and everything whose rounding would show is F32: the SSM parameters
 (rounding log_dt to BF16 would move a time step by up to 1.6 %), the attention scales and the
-position biases. `load_model` reads what `export_model` wrote, and any other checkpoint of the
-format whose layers the trainer knows.
+position biases. `load_model` reads any checkpoint of the format. An explicit filter is written as
+its taps, and is nothing but taps when it is read again: the function that it was trained as stays
+in the run directory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 
 from .config import ConfigError, ModelConfig
+from .kernels import SsmOptions
+from .kernels.explicit import ExplicitFilter
 from .model import LanguageModel
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -36,7 +39,19 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 def is_float32_only(name: str) -> bool:
     """Whether the format demands F32 for the tensor of that name."""
-    return ".ssm." in name or name.endswith(".scale") or name.endswith(".position_bias")
+    return ".ssm." in name or name.endswith(("scale", ".position_bias", ".gate_bias"))
+
+
+def checkpoint_tensors(model: LanguageModel) -> Dict[str, torch.Tensor]:
+    """The model's tensors by their names in a checkpoint; explicit filters as their taps."""
+    tensors = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, ExplicitFilter) and not module.free_taps:
+            with torch.no_grad():
+                taps = module.taps()
+            tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{name}.positional.")}
+            tensors[f"{name}.filter"] = taps
+    return tensors
 
 
 def write_safetensors(
@@ -123,7 +138,7 @@ def export_model(
     (directory / "config.json").write_text(text, encoding="utf-8")
     tensors = {
         name: tensor.to(torch.float32 if is_float32_only(name) else dtype)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in checkpoint_tensors(model).items()
     }
     scratch = directory / "model.safetensors.partial"
     write_safetensors(scratch, tensors, {"format": "pt"})
@@ -138,8 +153,9 @@ def load_model(directory: PathLike) -> LanguageModel:
     directory = Path(directory)
     config = ModelConfig.load(directory / "config.json")
     tensors = _read_all(directory)
-    with_b = [f"layers.{index}.ssm.b" in tensors for index in range(len(config.layers))]
-    model = LanguageModel(config, with_b)
+    options = [SsmOptions(taps=True, with_b=SsmOptions.of_tensors(tensors, index).with_b)
+               for index in range(len(config.layers))]
+    model = LanguageModel(config, options)
     expected = model.state_dict()
     for name in sorted(set(expected) ^ set(tensors)):
         raise ConfigError(f"{name}: {'missing' if name in expected else 'superfluous'} tensor")
@@ -150,6 +166,8 @@ def load_model(directory: PathLike) -> LanguageModel:
             )
         if is_float32_only(name) and tensor.dtype != torch.float32:
             raise ConfigError(f"{name}: must be F32")
+        if name.endswith(".ssm.lambda_real") and bool((tensor > 0).any()):
+            raise ConfigError(f"{name}: a growing mode")
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return model
 

@@ -75,6 +75,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "lanes": "documents in progress, each with its carried state",
         "max_segments": "cut documents into pieces of 1 to this many segments; 0 leaves them whole",
         "min_tail": "skip the last stretch of a document if it is shorter than this",
+        "ssm_init": "initialisation of SSMs: lin, inv or legs for s4d, legs or gss for dss",
         "seed": "of the weights and of the order of the text",
         "bf16": "BF16 autocast; only where the machine has BF16 instructions",
         "time_budget_s": "end after this many seconds even if tokens are left, with the learning "
@@ -89,7 +90,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "matrix_lr": "peak learning rate of the hidden matrices; 0.02 suits muon, 3e-3 adamw",
         "embed_lr": "peak learning rate of the embedding",
         "ssm_lr": "peak learning rate of the SSM parameters",
-        "other_lr": "peak learning rate of norms and position biases",
+        "filter_lr": "peak learning rate of the networks behind explicit filters",
+        "other_lr": "peak learning rate of everything else: norms, position biases, initial states",
         "scale_lr": "peak learning rate of the attention scales",
         "momentum": "of muon",
         "beta1": "of adamw",

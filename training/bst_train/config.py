@@ -1,14 +1,15 @@
 """ModelConfig: the `config.json` of a checkpoint.
 
 The engine refuses unknown keys, missing keys, wrong types and values out of range; so does this
-module, for the layers that the trainer knows: `transformer`, and `bst` with a single-head context
-and an S4D kernel. The engine serves more kinds than can be trained here.
+module.
 
 Symbols, used in every module of this package:
 
   V vocabulary · D width · H heads · dh head size · A = H * dh · F feed-forward width
-  W block length, which is also the attention window · N real state size of the SSM per feature
-  M = N / 2 stored conjugate pairs · B rows of a batch · L tokens of a segment
+  W block length, which is also the attention window · S context vectors or recurrent states
+  C filters per feature: 1 single head, H multi head, S multi filter · T taps of an explicit filter
+  N real state size of a filter · M = N / 2 stored conjugate pairs, or modes in general
+  B rows of a batch · L tokens of a segment
 """
 
 from __future__ import annotations
@@ -23,7 +24,17 @@ SCOPES = ("sliding", "block")
 EMPTY_PREFIXES = ("masked", "zeros")
 POSITIONS = ("none", "t5", "rope")
 ACTIVATIONS = ("relu", "gelu", "geglu", "swiglu")
-DISCRETIZATIONS = ("zoh", "bilinear")
+LAYER_TYPES = ("transformer", "bst", "brect", "gss")
+CONTEXTS = ("single_head", "multi_head", "multi_filter")
+# Discretisations that each kernel with a state knows; the first is the default.
+DISCRETIZATIONS: Dict[str, Tuple[str, ...]] = {
+    "s4d": ("zoh", "bilinear"),
+    "dss": ("zoh",),
+    "s4": ("bilinear",),
+    "s5": ("zoh", "bilinear"),
+}
+KERNELS = (*DISCRETIZATIONS, "explicit")
+GSS_KERNELS = ("s4d", "dss")
 
 
 class ConfigError(ValueError):
@@ -46,21 +57,49 @@ class AttentionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SsmConfig:
-    """An S4D kernel: one filter per feature, N/2 complex modes each."""
+    """A causal convolution: `length` taps for the explicit kernel, `state_size` for the others."""
 
-    state_size: int = 32
-    discretization: str = "zoh"
+    kernel: str = "s4d"
+    state_size: Optional[int] = None        # N; s4d, dss, s4, s5
+    discretization: Optional[str] = None    # the kernel's default if it has one
+    length: Optional[int] = None            # T; explicit
+
+    def __post_init__(self) -> None:
+        if self.discretization is None and self.kernel in DISCRETIZATIONS:
+            object.__setattr__(self, "discretization", DISCRETIZATIONS[self.kernel][0])
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerConfig:
-    """One layer: a plain transformer layer, or a BST layer when `ssm` is there."""
+    """One layer. A field is None where the layer's kind does not have it."""
 
-    ssm: Optional[SsmConfig] = None
+    type: str = "transformer"
+    context: Optional[str] = None           # bst
+    num_states: Optional[int] = None        # S; brect, and bst with a multi-filter context
+    inner_size: Optional[int] = None        # gss: width of the gated branch
+    ssm_size: Optional[int] = None          # gss: E, the features of its SSM
+    ssm: Optional[SsmConfig] = None         # bst and gss
 
-    @property
-    def type(self) -> str:
-        return "transformer" if self.ssm is None else "bst"
+    def filters(self, heads: int) -> int:
+        """C of a layer with an SSM."""
+        if self.context == "multi_head":
+            return heads
+        if self.context == "multi_filter":
+            assert self.num_states is not None
+            return self.num_states
+        return 1
+
+    def to_json(self) -> Dict[str, Any]:
+        values = _without_none(dataclasses.asdict(self))
+        if self.type == "brect":
+            values["gate"] = "fixed"
+        if self.ssm is not None:
+            values["ssm"] = _without_none(values["ssm"])
+        return values
+
+
+def _without_none(values: Dict[str, Any]) -> Dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +136,6 @@ class ModelConfig:
 
     def to_json(self) -> Dict[str, Any]:
         """The contents of `config.json`."""
-        layers: List[Dict[str, Any]] = []
-        for layer in self.layers:
-            if layer.ssm is None:
-                layers.append({"type": "transformer"})
-            else:
-                ssm = {"kernel": "s4d", **dataclasses.asdict(layer.ssm)}
-                layers.append({"type": "bst", "context": "single_head", "ssm": ssm})
         tokenizer = (
             {"type": "byte"}
             if self.tokenizer_file is None
@@ -123,7 +155,7 @@ class ModelConfig:
             "logit_scale": self.logit_scale,
             "tie_embeddings": self.tie_embeddings,
             "attention": dataclasses.asdict(self.attention),
-            "layers": layers,
+            "layers": [layer.to_json() for layer in self.layers],
             "tokenizer": tokenizer,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_id,
@@ -250,19 +282,37 @@ class _Reader:
 
 
 def _parse_layer(reader: _Reader) -> LayerConfig:
-    kind = reader.choice("type", ("transformer", "bst"))
-    ssm_config: Optional[SsmConfig] = None
+    kind = reader.choice("type", LAYER_TYPES)
+    values: Dict[str, Any] = {}
     if kind == "bst":
-        reader.choice("context", ("single_head",))
-        ssm = reader.section("ssm")
-        ssm.choice("kernel", ("s4d",))
-        ssm_config = SsmConfig(
-            state_size=ssm.integer("state_size"),
-            discretization=ssm.choice("discretization", DISCRETIZATIONS, default="zoh"),
-        )
-        ssm.finish()
+        values["context"] = reader.choice("context", CONTEXTS)
+    if kind == "brect" or values.get("context") == "multi_filter":
+        values["num_states"] = reader.integer("num_states")
+    if kind == "brect":
+        reader.choice("gate", ("fixed",))
+    if kind == "gss":
+        values["inner_size"] = reader.integer("inner_size")
+        values["ssm_size"] = reader.integer("ssm_size")
+    if kind in ("bst", "gss"):
+        kernels = KERNELS if kind == "bst" else GSS_KERNELS
+        values["ssm"] = _parse_ssm(reader.section("ssm"), kernels)
     reader.finish()
-    return LayerConfig(ssm_config)
+    return LayerConfig(kind, **values)
+
+
+def _parse_ssm(reader: _Reader, kernels: Sequence[str]) -> SsmConfig:
+    kernel = reader.choice("kernel", kernels)
+    if kernel == "explicit":
+        config = SsmConfig(kernel, length=reader.integer("length"))
+    else:
+        allowed = DISCRETIZATIONS[kernel]
+        config = SsmConfig(
+            kernel,
+            state_size=reader.integer("state_size"),
+            discretization=reader.choice("discretization", allowed, default=allowed[0]),
+        )
+    reader.finish()
+    return config
 
 
 def _validate(config: ModelConfig) -> None:
@@ -300,12 +350,46 @@ def _validate(config: ModelConfig) -> None:
         token = getattr(config, key)
         require(token is None or 0 <= token < config.vocab_size, f"{key}: outside the vocabulary")
     for index, layer in enumerate(config.layers):
-        if layer.ssm is not None:
-            require(
-                layer.ssm.state_size > 0 and layer.ssm.state_size % 2 == 0,
-                f"layers[{index}].ssm.state_size: must be even",
-            )
-            require(
-                layer.ssm.discretization in DISCRETIZATIONS,
-                f"layers[{index}].ssm.discretization: {layer.ssm.discretization!r}",
-            )
+        _validate_layer(layer, f"layers[{index}]")
+
+
+def _validate_layer(layer: LayerConfig, name: str) -> None:
+    """A layer has exactly the fields of its kind, and they are in range."""
+    if layer.type not in LAYER_TYPES:
+        raise ConfigError(f"{name}.type: {layer.type!r}")
+    if layer.type == "bst" and layer.context not in CONTEXTS:
+        raise ConfigError(f"{name}.context: {layer.context!r}")
+    present = {
+        "context": layer.type == "bst",
+        "num_states": layer.type == "brect" or layer.context == "multi_filter",
+        "inner_size": layer.type == "gss",
+        "ssm_size": layer.type == "gss",
+        "ssm": layer.type in ("bst", "gss"),
+    }
+    for key, wanted in present.items():
+        value = getattr(layer, key)
+        if (value is not None) != wanted:
+            raise ConfigError(f"{name}.{key}: {'missing' if wanted else 'not in this layer'}")
+        if isinstance(value, int) and value <= 0:
+            raise ConfigError(f"{name}.{key}: must be positive")
+    if layer.ssm is not None:
+        kernels = KERNELS if layer.type == "bst" else GSS_KERNELS
+        _validate_ssm(layer.ssm, kernels, f"{name}.ssm")
+
+
+def _validate_ssm(ssm: SsmConfig, kernels: Sequence[str], name: str) -> None:
+    if ssm.kernel not in kernels:
+        raise ConfigError(f"{name}.kernel: {ssm.kernel!r} is not one of {', '.join(kernels)}")
+    size_key, other_key = "state_size", "length"
+    if ssm.kernel == "explicit":
+        size_key, other_key = other_key, size_key
+    size = getattr(ssm, size_key)
+    if getattr(ssm, other_key) is not None:
+        raise ConfigError(f"{name}.{other_key}: not for the kernel {ssm.kernel}")
+    if size is None or size <= 0:
+        raise ConfigError(f"{name}.{size_key}: must be positive")
+    if ssm.kernel in ("s4d", "s4", "s5") and size % 2 != 0:
+        raise ConfigError(f"{name}.state_size: must be even")
+    allowed = DISCRETIZATIONS.get(ssm.kernel, (None,))
+    if ssm.discretization not in allowed:
+        raise ConfigError(f"{name}.discretization: {ssm.discretization!r}")

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from .corpus import TokenizedCorpus
-from .model import LanguageModel, ModelState, split_state, stack_states, token_losses
+from .loss import token_losses
+from .model import LanguageModel, ModelState, split_state, stack_states
 from .tokenizer import Tokenizer
 
 # Edges of the position buckets, in tokens from the start of the document.

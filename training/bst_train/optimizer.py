@@ -4,7 +4,8 @@ Hidden matrices (the projections and the feed-forward network) are trained with 
 then the update is replaced by the nearest matrix with orthonormal rows or columns, found by a few
 Newton-Schulz iterations. At the sizes this trainer is made for it needs about half the tokens of
 AdamW for the same loss, at 5 to 10 % more time per step. Everything else is trained with AdamW, in
-groups: the embedding, the SSM parameters, and norms, scales and biases.
+groups: the embedding, the SSM parameters, the networks behind explicit filters, attention scales,
+and the rest.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Muon(torch.optim.Optimizer):
                 buffer.lerp_(p.grad, 1 - momentum)
                 # Nesterov. One matrix at a time: on a CPU batched products are slower.
                 direction = orthogonalize(torch.lerp(p.grad, buffer, momentum))
-                scale = math.sqrt(max(1.0, p.shape[0] / p.shape[1]))
+                scale = math.sqrt(max(1.0, p.shape[-2] / p.shape[-1]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(direction, alpha=-group["lr"] * scale)
 
@@ -76,7 +77,8 @@ class OptimizerConfig:
     matrix_lr: float = 0.02            # 0.02 suits muon, 3e-3 adamw
     embed_lr: float = 1e-2
     ssm_lr: float = 2e-3
-    other_lr: float = 5e-3             # norms and position biases
+    filter_lr: float = 1e-3            # the network behind an explicit filter
+    other_lr: float = 5e-3             # norms, position biases, context ids, initial states, gates
     scale_lr: float = 2e-2             # attention scales, which start at 8
     momentum: float = 0.95
     beta1: float = 0.9
@@ -88,9 +90,11 @@ class OptimizerConfig:
 
 
 def _group_of(name: str) -> str:
+    if ".ssm.positional." in name:
+        return "filter"
     if ".ssm." in name:
         return "ssm"
-    if name.endswith(".scale"):
+    if name.endswith((".scale", ".cross_scale")):
         return "scale"
     if name.startswith(("embed.", "lm_head.")):
         return "embed"
@@ -108,6 +112,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> List[torch.opt
     rates = {
         "embed": config.embed_lr,
         "ssm": config.ssm_lr,
+        "filter": config.filter_lr,
         "other": config.other_lr,
         "scale": config.scale_lr,
     }

@@ -30,14 +30,9 @@ import torch
 from .config import ModelConfig
 from .corpus import LaneSampler, Source, TokenizedCorpus, tokenize
 from .evaluate import evaluate
-from .model import (
-    LanguageModel,
-    LayerState,
-    ModelState,
-    split_state,
-    stack_states,
-    token_losses,
-)
+from .kernels import SsmOptions
+from .loss import token_losses
+from .model import LanguageModel, ModelState, split_state, stack_states
 from .optimizer import (
     OptimizerConfig,
     make_optimizers,
@@ -60,6 +55,7 @@ class TrainConfig:
     max_segments: int = 0             # longest piece of a document; 0: whole documents
     min_tail: int = 512               # a document's last stretch, if shorter, is skipped
     seed: int = 1
+    ssm_init: str = ""                # of the SSMs that know it; empty: each kernel's usual one
     bf16: bool = False                # autocast; slow on CPUs without BF16 instructions
     time_budget_s: float = 0.0        # 0: none
     checkpoint_every_s: float = 300.0
@@ -99,7 +95,10 @@ class Trainer:
         self._valid = valid
         self._device = torch.device(device)
         torch.manual_seed(config.seed)
-        self.model = LanguageModel(model_config).to(self._device)
+        options = [SsmOptions.of_init(layer.ssm, config.ssm_init) for layer in model_config.layers]
+        if config.ssm_init and not any(option.init for option in options):
+            raise ValueError(f"ssm_init: no layer's kernel knows {config.ssm_init!r}")
+        self.model = LanguageModel(model_config, options).to(self._device)
         self._optimizers = make_optimizers(self.model, config.optimizer)
         self._sampler = LaneSampler(
             corpora, weights, tokenizer, config.segment, config.sequences, config.lanes,
@@ -126,10 +125,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "sampler": self._sampler.state_dict(),
-            "states": [
-                None if state is None else [layer.tensors() for layer in state]
-                for state in self._states
-            ],
+            "states": self._states,
             "step": self.step,
             "tokens": self.tokens,
             "elapsed_s": self.elapsed_s,
@@ -159,9 +155,7 @@ class Trainer:
             for group, peak in zip(optimizer.param_groups, peaks):
                 group["peak_lr"] = peak
         self._sampler.load_state_dict(state["sampler"])
-        self._states = [
-            None if s is None else _state_from_tensors(s) for s in state["states"]
-        ]
+        self._states = state["states"]
         self._template = next((s for s in self._states if s is not None), None)
         self.step = state["step"]
         self.tokens = state["tokens"]
@@ -217,12 +211,13 @@ class Trainer:
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        self.model.project()
         self.step += 1
         self.tokens += counted
         return float(loss.detach()), counted, factor
 
     def _validate(self) -> None:
-        if self._valid is None:
+        if self._valid is None or any(row["step"] == self.step for row in self._valid_curve):
             return
         result = evaluate(
             self.model, self._valid, self._tokenizer, self.config.segment,
@@ -291,10 +286,6 @@ class Trainer:
         self._save()
 
 
-def _state_from_tensors(layers: Sequence[Sequence[torch.Tensor]]) -> ModelState:
-    return [LayerState.from_tensors(tensors) for tensors in layers]
-
-
 def load_training_checkpoint(path: Path) -> Dict[str, Any]:
     """The contents of a run's checkpoint.pt. Only for files one has written oneself (pickle)."""
     try:
@@ -307,7 +298,10 @@ def load_training_checkpoint(path: Path) -> Dict[str, Any]:
 def model_from_run(run_dir: Path) -> LanguageModel:
     """The model of a run directory's latest checkpoint."""
     state = load_training_checkpoint(Path(run_dir) / "checkpoint.pt")
-    model = LanguageModel(ModelConfig.from_json(state["model_config"]))
+    config = ModelConfig.from_json(state["model_config"])
+    names = state["model"]
+    options = [SsmOptions.of_tensors(names, index) for index in range(len(config.layers))]
+    model = LanguageModel(config, options)
     model.load_state_dict(state["model"])
     return model
 

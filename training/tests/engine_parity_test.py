@@ -2,9 +2,9 @@
 
     python3 training/tests/engine_parity_test.py --engine build/release/.../bst-logits
 
-Random models of the kinds that the trainer can train (transformer layers and single-head S4D BST
-layers, all attention and feed-forward options, odd sizes) are exported, alternately as F32 and as
-BF16. The engine is run as
+Random models of odd sizes with all attention and feed-forward options are exported, some as F32 and
+some as BF16. With `--layers all` they have every layer and every kernel of the format; with
+`basic` transformer layers and single-head S4D BST layers only. The engine is run as
 
     ENGINE --backend=BACKEND --weights=f32 DIR [DIR...]
 
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -36,18 +36,51 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from training.bst_train.checkpoint import export_model, load_model  # noqa: E402
 from training.bst_train.config import (  # noqa: E402
     ACTIVATIONS,
+    CONTEXTS,
+    DISCRETIZATIONS,
+    GSS_KERNELS,
+    KERNELS,
+    LAYER_TYPES,
     AttentionConfig,
     LayerConfig,
     ModelConfig,
     SsmConfig,
 )
+from training.bst_train.kernels import SsmOptions  # noqa: E402
 from training.tests.tiny import random_model  # noqa: E402
 
 TOLERANCE = 1e-4
 
 
-def random_config(rng: random.Random) -> Tuple[ModelConfig, List[bool]]:
-    """A configuration with sizes that no vector width divides, and which layers have an SSM b."""
+def random_ssm(rng: random.Random, kernels: Sequence[str]) -> SsmConfig:
+    kernel = rng.choice(kernels)
+    if kernel == "explicit":
+        return SsmConfig(kernel, length=rng.randint(1, 150))
+    size = rng.randint(1, 20) if kernel == "dss" else 2 * rng.randint(1, 10)
+    return SsmConfig(kernel, size, rng.choice(DISCRETIZATIONS[kernel]))
+
+
+def random_layer(rng: random.Random, layers: str) -> LayerConfig:
+    if layers == "basic":
+        if rng.random() < 0.4:
+            return LayerConfig()
+        return LayerConfig("bst", "single_head", ssm=random_ssm(rng, ["s4d"]))
+    kind = rng.choice([*LAYER_TYPES, "bst"])
+    if kind == "bst":
+        context = rng.choice(CONTEXTS)
+        states = rng.randint(1, 20) if context == "multi_filter" else None
+        return LayerConfig(kind, context, states, ssm=random_ssm(rng, KERNELS))
+    if kind == "brect":
+        return LayerConfig(kind, num_states=rng.randint(1, 40))
+    if kind == "gss":
+        ssm = random_ssm(rng, GSS_KERNELS)
+        return LayerConfig(
+            kind, inner_size=rng.randint(5, 70), ssm_size=rng.randint(3, 40), ssm=ssm)
+    return LayerConfig()
+
+
+def random_config(rng: random.Random, layer_kinds: str) -> Tuple[ModelConfig, List[SsmOptions]]:
+    """A configuration with sizes that no vector width divides, and what it leaves open."""
     scope = rng.choice(["sliding", "sliding", "block"])
     buckets = rng.choice([2, 6, 8, 32])
     position = rng.choice(["none", "t5", "rope"])
@@ -61,13 +94,10 @@ def random_config(rng: random.Random) -> Tuple[ModelConfig, List[bool]]:
         t5_max_distance=buckets // 2 + rng.randint(1, 40),
         rope_theta=rng.choice([100.0, 10000.0]),
     )
-    layers = []
-    for _ in range(rng.randint(1, 4)):
-        if rng.random() < 0.4:
-            layers.append(LayerConfig())
-        else:
-            kind = rng.choice(["zoh", "bilinear"])
-            layers.append(LayerConfig(SsmConfig(2 * rng.randint(1, 20), kind)))
+    layers = [random_layer(rng, layer_kinds) for _ in range(rng.randint(1, 4))]
+    options = [
+        SsmOptions(with_b=rng.random() < 0.5, taps=rng.random() < 0.3) for _ in layers
+    ]
     head_dim = rng.choice([4, 6, 10, 16, 34, 64])
     config = ModelConfig(
         vocab_size=rng.randint(259, 700),
@@ -85,14 +115,14 @@ def random_config(rng: random.Random) -> Tuple[ModelConfig, List[bool]]:
         bos_token_id=256,
         eos_token_id=rng.choice([257, None]),
     )
-    return config, [layer.ssm is not None and rng.random() < 0.5 for layer in layers]
+    return config, options
 
 
-def write_case(directory: Path, seed: int) -> None:
+def write_case(directory: Path, seed: int, layers: str) -> None:
     """Exports one random model with a prompt and, as expected.npy, PyTorch's logits."""
     rng = random.Random(seed)
-    config, ssm_b = random_config(rng)
-    model = random_model(config, seed, ssm_b)
+    config, options = random_config(rng, layers)
+    model = random_model(config, seed, options)
     export_model(model, directory, dtype=rng.choice([torch.float32, torch.bfloat16]))
     length = rng.randint(1, 5 * config.window + 40)
     tokens = [rng.randrange(config.vocab_size) for _ in range(length)]
@@ -114,6 +144,8 @@ def main() -> int:
     parser.add_argument("--backend", default="reference,cpu", help="default: %(default)s")
     parser.add_argument("--count", type=int, default=20, help="models (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the first (default %(default)s)")
+    parser.add_argument("--layers", choices=("basic", "all"), default="basic",
+                        help="default: %(default)s")
     args = parser.parse_args()
     if args.engine is None:
         print("skipped: no --engine given")
@@ -122,7 +154,7 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="bst_parity_"))
     directories = [work / f"seed{args.seed + index}" for index in range(args.count)]
     for index, directory in enumerate(directories):
-        write_case(directory, args.seed + index)
+        write_case(directory, args.seed + index, args.layers)
     failures = 0
     for backend in args.backend.split(","):
         command = [str(args.engine), f"--backend={backend}", "--weights=f32"]

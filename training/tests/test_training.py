@@ -26,6 +26,7 @@ from training.bst_train.config import AttentionConfig, ConfigError
 from training.bst_train.corpus import LaneSampler, Source, TokenizedCorpus, read_texts, tokenize
 from training.bst_train.evaluate import document_losses, evaluate, token_byte_lengths
 from training.bst_train.generate import sample
+from training.bst_train.kernels import SsmOptions
 from training.bst_train.model import LanguageModel
 from training.bst_train.optimizer import OptimizerConfig, orthogonalize, schedule
 from training.bst_train.tokenizer import (
@@ -189,7 +190,7 @@ class CheckpointTest(TemporaryDirectoryTest):
             (TRANSFORMER, bst()), AttentionConfig(position="t5"), ffn_activation="swiglu",
             tie_embeddings=False,
         )
-        model = random_model(config, 1, [False, True])
+        model = random_model(config, 1, [SsmOptions(), SsmOptions(with_b=True)])
         export_model(model, self.directory / "f32", dtype=torch.float32)
         export_model(model, self.directory / "bf16")
         exact = load_model(self.directory / "f32")

@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import random
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
 from training.bst_train.config import AttentionConfig, LayerConfig, ModelConfig, SsmConfig
+from training.bst_train.kernels import SsmOptions
 from training.bst_train.model import LanguageModel
 
 TRANSFORMER = LayerConfig()
 
 
-def bst(state_size: int = 8, discretization: str = "zoh") -> LayerConfig:
-    return LayerConfig(SsmConfig(state_size, discretization))
+# One small configuration of every kernel and discretisation; the free taps reach over blocks of 8.
+SSMS: Dict[str, SsmConfig] = {
+    "s4d": SsmConfig("s4d", 8),
+    "s4d_bilinear": SsmConfig("s4d", 6, "bilinear"),
+    "dss": SsmConfig("dss", 5),
+    "s4": SsmConfig("s4", 6),
+    "s5": SsmConfig("s5", 8),
+    "s5_bilinear": SsmConfig("s5", 4, "bilinear"),
+    "explicit": SsmConfig("explicit", length=21),
+}
+
+
+def bst(ssm: str = "s4d", context: str = "single_head") -> LayerConfig:
+    states = 5 if context == "multi_filter" else None
+    return LayerConfig("bst", context, states, ssm=SSMS[ssm])
+
+
+BRECT = LayerConfig("brect", num_states=6)
+
+
+def gss(ssm: str = "dss") -> LayerConfig:
+    return LayerConfig("gss", inner_size=30, ssm_size=10, ssm=SSMS[ssm])
+
+
+def every_layer() -> Dict[str, LayerConfig]:
+    """All kinds of layers, with every kernel in every context."""
+    layers = {
+        f"{context}_{ssm}": bst(ssm, context)
+        for context in ("single_head", "multi_head", "multi_filter")
+        for ssm in SSMS
+    }
+    gates = {f"gss_{ssm}": gss(ssm) for ssm in ("s4d", "dss")}
+    return {"transformer": TRANSFORMER, **layers, "brect": BRECT, **gates}
 
 
 def tiny_config(
@@ -33,25 +65,28 @@ def tiny_config(
 
 
 def random_model(
-    config: ModelConfig, seed: int, ssm_b: Optional[List[bool]] = None
+    config: ModelConfig, seed: int, options: Optional[List[SsmOptions]] = None
 ) -> LanguageModel:
     """A model in which every parameter matters: no zeros, no ones, scales of both signs."""
     torch.manual_seed(seed)
-    model = LanguageModel(config, ssm_b)
+    model = LanguageModel(config, options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
-            elif name.endswith(".scale"):
+            elif name.endswith("scale"):
                 parameter.uniform_(2.0, 6.0).mul_(torch.randn_like(parameter).sign())
             elif name.endswith(".position_bias"):
                 parameter.normal_(std=0.3)
-            elif name.endswith("o_proj.weight"):
+            elif name.endswith(("o_proj.weight", "out_proj.weight")):
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             elif name == "embed.weight":
                 parameter.normal_()
-            elif ".ssm." in name and not name.endswith("log_dt"):
+            elif ".ssm." in name and not name.endswith(("log_dt", "log_step")):
                 parameter.add_(0.2 * torch.randn_like(parameter))
+            elif name.endswith(".initial"):
+                parameter.normal_()
+        model.project()
     return model.eval()
 
 
