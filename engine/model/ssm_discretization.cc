@@ -139,7 +139,7 @@ absl::StatusOr<DiscreteDplr> DiscreteDplr::Create(const SsmTensors& tensors, con
     const double dt = std::exp(Number(log_dt, f));
     dplr.dt_.push_back(static_cast<float>(dt));
     const int64_t first = f * dplr.modes_, end = first + dplr.modes_;
-    // rho = 1 + dt Re sum |p|^2 g, whose real part is at least 1: Re g > 0 where Re a < 0.
+    // Re g >= |g|^2 where Re a <= 0, so rho is at least 1 and |w| at most sqrt(dt) / 4.
     double rho = 1;
     for (int64_t i = first; i < end; ++i) {
       const Complex g = 1.0 / (1.0 - dt * StoredMode(tensors, i) / 2.0);
@@ -150,11 +150,11 @@ absl::StatusOr<DiscreteDplr> DiscreteDplr::Create(const SsmTensors& tensors, con
       const Complex g = 1.0 / (1.0 - dt * a / 2.0);
       const Complex w = dt / 2 * std::conj(ComplexNumber(p, i)) * g / rho;
       const Complex dt_b = dt * ComplexNumber(b, i);
-      const std::string index = IndexOf(i, {spec.num_filters, spec.num_inputs, dplr.modes_});
+      const std::vector<int64_t> dims = {spec.num_filters, spec.num_inputs, dplr.modes_};
       if (!FitsFloat(dt * a) || !FitsFloat(g))
-        return NotFinite(tensors, "log_neg_a_real" + index, a, dt);
-      if (!FitsFloat(dt) || !FitsFloat(dt_b)) return NotFinite(tensors, "b" + index, a, dt);
-      if (!FitsFloat(w)) return NotFinite(tensors, "p" + index, a, dt);
+        return NotFinite(tensors, "log_neg_a_real" + IndexOf(i, dims), a, dt);
+      if (!FitsFloat(dt) || !FitsFloat(dt_b))
+        return NotFinite(tensors, "b" + IndexOf(i, dims), a, dt);
       Append(dplr.dt_lambda_, dt * a);
       Append(dplr.dt_b_, dt_b);
       Append(dplr.g_, g);
@@ -222,7 +222,7 @@ absl::StatusOr<MimoKernel> MimoKernel::Create(const SsmTensors& tensors, Discret
           return absl::FailedPreconditionError(
               absl::StrCat(tensors.name(), ".c",
                            IndexOf(f * kernel.modes_ + m, {c.dim(0), c.dim(1), kernel.modes_}),
-                           ": twice ", factor / 2, " exceeds float32"));
+                           " times two is beyond float32"));
         }
         kernel.readout_.push_back(static_cast<float>(factor));
       }

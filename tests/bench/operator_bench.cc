@@ -152,6 +152,40 @@ BENCHMARK(Dplr)
     ->Args({512, 32})
     ->UseRealTime();
 
+// args: rows (1: decode, over whole blocks), filters, outputs at block ends only or not
+void Convolution(benchmark::State& state) {
+  const int rows = static_cast<int>(state.range(0)), filters = static_cast<int>(state.range(1));
+  constexpr int kInputs = 512, kBlock = 128, kTaps = 4096;
+  const bool ends = state.range(2) != 0;
+  const SsmSpec spec = {.num_inputs = kInputs,
+                        .num_filters = filters,
+                        .outputs = ends ? SsmOutputs::kBlockEnds : SsmOutputs::kEveryToken,
+                        .block = kBlock};
+  Floats taps({filters * kInputs, kTaps}, 0.02f), d({filters * kInputs}), u({rows, kInputs}),
+      y({rows, filters * kInputs});
+  const auto weights = *Cpu().PackConvolution({.spec = spec, .taps = taps.view(), .d = d.view()});
+  const Buffer memory = *Cpu().Allocate(Cpu().SsmStateBytes(*weights));
+  const PoolView pool = {static_cast<std::byte*>(memory.data()), memory.bytes()};
+  // A decode iteration is a block of tokens: one of them makes what the others use.
+  const int steps = std::max(1, kBlock / rows);
+  int64_t position = kTaps;
+  for (auto _ : state) {
+    for (int step = 0; step < steps; ++step, position += rows) {
+      const int64_t outputs = ends ? (position + rows) / kBlock - position / kBlock : rows;
+      Cpu().Ssm(*weights, u.view(),
+                {Row{.slot = SlotId(0), .begin = 0, .end = rows, .position = position}}, pool,
+                y.view().Rows(0, outputs));
+    }
+  }
+  state.counters["tokens"] =
+      benchmark::Counter(rows * steps, benchmark::Counter::kIsIterationInvariantRate);
+}
+BENCHMARK(Convolution)
+    ->ArgNames({"rows", "filters", "ends"})
+    ->ArgsProduct({{1, 512}, {1}, {0}})
+    ->ArgsProduct({{1, 512}, {16}, {1}})
+    ->UseRealTime();
+
 }  // namespace
 
 int RunOperatorBench(const std::string& program, const std::string& filter,

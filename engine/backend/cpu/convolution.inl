@@ -1,12 +1,13 @@
 // The kernels of the convolution with explicit taps (cpu_convolution.h), written over V16. Included
 // by kernels_<isa>.cc inside a target region.
 
-// A polynomial modulo t^size - i, z [size][2][16], becomes its values at the size roots. Node h of
-// a binary tree (children 2 h and 2 h + 1) splits t^(2 n) - c^2 into t^n - c and t^n + c, c =
-// roots[h]: one complex factor per node, and nothing is ever permuted, since the inverse walks
-// back.
-void TransformKernel(const float* roots, int size, float* z) {
-  for (int half = size / 2, nodes = 1; half > 0; half /= 2, nodes *= 2) {
+// A polynomial modulo t^size - i, z [size][2][16], becomes its values at the roots, level by level
+// of a binary tree: node h (its children are 2 h and 2 h + 1) splits t^(2 n) - c^2 into t^n - c and
+// t^n + c, c = roots[h]. One complex factor per node; and nothing is ever permuted, since the
+// inverse walks back. From the level with n = half down.
+inline void TransformFrom(const float* roots, int size, int half, float* z) {
+  for (; half > 0; half /= 2) {
+    const int nodes = size / (2 * half);
     float* a = z;
     for (int node = nodes; node < 2 * nodes; ++node, a += 2 * kLanes * half) {
       const V16 re = Set1(roots[2 * node]), im = Set1(roots[2 * node + 1]);
@@ -21,6 +22,32 @@ void TransformKernel(const float* roots, int size, float* z) {
       }
     }
   }
+}
+
+void TransformKernel(const float* roots, int size, float* z) {
+  TransformFrom(roots, size, size / 2, z);
+}
+
+// The root's level reads the real coefficients and zeros from where they are.
+void TransformRealKernel(const float* roots, int size, const float* u, int num_rows, float* z) {
+  const auto row = [&](int i) { return i < num_rows ? Load(u + i * kLanes) : Zero(); };
+  const int half = size / 2;
+  if (half == 0) {
+    Store(z, row(0));
+    Store(z + kLanes, Zero());
+    return;
+  }
+  const V16 re = Set1(roots[2]), im = Set1(roots[3]);
+  for (int j = 0; j < half; ++j) {
+    float* a = z + 2 * kLanes * j;
+    float* b = a + 2 * kLanes * half;
+    const V16 a_re = row(j), b_re = row(half + j), c_im = im * b_re;
+    Store(a, Fma(re, b_re, a_re));
+    Store(a + kLanes, c_im);
+    Store(b, NegFma(re, b_re, a_re));
+    Store(b + kLanes, Zero() - c_im);
+  }
+  TransformFrom(roots, size, half / 2, z);
 }
 
 // Back to the coefficients, `size` times as large.

@@ -185,14 +185,9 @@ void CpuTokenConvolution::MakeBase(CpuContext& context, int thread, int group, i
   float* spectra = context.scratch(thread);
   const int64_t oldest = std::max<int64_t>(0, block - num_partitions_);
   for (int64_t j = std::max(oldest, transformed); j < block; ++j) {
-    const float* inputs = ring + j % num_partitions_ * BlockSize();
-    float* spectrum = spectra + j % num_partitions_ * SpectrumSize();
-    for (int64_t i = 0; i < size; ++i, spectrum += 2 * kLanes) {
-      ClearRows(2, spectrum);
-      if (i < window) CopyRows(inputs + i * kLanes, 1, spectrum);
-    }
-    context.kernels().transform(roots, transform_size_,
-                                spectra + j % num_partitions_ * SpectrumSize());
+    const int64_t index = j % num_partitions_;
+    context.kernels().transform_real(roots, transform_size_, ring + index * BlockSize(),
+                                     spec().block, spectra + index * SpectrumSize());
   }
   if (oldest == block) return ClearRows(window * spec().num_filters, base);
   SpectraTask task = {};

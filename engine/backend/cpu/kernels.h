@@ -151,9 +151,10 @@ struct CpuKernels {
   void (*ssm)(const RecurrenceTask& task);
   void (*dplr)(const RecurrenceTask& task);
   void (*scan)(const ScanTask& task);
-  // In place, z one spectrum; the inverse leaves it `size` times as large. roots [size][2]
-  // (convolution.inl).
+  // Coefficients [size][2][16] to a spectrum and, `size` times as large, back, in place; from real
+  // coefficients u [num_rows][16], the others zero. roots [size][2] (convolution.inl).
   void (*transform)(const float* roots, int size, float* z);
+  void (*transform_real)(const float* roots, int size, const float* u, int num_rows, float* z);
   void (*inverse_transform)(const float* roots, int size, float* z);
   void (*multiply_spectra)(const SpectraTask& task);
   void (*convolve_block)(const ConvolveBlockTask& task);

@@ -457,6 +457,7 @@ constexpr CpuKernels MakeKernels() {
           .dplr = DplrKernel,
           .scan = ScanKernel,
           .transform = TransformKernel,
+          .transform_real = TransformRealKernel,
           .inverse_transform = InverseTransformKernel,
           .multiply_spectra = MultiplySpectraKernel,
           .convolve_block = ConvolveBlockKernel,

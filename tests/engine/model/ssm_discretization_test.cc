@@ -219,7 +219,9 @@ TEST_P(SsmKernelTest, S4HasTheKernelOfHippoLegS) {
   }
   for (size_t n = 0; n < kSize; ++n) {
     for (size_t k = 0; k < kSize; ++k) {
-      const Complex a = n > k ? -input[n] * input[k] : n == k ? -Complex(n + 1) : 0;
+      const Complex a = n > k    ? -input[n] * input[k]
+                        : n == k ? -Complex(static_cast<double>(n) + 1)
+                                 : 0;
       normal[n][k] = a + rank[n] * rank[k];
     }
   }
@@ -502,36 +504,56 @@ TEST_P(SsmKernelTest, KernelsOfAnyLengthAgreeAndAreCausal) {
 
 // ---------------------------------------------------------------- errors
 
+struct Change {
+  const char* tensor;
+  size_t index;
+  float value;
+};
+
+// The status of packing a kernel with a few numbers changed.
+absl::Status PackChanged(Backend& backend, StoredKernel kernel,
+                         const std::vector<Change>& changes) {
+  for (const Change& change : changes) {
+    kernel.stored[change.tensor].values[change.index] = change.value;
+  }
+  if (kernel.config.kernel == SsmKernel::kS5)
+    return MimoKernel::Create(kernel.tensors(), kernel.config.discretization).status();
+  return PackSsmKernel(kernel.tensors(), kernel.config, kernel.spec, backend).status();
+}
+
 TEST_P(SsmKernelTest, ErrorsNameTensorAndElement) {
-  const auto failure = [&](SsmKernel kind, bool has_b, const char* name, size_t index,
-                           float value) {
-    StoredKernel kernel = RandomKernel(
-        kind, kind == SsmKernel::kS4 ? Discretization::kBilinear : Discretization::kZeroOrderHold,
-        has_b);
-    kernel.stored[name].values[index] = value;
-    if (kind == SsmKernel::kS5)
-      return MimoKernel::Create(kernel.tensors(), kernel.config.discretization).status();
-    return PackSsmKernel(kernel.tensors(), kernel.config, kernel.spec, *backend_).status();
+  const auto expect = [&](const StoredKernel& kernel, const std::vector<Change>& changes,
+                          const std::string& element) {
+    EXPECT_THAT(PackChanged(*backend_, kernel, {}), IsOk());
+    EXPECT_THAT(PackChanged(*backend_, kernel, changes),
+                StatusIs(absl::StatusCode::kFailedPrecondition,
+                         testing::HasSubstr("layers.2.ssm." + element + " ")));
   };
-  using testing::HasSubstr;
-  constexpr auto kPrecondition = absl::StatusCode::kFailedPrecondition;
+  constexpr auto kZoh = Discretization::kZeroOrderHold, kBilinear = Discretization::kBilinear;
+  const StoredKernel s4d = RandomKernel(SsmKernel::kS4d, kZoh, true);
+  const StoredKernel s4d_bilinear = RandomKernel(SsmKernel::kS4d, kBilinear, true);
+  const StoredKernel s4d_without_b = RandomKernel(SsmKernel::kS4d, kZoh, false);
+  const StoredKernel dss = RandomKernel(SsmKernel::kDss, kZoh, false);
+  const StoredKernel s4 = RandomKernel(SsmKernel::kS4, kBilinear, true);
+  const StoredKernel s5 = RandomKernel(SsmKernel::kS5, kZoh, true);
   // Element [1, 0, 2] of [C 2, D 3, M 4] is number 14, [1, 0] of [C, D] number 3.
-  EXPECT_THAT(failure(SsmKernel::kS4, true, "b", 2 * 14, 3e38f), IsOk());
-  EXPECT_THAT(failure(SsmKernel::kS4, true, "p", 2 * 14, 3e38f),
-              StatusIs(kPrecondition, HasSubstr("layers.2.ssm.p[1, 0, ")));
-  EXPECT_THAT(failure(SsmKernel::kS4, true, "log_dt", 3, 700.0f),
-              StatusIs(kPrecondition, HasSubstr("layers.2.ssm.log_neg_a_real[1, 0, 0]")));
-  EXPECT_THAT(failure(SsmKernel::kS4, true, "log_neg_a_real", 14, 700.0f),
-              StatusIs(kPrecondition, HasSubstr("layers.2.ssm.log_neg_a_real[1, 0, 2]")));
-  EXPECT_THAT(failure(SsmKernel::kS4d, true, "log_neg_a_real", 14, 800.0f),
-              StatusIs(kPrecondition, HasSubstr("layers.2.ssm.log_neg_a_real[1, 0, 2]")));
-  EXPECT_THAT(failure(SsmKernel::kDss, false, "log_neg_a_real", 5, 800.0f),
-              StatusIs(kPrecondition, HasSubstr("layers.2.ssm.log_neg_a_real[5]")));
-  EXPECT_THAT(failure(SsmKernel::kS5, true, "lambda_imag", 2, 1.0f), IsOk());
-  EXPECT_THAT(failure(SsmKernel::kS5, true, "lambda_real", 2, 3e38f),
-              StatusIs(kPrecondition, HasSubstr("layers.2.ssm.lambda_real[2]")));
-  EXPECT_THAT(failure(SsmKernel::kS5, true, "c", 2 * 14, 3e38f),
-              StatusIs(kPrecondition, HasSubstr("layers.2.ssm.c[1, 0, 2]")));
+  expect(s4d_bilinear, {{"log_neg_a_real", 14, 800.0f}}, "log_neg_a_real[1, 0, 2]");
+  const Change still = {"log_neg_a_real", 14, -100.0f}, steady = {"a_imag", 14, 0.0f};
+  expect(s4d, {still, steady, {"log_dt", 3, 2.0f}, {"b", 28, 3e38f}}, "b[1, 0, 2]");
+  expect(s4d_without_b, {still, steady, {"log_dt", 3, 90.0f}}, "log_dt[1, 0]");
+  expect(dss, {{"log_dt", 3, 700.0f}, {"a_imag", 5, 3e38f}}, "log_neg_a_real[5]");
+  expect(dss, {{"log_dt", 3, 90.0f}, {"log_neg_a_real", 5, -100.0f}, {"a_imag", 5, 0.0f}},
+         "log_dt[1, 0]");
+  expect(s4, {{"log_neg_a_real", 14, 700.0f}}, "log_neg_a_real[1, 0, 2]");
+  expect(s4, {{"log_dt", 3, 2.0f}, {"b", 29, 3e38f}}, "b[1, 0, 2]");
+  expect(s5, {{"lambda_imag", 2, 3e38f}, {"log_step", 2, 700.0f}}, "lambda_real[2]");
+  expect(s5,
+         {{"lambda_real", 2, -1e-9f},
+          {"lambda_imag", 2, 0.0f},
+          {"log_step", 2, 2.0f},
+          {"b", 14, 3e38f}},
+         "b[2, 1]");
+  expect(s5, {{"c", 28, 3e38f}}, "c[1, 0, 2]");
 }
 
 std::vector<std::string> AllBackends() {
