@@ -32,7 +32,8 @@ struct LayerBenchOptions {
   int rounds = 3;
   int chunk_tokens = 4'096;
   int decode_tokens = 0;
-  bool all = false;  // every kernel, not only the layers of the paper's figure
+  bool all = false;               // every kernel, not only the layers of the paper's figure
+  std::vector<std::string> only;  // these kinds alone
   std::string json;
 };
 int RunLayerBench(const LayerBenchOptions& options);

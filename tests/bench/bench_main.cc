@@ -54,6 +54,7 @@ int main(int argc, char** argv) {
   layers_app->add_option("--decode-tokens", layers.decode_tokens,
                          "instead: decode this many tokens one by one with every kernel");
   layers_app->add_flag("--all", layers.all, "every kernel, not only the paper's five layers");
+  layers_app->add_option("--only", layers.only, "these kinds alone, e.g. brect bst_single_head");
   layers_app->add_option("--json", layers.json, "write the numbers to this file");
 
   std::string filter = ".";
