@@ -1,5 +1,7 @@
 #include "engine/backend/cpu/cpu_dplr.h"
 
+#include <complex>
+
 #include "engine/backend/cpu/cpu_recurrence.h"
 
 namespace bst {
@@ -8,30 +10,31 @@ namespace {
 class CpuDplr : public CpuRecurrence {
  public:
   CpuDplr(CpuContext& context, const SsmSpec& spec, int64_t modes)
-      : CpuRecurrence(spec, modes, /*constants=*/2, /*parts=*/12, context.kernels().dplr) {}
+      : CpuRecurrence(spec, modes, /*constants=*/2, /*parts=*/10, context.kernels().dplr) {}
 
-  absl::Status Pack(CpuContext& context, const DplrParameters& p) {
-    const int64_t features = p.c.dim(0), modes = p.c.dim(1);
+  absl::Status Pack(const DplrParameters& parameters) {
+    const int64_t features = parameters.c.dim(0), modes = parameters.c.dim(1);
     BST_RETURN_IF_ERROR(Allocate());
-    BST_RETURN_IF_ERROR(
-        context.ReserveScratch(static_cast<size_t>(modes * 2 * kLanes) * sizeof(float)));
-    struct Part {
-      const TensorView& tensor;
-      float factor;  // a power of two: exact
-    };
-    // The factors are those of the sums 2 Re; kernels.h has the order.
-    const Part parts[] = {{p.dt_lambda, 1}, {p.p, 1}, {p.dt_b, 1}, {p.w, 2}, {p.g, 1}, {p.c, 2}};
     for (int64_t f = 0; f < features; ++f) {
-      Constant(f, 0) = p.d.as<float>()[f];
-      Constant(f, 1) = 2 * p.dt.as<float>()[f];
+      double kappa = 0;
       for (int64_t m = 0; m < modes; ++m) {
-        int index = 0;
-        for (const Part& part : parts) {
-          const float* number = part.tensor.as<float>() + (f * modes + m) * 2;
-          ModePart(f, m, index++) = part.factor * number[0];
-          ModePart(f, m, index++) = part.factor * number[1];
+        const auto number = [&](const TensorView& tensor) {
+          const float* x = tensor.as<float>() + (f * modes + m) * 2;
+          return std::complex<double>(x[0], x[1]);
+        };
+        const std::complex<double> g = number(parameters.g), w = number(parameters.w);
+        const std::complex<double> dt_b = number(parameters.dt_b);
+        kappa += 2 * (w * dt_b).real();
+        int part = 0;
+        for (const std::complex<double> x :
+             {g * number(parameters.dt_lambda), g * dt_b, g * number(parameters.p), 4.0 * w,
+              2.0 * number(parameters.c)}) {
+          ModePart(f, m, part++) = static_cast<float>(x.real());
+          ModePart(f, m, part++) = static_cast<float>(x.imag());
         }
       }
+      Constant(f, 0) = parameters.d.as<float>()[f];
+      Constant(f, 1) = static_cast<float>(kappa);
     }
     return absl::OkStatus();
   }
@@ -47,7 +50,7 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackCpuDplr(CpuContext& context,
   BST_CHECK_SHAPE(p.dt, {p.spec.num_features()});
   BST_CHECK_SHAPE(p.d, {p.spec.num_features()});
   auto dplr = std::make_unique<CpuDplr>(context, p.spec, p.c.dim(1));
-  BST_RETURN_IF_ERROR(dplr->Pack(context, p));
+  BST_RETURN_IF_ERROR(dplr->Pack(p));
   return dplr;
 }
 

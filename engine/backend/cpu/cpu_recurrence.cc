@@ -13,11 +13,11 @@ namespace {
 constexpr int64_t kSmallStep = 20'000;
 
 void RunTasks(CpuContext& context, int tasks, int64_t mode_updates,
-              absl::FunctionRef<void(int index, int thread)> run) {
+              absl::FunctionRef<void(int index)> run) {
   if (mode_updates < kSmallStep) {
-    for (int i = 0; i < tasks; ++i) run(i, 0);
+    for (int i = 0; i < tasks; ++i) run(i);
   } else {
-    context.pool().Run(tasks, run);
+    context.pool().Run(tasks, [&](int index, int) { run(index); });
   }
 }
 
@@ -63,11 +63,10 @@ size_t CpuRecurrence::state_bytes() const {
   return static_cast<size_t>(num_groups() * GroupState() + inputs) * sizeof(float);
 }
 
-RecurrenceTask CpuRecurrence::Task(CpuContext& context, int group, int thread, float* slot) const {
+RecurrenceTask CpuRecurrence::Task(int group, float* slot) const {
   RecurrenceTask task = {};
   task.weights = packed() + group * GroupWeights();
   task.state = slot + group * GroupState();
-  task.scratch = context.scratch(thread);
   task.num_modes = static_cast<int>(modes_);
   task.num_features = std::min(kLanes, spec().num_inputs - group % groups_per_filter_ * kLanes);
   return task;
@@ -86,12 +85,12 @@ void CpuRecurrence::RunTokens(CpuContext& context, TensorView u, absl::Span<cons
   BST_CHECK_SHAPE(y, {u.dim(0), spec().num_features()});
   // Rows within a group, not groups within a row: neighbouring tasks share their weights.
   const int num_rows = static_cast<int>(rows.size());
-  const auto run = [&](int index, int thread) {
+  const auto run = [&](int index) {
     const int group = index / num_rows;
     const Row& row = rows[static_cast<size_t>(index % num_rows)];
     const int input = group % groups_per_filter_ * kLanes;
     const int filter = group / groups_per_filter_;
-    RecurrenceTask task = Task(context, group, thread, state.slot<float>(row.slot));
+    RecurrenceTask task = Task(group, state.slot<float>(row.slot));
     task.u = u.row<float>(row.begin) + input;
     task.u_stride = u.row_stride();
     task.y = y.row<float>(row.begin) + filter * spec().num_inputs + input;
@@ -117,10 +116,10 @@ void CpuRecurrence::RunBlocks(CpuContext& context, TensorView u, absl::Span<cons
     const int64_t whole = (row.num_tokens() - rest) / block;
     const int64_t ends = whole + (completes ? 1 : 0);
     BST_CHECK(output + ends <= y.dim(0), "outputs ", y.dim(0), " are too few");
-    const auto run = [&](int group, int thread) {
+    const auto run = [&](int group) {
       const int input = group % groups_per_filter_ * kLanes;
       const int filter = group / groups_per_filter_;
-      RecurrenceTask task = Task(context, group, thread, slot);
+      RecurrenceTask task = Task(group, slot);
       task.last_output_only = true;
       task.num_tokens = static_cast<int>(block);
       for (int64_t i = 0; i < ends; ++i) {

@@ -51,8 +51,8 @@ class CpuRecurrence : public CpuSequence {
                  TensorView y) const;
   void RunBlocks(CpuContext& context, TensorView u, absl::Span<const Row> rows, PoolView state,
                  TensorView y) const;
-  // A group's weights, and scratch of its thread; inputs and outputs are the caller's to set.
-  RecurrenceTask Task(CpuContext& context, int group, int thread, float* slot) const;
+  // A group's weights and state; inputs and outputs are the caller's to set.
+  RecurrenceTask Task(int group, float* slot) const;
 
   int64_t modes_;
   int constants_, parts_;

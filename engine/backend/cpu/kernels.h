@@ -9,9 +9,9 @@
 //                 indices 16 j .. 16 j + 15
 //   ssm           [groups] x { d [16], modes [M][4][16] }: re, im of E and 2 B C (cpu_ssm.h) of the
 //                 group's sixteen features; state [groups][M][2][16]: re, im
-//   dplr          [groups] x { d [16], 2 dt [16], modes [M][12][16] }: re, im of dt l, p, dt b, 2
-//   w, g
-//                 and 2 C; state as ssm
+//   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and 2
+//   C
+//                 (cpu_dplr.h); state as ssm
 //
 // Batch law: each output element is one fixed sequence of operations, whatever the number of rows:
 // a linear layer adds along K one by one; a score adds along dh one by one; attention adds values
@@ -84,7 +84,6 @@ struct RecurrenceTask {
   float* y;  // first token's first feature of the group, or the only output
   int64_t y_stride;
   bool last_output_only;  // y takes the output of the last token alone
-  float* scratch;         // dplr: [M][2][16]
   int num_tokens;
   int num_modes;
   int num_features;  // of this group, 1 .. 16

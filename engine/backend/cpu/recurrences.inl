@@ -82,69 +82,55 @@ void SsmKernel(const RecurrenceTask& task) {
 // ---------------------------------------------------------------- diagonal plus low rank
 
 // Real and imaginary parts add up in chains of their own: half the latency, one fixed order.
-struct DplrSums {
+struct ComplexSum {
   V16 real, imag;
+
+  void Add(const float* factors, V16 re, V16 im) {
+    real = Fma(Load(factors), re, real);
+    imag = Fma(Load(factors + kLanes), im, imag);
+  }
+  V16 RealPart() const { return real - imag; }
 };
 
-// The second pass of a token: x += g (v - p r), the next token's s and, with Readout, y.
+// One token: x += E x + B u - P h. Returns Re sum C x; `next` becomes the sum q x of the new state.
 template <bool Readout>
-inline V16 DplrUpdate(const RecurrenceTask& task, const float* modes, V16 r, DplrSums& s) {
-  V16 y_re = Zero(), y_im = Zero();
-  s = {Zero(), Zero()};
+inline V16 DplrUpdate(const RecurrenceTask& task, const float* modes, V16 u, V16 h,
+                      ComplexSum& next) {
+  ComplexSum y = {Zero(), Zero()};
+  next = {Zero(), Zero()};
   for (int m = 0; m < task.num_modes; ++m) {
-    const float *w = modes + m * 12 * kLanes, *v = task.scratch + m * 2 * kLanes;
+    const float* w = modes + m * 10 * kLanes;
     float* x = task.state + m * 2 * kLanes;
-    const V16 p_re = Load(w + 2 * kLanes), p_im = Load(w + 3 * kLanes);
-    const V16 g_re = Load(w + 8 * kLanes), g_im = Load(w + 9 * kLanes);
-    const V16 z_re = NegFma(p_re, r, Load(v)), z_im = NegFma(p_im, r, Load(v + kLanes));
-    const V16 re = Load(x) + NegFma(g_im, z_im, g_re * z_re);
-    const V16 im = Load(x + kLanes) + Fma(g_im, z_re, g_re * z_im);
-    Store(x, re);
-    Store(x + kLanes, im);
-    s.real = Fma(p_re, re, s.real);
-    s.imag = Fma(p_im, im, s.imag);
-    if constexpr (Readout) {
-      y_re = Fma(Load(w + 10 * kLanes), re, y_re);
-      y_im = Fma(Load(w + 11 * kLanes), im, y_im);
-    }
+    const V16 re = Load(x), im = Load(x + kLanes), er = Load(w), ei = Load(w + kLanes);
+    V16 step_re = NegFma(ei, im, Fma(er, re, Load(w + 2 * kLanes) * u));
+    V16 step_im = Fma(ei, re, Fma(er, im, Load(w + 3 * kLanes) * u));
+    step_re = NegFma(Load(w + 4 * kLanes), h, step_re);
+    step_im = NegFma(Load(w + 5 * kLanes), h, step_im);
+    const V16 new_re = re + step_re, new_im = im + step_im;
+    Store(x, new_re);
+    Store(x + kLanes, new_im);
+    next.Add(w + 6 * kLanes, new_re, new_im);
+    if constexpr (Readout) y.Add(w + 8 * kLanes, new_re, new_im);
   }
-  return y_re - y_im;
+  return y.RealPart();
 }
 
 void DplrKernel(const RecurrenceTask& task) {
-  const V16 d = Load(task.weights), twice_dt = Load(task.weights + kLanes);
+  const V16 d = Load(task.weights), kappa = Load(task.weights + kLanes);
   const float* modes = task.weights + 2 * kLanes;
-  DplrSums s = {Zero(), Zero()};
+  ComplexSum sum = {Zero(), Zero()};
   for (int m = 0; m < task.num_modes; ++m) {
-    const float *w = modes + m * 12 * kLanes, *x = task.state + m * 2 * kLanes;
-    s.real = Fma(Load(w + 2 * kLanes), Load(x), s.real);
-    s.imag = Fma(Load(w + 3 * kLanes), Load(x + kLanes), s.imag);
+    const float* x = task.state + m * 2 * kLanes;
+    sum.Add(modes + (m * 10 + 6) * kLanes, Load(x), Load(x + kLanes));
   }
   for (int t = 0; t < task.num_tokens; ++t) {
     const V16 u = LoadPartial(task.u + t * task.u_stride, task.num_features);
-    const V16 dt_s = twice_dt * (s.real + s.imag);
-    V16 r_re = Zero(), r_im = Zero();
-    for (int m = 0; m < task.num_modes; ++m) {  // v = dt l x - dt p s + dt b u
-      const float *w = modes + m * 12 * kLanes, *x = task.state + m * 2 * kLanes;
-      float* v = task.scratch + m * 2 * kLanes;
-      const V16 re = Load(x), im = Load(x + kLanes);
-      const V16 l_re = Load(w), l_im = Load(w + kLanes);
-      V16 v_re = Load(w + 4 * kLanes) * u, v_im = Load(w + 5 * kLanes) * u;
-      v_re = NegFma(Load(w + 2 * kLanes), dt_s, v_re);
-      v_im = NegFma(Load(w + 3 * kLanes), dt_s, v_im);
-      v_re = NegFma(l_im, im, Fma(l_re, re, v_re));
-      v_im = Fma(l_im, re, Fma(l_re, im, v_im));
-      Store(v, v_re);
-      Store(v + kLanes, v_im);
-      r_re = Fma(Load(w + 6 * kLanes), v_re, r_re);
-      r_im = Fma(Load(w + 7 * kLanes), v_im, r_im);
-    }
-    const V16 r = r_re - r_im;
+    const V16 h = Fma(kappa, u, sum.RealPart());
     if (task.last_output_only && t + 1 < task.num_tokens) {
-      DplrUpdate<false>(task, modes, r, s);
+      DplrUpdate<false>(task, modes, u, h, sum);
       continue;
     }
-    const V16 y = Fma(d, u, DplrUpdate<true>(task, modes, r, s));
+    const V16 y = Fma(d, u, DplrUpdate<true>(task, modes, u, h, sum));
     StorePartial(task.last_output_only ? task.y : task.y + t * task.y_stride, y, task.num_features);
   }
 }
