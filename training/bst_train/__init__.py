@@ -13,6 +13,7 @@ Modules, in the order in which data flows through them:
   loss         cross-entropy in chunks
   optimizer    Muon and AdamW, parameter groups, schedule
   trainer      the training loop, resume, progress, curve
+  distributed  several processes that share the work of a step
   checkpoint   safetensors files: export and import
   evaluate     perplexity and bits per byte, overall and by position
   generate     sampling

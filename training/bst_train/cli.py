@@ -71,7 +71,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_fields(parser, TrainConfig, {
         "max_tokens": "tokens to train on",
         "segment": "tokens per sequence and step",
-        "sequences": "sequences per step",
+        "sequences": "sequences per step, of all processes together",
         "lanes": "documents in progress, each with its carried state",
         "max_segments": "cut documents into pieces of 1 to this many segments; 0 leaves them whole",
         "min_tail": "skip the last stretch of a document if it is shorter than this",
@@ -127,6 +127,7 @@ def _run_train(args: argparse.Namespace) -> int:
     import torch
 
     from .config import ModelConfig
+    from .distributed import Group
     from .optimizer import OptimizerConfig
     from .tokenizer import load_tokenizer
     from .trainer import TrainConfig, Trainer, prepare_corpora
@@ -143,6 +144,7 @@ def _run_train(args: argparse.Namespace) -> int:
     trainer = Trainer(
         ModelConfig.load(args.config), TrainConfig(**parameters), corpora,
         [source.weight for source in sources], valid, tokenizer, args.run_dir, args.device,
+        Group(),
     )
     trainer.run()
     return 0

@@ -12,7 +12,8 @@ state, and updates the weights. A run directory holds
 
 The learning rate follows the larger of two fractions: tokens of `max_tokens`, and time of
 `time_budget_s` when that is set. Without a time budget a run that was interrupted and resumed ends
-with the same weights, bit for bit, as one that was not.
+with the same weights, bit for bit, as one that was not. Several processes may share the work (see
+distributed); the first of them writes the files.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from .config import ModelConfig
-from .corpus import LaneSampler, Source, TokenizedCorpus, tokenize
+from .corpus import Batch, LaneSampler, Source, TokenizedCorpus, tokenize
+from .distributed import Group
 from .evaluate import evaluate
 from .kernels import SsmOptions
 from .loss import token_losses
@@ -50,7 +52,7 @@ class TrainConfig:
 
     max_tokens: int
     segment: int = 4096               # tokens per sequence and step; a multiple of the window
-    sequences: int = 2                # sequences per step
+    sequences: int = 2                # sequences per step, of all processes together
     lanes: int = 16                   # documents in progress
     max_segments: int = 0             # longest piece of a document; 0: whole documents
     min_tail: int = 512               # a document's last stretch, if shorter, is skipped
@@ -78,6 +80,7 @@ class Trainer:
         tokenizer: Tokenizer,
         run_dir: Path,
         device: str = "cpu",
+        group: Optional[Group] = None,
     ) -> None:
         if config.segment % model_config.window != 0:
             raise ValueError(
@@ -88,6 +91,8 @@ class Trainer:
                 f"the vocabulary has {tokenizer.vocab_size} pieces, "
                 f"the model {model_config.vocab_size}"
             )
+        self._group = group or Group()
+        self._group.check(config.sequences, config.lanes)
         self.config = config
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -114,18 +119,24 @@ class Trainer:
         self._valid_curve: List[Dict[str, Any]] = []
         if self._checkpoint.exists():
             self._load()
+        self._group.broadcast_parameters(self.model.parameters())
 
     @property
     def _checkpoint(self) -> Path:
         return self.run_dir / "checkpoint.pt"
 
     def _save(self) -> None:
+        """Writes the checkpoint and the curves. All processes must call this together."""
+        own = self._group.own(self.config.lanes)
+        states = self._group.collect(dict(list(enumerate(self._states))[own]))
+        if not self._group.is_first:
+            return
         state = {
             "model_config": self.model.config.to_json(),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "sampler": self._sampler.state_dict(),
-            "states": self._states,
+            "states": [states[lane] for lane in range(self.config.lanes)],
             "step": self.step,
             "tokens": self.tokens,
             "elapsed_s": self.elapsed_s,
@@ -171,7 +182,7 @@ class Trainer:
     def _read_budget(self) -> None:
         """Takes over the budget that the user may have written beside the run."""
         path = self.run_dir / "max_tokens"
-        if not path.exists():
+        if not self._group.is_first or not path.exists():
             return
         text = path.read_text(encoding="utf-8").strip()
         if text.isdigit() and int(text) > 0 and int(text) != self._max_tokens:
@@ -186,7 +197,9 @@ class Trainer:
 
     def _train_step(self) -> Tuple[float, int, float]:
         """One update. Returns the mean loss, the tokens counted and the relative learning rate."""
-        batch = self._sampler.next_batch()
+        whole = self._sampler.next_batch()
+        own = self._group.own(self.config.sequences)
+        batch = Batch(whole.lanes[own], whole.fresh[own], whole.inputs[own], whole.targets[own])
         inputs = torch.from_numpy(batch.inputs).to(self._device)
         targets = torch.from_numpy(batch.targets).to(self._device)
         fresh = torch.from_numpy(batch.fresh).to(self._device)
@@ -199,9 +212,10 @@ class Trainer:
         if self.config.bf16:
             hidden = hidden.bfloat16()
         losses = token_losses(self.model, hidden, targets)
-        counted = int((batch.targets >= 0).sum())
+        counted = int((whole.targets >= 0).sum())
         loss = losses.sum() / counted
         loss.backward()
+        self._group.add_gradients(list(self.model.parameters()))
         for lane, row in zip(batch.lanes, split_state(after)):
             self._states[lane] = row
             self._template = row
@@ -214,10 +228,12 @@ class Trainer:
         self.model.project()
         self.step += 1
         self.tokens += counted
-        return float(loss.detach()), counted, factor
+        return self._group.add(float(loss.detach())), counted, factor
 
     def _validate(self) -> None:
-        if self._valid is None or any(row["step"] == self.step for row in self._valid_curve):
+        if self._valid is None or not self._group.is_first:
+            return
+        if any(row["step"] == self.step for row in self._valid_curve):
             return
         result = evaluate(
             self.model, self._valid, self._tokenizer, self.config.segment,
@@ -237,23 +253,31 @@ class Trainer:
     def run(self, max_steps: Optional[int] = None) -> None:
         """Trains until the budget is used up, or for `max_steps` more steps; then saves."""
         config = self.config
+        is_first = self._group.is_first
         matrix, other = matrix_and_other_parameters(self.model)
-        print(f"parameters {matrix + other}: {matrix} in hidden matrices, {other} elsewhere; "
-              f"starting at step {self.step}, {self.tokens} tokens", flush=True)
-        (self.run_dir / "train.json").write_text(
-            json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8"
-        )
+        if is_first:
+            print(f"parameters {matrix + other}: {matrix} in hidden matrices, {other} elsewhere; "
+                  f"starting at step {self.step}, {self.tokens} tokens", flush=True)
+            (self.run_dir / "train.json").write_text(
+                json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8"
+            )
         started = time.monotonic() - self.elapsed_s
         last_save = time.monotonic()
         last_log = time.monotonic()
         nats = 0.0
         tokens = 0
         self._read_budget()
+        self._max_tokens = int(self._group.agree([self._max_tokens])[0])
         stop_at = None if max_steps is None else self.step + max_steps
         while self._progress() < 1.0 and (stop_at is None or self.step < stop_at):
             before = self.tokens
             loss, counted, factor = self._train_step()
-            self.elapsed_s = time.monotonic() - started
+            save = time.monotonic() - last_save > config.checkpoint_every_s
+            # Clocks differ, decisions must not.
+            self.elapsed_s, save, budget = self._group.agree(
+                [time.monotonic() - started, save, self._max_tokens]
+            )
+            self._max_tokens = int(budget)
             nats += loss * counted
             tokens += counted
             if self.step % config.log_every == 0:
@@ -268,9 +292,10 @@ class Trainer:
                     "tokens_per_s": round(speed, 1),
                     "elapsed_s": round(self.elapsed_s, 1),
                 })
-                print(f"step {self.step} tokens {self.tokens} loss {nats / tokens:.4f} "
-                      f"lr {factor:.3f} {speed:.0f} tokens/s ETA {remaining / 60:.1f} min",
-                      flush=True)
+                if is_first:
+                    print(f"step {self.step} tokens {self.tokens} loss {nats / tokens:.4f} "
+                          f"lr {factor:.3f} {speed:.0f} tokens/s ETA {remaining / 60:.1f} min",
+                          flush=True)
                 nats, tokens, last_log = 0.0, 0, now
                 self._read_budget()
             every = config.valid_every
@@ -278,7 +303,7 @@ class Trainer:
                 self._validate()
                 last_log = time.monotonic()
                 nats, tokens = 0.0, 0
-            if time.monotonic() - last_save > config.checkpoint_every_s:
+            if save:
                 self._save()
                 last_save = time.monotonic()
         if self._progress() >= 1.0:

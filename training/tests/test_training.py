@@ -10,7 +10,7 @@ import math
 import tempfile
 import unittest
 from pathlib import Path
-from typing import List
+from typing import List, Tuple
 
 import numpy as np
 import torch
@@ -22,20 +22,33 @@ from training.bst_train.checkpoint import (
     read_safetensors,
     write_safetensors,
 )
-from training.bst_train.config import AttentionConfig, ConfigError
+from training.bst_train.config import AttentionConfig, ConfigError, LayerConfig
 from training.bst_train.corpus import LaneSampler, Source, TokenizedCorpus, read_texts, tokenize
 from training.bst_train.evaluate import document_losses, evaluate, token_byte_lengths
 from training.bst_train.generate import sample
 from training.bst_train.kernels import SsmOptions
 from training.bst_train.model import LanguageModel
-from training.bst_train.optimizer import OptimizerConfig, orthogonalize, schedule
+from training.bst_train.optimizer import (
+    OptimizerConfig,
+    make_optimizers,
+    orthogonalize,
+    schedule,
+)
 from training.bst_train.tokenizer import (
     ByteTokenizer,
     SentencePieceTokenizer,
     train_sentencepiece,
 )
-from training.bst_train.trainer import TrainConfig, Trainer
-from training.tests.tiny import TRANSFORMER, bst, random_model, random_text, tiny_config
+from training.bst_train.trainer import TrainConfig, Trainer, model_from_run
+from training.tests.tiny import (
+    BRECT,
+    TRANSFORMER,
+    bst,
+    gss,
+    random_model,
+    random_text,
+    tiny_config,
+)
 
 
 def write_corpus(path: Path, texts: List[str]) -> Path:
@@ -205,6 +218,30 @@ class CheckpointTest(TemporaryDirectoryTest):
         self.assertEqual(stored["layers.0.attn.q_proj.weight"].dtype, torch.bfloat16)
         self.assertEqual(stored["layers.1.attn.o_proj.weight"].shape, (24, 32))
 
+    def test_explicit_filters_are_exported_as_their_taps(self) -> None:
+        model = random_model(tiny_config((TRANSFORMER, bst("explicit", "multi_filter"))), 3)
+        export_model(model, self.directory, dtype=torch.float32)
+        stored = read_safetensors(self.directory / "model.safetensors")
+        taps = stored["layers.1.ssm.filter"]
+        self.assertEqual(taps.shape, (5, 24, 21))
+        self.assertTrue(torch.equal(taps, model.layers[1].ssm.taps()))
+        self.assertFalse([name for name in stored if "positional" in name])
+        tokens = torch.randint(0, 256, (1, 50))
+        with torch.no_grad():
+            difference = (load_model(self.directory)(tokens)[0] - model(tokens)[0]).abs().max()
+        self.assertLess(float(difference), 1e-4)
+
+    def test_growing_modes_are_refused(self) -> None:
+        model = random_model(tiny_config((bst("s5"),)), 4)
+        with torch.no_grad():
+            model.layers[0].ssm.lambda_real[1] = 0.1
+        export_model(model, self.directory / "growing")
+        with self.assertRaisesRegex(ConfigError, "layers.0.ssm.lambda_real: a growing mode"):
+            load_model(self.directory / "growing")
+        model.project()
+        export_model(model, self.directory / "decaying")
+        load_model(self.directory / "decaying")
+
     def test_import_names_a_bad_tensor(self) -> None:
         model = random_model(tiny_config(), 2)
         export_model(model, self.directory)
@@ -232,6 +269,37 @@ class OptimizerTest(unittest.TestCase):
             self.assertGreater(float(singular.min()), 0.5)
             self.assertLess(float(singular.max()), 1.3)
 
+    def test_groups(self) -> None:
+        """Every kind of parameter has its rate; only matrices go to Muon."""
+        layers = (TRANSFORMER, bst("s5", "multi_head"), bst("explicit", "multi_filter"), BRECT,
+                  gss())
+        model = LanguageModel(tiny_config(layers, AttentionConfig(position="t5")))
+        config = OptimizerConfig()
+        muon, adam = make_optimizers(model, config)
+        rates = {
+            id(p): group["lr"]
+            for optimizer in (muon, adam) for group in optimizer.param_groups
+            for p in group["params"]
+        }
+        named = dict(model.named_parameters())
+        self.assertEqual(len(rates), len(named))
+        self.assertEqual(len(muon.param_groups[0]["params"]),
+                         sum(name.endswith("_proj.weight") for name in named))
+        for name, rate in {
+            "layers.1.cross.k_proj.weight": config.matrix_lr,
+            "layers.3.state.o_proj.weight": config.matrix_lr,
+            "layers.4.gss.gate_proj.weight": config.matrix_lr,
+            "layers.1.ssm.b": config.ssm_lr,
+            "layers.2.ssm.d": config.ssm_lr,
+            "layers.2.ssm.positional.inner.weight": config.filter_lr,
+            "layers.2.cross.initial_context": config.other_lr,
+            "layers.3.state.gate_bias": config.other_lr,
+            "layers.3.state.initial": config.other_lr,
+            "layers.3.state.cross_scale": config.scale_lr,
+            "embed.weight": config.embed_lr,
+        }.items():
+            self.assertEqual(rates[id(named[name])], rate, name)
+
     def test_schedule(self) -> None:
         config = OptimizerConfig(warmup_steps=10, final_lr=0.1)
         self.assertAlmostEqual(schedule(0, 0.0, config), 0.1)
@@ -242,7 +310,9 @@ class OptimizerTest(unittest.TestCase):
 
 
 class TrainerTest(TemporaryDirectoryTest):
-    def _trainer(self, name: str, **changes: object) -> Trainer:
+    def _trainer(
+        self, name: str, layers: Tuple[LayerConfig, ...] = (TRANSFORMER, bst()), **changes: object
+    ) -> Trainer:
         path = self.directory / "text.jsonl"
         if not path.exists():
             write_corpus(path, [random_text(i, 60 + 20 * i) for i in range(6)])
@@ -254,7 +324,7 @@ class TrainerTest(TemporaryDirectoryTest):
         )
         config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
         return Trainer(
-            tiny_config(), config, [corpus], [1.0], corpus, tokenizer, self.directory / name
+            tiny_config(layers), config, [corpus], [1.0], corpus, tokenizer, self.directory / name
         )
 
     def test_resume_is_exact(self) -> None:
@@ -292,6 +362,29 @@ class TrainerTest(TemporaryDirectoryTest):
         trainer.run()
         self.assertGreaterEqual(trainer.tokens, 200)
         self.assertLess(trainer.tokens, 200 + 64)
+
+    def test_every_layer_trains_and_resumes(self) -> None:
+        layers = (bst("s4"), bst("s5", "multi_head"), bst("explicit", "multi_filter"), BRECT, gss())
+        trainer = self._trainer("all", layers)
+        before = trainer._train_step()[0]
+        trainer.run(max_steps=9)
+        resumed = self._trainer("all", layers)
+        self.assertEqual(resumed.step, 10)
+        resumed.run()
+        self.assertLess(resumed._curve[-1]["loss"], before - 1.0)
+        model = model_from_run(self.directory / "all")
+        self.assertTrue(torch.equal(model.embed.weight, resumed.model.embed.weight))
+
+    def test_initialisation_is_chosen_by_name(self) -> None:
+        layers = (bst("s4d"), bst("dss"), bst("s4"))
+        trainer = self._trainer("legs", layers, ssm_init="legs")
+        self.assertIsNotNone(trainer.model.layers[0].ssm.b)
+        trainer.run(max_steps=1)
+        self.assertIsNotNone(model_from_run(self.directory / "legs").layers[0].ssm.b)
+        gss_like = self._trainer("gss", layers, ssm_init="gss").model
+        self.assertEqual(float(gss_like.layers[1].ssm.log_dt.abs().max()), 0.0)
+        with self.assertRaisesRegex(ValueError, "ssm_init"):
+            self._trainer("unknown", (bst("s4"),), ssm_init="legs")
 
     def test_twins_see_the_same_text(self) -> None:
         one, other = self._trainer("one"), self._trainer("other")
