@@ -31,21 +31,13 @@ def proto_folder() -> Path:
 
 
 def write_descriptors(output: Path) -> None:
-    """Runs the protoc on the PATH, or else the one in grpcio-tools, and writes `output`."""
+    """Writes `output` with the protoc on the PATH or, where that is missing or too old, grpcio-tools'."""
     output.parent.mkdir(parents=True, exist_ok=True)
     flags = [f"--proto_path={proto_folder()}", "--include_imports", f"--descriptor_set_out={output}", *PROTO_FILES]
-    protoc = shutil.which("protoc")
-    if protoc is not None:
-        subprocess.run([protoc, *flags], check=True)
-        return
-    try:
-        import grpc_tools
-        from grpc_tools import protoc as bundled
-    except ImportError:
-        raise SystemExit("no protoc: install Debian's protobuf-compiler or PyPI's grpcio-tools") from None
-    imports = f"--proto_path={Path(grpc_tools.__file__).parent / '_proto'}"  # google/protobuf/*.proto
-    if bundled.main(["protoc", imports, *flags]) != 0:
-        raise SystemExit("protoc failed")
+    for protoc in ([shutil.which("protoc")], [sys.executable, "-m", "grpc_tools.protoc"]):
+        if protoc[0] is not None and subprocess.run([*protoc, *flags]).returncode == 0:
+            return
+    raise SystemExit("no protoc that works: install Debian's protobuf-compiler or PyPI's grpcio-tools")
 
 
 if __name__ == "__main__":
