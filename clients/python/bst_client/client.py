@@ -154,8 +154,8 @@ class ResponseStream(Iterator[Any]):
 class EventStream(Iterator[GenerateEvent]):
     """The events of one request: Accepted, PrefillProgress and Tokens in any number, Finished.
 
-    Leaving the `with` block, close() from any thread, or dropping the last reference cancels the
-    request, which frees its slot on the server. A closed stream ends without a Finished event.
+    Leaving the `with` block, close() from any thread, or dropping the last reference (gRPC sees to
+    that) cancels the request, which frees its slot on the server. A closed stream ends without a Finished event.
     """
 
     def __init__(self, responses: ResponseStream) -> None:
@@ -183,7 +183,4 @@ class EventStream(Iterator[GenerateEvent]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()

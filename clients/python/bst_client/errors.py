@@ -30,7 +30,7 @@ class BstError(Exception):
 
     def __init__(self, code: grpc.StatusCode, message: str, violations: tuple[FieldViolation, ...] = (),
                  retry_delay: float | None = None, pushback_ms: int | None = None) -> None:
-        super().__init__(code, message, violations, retry_delay, pushback_ms)  # all: it can be pickled
+        super().__init__(code, message)  # what __init__ needs, so that it can be pickled
         self.code = code
         self.message = message
         self.violations = violations
