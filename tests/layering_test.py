@@ -4,6 +4,7 @@ A folder may include itself and what its row lists; nothing includes tests. Also
 of ours may call, whatever folder it stands in.
 """
 
+import ast
 import pathlib
 import re
 import sys
@@ -86,6 +87,20 @@ class LayeringTest(unittest.TestCase):
     def test_grpc_protobuf_and_prometheus_stay_in_the_server_and_clients(self):
         wrong = [n for n, text in sources()
                  if n.startswith("engine/") and re.search(r"#include\s+[<\"](grpc|google/protobuf|prometheus)", text)]
+        self.assertEqual(wrong, [])
+
+    def test_the_python_client_depends_on_proto_alone(self):
+        allowed_modules = sys.stdlib_module_names | {"grpc", "google", "bst_client"}
+        wrong, seen = [], 0
+        for path in sorted((ROOT / "clients/python/bst_client").glob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+                seen += len(names)
+                # typing_extensions: for type checkers alone.
+                wrong += [f"{path.name} imports {n}" for n in names
+                          if n.split(".")[0] not in allowed_modules | {"typing_extensions"}]
+        self.assertGreater(seen, 20, "the test no longer finds the imports")
         self.assertEqual(wrong, [])
 
     def test_nothing_calls_what_is_banned(self):

@@ -1,0 +1,266 @@
+"""Streams against a server that answers as it is told: events, ends, retries, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import unittest
+from typing import Any, Awaitable, Callable
+
+import grpc
+
+import bst_client
+from bst_client import Accepted, AsyncClient, Client, Finished, FinishReason, RetryPolicy, Tokens, _wire
+from bst_client.retry import Attempts
+from fake_server import Answer, FakeServer, accepted, finished, tokens, whole
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+AT_ONCE = (("grpc-retry-pushback-ms", "0"),)
+NEVER = (("grpc-retry-pushback-ms", "-1"),)
+RETRY = RetryPolicy(max_attempts=3, initial_backoff=0.01, max_backoff=0.02)
+
+
+class EventsTest(unittest.TestCase):
+    def test_what_a_stream_becomes(self) -> None:
+        with FakeServer(whole(), whole()) as server, Client(server.target) as client:
+            events = list(client.stream("x"))
+            self.assertEqual([type(event) for event in events], [Accepted, Tokens, Tokens, Finished])
+            self.assertEqual(events[0], Accepted("fake", 7, 3, 0, 0))
+            self.assertEqual((events[1].token_ids, events[1].text), ((97,), "a"))
+            result = client.generate("x")
+            self.assertEqual((result.text, result.token_ids, result.seed), ("ab", (97, 98), 7))
+            self.assertEqual((result.finish_reason, result.stop_string), (FinishReason.MAX_TOKENS, None))
+
+    def test_echo_is_not_output(self) -> None:
+        answer = Answer([accepted(), tokens(1, text="p", is_prompt=True), tokens(2, text="o"), finished()])
+        with FakeServer(answer) as server, Client(server.target) as client:
+            result = client.generate("p", echo=True)
+            self.assertEqual((result.prompt_text, result.text, result.token_ids), ("p", "o", (2,)))
+
+    def test_what_a_newer_server_may_send(self) -> None:
+        answer = Answer([accepted(), _wire.GenerateEvent(), finished(reason=99)])
+        with FakeServer(answer) as server, Client(server.target) as client:
+            self.assertEqual(client.generate("x").finish_reason, FinishReason.UNSPECIFIED)
+
+    def test_a_failed_stream_keeps_what_it_had(self) -> None:
+        answer = Answer([accepted(), tokens(1, text="a"), finished(reason=7)], grpc.StatusCode.INTERNAL, "NaN")
+        with FakeServer(answer) as server, Client(server.target) as client:
+            events = client.stream("x")
+            self.assertEqual([next(events).__class__ for _ in range(3)], [Accepted, Tokens, Finished])
+            with self.assertRaisesRegex(bst_client.InternalError, "NaN"):
+                next(events)
+            self.assertEqual(list(events), [])
+
+    def test_an_end_without_finished_is_an_error(self) -> None:
+        with FakeServer(*[Answer([accepted()])] * 2, Answer([])) as server, Client(server.target) as client:
+            events = client.stream("x")
+            self.assertIsInstance(next(events), Accepted)
+            with self.assertRaisesRegex(bst_client.InternalError, "without a Finished event"):
+                next(events)
+            with self.assertRaisesRegex(bst_client.InternalError, "without a Finished event"):
+                client.generate("x")
+            with self.assertRaisesRegex(bst_client.InternalError, "without a"):
+                client.score("x")
+
+
+class RetryTest(unittest.TestCase):
+    """Each case with Client and AsyncClient."""
+
+    def outcome(self, *answers: Answer, retry: RetryPolicy | None = RETRY, **kwargs: Any) -> list[tuple[Any, int]]:
+        """Of generate("x"): the text or the exception, and the number of calls; sync, async."""
+        async def run_async(target: str) -> Any:
+            async with AsyncClient(target, retry=retry) as client:
+                return (await client.generate("x", **kwargs)).text
+
+        def run_sync(target: str) -> Any:
+            with Client(target, retry=retry) as client:
+                return client.generate("x", **kwargs).text
+
+        outcomes = []
+        for run in (run_sync, lambda target: asyncio.run(run_async(target))):
+            with FakeServer(*answers) as server:
+                try:
+                    outcome = run(server.target)
+                except bst_client.BstError as error:
+                    outcome = error.code
+                outcomes.append((outcome, server.calls))
+        return outcomes
+
+    def test_no_retry_unless_asked_for(self) -> None:
+        self.assertEqual(self.outcome(Answer(code=UNAVAILABLE, trailers=AT_ONCE), whole(), retry=None),
+                         [(UNAVAILABLE, 1)] * 2)
+
+    def test_retries_until_it_works(self) -> None:
+        self.assertEqual(self.outcome(Answer(code=UNAVAILABLE), Answer(code=EXHAUSTED, trailers=AT_ONCE), whole()),
+                         [("ab", 3)] * 2)
+
+    def test_attempts_run_out(self) -> None:
+        self.assertEqual(self.outcome(*[Answer(code=UNAVAILABLE, trailers=AT_ONCE)] * 4), [(UNAVAILABLE, 3)] * 2)
+
+    def test_the_prompt_may_be_read_again(self) -> None:
+        self.assertEqual(self.outcome(Answer([accepted()], UNAVAILABLE, trailers=AT_ONCE), whole()), [("ab", 2)] * 2)
+
+    def test_never_after_the_first_token(self) -> None:
+        self.assertEqual(self.outcome(Answer([accepted(), tokens(1)], UNAVAILABLE, trailers=AT_ONCE), whole()),
+                         [(UNAVAILABLE, 1)] * 2)
+
+    def test_negative_pushback_ends_it(self) -> None:
+        self.assertEqual(self.outcome(Answer(code=UNAVAILABLE, trailers=NEVER), whole()), [(UNAVAILABLE, 1)] * 2)
+
+    def test_other_failures_are_final(self) -> None:
+        for code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.ALREADY_EXISTS):
+            self.assertEqual(self.outcome(Answer(code=code, trailers=AT_ONCE), whole()), [(code, 1)] * 2)
+        too_large = Answer(code=EXHAUSTED, message="Received message larger than max (6 vs. 5)")
+        self.assertEqual(self.outcome(too_large, whole()), [(EXHAUSTED, 1)] * 2)
+
+    def test_no_wait_beyond_the_deadline(self) -> None:
+        started = time.monotonic()
+        answer = Answer(code=UNAVAILABLE, trailers=(("grpc-retry-pushback-ms", "60000"),))
+        self.assertEqual(self.outcome(answer, whole(), timeout=20.0), [(UNAVAILABLE, 1)] * 2)
+        self.assertLess(time.monotonic() - started, 20)
+
+    def test_unary_calls_too(self) -> None:
+        async def run_async(target: str) -> tuple[int, ...]:
+            async with AsyncClient(target, retry=RETRY) as client:
+                return await client.tokenize("x")
+
+        answers = (Answer(code=UNAVAILABLE, trailers=AT_ONCE), Answer([_wire.TokenizeResponse(token_ids=[5])]))
+        with FakeServer(*answers) as server, Client(server.target, retry=RETRY) as client:
+            self.assertEqual(client.tokenize("x"), (5,))
+        with FakeServer(*answers) as server:
+            self.assertEqual(asyncio.run(run_async(server.target)), (5,))
+
+    def test_score_starts_anew(self) -> None:
+        first, second, scored, done = (_wire.ScoreEvent() for _ in range(4))
+        first.accepted.first_token_id = 1
+        second.accepted.first_token_id = 2
+        scored.scored.token_ids.append(3)
+        scored.scored.logprobs.append(-0.5)
+        done.finished.mean_nll = 0.5
+        answers = (Answer([first], UNAVAILABLE, trailers=AT_ONCE), Answer([second, scored, done]))
+        with FakeServer(*answers) as server, Client(server.target, retry=RETRY) as client:
+            result = client.score("x")
+            self.assertEqual((result.token_ids, result.logprobs, result.mean_nll), ((2, 3), (None, -0.5), 0.5))
+
+    def test_delays(self) -> None:
+        policy = RetryPolicy(max_attempts=9, initial_backoff=1, max_backoff=3, multiplier=2)
+        attempts = Attempts(policy, None)
+        plain = bst_client.UnavailableError(UNAVAILABLE, "")
+        for expected in (1, 2, 3, 3):
+            delay = attempts.delay_after(plain)
+            self.assertTrue(0.8 * expected <= delay <= 1.2 * expected, (delay, expected))
+        self.assertEqual(attempts.delay_after(bst_client.UnavailableError(UNAVAILABLE, "", (), 7.0)), 7.0)
+        self.assertEqual(attempts.delay_after(bst_client.UnavailableError(UNAVAILABLE, "", (), 7.0, 250)), 0.25)
+        for wrong in ({"max_attempts": 0}, {"initial_backoff": -1.0}, {"max_backoff": -1.0}, {"multiplier": 0.5}):
+            with self.assertRaises(ValueError):
+                RetryPolicy(**wrong)
+
+
+class CancellationTest(unittest.TestCase):
+    HELD = Answer([accepted()], hold=True)
+
+    def gone(self, server: FakeServer) -> None:
+        self.assertTrue(server.gone.get(timeout=30))
+
+    def test_close_block_and_dropped_reference(self) -> None:
+        def by_close(client: Client) -> None:
+            events = client.stream("x")
+            next(events)
+            events.close()
+            self.assertEqual(list(events), [])
+
+        def by_block(client: Client) -> None:
+            with client.stream("x") as events:
+                next(events)
+
+        def by_break(client: Client) -> None:
+            for _ in client.stream("x"):
+                break
+            gc.collect()
+
+        for cancel in (by_close, by_block, by_break):
+            with self.subTest(cancel.__name__), FakeServer(self.HELD) as server, Client(server.target) as client:
+                cancel(client)
+                self.gone(server)
+
+    def test_close_from_another_thread(self) -> None:
+        with FakeServer(self.HELD) as server, Client(server.target) as client:
+            events = client.stream("x")
+            next(events)
+            threading.Timer(0.05, events.close).start()
+            self.assertEqual(list(events), [])  # it blocks until then
+            self.gone(server)
+
+    def test_close_ends_the_wait_for_a_retry(self) -> None:
+        answer = Answer([accepted()], UNAVAILABLE, trailers=(("grpc-retry-pushback-ms", "600000"),))
+        with FakeServer(answer) as server, Client(server.target, retry=RETRY) as client:
+            events = client.stream("x")
+            next(events)
+            threading.Timer(0.05, events.close).start()
+            self.assertEqual(list(events), [])
+
+    def run_async(self, use: Callable[[AsyncClient, FakeServer], Awaitable[None]], *answers: Answer) -> None:
+        async def run() -> None:
+            with FakeServer(*answers) as server:
+                async with AsyncClient(server.target) as client:
+                    await use(client, server)
+                    await asyncio.to_thread(self.gone, server)
+
+        asyncio.run(run())
+
+    def test_async_task(self) -> None:
+        async def use(client: AsyncClient, server: FakeServer) -> None:
+            task = asyncio.ensure_future(client.generate("x"))
+            while server.calls == 0:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
+
+        self.run_async(use, self.HELD)
+
+    def test_async_block_and_close_by_another_task(self) -> None:
+        async def by_block(client: AsyncClient, _: FakeServer) -> None:
+            async with client.stream("x") as events:
+                self.assertIsInstance(await events.__anext__(), Accepted)
+            self.assertEqual([event async for event in events], [])
+
+        async def by_other(client: AsyncClient, _: FakeServer) -> None:
+            events = client.stream("x")
+            await events.__anext__()
+            asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(events.aclose()))
+            self.assertEqual([event async for event in events], [])  # it waits until then
+
+        for use in (by_block, by_other):
+            with self.subTest(use.__name__):
+                self.run_async(use, self.HELD)
+
+    def test_cancelled_by_the_server_is_an_error(self) -> None:
+        async def run_async(target: str) -> None:
+            async with AsyncClient(target) as client:
+                await client.generate("x")
+
+        answer = Answer([accepted(), finished(reason=6)], grpc.StatusCode.CANCELLED, "aborted")
+        with FakeServer(answer, answer) as server, Client(server.target) as client:
+            with self.assertRaisesRegex(bst_client.CancelledError, "aborted"):
+                client.generate("x")
+            with self.assertRaisesRegex(bst_client.CancelledError, "aborted"):
+                asyncio.run(run_async(server.target))
+
+    def test_deadline(self) -> None:
+        async def run_async(target: str) -> None:
+            async with AsyncClient(target, timeout=0.3) as client:
+                await client.generate("x")
+
+        with FakeServer(self.HELD, self.HELD, self.HELD) as server, Client(server.target) as client:
+            with self.assertRaises(bst_client.DeadlineExceededError):
+                client.generate("x", timeout=0.3)
+            with self.assertRaises(bst_client.DeadlineExceededError):
+                asyncio.run(run_async(server.target))
+
+
+if __name__ == "__main__":
+    unittest.main()
