@@ -195,16 +195,15 @@ absl::Status RunForward(const LayerBenchOptions& options, Backend& backend) {
   for (const int64_t length : options.lengths)
     std::printf(" %9lld", static_cast<long long>(length));
   std::printf("\n");
+  for (auto& [kind, layer] : layers) layer->Forward(options.chunk_tokens);  // warms up
   // Round by round over all layers, so that a drift of the machine meets all alike.
   nlohmann::json rows = nlohmann::json::array();
   std::vector<std::vector<double>> medians(layers.size());
   for (const int64_t length : options.lengths) {
     std::vector<std::vector<double>> seconds(layers.size());
-    for (int round = 0; round < options.rounds + 1; ++round) {
-      for (size_t i = 0; i < layers.size(); ++i) {
-        const double s = layers[i].second->Forward(length);
-        if (round > 0) seconds[i].push_back(s);  // the first warms up
-      }
+    for (int round = 0; round < options.rounds; ++round) {
+      for (size_t i = 0; i < layers.size(); ++i)
+        seconds[i].push_back(layers[i].second->Forward(length));
     }
     for (size_t i = 0; i < layers.size(); ++i) {
       medians[i].push_back(Median(seconds[i]));
