@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
