@@ -37,7 +37,7 @@ def find_envoy() -> str:
     return str(binary) if binary and binary.exists() else ""
 
 
-def wait_for(what: str, condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -53,7 +53,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 40) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 90) -> Any:
     """Returns the first true answer of `condition`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
