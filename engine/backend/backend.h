@@ -3,8 +3,7 @@
 //
 // Symbols   T packed tokens of a step, R rows (sequences), D model width, H heads, dh head size,
 //           W window, V vocabulary.
-// Tensors   Activations are float32 matrices [T, columns] on the device, rows
-// possibly
+// Tensors   Activations are float32 matrices [T, columns] on the device, their rows possibly
 //           strided. Weights are packed once, at load, as the backend likes them. State lies in
 //           pools indexed by slot; nothing is gathered or scattered.
 //
@@ -18,9 +17,9 @@
 //   (3) No operator allocates once it has seen its largest step (the reference may).
 // Ownership Packed weights are owned by the caller and die before the backend.
 // Threads   Engine thread only: one call at a time. The backend may use threads of its own.
-// Tested by tests/engine/backend/agreement_test.cc (every backend against the reference over
-// awkward
-//           shapes), batch_law_test.cc
+// Errors    Allocate and the Pack functions: kResourceExhausted.
+// Tested by tests/engine/backend (every backend against the reference over awkward shapes; each
+//           operator's bits under cuts and neighbours), tests/engine/model/model_test.cc
 #pragma once
 
 #include <cstddef>
@@ -138,7 +137,8 @@ class Backend {
   virtual size_t ScanStateBytes(const ScanWeights& weights) const = 0;
   // Back to all zeros: the state before the first token.
   virtual void ClearSlot(PoolView pool, SlotId slot) = 0;
-  // One slot of `to` becomes a copy of one of `from`; slots of equal content size.
+  // One slot of `to` becomes a copy of one of `from`, byte by byte; of slots of two sizes the
+  // smaller's worth. Float32 matrices, row-major, may be seen as pools and be copied.
   virtual void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) = 0;
 
   // ---- Operators: every step ----

@@ -1,15 +1,17 @@
 // The causal convolution with explicit taps, the third form of SsmWeights (see ssm.h).
 //
-//   y[t, c, i] = sum_{s < taps} K[s, c, i] u[t - s, i] + d[c, i] u[t, i]      u = 0 before the
-//   document
+//   y[t, c, i] = sum_{s < taps} K[s, c, i] u[t - s, i] + d[c, i] u[t, i]
 //
-// kEveryToken  Blocks of W. At a block's start the past's contribution to all W outputs of the
-// block
-//              is made in one pass (partitioned FFT convolution; each finished block of inputs,
-//              padded to 2 W, meets the taps (p - 1) W .. (p + 1) W - 1 of partition p) and kept in
-//              the slot; inside the block the newest taps are applied directly. Time per token is
-//              flat, prompt and decode do the same arithmetic, and where a row is cut is invisible.
+// with u = 0 before the document.
+//
+// kEveryToken  Blocks of W. At a block's start the past's contribution to all its W outputs is made
+//              in one pass (partitioned FFT convolution: a finished block of inputs meets the taps
+//              (p - 1) W .. (p + 1) W - 1 of partition p) and kept in the slot; inside the block
+//              the newest taps are applied directly. So time per token is the same for every block,
+//              though a block's first token carries more of it; prompt and decode do the same
+//              arithmetic, and where a row is cut is invisible.
 // kBlockEnds   One dot product over all taps per block, feature and filter: cheaper than any FFT.
+// Precision    A backend may count taps below 2^-96 as zero.
 // State        The inputs that can still be reached, taps - 1 rows rounded up to whole blocks
 //              (kBlockEnds: `taps` rows), and with kEveryToken the W pending outputs per feature.
 #pragma once

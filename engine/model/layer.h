@@ -45,10 +45,10 @@ struct Workspace {
   Scratch normed;     // n, of attention and of the feed-forward network
   Scratch heads;      // q, k, v and the context queries
   Scratch attended;   // o and oc
-  Scratch context;    // kc and vc
-  Scratch signal;     // a long convolution's input, a state update's normed states
-  Scratch states;     // a long convolution's output, recurrent states
-  Scratch modes;      // inside an S5 kernel
+  Scratch context;    // kc and vc; a state update's projections
+  Scratch signal;     // a long convolution's input; a state update's normed states
+  Scratch states;     // a long convolution's output; recurrent states
+  Scratch modes;      // inside an S5 kernel; what a state update attended to
   Scratch end_modes;  // the same at block ends
   Scratch end_input;
   Scratch update;  // of recurrent states
@@ -62,7 +62,11 @@ struct Workspace {
   std::vector<ContextRows> stores;
   std::vector<int> indices;
 
-  absl::Status Allocate(Backend& backend, int max_block_ends) {
+  absl::Status Allocate(Backend& backend, int max_rows, int max_block_ends) {
+    const auto ends = static_cast<size_t>(max_block_ends), rows = static_cast<size_t>(max_rows);
+    uses.reserve(ends + rows);
+    stores.reserve(ends + rows);
+    indices.reserve(ends);
     for (Scratch* scratch : {&normed, &heads, &attended, &context, &signal, &states, &modes,
                              &end_modes, &end_input, &update, &hidden, &gated}) {
       BST_RETURN_IF_ERROR(scratch->Allocate(backend));

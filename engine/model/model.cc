@@ -1,7 +1,9 @@
 #include "engine/model/model.h"
 
 #include <algorithm>
+#include <string>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/gss_layer.h"
 #include "engine/model/transformer_layer.h"
@@ -13,6 +15,10 @@ namespace {
 absl::StatusOr<std::unique_ptr<Layer>> MakeLayer(const LayerSource& source) {
   return source.layer().type == LayerType::kGss ? GssLayer::Create(source)
                                                 : TransformerLayer::Create(source);
+}
+
+absl::Status InPart(const std::string& part, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(part, ": ", status.message()));
 }
 
 }  // namespace
@@ -45,28 +51,33 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Checkpoint& checkpoin
   model->workspace_ = std::make_unique<Workspace>();
   // A row of n tokens has at most n / W + 1 block ends, and at most n.
   const int max_rows = std::min(options.max_rows, options.max_step_tokens);
-  const int max_block_ends =
-      std::min(options.max_step_tokens, options.max_step_tokens / config.window + max_rows);
+  const auto max_block_ends = static_cast<int>(std::min<int64_t>(
+      options.max_step_tokens, int64_t{options.max_step_tokens / config.window} + max_rows));
   for (int n = 0; n < static_cast<int>(config.layers.size()); ++n) {
-    BST_ASSIGN_OR_RETURN(std::unique_ptr<Layer> layer,
-                         MakeLayer({.checkpoint = checkpoint,
-                                    .backend = backend,
-                                    .index = n,
-                                    .weights = options.weights,
-                                    .kv = options.kv,
-                                    .layout = model->state_layout_,
-                                    .workspace = *model->workspace_,
-                                    .max_tokens = options.max_step_tokens,
-                                    .max_rows = max_rows,
-                                    .max_block_ends = max_block_ends}));
-    model->layers_.push_back(std::move(layer));
+    absl::StatusOr<std::unique_ptr<Layer>> layer = MakeLayer({.checkpoint = checkpoint,
+                                                              .backend = backend,
+                                                              .index = n,
+                                                              .weights = options.weights,
+                                                              .kv = options.kv,
+                                                              .layout = model->state_layout_,
+                                                              .workspace = *model->workspace_,
+                                                              .max_tokens = options.max_step_tokens,
+                                                              .max_rows = max_rows,
+                                                              .max_block_ends = max_block_ends});
+    if (!layer.ok()) return InPart(absl::StrCat("layer ", n), layer.status());
+    model->layers_.push_back(*std::move(layer));
   }
   BST_ASSIGN_OR_RETURN(model->final_norm_,
                        backend.PackVector(checkpoint.Tensor("final_norm.weight")));
   const TensorView output = config.tie_embeddings ? embedding : checkpoint.Tensor("lm_head.weight");
   BST_ASSIGN_OR_RETURN(model->output_, backend.PackLinear({output}, options.weights));
 
-  BST_RETURN_IF_ERROR(model->workspace_->Allocate(backend, max_block_ends));
+  if (const absl::Status status = model->workspace_->Allocate(backend, max_rows, max_block_ends);
+      !status.ok()) {
+    return InPart(absl::StrCat("workspace for max_step_tokens = ", options.max_step_tokens,
+                               ", max_rows = ", max_rows),
+                  status);
+  }
   model->block_ends_.reserve(static_cast<size_t>(max_block_ends));
   model->residual_.Reserve(options.max_step_tokens, config.hidden_size);
   model->rotary_.Reserve(options.max_step_tokens, model->rotary_dim_);

@@ -9,7 +9,9 @@
 // Ownership   Owns packed weights and workspace; the backend outlives it. The checkpoint is not
 //             needed after Create.
 // Threads     Engine thread only.
-// Errors      Create: kResourceExhausted; kInvalidArgument for options.
+// Errors      Create: kResourceExhausted, naming the layer or the workspace; kInvalidArgument for
+//             options; kFailedPrecondition, naming the tensor, where its values make no finite
+//             float32 model.
 // Tested by   tests/engine/model/model_test.cc (the law), tests/engine/model/golden_test.cc
 #pragma once
 

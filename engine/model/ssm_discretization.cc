@@ -52,6 +52,12 @@ absl::Status NotFinite(const SsmTensors& tensors, const std::string& element, Co
                    a.real(), " + ", a.imag(), "i, time step ", dt, ")"));
 }
 
+// What backends fold a readout into must be finite as well, not only the parts.
+absl::Status ReadoutBeyondFloat(const SsmTensors& tensors, const std::string& element) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(tensors.name(), ".", element, " gives a readout beyond float32"));
+}
+
 Complex StoredMode(const SsmTensors& tensors, int64_t i) {
   return {-std::exp(Number(tensors.at("log_neg_a_real"), i)), Number(tensors.at("a_imag"), i)};
 }
@@ -110,9 +116,12 @@ absl::StatusOr<DiscreteSsm> DiscreteSsm::Create(const SsmTensors& tensors, const
                          has_b ? "b" + IndexOf(i, dims) : "log_dt" + IndexOf(f, {dims[0], dims[1]}),
                          a, dt);
       }
+      const Complex readout = dss ? ComplexNumber(c, i) / 2.0 : ComplexNumber(c, i);
+      if (!FitsFloat(2.0 * readout * mode.b))
+        return ReadoutBeyondFloat(tensors, (dss ? "w" : "c") + IndexOf(i, dims));
       Append(ssm.a_minus_one_, mode.a_minus_one);
       Append(ssm.b_, mode.b);
-      Append(ssm.c_, dss ? ComplexNumber(c, i) / 2.0 : ComplexNumber(c, i));
+      Append(ssm.c_, readout);
     }
   }
   return ssm;
@@ -131,9 +140,10 @@ SsmParameters DiscreteSsm::parameters() {
 absl::StatusOr<DiscreteDplr> DiscreteDplr::Create(const SsmTensors& tensors, const SsmSpec& spec) {
   const TensorView log_dt = tensors.at("log_dt"), b = tensors.at("b"), p = tensors.at("p");
   DiscreteDplr dplr(spec);
+  const TensorView c = tensors.at("c");
   dplr.modes_ = p.dim(2);
   dplr.p_ = ToFloats(p);
-  dplr.c_ = ToFloats(tensors.at("c"));
+  dplr.c_ = ToFloats(c);
   dplr.d_ = ToFloats(tensors.at("d"));
   for (int64_t f = 0; f < spec.num_features(); ++f) {
     const double dt = std::exp(Number(log_dt, f));
@@ -145,6 +155,7 @@ absl::StatusOr<DiscreteDplr> DiscreteDplr::Create(const SsmTensors& tensors, con
       const Complex g = 1.0 / (1.0 - dt * StoredMode(tensors, i) / 2.0);
       rho += dt * std::norm(ComplexNumber(p, i)) * g.real();
     }
+    Complex coupling = 0;  // of the input to 2 Re sum w v
     for (int64_t i = first; i < end; ++i) {
       const Complex a = StoredMode(tensors, i);
       const Complex g = 1.0 / (1.0 - dt * a / 2.0);
@@ -155,6 +166,10 @@ absl::StatusOr<DiscreteDplr> DiscreteDplr::Create(const SsmTensors& tensors, con
         return NotFinite(tensors, "log_neg_a_real" + IndexOf(i, dims), a, dt);
       if (!FitsFloat(dt) || !FitsFloat(dt_b))
         return NotFinite(tensors, "b" + IndexOf(i, dims), a, dt);
+      coupling += 2.0 * w * dt_b;
+      if (!FitsFloat(coupling)) return NotFinite(tensors, "b" + IndexOf(i, dims), a, dt);
+      if (!FitsFloat(2.0 * ComplexNumber(c, i)))
+        return ReadoutBeyondFloat(tensors, "c" + IndexOf(i, dims));
       Append(dplr.dt_lambda_, dt * a);
       Append(dplr.dt_b_, dt_b);
       Append(dplr.g_, g);
@@ -219,10 +234,8 @@ absl::StatusOr<MimoKernel> MimoKernel::Create(const SsmTensors& tensors, Discret
         const Complex x = ComplexNumber(c, f * kernel.modes_ + m);
         const double factor = imaginary ? -2 * x.imag() : 2 * x.real();
         if (!FitsFloat(factor)) {
-          return absl::FailedPreconditionError(
-              absl::StrCat(tensors.name(), ".c",
-                           IndexOf(f * kernel.modes_ + m, {c.dim(0), c.dim(1), kernel.modes_}),
-                           " times two is beyond float32"));
+          return ReadoutBeyondFloat(
+              tensors, "c" + IndexOf(f * kernel.modes_ + m, {c.dim(0), c.dim(1), kernel.modes_}));
         }
         kernel.readout_.push_back(static_cast<float>(factor));
       }

@@ -1,19 +1,27 @@
 #include "engine/model/ssm_kernel.h"
 
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "engine/tensor/host_convert.h"
 
 namespace bst {
 namespace {
 
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackExplicit(const SsmTensors& tensors,
                                                          const SsmSpec& spec, Backend& backend) {
-  const TensorView filter = tensors.at("filter");  // [C, D, T]
-  std::vector<float> taps = ToFloats(filter), d = ToFloats(tensors.at("d"));
-  const int64_t features = spec.num_features();
+  const TensorView filter = tensors.at("filter"), d = tensors.at("d");  // [C, D, T], [C, D], F32
+  const int64_t features = spec.num_features(), num_taps = filter.dim(2);
+  for (int64_t f = 0; f < features; ++f) {
+    // Backends may count d as part of the first tap.
+    if (std::isfinite(filter.as<float>()[f * num_taps] + d.as<float>()[f])) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat(tensors.name(), ".d[", f / spec.num_inputs, ", ", f % spec.num_inputs,
+                     "] and the filter's first tap add up to a number beyond float32"));
+  }
   return backend.PackConvolution(
       {.spec = spec,
-       .taps = TensorView(taps.data(), DType::kF32, {features, filter.dim(2)}),
+       .taps = TensorView(filter.data(), DType::kF32, {features, num_taps}),
        .d = TensorView(d.data(), DType::kF32, Shape{features})});
 }
 

@@ -262,6 +262,12 @@ absl::Status RunDecode(const LayerBenchOptions& options, Backend& backend) {
 }
 
 absl::Status Run(const LayerBenchOptions& options) {
+  for (const std::string& name : options.only) {
+    if (std::none_of(std::begin(kLayers), std::end(kLayers),
+                     [&](const LayerKind& kind) { return kind.name == name; })) {
+      return absl::InvalidArgumentError(absl::StrCat("--only: no layer is called ", name));
+    }
+  }
   std::unique_ptr<Backend> backend;
   if (options.backend == "reference") {
     backend = MakeReferenceBackend();

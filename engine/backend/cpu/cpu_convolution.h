@@ -3,15 +3,15 @@
 //
 // Symbols   T taps, W block, Q = ceil((T - 1) / W) partitions, C filters, D inputs; M the smallest
 //           power of two >= W
-// Tokens    Output i of block b adds, in this order: its base, then u[bW + j] k[i - j] for j =
-// 0..i.
+// Tokens    Output i of block b adds, in this order: its base, then u[bW + j] k[i - j], j = 0 .. i.
 //           The base is the contribution of blocks b-1 .. b-Q, made for all i when the block
 //           starts: elements W + i of sum_p u_{b-p} g_p, g_p[m] = k[(p-1) W + m], m = 1 .. 2W - 1.
-//           These products of polynomials are taken modulo t^2M + 1, which leaves elements W .. 2W
-//           - 1 intact; and since all is real, modulo t^M - i: coefficients m and M + m become one
-//           complex number, u_b has no imaginary parts, and M complex points do the work of 2M.
+//           These products of polynomials are taken modulo t^2M + 1, which leaves elements
+//           W .. 2W - 1 intact; and since all is real, modulo t^M - i: coefficients m and M + m
+//           become one complex number, u_b has no imaginary parts, and M complex points do the work
+//           of 2M.
 // Ends      y = sum over 128 taps at a time of k[s] u[t - s], in order.
-// The scratch of a thread holds Q + 1 spectra, or T + 7 W rows of inputs.
+// The scratch of a thread holds Q + 1 spectra, or 8 C rows of sums and T + 7 W rows of inputs.
 #pragma once
 
 #include <memory>
@@ -30,8 +30,8 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackCpuConvolution(
     CpuContext& context, const ConvolutionParameters& parameters);
 
 // An output for every token.
-// State   [groups] x { ring [max(Q, 1) W][16] of raw inputs, row position mod (Q W); base
-// [C][W][16] }
+// State   [groups] x { ring [max(Q, 1) W][16] of raw inputs, row position mod (Q W);
+//                      base [C][W][16] }
 class CpuTokenConvolution : public CpuSequence {
  public:
   static absl::StatusOr<std::unique_ptr<CpuTokenConvolution>> Pack(

@@ -8,9 +8,9 @@
 // Block ends  The inputs of an unfinished block wait in the slot, [W][D] after the state. The state
 //             advances a whole block at a time: with one token per step, weights and state are then
 //             streamed once per block rather than once per token.
-// Layout      packed [groups] x { constants [K][16], modes [M][parts][16] }; state
-// [groups][M][2][16].
-//             Groups are counted filter by filter; a filter's last one is padded with zeros.
+// Layout      packed [groups] x { constants [K][16], modes [M][parts][16] };
+//             state [groups][M][2][16]. Groups are counted filter by filter; a filter's last one is
+//             padded with zeros.
 #pragma once
 
 #include <cstdint>

@@ -93,7 +93,7 @@ TEST_P(ContextAttentionTest, AQueryDoesNotDependOnItsNeighbours) {
   for (int trial = 0; trial < 20; ++trial) {
     Problem problem = RandomProblem(random);
     problem.spec.kv_type = trial % 2 == 0 ? DType::kF32 : DType::kBF16;
-    // Uses take contexts 0, 1, 2 in turn: the same 30 queries of context 1 in one group and in
+    // Uses take contexts 0, 1, 2 in turn: the same 31 queries of context 1 in one group and in
     // many.
     const std::vector<float> whole = Attend(*tested_, problem, {1, 31}).values();
     Matrix parts = [&] {

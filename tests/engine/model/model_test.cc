@@ -48,6 +48,9 @@ constexpr char kKernels[] = R"(
   {"type": "bst", "context": "multi_filter", "num_states": 2, "ssm": {"kernel": "s4", "state_size": 4, "discretization": "bilinear"}})";
 constexpr char kBrect[] = R"({"type": "brect", "num_states": 5, "gate": "fixed"},
   {"type": "transformer"}, {"type": "brect", "num_states": 33, "gate": "fixed"})";
+// So many states that the rows of a step are updated one by one, and two by two.
+constexpr char kBrectBatches[] = R"({"type": "brect", "num_states": 130, "gate": "fixed"},
+  {"type": "brect", "num_states": 90, "gate": "fixed"})";
 constexpr char kHybrid[] = R"(
   {"type": "gss", "inner_size": 40, "ssm_size": 24, "ssm": {"kernel": "dss", "state_size": 5}},
   {"type": "transformer"},
@@ -68,6 +71,7 @@ constexpr Variant kVariants[] = {
     {"brect_rope", "sliding", "true", "masked", "true", "rope", "relu", kBrect},
     {"brect_zeros_t5", "sliding", "false", "zeros", "true", "t5", "relu", kBrect},
     {"brect_block_none", "block", "true", "masked", "false", "none", "gelu", kBrect},
+    {"brect_batches", "sliding", "true", "masked", "true", "rope", "relu", kBrectBatches},
     {"hybrid", "sliding", "true", "masked", "true", "rope", "relu", kHybrid},
 };
 

@@ -554,6 +554,9 @@ TEST_P(SsmKernelTest, ErrorsNameTensorAndElement) {
           {"b", 14, 3e38f}},
          "b[2, 1]");
   expect(s5, {{"c", 28, 3e38f}}, "c[1, 0, 2]");
+  // Finite parts whose product or sum is not: they would serve NaN.
+  expect(s4d, {{"b", 28, 1e25f}, {"c", 28, 1e25f}}, "c[1, 0, 2]");
+  expect(s4, {{"c", 28, 2e38f}}, "c[1, 0, 2]");
 }
 
 std::vector<std::string> AllBackends() {
