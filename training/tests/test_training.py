@@ -394,7 +394,8 @@ class TrainerTest(TemporaryDirectoryTest):
         self.assertTrue(np.array_equal(a.inputs, b.inputs))
 
     def test_bf16_autocast_trains(self) -> None:
-        trainer = self._trainer("bf16", bf16=True)
+        layers = (bst("s4", "multi_head"), bst("s4d", "multi_filter"), BRECT, gss())
+        trainer = self._trainer("bf16", layers, bf16=True)
         loss = trainer._train_step()[0]
         for _ in range(8):
             last = trainer._train_step()[0]
