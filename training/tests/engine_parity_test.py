@@ -2,9 +2,9 @@
 
     python3 training/tests/engine_parity_test.py --engine build/release/.../bst-logits
 
-Random models of odd sizes with all attention and feed-forward options are exported, some as F32 and
-some as BF16. With `--layers all` they have every layer and every kernel of the format; with
-`basic` transformer layers and single-head S4D BST layers only. The engine is run as
+Random models of odd sizes, with every layer and every kernel of the format and all attention and
+feed-forward options, are exported, some as F32 and some as BF16. (`--layers basic` keeps to
+transformer layers and single-head S4D BST layers.) The engine is run as
 
     ENGINE --backend=BACKEND --weights=f32 DIR [DIR...]
 
@@ -144,7 +144,7 @@ def main() -> int:
     parser.add_argument("--backend", default="reference,cpu", help="default: %(default)s")
     parser.add_argument("--count", type=int, default=20, help="models (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the first (default %(default)s)")
-    parser.add_argument("--layers", choices=("basic", "all"), default="basic",
+    parser.add_argument("--layers", choices=("basic", "all"), default="all",
                         help="default: %(default)s")
     args = parser.parse_args()
     if args.engine is None:
