@@ -45,6 +45,7 @@ def main() -> None:
     if args.decode is not None:
         decode = json.loads(args.decode.read_text(encoding="utf-8"))
         axis = axes[0][1]
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)
         for row in decode["decode"]:
             step = row["tokens_per_stretch"]
             axis.plot([step * (i + 1) for i in range(len(row["seconds_per_token"]))],
@@ -54,7 +55,7 @@ def main() -> None:
         axis.set_ylabel("time per token, microseconds")
         axis.set_title("one token at a time", fontsize=9)
         axis.grid(True, alpha=0.2)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(args.output, dpi=120)
 
