@@ -31,12 +31,15 @@ def _name(length: int) -> str:
 
 
 def per_document(
-    result: Result, stretch: Tuple[int, int], key: str = "nats", per: str = "tokens"
+    result: Result, stretch: Tuple[int, int], key: str = "nats", per: str = "tokens",
+    domain: str = "all",
 ) -> Tuple[List[int], np.ndarray]:
     """(index, nats per token, or per byte) of every document that reaches the stretch's end."""
     begin, end = (result["edges"].index(position) for position in stretch)
     indices, values = [], []
     for index, document in enumerate(result["documents"]):
+        if domain not in ("all", document["domain"]):
+            continue
         if sum(document["tokens"][:end]) == stretch[1]:
             indices.append(index)
             values.append(sum(document[key][begin:end]) / sum(document[per][begin:end]))
@@ -98,18 +101,25 @@ def tables(results: Sequence[Result]) -> str:
             values = per_document(result, stretch)[1]
             cells.append(f"{_with_error(values, '.3f')} ({math.exp(values.mean()):.1f})")
         lines.append(_row(cells))
-    lines += ["", "**Up to a context length**: nats per token / perplexity / bits per byte over "
-              "all positions below it", ""]
-    header = ["model"] + [_name(b) for _, b in CUMULATIVE] + ["training, last tenth"]
-    lines += [_row(header), _row(["---"] + ["---:"] * (len(header) - 1))]
-    for result in results:
-        cells = [result["model"]]
-        for stretch in CUMULATIVE:
-            mean = float(per_document(result, stretch)[1].mean())
-            bits = float(per_document(result, stretch, per="bytes")[1].mean()) / math.log(2)
-            cells.append(f"{mean:.3f} / {math.exp(mean):.1f} / {bits:.3f}")
-        cells.append(f"{result['training_nats_per_token_last_tenth']:.3f}")
-        lines.append(_row(cells))
+    for domain in ("books", "latex", "code"):
+        lines += ["", f"**Up to a context length**, {domain}: nats per token / perplexity / bits per "
+                  "byte over all positions below it", ""]
+        header = ["model"] + [_name(b) for _, b in CUMULATIVE]
+        lines += [_row(header), _row(["---"] + ["---:"] * (len(header) - 1))]
+        for result in results:
+            cells = [result["model"]]
+            for stretch in CUMULATIVE:
+                values = per_document(result, stretch, domain=domain)[1]
+                if not len(values):
+                    cells.append("–")
+                    continue
+                mean = float(values.mean())
+                bytes_mean = per_document(result, stretch, per="bytes", domain=domain)[1].mean()
+                bits = float(bytes_mean) / math.log(2)
+                cells.append(f"{mean:.3f} / {math.exp(mean):.1f} / {bits:.3f}")
+            lines.append(_row(cells))
+    last = ", ".join(f"{r['model']} {r['training_nats_per_token_last_tenth']:.3f}" for r in results)
+    lines += ["", f"Training loss over the last tenth, nats per token: {last}."]
     for domain in ("all", "books", "latex", "code"):
         text = "all documents" if domain == "all" else domain
         lines += ["", f"**Difference to the {BASELINE}** in nats per token, {text}, document by "
