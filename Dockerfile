@@ -20,6 +20,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin bst
 COPY --from=build /usr/local/bin/ /usr/local/bin/
+# Opened at run time, from ../lib/bst of the programs.
+COPY --from=build /usr/local/lib/bst/ /usr/local/lib/bst/
 COPY models /models
 USER 10001
 EXPOSE 50051 9090

@@ -3,11 +3,12 @@
 #   make demo    set up, build, serve the bundled model, generate from a prompt, shut down
 #   make test    set up, build, run every test
 #
-# MODEL, PROMPT and PORT of the demo can be set:  make demo PROMPT="In the beginning"
+# MODEL (a directory) and PROMPT of the demo can be set:  make demo PROMPT="In the beginning"
 
 JOBS ?= $(shell nproc)
-MODEL ?= $(firstword $(wildcard models/*/config.json))
+MODEL ?= $(patsubst %/config.json,%,$(firstword $(wildcard models/*/config.json)))
 PROMPT ?= It was a dark evening, and the old man
+export PROMPT  # through the environment: it may hold quotes
 BUILD := build/release
 
 .PHONY: help demo test build dependencies install asan tsan format lint clean
@@ -24,7 +25,7 @@ build: dependencies
 	cmake --build $(BUILD) -j $(JOBS) --target bst-server bst bst-init
 
 demo: build
-	@scripts/demo $(BUILD)/bin $(dir $(MODEL)) "$(PROMPT)"
+	@scripts/demo $(BUILD)/bin $(MODEL) "$$PROMPT"
 
 test:
 	@scripts/install_dependencies test

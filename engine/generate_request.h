@@ -3,8 +3,10 @@
 // Threads   Values.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,9 +33,25 @@ struct GenerateRequest {
   bool prompt_progress = false;  // send PrefillProgress events
   // The request ends with kDeadlineExceeded if it has not started by then; infinite: never.
   absl::Duration queue_timeout = absl::InfiniteDuration();
-  // Running time from submission after which the stream finishes with kTimeLimit, text kept.
+  // Time from submission after which the stream finishes with kTimeLimit, text kept; with
+  // kDeadlineExceeded if it has no token by then.
   absl::Duration time_limit = absl::InfiniteDuration();
 };
+
+// Whether any token may be drawn before min_new_tokens: logit_bias may ban tokens, and until then
+// those that end the output are banned too, the stop tokens and, unless ignored, one for eos: the
+// caller may not have thought of it, so a vocabulary of which only the end is left counts as
+// banned.
+inline bool LeavesTokensToDraw(const GenerateRequest& request, int vocab_size) {
+  if (request.stopping.min_new_tokens == 0) return true;
+  std::set<TokenId> banned(request.stopping.stop_token_ids.begin(),
+                           request.stopping.stop_token_ids.end());
+  for (const auto& [token, bias] : request.sampling.logit_bias) {
+    if (std::isinf(bias)) banned.insert(token);
+  }
+  const size_t ends = request.stopping.ignore_eos ? 0 : 1;
+  return banned.size() + ends < static_cast<size_t>(vocab_size);
+}
 
 // Log-probabilities of the tokens of a text under the model.
 struct ScoreRequest {

@@ -1,12 +1,12 @@
 #include "engine/model_info.h"
 
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/read_file.h"
 #include "engine/base/status_macros.h"
+#include "engine/checkpoint/json.h"
 
 namespace bst {
 namespace {
@@ -58,14 +58,6 @@ std::string DescribeLayer(const LayerConfig& layer) {
   return "";
 }
 
-absl::StatusOr<std::string> ReadText(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file.good() && !file.eof())
-    return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
-  return text;
-}
-
 std::vector<TokenId> ZeroOrOne(const std::optional<TokenId>& id) {
   return id.has_value() ? std::vector<TokenId>{*id} : std::vector<TokenId>{};
 }
@@ -89,8 +81,9 @@ absl::StatusOr<ModelInfo> DescribeCheckpoint(const Checkpoint& checkpoint) {
   ModelInfo info;
   info.name = checkpoint.name();
   info.directory = checkpoint.directory();
-  BST_ASSIGN_OR_RETURN(info.config_json,
-                       ReadText(absl::StrCat(checkpoint.directory(), "/config.json")));
+  BST_ASSIGN_OR_RETURN(
+      info.config_json,
+      ReadTextFile(absl::StrCat(checkpoint.directory(), "/config.json"), kMaxJsonFileBytes));
   info.vocab_size = config.vocab_size;
   info.hidden_size = config.hidden_size;
   info.num_heads = config.num_heads;

@@ -1,9 +1,7 @@
 #include "engine/request_check.h"
 
-#include <cmath>
 #include <vector>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/base/ids.h"
@@ -61,20 +59,10 @@ absl::Status CheckStopping(const StoppingParams& stopping, int vocab_size) {
   return CheckTokens("stop_token_ids", stopping.stop_token_ids, vocab_size);
 }
 
-// logit_bias may ban tokens, and min_new_tokens bans those that would end the output; eos is one
-// the caller may not have thought of, so a vocabulary of which only the end is left counts as
-// banned too.
 absl::Status CheckSomethingCanBeDrawn(const GenerateRequest& request, int vocab_size) {
-  absl::flat_hash_set<TokenId> banned;
-  for (const auto& [token, bias] : request.sampling.logit_bias) {
-    if (std::isinf(bias)) banned.insert(token);
-  }
-  if (banned.empty() || request.stopping.min_new_tokens == 0) return absl::OkStatus();
-  banned.insert(request.stopping.stop_token_ids.begin(), request.stopping.stop_token_ids.end());
-  const size_t ends = request.stopping.ignore_eos ? 0 : 1;
-  if (banned.size() + ends < static_cast<size_t>(vocab_size)) return absl::OkStatus();
-  return Invalid("logit_bias",
-                 absl::StrCat("bans every token that may be drawn before min_new_tokens, ",
+  if (LeavesTokensToDraw(request, vocab_size)) return absl::OkStatus();
+  return Invalid(request.sampling.logit_bias.empty() ? "stop_token_ids" : "logit_bias",
+                 absl::StrCat("leaves no token to draw before min_new_tokens, ",
                               request.stopping.min_new_tokens));
 }
 

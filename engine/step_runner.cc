@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "absl/types/span.h"
 #include "engine/base/check.h"
+#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 
 namespace bst {
@@ -32,10 +33,10 @@ RequestStats::Stage StageOf(const ActiveRequest& request) {
   return request.has_read_prompt() ? RequestStats::Stage::kDecode : RequestStats::Stage::kPrefill;
 }
 
-// Zero for what has not happened.
-Timings TimingsOf(const ActiveRequest& request) {
+// `now`, the end. Zero for what has not happened; one that never started waited all the time.
+Timings TimingsOf(const ActiveRequest& request, absl::Time now) {
   Timings timings;
-  if (request.has_started()) timings.queue = request.started - request.submitted;
+  timings.queue = (request.has_started() ? request.started : now) - request.submitted;
   if (request.has_read_prompt()) timings.prefill = request.prompt_read - request.started;
   if (request.generated_tokens > 0) {
     timings.time_to_first_token = request.first_token - request.submitted;
@@ -59,6 +60,10 @@ Outcome OutcomeOf(const ActiveRequest& request, SequenceEnd end) {
       return {request.stop_token == request.eos ? FinishReason::kEos : FinishReason::kStopToken,
               absl::OkStatus()};
     case SequenceEnd::kTimeLimit:
+      if (request.generated_tokens == 0) {
+        return {FinishReason::kError,
+                absl::DeadlineExceededError("time_limit passed before the first token")};
+      }
       return {FinishReason::kTimeLimit, absl::OkStatus()};
     case SequenceEnd::kCancelled:
       return {FinishReason::kCancelled, absl::CancelledError("cancelled")};
@@ -271,6 +276,7 @@ absl::StatusOr<ScoredEvent> StepRunner::Scored(TensorView logits, absl::Span<con
 }
 
 void StepRunner::CommitFailed(StepPlan plan, const absl::Status& status) {
+  Log(LogLevel::kError, "engine_failed", {{"status", status.ToString()}});
   health_ = status;
   healthy_ = false;
   inbox_.Fail(status);
@@ -375,7 +381,7 @@ void StepRunner::Finish(ActiveRequest& request, SequenceEnd end, absl::Time now)
     finished.stop_token = *request.stop_token;
   finished.prompt_tokens = request.prompt_tokens;
   finished.generated_tokens = request.generated_tokens;
-  finished.timings = TimingsOf(request);
+  finished.timings = TimingsOf(request, now);
   if (observer_ != nullptr) {
     observer_->OnFinished(request.request_id, {.kind = request.kind,
                                                .stage = StageOf(request),

@@ -54,16 +54,17 @@ struct ScoredEvent {
 };
 
 struct Timings {
-  absl::Duration queue;                // submission to the first step
-  absl::Duration prefill;              // first step to the end of the prompt
+  absl::Duration queue;    // submission to the first step; if there was none, to the end
+  absl::Duration prefill;  // first step to the end of the prompt
   absl::Duration time_to_first_token;  // submission to the first token
   absl::Duration decode;               // first token to the last
 };
 
 struct FinishedEvent {
   FinishReason reason = FinishReason::kError;
-  // OK for kEos .. kTimeLimit; kCancelled; else what went wrong (kDeadlineExceeded in the queue,
-  // kInternal for NaN logits or a failed device, kUnavailable at shutdown).
+  // OK for kEos .. kTimeLimit; kCancelled; else what went wrong (kDeadlineExceeded in the queue
+  // or, for the time limit, before the first token, kInternal for NaN logits or a failed device,
+  // kUnavailable at shutdown).
   absl::Status status;
   TokenId stop_token;  // kStopToken and kEos: which
   int64_t prompt_tokens = 0;

@@ -101,7 +101,7 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
                                                       v1::TokenizeResponse* response) {
   return Answer(*context, "Tokenize", [&](const ServedModel& model) -> absl::Status {
     BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
-                         model.tokenizer->Encode(request->text()));
+                         EncodeText(request->text(), model.engine->info(), *model.tokenizer));
     if (request->add_bos()) {
       for (const TokenId bos : model.engine->info().bos)
         response->add_token_ids(static_cast<uint32_t>(bos.value()));

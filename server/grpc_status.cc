@@ -20,7 +20,7 @@ bool AsksForRetry(absl::StatusCode code) {
 
 }  // namespace
 
-absl::Status InvalidFields(const std::vector<FieldViolation>& violations) {
+absl::Status InvalidFields(const std::vector<FieldViolation>& violations, int num_omitted) {
   google::rpc::BadRequest details;
   std::string message;
   for (const FieldViolation& violation : violations) {
@@ -30,6 +30,7 @@ absl::Status InvalidFields(const std::vector<FieldViolation>& violations) {
     absl::StrAppend(&message, message.empty() ? "" : "; ", violation.field, " ",
                     violation.description);
   }
+  if (num_omitted > 0) absl::StrAppend(&message, "; and ", num_omitted, " more");
   absl::Status status = absl::InvalidArgumentError(message);
   status.SetPayload(kBadRequestType, absl::Cord(details.SerializeAsString()));
   return status;

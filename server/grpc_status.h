@@ -31,8 +31,9 @@ struct FieldViolation {
   std::string description;  // "is 1.5, must be in (0, 1]"
 };
 
-// kInvalidArgument that lists all `violations`, of which there is at least one.
-absl::Status InvalidFields(const std::vector<FieldViolation>& violations);
+// kInvalidArgument that lists all `violations`, of which there is at least one, and says how many
+// more there were.
+absl::Status InvalidFields(const std::vector<FieldViolation>& violations, int num_omitted = 0);
 
 grpc::Status ToGrpcStatus(const absl::Status& status);
 

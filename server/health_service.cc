@@ -103,10 +103,9 @@ grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* cont
   const Status status = StatusOf(request->service());
   response->set_status(status);
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(
-      status == HealthCheckResponse::SERVICE_UNKNOWN
-          ? grpc::Status(grpc::StatusCode::NOT_FOUND, "no service " + request->service())
-          : grpc::Status::OK);
+  reactor->Finish(status == HealthCheckResponse::SERVICE_UNKNOWN
+                      ? grpc::Status(grpc::StatusCode::NOT_FOUND, "no such service")
+                      : grpc::Status::OK);
   return reactor;
 }
 

@@ -1,4 +1,7 @@
 // bst-server: flags -> ServerConfig -> Server -> Engine; SIGTERM and SIGINT drain.
+#include <unistd.h>
+
+#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -14,13 +17,18 @@
 namespace bst {
 namespace {
 
+void EndAtOnce(int /*signal*/) { _exit(0); }
+
 absl::Status Run(const ServerConfig& config) {
+  // While the model loads nothing is in flight, so a signal ends the process at once. By a handler:
+  // without one the first process of a container ignores it.
+  std::signal(SIGTERM, EndAtOnce);
+  std::signal(SIGINT, EndAtOnce);
   LogConfig(config);
   BST_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server, Server::Start(config));
   BST_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
                        Engine::Create(config.engine, &server->observer()));
   BST_RETURN_IF_ERROR(server->Serve(std::move(engine)));
-  // Not earlier: while the model loads a signal may end the process at once, nothing is in flight.
   BST_ASSIGN_OR_RETURN(ShutdownSignal signal, ShutdownSignal::Install());
   std::fprintf(stderr, "%s\n", server->ReadyLine().c_str());
   Log(LogLevel::kInfo, "signal", {{"number", signal.Wait()}});

@@ -149,8 +149,9 @@ void MetricsExporter::BuildLatencyMetrics() {
   time_per_output_token_ =
       Histogram(registry, "bst_time_per_output_token_seconds",
                 "Mean gap between the tokens of a finished request.", InterTokenBuckets());
-  queue_time_ = Histogram(registry, "bst_request_queue_seconds",
-                          "From submission to the first step.", RequestBuckets());
+  queue_time_ =
+      Histogram(registry, "bst_request_queue_seconds",
+                "From submission to the first step, or to the end without one.", RequestBuckets());
   prefill_time_ = Histogram(registry, "bst_request_prefill_seconds",
                             "From the first step to the end of the prompt.", RequestBuckets());
   decode_time_ = Histogram(registry, "bst_request_decode_seconds",
@@ -252,7 +253,7 @@ void MetricsExporter::OnFinished(const std::string& request_id, const RequestSta
   queue_time_->Observe(absl::ToDoubleSeconds(finished.timings.queue));
   end_to_end_->Observe(absl::ToDoubleSeconds(request.total));
   request_prompt_tokens_->Observe(static_cast<double>(finished.prompt_tokens));
-  if (request.stage == RequestStats::Stage::kQueued) return;
+  if (request.stage != RequestStats::Stage::kDecode) return;  // the prompt was not read to its end
   prefill_time_->Observe(absl::ToDoubleSeconds(finished.timings.prefill));
   if (request.kind == RequestStats::Kind::kScore || finished.generated_tokens == 0) return;
   request_generation_tokens_->Observe(static_cast<double>(finished.generated_tokens));

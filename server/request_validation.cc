@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -14,14 +15,22 @@
 namespace bst {
 namespace {
 
+// Details travel in the trailers, for which clients allow 8 KB: beyond that the call would end with
+// RESOURCE_EXHAUSTED instead.
+constexpr int kMaxViolations = 8;
 constexpr char kTooLongPayload[] = "bst/prompt-too-long";
 
 // Collects what is wrong, so that a client learns all of it at once.
 class Violations {
  public:
   void Add(std::string field, std::string description) {
-    violations_.push_back({std::move(field), std::move(description)});
+    if (static_cast<int>(violations_.size()) < kMaxViolations) {
+      violations_.push_back({std::move(field), std::move(description)});
+    } else {
+      ++num_omitted_;
+    }
   }
+  bool empty() const { return violations_.empty(); }
 
   // The value of `field` if it lies in [low, high]; NaN does not.
   template <typename Number>
@@ -42,13 +51,14 @@ class Violations {
 
   absl::Status status() const {
     if (violations_.empty()) return absl::OkStatus();
-    absl::Status status = InvalidFields(violations_);
+    absl::Status status = InvalidFields(violations_, num_omitted_);
     if (too_long_) status.SetPayload(kTooLongPayload, absl::Cord());
     return status;
   }
 
  private:
   std::vector<FieldViolation> violations_;
+  int num_omitted_ = 0;
   bool too_long_ = false;
 };
 
@@ -72,6 +82,26 @@ std::string RequestId(const Proto& proto, absl::BitGen& random, Violations& viol
   return id;
 }
 
+// No token covers more than max_token_bytes of the text, so longer texts need not be tokenised to
+// be refused: what one request can cost is bounded before any work.
+std::optional<std::vector<TokenId>> Encode(const std::string& text, const ModelInfo& info,
+                                           const Tokenizer& tokenizer, Violations& violations) {
+  const auto token_bytes = static_cast<size_t>(tokenizer.max_token_bytes());
+  const size_t least_tokens = (text.size() + token_bytes - 1) / token_bytes;
+  if (least_tokens > static_cast<size_t>(info.max_prompt_tokens)) {
+    violations.Add("text", absl::StrCat("has ", text.size(), " bytes, at least ", least_tokens,
+                                        " tokens, limit ", info.max_prompt_tokens));
+    violations.set_too_long();
+    return std::nullopt;
+  }
+  absl::StatusOr<std::vector<TokenId>> tokens = tokenizer.Encode(text);
+  if (!tokens.ok()) {
+    violations.Add("text", std::string(tokens.status().message()));
+    return std::nullopt;
+  }
+  return *std::move(tokens);
+}
+
 TokenId ToTokenId(uint32_t id) { return TokenId(static_cast<int32_t>(id)); }
 
 // The prompt of a GenerateRequest or ScoreRequest; empty after a violation.
@@ -82,11 +112,9 @@ std::vector<TokenId> Prompt(const Proto& proto, const ModelInfo& info, const Tok
   const char* field = "prompt";
   if (proto.prompt_case() == Proto::kText) {
     field = "text";
-    absl::StatusOr<std::vector<TokenId>> tokens = tokenizer.Encode(proto.text());
-    if (!tokens.ok()) {
-      violations.Add(field, std::string(tokens.status().message()));
-      return {};
-    }
+    const std::optional<std::vector<TokenId>> tokens =
+        Encode(proto.text(), info, tokenizer, violations);
+    if (!tokens.has_value()) return {};
     // The empty text is an error even where bos would make it one token.
     if (!tokens->empty()) {
       prompt = info.bos;
@@ -141,6 +169,12 @@ SamplingParams Sampling(const v1::Sampling& proto, const ModelInfo& info, absl::
   }
 
   if (proto.logit_bias_size() > 0) params.logit_bias.clear();
+  if (proto.logit_bias_size() > info.vocab_size) {
+    violations.Add("sampling.logit_bias",
+                   absl::StrCat("has ", proto.logit_bias_size(), " tokens, the vocabulary has ",
+                                info.vocab_size));
+    return params;
+  }
   int banned = 0;
   for (const auto& [id, bias] : proto.logit_bias()) {
     const std::string field = absl::StrCat("sampling.logit_bias[", id, "]");
@@ -229,6 +263,12 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
     violations.Between("time_limit_ms", proto.time_limit_ms(), uint32_t{1}, kMaxTimeMs);
     request.time_limit = absl::Milliseconds(proto.time_limit_ms());
   }
+  if (violations.empty() && !LeavesTokensToDraw(request, info.vocab_size)) {
+    violations.Add(
+        request.sampling.logit_bias.empty() ? "stopping.stop_token_ids" : "sampling.logit_bias",
+        absl::StrCat("leaves no token to draw before stopping.min_new_tokens, ",
+                     request.stopping.min_new_tokens));
+  }
   BST_RETURN_IF_ERROR(violations.status());
   return valid;
 }
@@ -246,10 +286,24 @@ absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const 
   return request;
 }
 
+absl::StatusOr<std::vector<TokenId>> EncodeText(const std::string& text, const ModelInfo& info,
+                                                const Tokenizer& tokenizer) {
+  Violations violations;
+  std::optional<std::vector<TokenId>> tokens = Encode(text, info, tokenizer, violations);
+  BST_RETURN_IF_ERROR(violations.status());
+  return *std::move(tokens);
+}
+
 absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
     const google::protobuf::RepeatedField<uint32_t>& ids, const ModelInfo& info) {
   Violations violations;
   std::vector<TokenId> tokens;
+  if (ids.size() > info.max_prompt_tokens) {
+    violations.Add("token_ids",
+                   absl::StrCat("has ", ids.size(), " tokens, limit ", info.max_prompt_tokens));
+    violations.set_too_long();
+    return violations.status();
+  }
   tokens.reserve(static_cast<size_t>(ids.size()));
   for (const uint32_t id : ids) {
     if (id >= static_cast<uint32_t>(info.vocab_size)) {

@@ -1,5 +1,5 @@
-// Request protos -> the engine's plain structs, or kInvalidArgument that names every wrong field,
-// its value and its limit (google.rpc.BadRequest).
+// Request protos -> the engine's plain structs, or kInvalidArgument that names the wrong fields
+// (the first 8, and how many more there are), their values and limits (google.rpc.BadRequest).
 //
 // Merged here, in this order: the request; the model's generation_config (info.default_sampling and
 // info.default_max_new_tokens); the built-in default. Text is tokenised here, with the model's bos
@@ -40,6 +40,11 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
                                                const ModelInfo& info, const Tokenizer& tokenizer);
 absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const ModelInfo& info,
                                            const Tokenizer& tokenizer);
+// The tokens of `text` alone, without bos. Texts of more than max_prompt_tokens times
+// tokenizer.max_token_bytes() bytes are too long; prompts likewise, before they are tokenised.
+absl::StatusOr<std::vector<TokenId>> EncodeText(const std::string& text, const ModelInfo& info,
+                                                const Tokenizer& tokenizer);
+// At most max_prompt_tokens ids.
 absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
     const google::protobuf::RepeatedField<uint32_t>& ids, const ModelInfo& info);
 

@@ -7,8 +7,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
-#include <iterator>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -17,6 +15,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
+#include "engine/base/read_file.h"
 #include "engine/base/status_macros.h"
 #include "server/control_service.h"
 #include "server/generation_service.h"
@@ -34,9 +33,12 @@ constexpr int kServerPingMs = 60'000;
 constexpr int kServerPingTimeoutMs = 20'000;
 
 absl::StatusOr<std::string> ReadPem(const std::string& path) {
-  std::ifstream file(path);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file || text.empty()) return absl::InvalidArgumentError(absl::StrCat("cannot read ", path));
+  constexpr size_t kMaxPemBytes = size_t{1} << 20;
+  absl::StatusOr<std::string> text = ReadTextFile(path, kMaxPemBytes);
+  if (!text.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot read ", text.status().message()));
+  }
+  if (text->empty()) return absl::InvalidArgumentError(absl::StrCat(path, " is empty"));
   return text;
 }
 
@@ -196,8 +198,8 @@ absl::Status Server::Serve(std::unique_ptr<Engine> engine) {
   BST_RETURN_IF_ERROR(WarmUp(*engine));
   model.engine = std::move(engine);
   const Engine& served = *model.engine;
+  parts_->frontend.metrics().Publish(served);  // first: it counts no request from before
   parts_->frontend.Publish(std::move(model));
-  parts_->frontend.metrics().Publish(served);
   parts_->monitor.Watch(served);
   return absl::OkStatus();
 }

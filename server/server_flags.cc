@@ -86,7 +86,7 @@ absl::StatusOr<ServerConfig> ConfigFromCommandLine(int argc, char** argv) {
   absl::SetFlagsUsageConfig(usage);
   absl::SetProgramUsageMessage(
       "serves a Block-State Transformer over gRPC.\n\n"
-      "  bst-server --model=models/tiny\n"
+      "  bst-server --model=models/bst-books-4m\n"
       "  bst-server --model=DIR --listen=0.0.0.0:50051 --tls_cert=c.pem --tls_key=k.pem "
       "--auth_token_file=keys\n"
       "  bst-server --flagfile=/etc/bst/server.flags\n\n"

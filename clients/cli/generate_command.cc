@@ -1,9 +1,12 @@
 #include <unistd.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -98,15 +101,15 @@ void AddFlags(CLI::App& app, Options& o) {
 }
 
 std::pair<uint32_t, float> ParseBias(const std::string& text) {
-  const size_t equals = text.find('=');
-  try {
-    size_t id_end = 0, bias_end = 0;
-    const unsigned long id = std::stoul(text, &id_end);
-    const float bias = std::stof(text.substr(equals + 1), &bias_end);
-    if (equals != std::string::npos && id_end == equals && equals + 1 + bias_end == text.size()) {
-      return {static_cast<uint32_t>(id), bias};
-    }
-  } catch (const std::exception&) {  // not a number: reported below
+  const size_t equals = std::min(text.find('='), text.size());
+  const char* const id_end = text.data() + equals;
+  const char* const end = text.data() + text.size();
+  uint32_t id = 0;
+  const auto read_id = std::from_chars(text.data(), id_end, id);
+  if (read_id.ec == std::errc() && read_id.ptr == id_end && id_end != end) {
+    float bias = 0;
+    const auto read_bias = std::from_chars(id_end + 1, end, bias);
+    if (read_bias.ec == std::errc() && read_bias.ptr == end) return {id, bias};
   }
   throw UsageError("--logit-bias " + text + " is not ID=BIAS");
 }

@@ -15,7 +15,8 @@ int main(int argc, char** argv) {
       "  bst score --prompt-file book.txt\n"
       "  bst info --server localhost:50051\n"
       "  bst COMMAND --help\n"
-      "Exit code: 0 success, 1 the request failed (the status is on stderr), 2 wrong usage.");
+      "Exit code: 0 success, 1 the request failed or its output could not be written (stderr says "
+      "why), 2 wrong usage.");
   app.require_subcommand(1);
   Run run;
   AddGenerate(app, run);
@@ -29,7 +30,13 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? kSuccess : kWrongUsage;
   }
   try {
-    return run();
+    const ExitCode code = run();
+    // Text that did not arrive, on a full disk, is no success.
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      std::fprintf(stderr, "bst: the output could not be written\n");
+      return kRequestFailed;
+    }
+    return code;
   } catch (const std::exception& error) {  // UsageError, or the system out of pipes or threads
     std::fprintf(stderr, "bst: %s\n", error.what());
     return kWrongUsage;

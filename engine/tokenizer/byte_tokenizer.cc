@@ -20,6 +20,7 @@ class ByteTokenizer final : public Tokenizer {
   }
 
   int vocab_size() const override { return vocab_size_; }
+  int max_token_bytes() const override { return 1; }
 
  private:
   const int vocab_size_;

@@ -45,6 +45,9 @@ SentencePieceModel::Result<std::unique_ptr<SentencePieceModel>> SentencePieceMod
     return Failure{"cannot open the SentencePiece library: " + library.error};
   Result<std::unique_ptr<SentencePieceModel>> result = Failure{};
   library.load(serialized, result);
+  if (auto* failure = std::get_if<Failure>(&result)) {
+    failure->message = "not a SentencePiece model: " + failure->message;
+  }
   return result;
 }
 

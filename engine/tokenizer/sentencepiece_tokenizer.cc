@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <utility>
 #include <variant>
 
@@ -18,6 +19,7 @@ class SentencePieceTokenizer final : public Tokenizer {
     const bool drops_first_space = model_->DropsFirstSpace();
     for (int id = 0; id < model_->num_pieces(); ++id) {
       pieces_.push_back({model_->PieceBytes(id), drops_first_space && model_->BeginsWithSpace(id)});
+      max_token_bytes_ = std::max(max_token_bytes_, static_cast<int>(pieces_.back().bytes.size()));
     }
   }
 
@@ -38,6 +40,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
   int vocab_size() const override { return vocab_size_; }
+  int max_token_bytes() const override { return max_token_bytes_; }
 
  private:
   struct Piece {
@@ -47,6 +50,7 @@ class SentencePieceTokenizer final : public Tokenizer {
 
   std::unique_ptr<const SentencePieceModel> model_;
   std::vector<Piece> pieces_;
+  int max_token_bytes_ = 1;
   const int vocab_size_;
 };
 
@@ -59,8 +63,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::SentencePiece(const std::s
 
   auto loaded = SentencePieceModel::Load(serialized);
   if (const auto* failure = std::get_if<SentencePieceModel::Failure>(&loaded)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(path, ": not a SentencePiece model: ", failure->message));
+    return absl::FailedPreconditionError(absl::StrCat(path, ": ", failure->message));
   }
   auto& model = std::get<std::unique_ptr<SentencePieceModel>>(loaded);
   if (model->num_pieces() > vocab_size) {

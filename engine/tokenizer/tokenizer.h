@@ -24,7 +24,7 @@ class Tokenizer {
  public:
   static std::unique_ptr<Tokenizer> Byte(int vocab_size);
   // Errors: kNotFound; kFailedPrecondition when the file is no SentencePiece model or has more than
-  // `vocab_size` pieces.
+  // `vocab_size` pieces, or the SentencePiece library cannot be opened.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> SentencePiece(const std::string& path,
                                                                   int vocab_size);
   virtual ~Tokenizer() = default;
@@ -43,6 +43,11 @@ class Tokenizer {
   std::string Decode(absl::Span<const TokenId> tokens) const;
 
   virtual int vocab_size() const = 0;
+
+  // The bytes of the longest token's text, at least 1: n tokens stand for at most n times as many
+  // bytes of a text. What SentencePiece normalises (runs of spaces, compatibility forms of
+  // characters) or does not know may take more.
+  virtual int max_token_bytes() const = 0;
 };
 
 // Turns tokens into text of whole UTF-8 characters: holds back an incomplete character until the

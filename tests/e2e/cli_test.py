@@ -176,6 +176,9 @@ class CliTest(unittest.TestCase):
         for wrong in (["generate"], ["generate", "--prompt", "x", "--ids-file", "y"], ["nonsense"], [],
                       ["generate", "--prompt", "x", "--seed", "-1"], ["generate", "--prompt", "x", "--bogus"],
                       ["generate", "--prompt", "x", "--logit-bias", "5"],
+                      ["generate", "--prompt", "x", "--logit-bias", "4294967296=1"],
+                      ["generate", "--prompt", "x", "--logit-bias", "-1=1"],
+                      ["generate", "--prompt", "x", "--logit-bias", "5=1x"],
                       ["generate", "--prompt-file", "/nonexistent"], ["info", "--token-file", "/nonexistent"]):
             result = run_cli(None, *wrong)
             self.assertEqual(result.returncode, 2, f"{wrong}: {result.stderr}")
@@ -183,6 +186,14 @@ class CliTest(unittest.TestCase):
         unreachable = run_cli(None, "info", "--server", "127.0.0.1:1")
         self.assertEqual(unreachable.returncode, 1)
         self.assertIn("UNAVAILABLE", unreachable.stderr)
+
+    def test_output_that_is_lost_is_a_failure(self) -> None:
+        for command in (["info"], ["generate", "--prompt", "x", "--max-new-tokens", "4"]):
+            with open("/dev/full", "w") as full:
+                result = subprocess.run([bst_process.arguments.cli, *command, "--server", self.server.grpc], stdout=full,
+                                        stderr=subprocess.PIPE, text=True, timeout=60)
+            self.assertEqual(result.returncode, 1, command)
+            self.assertIn("could not be written", result.stderr)
 
     def test_wrong_prompts(self) -> None:
         for name, content in (("ids.json", b"[1, -2]"), ("list.json", b"{}"), ("half.json", b"[1, 2")):

@@ -47,6 +47,12 @@ class FlagsTest(unittest.TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn("/nonexistent", result.stderr)
 
+    def test_folders_instead_of_tls_files(self) -> None:
+        result = run_server(f"--model={arguments.model}", "--listen=127.0.0.1:0", "--metrics_listen=", "--tls_cert=/",
+                            "--tls_key=/")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("cannot read /: not a regular file", result.stderr)
+
     def test_flagfile_and_json_log(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             flagfile = Path(folder, "flags")
@@ -193,6 +199,14 @@ class SignalTest(unittest.TestCase):
             with ServerProcess("--grace_seconds=600") as server:
                 server.process.send_signal(number)
                 self.assertEqual(server.process.wait(30), 0)
+
+    def test_a_signal_while_the_model_loads(self) -> None:
+        server = ServerProcess()
+        self.addCleanup(server.__exit__)
+        deadline = time.monotonic() + 60
+        while not any(" config " in line for line in server.lines) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.assertEqual(server.terminate(30), 0)
 
     def test_running_streams_finish(self) -> None:
         with ServerProcess("--grace_seconds=600") as server:

@@ -329,6 +329,39 @@ TEST_F(EngineLifecycleTest, TimeLimitKeepsTheTextAndIsNoError) {
   EXPECT_THAT(TokensOf(stream), SizeIs(4));  // At 0, 10, 20, 30 seconds; 40 is over the limit.
 }
 
+TEST_F(EngineLifecycleTest, TimeLimitBeforeTheFirstTokenIsAnErrorInTheQueue) {
+  OneSlot();
+  Gate gate;
+  const Stream held = StartHeld(gate);
+  GenerateRequest request = Named("late", Greedy(Tokens("x"), 3));
+  request.time_limit = absl::Seconds(10);
+  const Stream late = Start(*engine_, request);
+  clock_.Advance(absl::Seconds(10));
+  gate.Open();
+  const FinishedEvent finished = late.sink->WaitFinished();
+  EXPECT_EQ(finished.reason, FinishReason::kError);
+  EXPECT_EQ(finished.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(finished.timings.queue, absl::Seconds(10));  // All its life.
+  engine_->Cancel(held.id);
+  EXPECT_EQ(StatsOf("late").stage, RequestStats::Stage::kQueued);
+}
+
+TEST_F(EngineLifecycleTest, TimeLimitBeforeTheFirstTokenIsAnErrorInThePrompt) {
+  OneSlot();
+  GenerateRequest request = Named("late", Greedy(LongPrompt(50), 3));  // Chunks of 32 and 18.
+  request.prompt_progress = true;
+  request.time_limit = absl::Seconds(10);
+  const Stream stream = Start(*engine_, request, [this](const SequenceEvent& event) {
+    if (std::holds_alternative<PrefillProgressEvent>(event)) clock_.Advance(absl::Seconds(10));
+  });
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  EXPECT_EQ(finished.reason, FinishReason::kError);
+  EXPECT_EQ(finished.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(finished.status.message()), HasSubstr("before the first token"));
+  EXPECT_THAT(TokensOf(stream), IsEmpty());
+  EXPECT_EQ(StatsOf("late").stage, RequestStats::Stage::kPrefill);
+}
+
 // ---- Draining and shutting down ----
 
 TEST_F(EngineLifecycleTest, DrainLetsRunningAndWaitingRequestsEnd) {

@@ -1,5 +1,6 @@
 // CheckRequest: each rule refuses its own violation, by the field's name.
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,18 @@ TEST(RequestCheckTest, NamesTheFieldTheValueAndTheLimit) {
          r.sampling.logit_bias = {{TokenId(100), 1.0f}};
        },
        "logit_bias ", "100"},
+      {[](auto& r) {
+         r.stopping.min_new_tokens = 1;
+         for (int id = 0; id < 99; ++id) r.stopping.stop_token_ids.emplace_back(id);
+       },
+       "stop_token_ids ", "min_new_tokens, 1"},
+      {[](auto& r) {
+         r.stopping.min_new_tokens = 1;
+         for (int id = 0; id < 99; ++id) {
+           r.sampling.logit_bias.emplace_back(TokenId(id), -std::numeric_limits<float>::infinity());
+         }
+       },
+       "logit_bias ", "min_new_tokens, 1"},
   };
   for (const Case& one : cases) {
     GenerateRequest request = Valid();

@@ -257,6 +257,19 @@ TEST_F(GenerationServiceTest, InvalidArgumentNamesTheField) {
             grpc::StatusCode::INVALID_ARGUMENT);
 }
 
+// All of them would not fit into the trailers.
+TEST_F(GenerationServiceTest, ManyMistakesAreAnInvalidArgumentToo) {
+  for (const uint32_t count : {250u, 300u}) {  // below and above the vocabulary's 259
+    v1::GenerateRequest request = TextRequest("x");
+    for (uint32_t id = 0; id < count; ++id) {
+      (*request.mutable_sampling()->mutable_logit_bias())[1000 + id] = 1;
+    }
+    const Stream stream = server_.Generate(request);
+    EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << count;
+    EXPECT_TRUE(DetailOf<google::rpc::BadRequest>(stream.status).has_value()) << count;
+  }
+}
+
 TEST_F(GenerationServiceTest, AFullQueueAsksForARetry) {
   server_.engine().RefuseWith(absl::ResourceExhaustedError("4 requests wait, limit 4"));
   grpc::ClientContext context;

@@ -61,6 +61,15 @@ TEST_F(HealthServiceTest, WatchTellsEveryChange) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+TEST_F(HealthServiceTest, ALongNameOfAServiceIsNotSentBack) {
+  HealthCheckRequest request;
+  HealthCheckResponse response;
+  request.set_service(std::string(100'000, 'x'));
+  grpc::ClientContext context;
+  EXPECT_EQ(server_.health().Check(&context, request, &response).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+}
+
 TEST_F(HealthServiceTest, WatchOfAnUnknownServiceStaysOpen) {
   HealthCheckRequest request;
   request.set_service("nobody");

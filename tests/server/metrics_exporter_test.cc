@@ -147,6 +147,9 @@ TEST_F(MetricsExporterTest, CancellationsByStageAndCause) {
         "{cause=\"client\",stage=\"decode\"} 0\n", "{cause=\"abort\",stage=\"decode\"} 0\n"}) {
     EXPECT_THAT(text, HasSubstr(std::string("bst_requests_cancelled_total") + line));
   }
+  // Of the five, two read their prompts to the end.
+  EXPECT_THAT(text, HasSubstr("bst_request_queue_seconds_count 5\n"));
+  EXPECT_THAT(text, HasSubstr("bst_request_prefill_seconds_count 2\n"));
 }
 
 TEST_F(MetricsExporterTest, RequestsAndRejections) {

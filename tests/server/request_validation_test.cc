@@ -8,6 +8,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -170,6 +171,82 @@ TEST_F(RequestValidationTest, APromptAtTheLimitIsTakenWithItsBos) {
   EXPECT_TRUE(Validate(Parse("token_ids { ids: [1, 2, 3] }")).ok());
 }
 
+// A tokenizer with pieces of up to 3 bytes, which counts what it is asked to encode.
+class CountingTokenizer final : public Tokenizer {
+ public:
+  absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text) const override {
+    ++encoded;
+    return std::vector<TokenId>((text.size() + 2) / 3, TokenId(1));
+  }
+  std::string TokenBytes(TokenId, bool) const override { return "abc"; }
+  int vocab_size() const override { return 259; }
+  int max_token_bytes() const override { return 3; }
+
+  mutable int encoded = 0;
+};
+
+TEST_F(RequestValidationTest, TextThatCannotFitIsRefusedBeforeItIsTokenised) {
+  const CountingTokenizer counting;
+  info_.bos.clear();
+  info_.max_prompt_tokens = 4;
+  const std::string longest(12, 'x'), longer(13, 'x');
+  v1::GenerateRequest generate;
+  v1::ScoreRequest score;
+  generate.set_text(longest);
+  score.set_text(longest);
+  EXPECT_TRUE(ValidateGenerate(generate, info_, counting).ok());
+  EXPECT_TRUE(ValidateScore(score, info_, counting).ok());
+  EXPECT_TRUE(EncodeText(longest, info_, counting).ok());
+  EXPECT_EQ(counting.encoded, 3);
+
+  generate.set_text(longer);
+  score.set_text(longer);
+  for (const absl::Status& status : {ValidateGenerate(generate, info_, counting).status(),
+                                     ValidateScore(score, info_, counting).status(),
+                                     EncodeText(longer, info_, counting).status()}) {
+    EXPECT_TRUE(IsTooLong(status)) << status;
+    EXPECT_THAT(FieldsOf(status), ElementsAre("text"));
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("has 13 bytes, at least 5 tokens, limit 4"));
+  }
+  EXPECT_EQ(counting.encoded, 3);
+}
+
+TEST_F(RequestValidationTest, ManyMistakesAreCountedPastTheFirst) {
+  v1::GenerateRequest proto = Parse("");
+  for (uint32_t id = 0; id < 250; ++id)
+    (*proto.mutable_sampling()->mutable_logit_bias())[id] = 1000;
+  const absl::Status status = Validate(proto).status();
+  EXPECT_EQ(FieldsOf(status).size(), 8u);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("; and 242 more"));
+}
+
+TEST_F(RequestValidationTest, MoreBiasesThanTokensAreRefusedAsOne) {
+  v1::GenerateRequest proto = Parse("");
+  for (uint32_t id = 0; id < 260; ++id) (*proto.mutable_sampling()->mutable_logit_bias())[id] = 1;
+  EXPECT_THAT(FieldsOf(Validate(proto).status()), ElementsAre("sampling.logit_bias"));
+}
+
+TEST_F(RequestValidationTest, SomethingMustBeLeftToDrawBeforeMinNewTokens) {
+  v1::GenerateRequest banned = Parse("stopping { min_new_tokens: 1 }");
+  for (uint32_t id = 0; id < 257; ++id) {
+    (*banned.mutable_sampling()->mutable_logit_bias())[id] =
+        -std::numeric_limits<float>::infinity();
+  }
+  EXPECT_TRUE(Validate(banned).ok());  // eos and one more are left
+  banned.mutable_stopping()->add_stop_token_ids(257);
+  EXPECT_THAT(FieldsOf(Validate(banned).status()), ElementsAre("sampling.logit_bias"));
+
+  info_.vocab_size = 4;
+  info_.bos.clear();
+  EXPECT_TRUE(
+      Validate(Parse("token_ids { ids: 1 } stopping { stop_token_ids: [0, 1, 2, 3] }")).ok());
+  EXPECT_THAT(FieldsOf(Validate(Parse("token_ids { ids: 1 } stopping { min_new_tokens: 1 "
+                                      "stop_token_ids: [0, 1, 2, 3] }"))
+                           .status()),
+              ElementsAre("stopping.stop_token_ids"));
+}
+
 TEST_F(RequestValidationTest, AllMistakesAreReportedTogether) {
   const absl::Status status = Validate(Parse("sampling { temperature: -1 top_p: 2 } stopping { "
                                              "max_new_tokens: 0 } time_limit_ms: 0"))
@@ -290,6 +367,8 @@ TEST_F(RequestValidationTest, TokenIdLists) {
   proto.add_token_ids(259);
   EXPECT_THAT(FieldsOf(ValidateTokenIds(proto.token_ids(), info_).status()),
               ElementsAre("token_ids[1]"));
+  info_.max_prompt_tokens = 1;
+  EXPECT_TRUE(IsTooLong(ValidateTokenIds(proto.token_ids(), info_).status()));
 }
 
 }  // namespace

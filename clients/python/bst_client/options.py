@@ -52,7 +52,7 @@ class OutputOptions(TypedDict, total=False):
 class GenerateOptions(SamplingOptions, StoppingOptions, OutputOptions, total=False):
     request_id: str | None  # 1 to 128 printable ASCII characters, unique among those in flight
     queue_timeout_ms: int | None  # not started by then: DeadlineExceededError before any token
-    time_limit_ms: int | None  # still running then: finishes with TIME_LIMIT and keeps what it has
+    time_limit_ms: int | None  # by then TIME_LIMIT and what it has; without a token DeadlineExceededError
 
 
 # Which message of the request each option is a field of; None: the request itself.

@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -80,6 +81,15 @@ TEST_F(SentencePieceTest, SpecialPiecesHaveNoText) {
   for (const int id : {-1, 400, kVocabSize, 1'000'000}) {
     EXPECT_EQ(tokenizer_->TokenBytes(TokenId(id), /*at_start=*/false), "") << id;
   }
+}
+
+TEST_F(SentencePieceTest, NoTokenHasMoreBytesThanTheMost) {
+  size_t most = 0;
+  for (int id = 0; id < kVocabSize; ++id) {
+    most = std::max(most, tokenizer_->TokenBytes(TokenId(id), /*at_start=*/false).size());
+  }
+  EXPECT_GT(most, 1u);
+  EXPECT_EQ(static_cast<size_t>(tokenizer_->max_token_bytes()), most);
 }
 
 TEST_F(SentencePieceTest, BytePiecesContributeTheirByte) {

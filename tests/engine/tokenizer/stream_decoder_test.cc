@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <random>
 #include <string>
 #include <vector>
@@ -22,6 +23,11 @@ class PieceTokenizer final : public Tokenizer {
     return at_start && piece.starts_with(' ') ? piece.substr(1) : piece;
   }
   int vocab_size() const override { return static_cast<int>(pieces_.size()); }
+  int max_token_bytes() const override {
+    size_t most = 1;
+    for (const std::string& piece : pieces_) most = std::max(most, piece.size());
+    return static_cast<int>(most);
+  }
 
  private:
   std::vector<std::string> pieces_;

@@ -31,6 +31,8 @@ TEST(ByteTokenizerTest, EveryByteComesBackAndOtherIdsHaveNoText) {
   }
 }
 
+TEST(ByteTokenizerTest, ATokenIsAByte) { EXPECT_EQ(Tokenizer::Byte(259)->max_token_bytes(), 1); }
+
 TEST(ByteTokenizerTest, DecodeIsValidUtf8) {
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::Byte(259);
   EXPECT_EQ(tokenizer->Decode(Ids({256, 'h', 0xC3, 257, 0xA9, 258})), "h\u00e9");
