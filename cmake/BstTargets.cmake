@@ -66,5 +66,8 @@ function(bst_test)
   target_link_libraries(${ARG_NAME} PRIVATE bst_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${ARG_NAME} PROPERTIES LABELS "unit;${ARG_LABELS}" TIMEOUT 600)
+  if(NOT BST_SANITIZE STREQUAL "none")  # Their dlopen looks from where the sanitizer's library lies.
+    set_tests_properties(${ARG_NAME} PROPERTIES ENVIRONMENT LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/lib)
+  endif()
   add_dependencies(unit_tests ${ARG_NAME})
 endfunction()
