@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "engine/base/status_macros.h"
 #include "server/request_validation.h"
 
@@ -28,7 +29,7 @@ absl::Status Frontend::CheckCredentials(const grpc::CallbackServerContext& conte
   if (const auto found = metadata.find("authorization"); found != metadata.end()) {
     authorization.emplace(found->second.data(), found->second.size());
   }
-  return auth_.Check(authorization);
+  return auth_.Check(authorization, absl::Now());
 }
 
 absl::StatusOr<const ServedModel*> Frontend::Admit(

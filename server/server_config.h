@@ -28,7 +28,7 @@ struct ServerConfig {
 
   // PEM files. cert and key go together; client_ca, if set, demands client certificates it signed.
   std::string tls_cert, tls_key, tls_client_ca;
-  std::string auth_token_file;  // one key per line; empty: no credentials needed
+  std::string auth_token_file;  // see AuthTokens::Load; empty: no credentials needed
 
   LogFormat log_format = LogFormat::kText;
 };

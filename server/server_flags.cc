@@ -63,7 +63,8 @@ ABSL_FLAG(std::string, tls_client_ca, "",
           "PEM file with certificate authorities. Set: clients must show a certificate one of them "
           "signed.");
 ABSL_FLAG(std::string, auth_token_file, "",
-          "File with keys, one per line. Set: calls need the metadata 'authorization: Bearer KEY' "
+          "File with keys, one per line: KEY, or KEY expires=2026-12-31T00:00:00Z. Set: calls need "
+          "the metadata 'authorization: Bearer KEY' "
           "with one "
           "of them; health checks and reflection stay open. Use it with TLS.");
 ABSL_FLAG(std::string, log_format, "text", "Lines on stderr: text or json.");
