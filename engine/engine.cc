@@ -155,6 +155,7 @@ EngineLoad EngineImpl::load() const {
   EngineLoad load = runner_->load();
   load.waiting = inbox_.num_waiting();
   load.queue_tokens = inbox_.waiting_tokens();
+  load.in_flight = inbox_.num_in_flight();
   load.draining = inbox_.draining();
   return load;
 }

@@ -109,6 +109,9 @@ class EngineObserver {
 struct EngineLoad {
   int running = 0, waiting = 0;
   int64_t queue_tokens = 0;  // prompt tokens of waiting requests
+  // What max_sequences + max_queue bounds. Exact, where the sum of running and waiting is not: the
+  // two are read one after the other.
+  int64_t in_flight = 0;
   int slots_total = 0, slots_used = 0;
   int64_t steps = 0;     // since start
   absl::Time last_step;  // when the last step ended

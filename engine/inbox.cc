@@ -67,6 +67,11 @@ bool Inbox::WaitIdle(absl::Time deadline) {
   return mutex_.AwaitWithDeadline(absl::Condition(&asleep_), deadline);
 }
 
+int64_t Inbox::num_in_flight() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<int64_t>(in_flight_.size());
+}
+
 int Inbox::num_waiting() const {
   absl::MutexLock lock(&mutex_);
   return num_waiting_;

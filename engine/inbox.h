@@ -54,6 +54,7 @@ class Inbox {
   // (of the wall clock) passed first.
   bool WaitIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  int64_t num_in_flight() const ABSL_LOCKS_EXCLUDED(mutex_);
   int num_waiting() const ABSL_LOCKS_EXCLUDED(mutex_);
   int64_t waiting_tokens() const ABSL_LOCKS_EXCLUDED(mutex_);
   bool draining() const ABSL_LOCKS_EXCLUDED(mutex_);

@@ -53,7 +53,9 @@ TEST(InboxTest, LimitsRequestsInFlight) {
   const absl::Status full = inbox.Submit(Request("c")).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(full.message()), HasSubstr("2 requests"));
+  EXPECT_EQ(inbox.num_in_flight(), 2);
   inbox.Finished(*delivery.requests[0]);
+  EXPECT_EQ(inbox.num_in_flight(), 1);
   EXPECT_TRUE(inbox.Submit(Request("c")).ok());
 }
 
