@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/status_macros.h"
 #include "server/request_validation.h"
@@ -40,6 +41,28 @@ absl::StatusOr<const ServedModel*> Frontend::Admit(
   return model;
 }
 
+absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
+    const grpc::CallbackServerContext& context) const {
+  BST_ASSIGN_OR_RETURN(const ServedModel* const model, Admit(context));
+  const EngineLoad load = model->engine->load();
+  if (load.draining) {
+    return absl::UnavailableError("the engine is draining and takes no more requests");
+  }
+  if (RequestsAreFull(load)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("queue is full: ", load.in_flight, " requests run and wait"));
+  }
+  if (load.queue_tokens > 0 && load.queue_tokens >= config_.engine.max_queue_tokens) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("queue is full: ", load.queue_tokens, " prompt tokens wait"));
+  }
+  return model;
+}
+
+bool Frontend::RequestsAreFull(const EngineLoad& load) const {
+  return load.in_flight >= int64_t{config_.engine.max_sequences} + config_.engine.max_queue;
+}
+
 void Frontend::CountRejected(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
@@ -53,9 +76,7 @@ void Frontend::CountRejected(const absl::Status& status) {
       break;
     case absl::StatusCode::kResourceExhausted: {
       // The engine does not say which limit it was: the queue of requests is full or it is not.
-      const EngineLoad load = model()->engine->load();
-      const bool requests_full = int64_t{load.running} + load.waiting >=
-                                 int64_t{config_.engine.max_sequences} + config_.engine.max_queue;
+      const bool requests_full = RequestsAreFull(model()->engine->load());
       metrics_.CountRejected(requests_full ? RejectReason::kQueueRequests
                                            : RejectReason::kQueueTokens);
       break;

@@ -7,6 +7,7 @@
 // events.
 //             Outlives every RPC: the gRPC servers are shut down first.
 // Threads     Thread-safe.
+// Tested by   tests/server/server_test.cc, tests/server/generation_service_test.cc
 #pragma once
 
 #include <atomic>
@@ -52,6 +53,10 @@ class Frontend {
   // Whether the call may go on, and the model to serve it with.
   // Errors: kUnauthenticated, kPermissionDenied; kUnavailable while the model is loading.
   absl::StatusOr<const ServedModel*> Admit(const grpc::CallbackServerContext& context) const;
+  // Admit for a request that will be queued: also whether the queue could take one more at all, so
+  // that one that cannot be served costs no tokenisation. Submit has the last word.
+  // Errors: also kUnavailable while draining; kResourceExhausted.
+  absl::StatusOr<const ServedModel*> AdmitToQueue(const grpc::CallbackServerContext& context) const;
   // The credentials alone.
   absl::Status CheckCredentials(const grpc::CallbackServerContext& context) const;
 
@@ -69,6 +74,8 @@ class Frontend {
   Addresses addresses() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  bool RequestsAreFull(const EngineLoad& load) const;
+
   const ServerConfig config_;
   const AuthTokens auth_;
   mutable absl::Mutex mutex_;

@@ -33,7 +33,7 @@ struct Prepared {
 
 absl::StatusOr<Prepared> Prepare(Frontend& frontend, const grpc::CallbackServerContext& context,
                                  const v1::GenerateRequest& request) {
-  const absl::StatusOr<const ServedModel*> model = frontend.Admit(context);
+  const absl::StatusOr<const ServedModel*> model = frontend.AdmitToQueue(context);
   if (!model.ok()) return model.status();
   absl::StatusOr<ValidGenerate> valid =
       ValidateGenerate(request, (*model)->engine->info(), *(*model)->tokenizer);

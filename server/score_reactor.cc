@@ -21,7 +21,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
 
   void Start(std::shared_ptr<ScoreReactor> self, const v1::ScoreRequest& request) {
     OwnItself(std::move(self));
-    const absl::StatusOr<const ServedModel*> model = frontend().Admit(context());
+    const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
     if (!model.ok()) return Reject(model.status());
     absl::StatusOr<ScoreRequest> valid =
         ValidateScore(request, (*model)->engine->info(), *(*model)->tokenizer);

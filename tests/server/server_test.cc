@@ -287,8 +287,9 @@ TEST(ServerMetrics, AFullQueueIsToldByWhatIsFull) {
   grpc::ClientContext context;
   const auto reader = server.generation().Generate(&context, TextRequest("x"));
   const SequenceId id = server.engine().WaitForRequest(0).id;
-  server.engine().RefuseWith(absl::ResourceExhaustedError("requests"));
-  server.Generate(TextRequest("x"));
+  // Refused before its prompt is looked at: no engine and no tokenizer sees it.
+  EXPECT_EQ(server.Generate(TextRequest("")).status.error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
   server.engine().Finish(id, FinishReason::kMaxTokens);
   const std::string answer = HttpGet(server.server().addresses().metrics, "/metrics");
   EXPECT_THAT(answer, HasSubstr("bst_requests_rejected_total{reason=\"queue_tokens\"} 1\n"));

@@ -233,6 +233,7 @@ class PuppetEngine final : public Engine {
     absl::MutexLock lock(&mutex_);
     EngineLoad load;
     load.running = load.slots_used = static_cast<int>(active_.size());
+    load.in_flight = load.running;
     load.slots_total = info_.max_sequences;
     load.steps = steps_;
     load.last_step = absl::UnixEpoch() + absl::Seconds(1'700'000'000);
