@@ -48,11 +48,19 @@ std::vector<prometheus::MetricFamily> EngineGauges::Collect() const {
   single("bst_requests_waiting", "Requests that wait for a slot.", load.waiting);
   single("bst_queue_tokens", "Prompt tokens of waiting requests.",
          static_cast<double>(load.queue_tokens));
-  families.push_back(GaugeFamily("bst_state_slots", "Slots for sequence states.",
-                                 {{{{"state", "used"}}, used}, {{{"state", "free"}}, unused}}));
-  families.push_back(GaugeFamily(
-      "bst_state_bytes", "Memory of the slots for sequence states.",
-      {{{{"state", "used"}}, used * slot_bytes}, {{{"state", "free"}}, unused * slot_bytes}}));
+  // The engine keeps no state of a finished sequence, and knows one tier: its backend's memory.
+  const auto by_state = [&families](const char* name, const char* help, double in_use,
+                                    double available) {
+    const auto labels = [](const char* state) -> std::vector<prometheus::ClientMetric::Label> {
+      return {{"state", state}, {"tier", "device"}};
+    };
+    families.push_back(GaugeFamily(
+        name, help,
+        {{labels("used"), in_use}, {labels("cached"), 0}, {labels("free"), available}}));
+  };
+  by_state("bst_state_slots", "Slots for sequence states.", used, unused);
+  by_state("bst_state_bytes", "Memory of the slots for sequence states.", used * slot_bytes,
+           unused * slot_bytes);
   single("bst_last_step_timestamp_seconds",
          "When the last step ended, seconds since the epoch; 0: none yet.",
          load.steps == 0 ? 0 : absl::ToDoubleSeconds(load.last_step - absl::UnixEpoch()));

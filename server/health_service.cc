@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
 
 namespace bst {
@@ -121,13 +121,13 @@ grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
 }
 
 bool ProgressJudge::IsServing(const EngineLoad& load, absl::Time now) {
-  if (load.steps != steps_ || load.running == 0) last_progress_ = now;
+  if (load.steps != steps_ || load.in_flight == 0) last_progress_ = now;
   steps_ = load.steps;
   return load.healthy && !load.draining && now - last_progress_ <= stall_limit_;
 }
 
-HealthMonitor::HealthMonitor(std::vector<HealthService*> services)
-    : services_(std::move(services)), judge_(kStallLimit), thread_([this] { Run(); }) {}
+HealthMonitor::HealthMonitor(std::vector<HealthService*> services, absl::Duration stall_limit)
+    : services_(std::move(services)), judge_(stall_limit), thread_([this] { Run(); }) {}
 
 HealthMonitor::~HealthMonitor() {
   {
@@ -151,13 +151,13 @@ void HealthMonitor::Refresh() {
 void HealthMonitor::RefreshLocked() {
   if (engine_ == nullptr) return;
   const EngineLoad load = engine_->load();
-  const bool serving = judge_.IsServing(load, absl::Now());
+  const bool serving = judge_.IsServing(load, MonotonicClock().Now());
   if (serving != was_serving_) {
     Log(serving ? LogLevel::kInfo : LogLevel::kWarning, "health",
         {{"serving", serving ? "true" : "false"},
          {"healthy", load.healthy ? "true" : "false"},
          {"draining", load.draining ? "true" : "false"},
-         {"running", load.running},
+         {"in_flight", load.in_flight},
          {"steps", load.steps}});
   }
   was_serving_ = serving;

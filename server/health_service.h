@@ -25,9 +25,6 @@
 namespace bst {
 
 inline constexpr absl::Duration kHealthInterval = absl::Milliseconds(250);
-// Longest step of a machine that still works: prompt chunks of a large model on few cores take
-// seconds.
-inline constexpr absl::Duration kStallLimit = absl::Seconds(120);
 
 class HealthService final : public grpc::health::v1::Health::CallbackService {
  public:
@@ -61,8 +58,8 @@ class ProgressJudge {
  public:
   explicit ProgressJudge(absl::Duration stall_limit) : stall_limit_(stall_limit) {}
 
-  // False while the engine drains or is unhealthy, and when something has been running for longer
-  // than the limit without a step. `now` never goes back.
+  // False while the engine drains or is unhealthy, and when something has been running or waiting
+  // for longer than the limit without a step. `now` never goes back.
   bool IsServing(const EngineLoad& load, absl::Time now);
 
  private:
@@ -73,7 +70,7 @@ class ProgressJudge {
 
 class HealthMonitor {
  public:
-  explicit HealthMonitor(std::vector<HealthService*> services);
+  HealthMonitor(std::vector<HealthService*> services, absl::Duration stall_limit);
   // Stops watching; the services keep their status.
   ~HealthMonitor();
 

@@ -28,8 +28,7 @@ namespace {
 constexpr absl::Duration kFlushTime = absl::Seconds(2);
 // Clients may ping this often, also without calls; more often is answered with GOAWAY.
 constexpr int kMinClientPingMs = 10'000;
-// The server pings, so that a client that vanished without a word frees its slot.
-constexpr int kServerPingMs = 60'000;
+// How long the server waits for the answer to its ping.
 constexpr int kServerPingTimeoutMs = 20'000;
 
 absl::StatusOr<std::string> ReadPem(const std::string& path) {
@@ -76,8 +75,11 @@ absl::StatusOr<BoundServer> Bind(const std::string& address, const ServerConfig&
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              kMinClientPingMs);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kServerPingMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
+                             static_cast<int>(absl::ToInt64Milliseconds(config.ping_interval)));
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kServerPingTimeoutMs);
+  // Or the pings stop after two while no message flows, as in a long prefill.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   BoundServer bound;
   bound.server = builder.BuildAndStart();
   if (bound.server == nullptr || port == 0) {
@@ -138,7 +140,7 @@ struct Server::Parts {
       : frontend(server_config, std::move(auth)),
         health({"bst.v1.Generation"}),
         control_health({"bst.v1.Control"}),
-        monitor({&health, &control_health}),
+        monitor({&health, &control_health}, server_config.stall_limit),
         generation(frontend),
         control(frontend, monitor) {}
 

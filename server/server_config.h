@@ -30,6 +30,12 @@ struct ServerConfig {
   std::string tls_cert, tls_key, tls_client_ca;
   std::string auth_token_file;  // see AuthTokens::Load; empty: no credentials needed
 
+  // No flags; tests make them shorter. The server pings its clients, so that one that vanished
+  // without a word frees its slot. The stall limit is the longest step of a machine that still
+  // works: prompt chunks of a large model on few cores take seconds.
+  absl::Duration ping_interval = absl::Seconds(60);
+  absl::Duration stall_limit = absl::Seconds(120);
+
   LogFormat log_format = LogFormat::kText;
 };
 

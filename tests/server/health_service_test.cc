@@ -61,6 +61,31 @@ TEST_F(HealthServiceTest, WatchTellsEveryChange) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+TEST(HealthMonitorTest, NotServingWhenStepsStopAndAgainWhenTheyGoOn) {
+  ServerConfig config = LoopbackConfig();
+  config.stall_limit = absl::Milliseconds(300);
+  RunningServer server(config);
+  grpc::ClientContext context, watch_context;
+  const auto reader = server.generation().Generate(&context, TextRequest("x"));
+  const SequenceId id = server.engine().WaitForRequest(0).id;
+  const auto watch = server.health().Watch(&watch_context, HealthCheckRequest());
+  HealthCheckResponse response;
+  ASSERT_TRUE(watch->Read(&response));
+  EXPECT_EQ(response.status(), HealthCheckResponse::SERVING);
+  ASSERT_TRUE(watch->Read(&response));  // the puppet's strings hang still
+  EXPECT_EQ(response.status(), HealthCheckResponse::NOT_SERVING);
+  server.engine().GenerateText(id, "a");
+  ASSERT_TRUE(watch->Read(&response));
+  EXPECT_EQ(response.status(), HealthCheckResponse::SERVING);
+  server.engine().Finish(id, FinishReason::kMaxTokens);
+  watch_context.TryCancel();
+  watch->Finish();
+  v1::GenerateEvent event;
+  while (reader->Read(&event)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
 TEST_F(HealthServiceTest, ALongNameOfAServiceIsNotSentBack) {
   HealthCheckRequest request;
   HealthCheckResponse response;

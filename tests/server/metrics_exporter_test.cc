@@ -62,8 +62,12 @@ TEST_F(MetricsExporterTest, Gauges) {
   const std::string text = metrics_.Render();
   for (const char* const line :
        {"bst_requests_running 0\n", "bst_requests_waiting 0\n", "bst_queue_tokens 0\n",
-        "bst_state_slots{state=\"used\"} 0\n", "bst_state_slots{state=\"free\"} 4\n",
-        "bst_state_bytes{state=\"used\"} 0\n", "bst_state_bytes{state=\"free\"} 4000\n",
+        "bst_state_slots{state=\"used\",tier=\"device\"} 0\n",
+        "bst_state_slots{state=\"cached\",tier=\"device\"} 0\n",
+        "bst_state_slots{state=\"free\",tier=\"device\"} 4\n",
+        "bst_state_bytes{state=\"used\",tier=\"device\"} 0\n",
+        "bst_state_bytes{state=\"cached\",tier=\"device\"} 0\n",
+        "bst_state_bytes{state=\"free\",tier=\"device\"} 4000\n",
         "bst_last_step_timestamp_seconds 0\n", "bst_model_load_seconds 1.5\n",
         "bst_model_info{name=\"puppet\",backend=\"puppet "
         "(strings)\",weights=\"f32\",kv=\"f32\",parameters=\"12345\"} 1\n"}) {

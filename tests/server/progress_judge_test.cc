@@ -32,16 +32,16 @@ TEST_F(ProgressJudgeTest, NotWhileUnhealthyOrDraining) {
   EXPECT_FALSE(ServingAfter(absl::ZeroDuration()));
 }
 
-TEST_F(ProgressJudgeTest, StepsThatStopWhileSomethingRuns) {
+TEST_F(ProgressJudgeTest, StepsThatStopWhileSomethingIsInFlight) {
   EXPECT_TRUE(ServingAfter(absl::Hours(1)));
-  load_.running = 1;
+  load_.in_flight = 1;
   EXPECT_TRUE(ServingAfter(absl::Seconds(10)));
   EXPECT_FALSE(ServingAfter(absl::Milliseconds(1)));
   ++load_.steps;
   EXPECT_TRUE(ServingAfter(absl::Seconds(10)));
   EXPECT_TRUE(ServingAfter(absl::Seconds(10)));
   EXPECT_FALSE(ServingAfter(absl::Milliseconds(1)));
-  load_.running = 0;
+  load_.in_flight = 0;
   EXPECT_TRUE(ServingAfter(absl::Hours(1)));
 }
 
