@@ -16,7 +16,7 @@
 namespace bst {
 
 // Why a request was ended before its time.
-enum class CancelCause { kNone, kClient, kDeadline, kAbort, kStopString };
+enum class CancelCause { kNone, kClient, kDeadline, kAbort, kStopString, kOutboxFull };
 
 // A request in flight, as an operator can see and end it.
 class Abortable {

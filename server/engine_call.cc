@@ -106,6 +106,11 @@ Ending EngineCall::EndingOf(const FinishedEvent& finished, bool stop_string_foun
       return {v1::CANCELLED, absl::DeadlineExceededError("the call's deadline passed")};
     case CancelCause::kAbort:
       return {v1::CANCELLED, absl::CancelledError("aborted by the operator")};
+    case CancelCause::kOutboxFull:
+      return {v1::ERROR, WithoutRetry(absl::ResourceExhaustedError(absl::StrCat(
+                             "the reader is too slow: more than ", kMaxOutboxBytes >> 20,
+                             " MB of output waited for it; read faster, stream, or ask for fewer "
+                             "top_logprobs")))};
     default:
       return {v1::CANCELLED, finished.status};
   }
@@ -113,7 +118,7 @@ Ending EngineCall::EndingOf(const FinishedEvent& finished, bool stop_string_foun
 
 void EngineCall::AccountRejected(const absl::Status& status) {
   frontend_.CountRejected(status);
-  frontend_.metrics().CountRequest(rpc_, status.code(), "");
+  frontend_.AccountCall(rpc_, request_id_, status, start_);
 }
 
 void EngineCall::AccountFinished(const Ending& ending, const FinishedEvent& finished,

@@ -8,7 +8,8 @@
 // Invariants  (1) Between Submit and FinishedEvent the request id is registered, hence can be
 // aborted.
 //             (2) The first cause of a cancellation stays.
-// Memory      The outbox is bounded by the request's max_new_tokens.
+// Memory      What waits for the reader is bounded by the request's tokens, and by kMaxOutboxBytes:
+//             a request whose reader is further behind ends with kResourceExhausted.
 // Ownership   Shared by its RPC (until OnDone), the engine (until FinishedEvent) and the delivery
 // thread
 //             (while posted).
@@ -34,6 +35,9 @@
 #include "server/frontend.h"
 
 namespace bst {
+
+// Tokens alone stay far below it. With 20 alternatives each it is 300,000 tokens.
+inline constexpr size_t kMaxOutboxBytes = size_t{64} << 20;
 
 // How a request ended, as the wire says it.
 struct Ending {
@@ -65,6 +69,11 @@ class EngineCall : public TokenSink,
 
   // The events since the last call. After FinishedEvent the request id is free again.
   std::vector<SequenceEvent> TakeEvents() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Ends the request if its reader is too far behind. `bytes`: what was taken and not written.
+  void BoundOutbox(size_t bytes) {
+    if (bytes > kMaxOutboxBytes) Cancel(CancelCause::kOutboxFull);
+  }
 
   // How `finished` reads on the wire; `stop_string_found` overrides how the engine ended.
   Ending EndingOf(const FinishedEvent& finished, bool stop_string_found) const;

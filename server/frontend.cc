@@ -8,7 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
+#include "server/grpc_status.h"
 #include "server/request_validation.h"
 
 namespace bst {
@@ -84,6 +86,18 @@ void Frontend::CountRejected(const absl::Status& status) {
     default:
       break;  // credentials: not the queue's business
   }
+}
+
+void Frontend::AccountCall(const char* rpc, const std::string& request_id,
+                           const absl::Status& status,
+                           std::chrono::steady_clock::time_point start) {
+  metrics_.CountRequest(rpc, status.code(), "");
+  const std::chrono::duration<double, std::milli> total = std::chrono::steady_clock::now() - start;
+  Log(LogLevel::kInfo, "request",
+      {{"id", request_id},
+       {"rpc", rpc},
+       {"total_ms", total.count()},
+       {"code", CodeName(status.code())}});
 }
 
 void Frontend::set_addresses(Addresses addresses) {

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -62,6 +63,10 @@ class Frontend {
 
   // Counts a request that was refused with `status` before it was queued.
   void CountRejected(const absl::Status& status);
+  // Counts and logs a call that ended without the engine: refused, or nothing to generate. `start`:
+  // when it came; `request_id`: empty where it has none or was refused before that was read.
+  void AccountCall(const char* rpc, const std::string& request_id, const absl::Status& status,
+                   std::chrono::steady_clock::time_point start);
 
   // nullptr while loading.
   const ServedModel* model() const { return published_.load(std::memory_order_acquire); }

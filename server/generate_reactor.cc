@@ -77,6 +77,10 @@ class GenerateReactor final : public StreamReactor<v1::GenerateEvent> {
     }
   }
 
+  size_t PendingBytes() const override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+    return output_.has_value() ? output_->pending_bytes() : 0;
+  }
+
   // In the order of the stream; what the reader is behind on is merged already.
   std::optional<v1::GenerateEvent> NextMessage() override
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
@@ -145,6 +149,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
           end = Complete(*finished);
         }
       }
+      BoundOutbox(output_->pending_bytes());
     }
     if (end.has_value()) Finish(ToGrpcStatus(*end, context_));
   }

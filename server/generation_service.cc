@@ -1,5 +1,6 @@
 #include "server/generation_service.h"
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -89,8 +90,9 @@ grpc::ServerUnaryReactor* GenerationService::Answer(grpc::CallbackServerContext&
     BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(context));
     return body(*model);
   };
+  const auto start = std::chrono::steady_clock::now();
   const absl::Status status = run();
-  frontend_.metrics().CountRequest(rpc, status.code(), "");
+  frontend_.AccountCall(rpc, "", status, start);
   grpc::ServerUnaryReactor* const reactor = context.DefaultReactor();
   reactor->Finish(ToGrpcStatus(status, context));
   return reactor;

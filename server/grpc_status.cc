@@ -14,8 +14,11 @@ namespace {
 constexpr char kTypePrefix[] = "type.googleapis.com/";
 constexpr char kBadRequestType[] = "type.googleapis.com/google.rpc.BadRequest";
 
-bool AsksForRetry(absl::StatusCode code) {
-  return code == absl::StatusCode::kResourceExhausted || code == absl::StatusCode::kUnavailable;
+constexpr char kNoRetryPayload[] = "bst/no-retry";
+
+bool AsksForRetry(const absl::Status& status) {
+  return (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) &&
+         !status.GetPayload(kNoRetryPayload).has_value();
 }
 
 }  // namespace
@@ -36,6 +39,11 @@ absl::Status InvalidFields(const std::vector<FieldViolation>& violations, int nu
   return status;
 }
 
+absl::Status WithoutRetry(absl::Status status) {
+  status.SetPayload(kNoRetryPayload, absl::Cord());
+  return status;
+}
+
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   const std::string message(status.message());
@@ -48,7 +56,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     detail->set_type_url(std::string(type_url));
     detail->set_value(std::string(payload));
   });
-  if (AsksForRetry(status.code())) {
+  if (AsksForRetry(status)) {
     google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_seconds(absl::ToInt64Seconds(kRetryDelay));
     rpc_status.add_details()->PackFrom(retry);
@@ -65,7 +73,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
 }
 
 grpc::Status ToGrpcStatus(const absl::Status& status, grpc::ServerContextBase& context) {
-  if (AsksForRetry(status.code())) {
+  if (AsksForRetry(status)) {
     context.AddTrailingMetadata("grpc-retry-pushback-ms",
                                 absl::StrCat(absl::ToInt64Milliseconds(kRetryDelay)));
   }

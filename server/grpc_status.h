@@ -3,7 +3,7 @@
 // Codes map one to one. Details by code:
 //   kInvalidArgument                   google.rpc.BadRequest; from InvalidFields it names the
 //   fields kResourceExhausted, kUnavailable   google.rpc.RetryInfo, and the trailer
-//   grpc-retry-pushback-ms
+//   grpc-retry-pushback-ms, except after WithoutRetry
 //
 // Threads     Free functions, thread-safe.
 // Tested by   tests/server/grpc_status_test.cc
@@ -34,6 +34,9 @@ struct FieldViolation {
 // kInvalidArgument that lists all `violations`, of which there is at least one, and says how many
 // more there were.
 absl::Status InvalidFields(const std::vector<FieldViolation>& violations, int num_omitted = 0);
+
+// The same status, but the client is not asked to try again: that would end in the same way.
+absl::Status WithoutRetry(absl::Status status);
 
 grpc::Status ToGrpcStatus(const absl::Status& status);
 

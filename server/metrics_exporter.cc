@@ -78,6 +78,7 @@ int CauseIndex(const FinishedEvent& finished, CancelCause cause) {
   if (finished.status.code() != absl::StatusCode::kCancelled) return -1;
   switch (cause) {
     case CancelCause::kClient:
+    case CancelCause::kOutboxFull:
       return 0;
     case CancelCause::kDeadline:
       return 1;

@@ -33,27 +33,26 @@ OutputAssembler::OutputAssembler(const Tokenizer& tokenizer, OutputOptions optio
   }
 }
 
-v1::Tokens& OutputAssembler::Pending() {
-  if (pending_.empty() || pending_.back().token_ids_size() == kMaxTokensPerMessage)
-    pending_.emplace_back();
-  return pending_.back();
-}
-
 void OutputAssembler::AppendText(std::string text) {
   if (text.empty()) return;
   if (pending_.empty()) pending_.emplace_back();
-  pending_.back().mutable_text()->append(text);
+  pending_.back().text.append(text);
+  pending_bytes_ += text.size();
 }
 
 void OutputAssembler::Add(const GeneratedEvent& event) {
   if (stop_match().has_value()) return;
   ++num_tokens_;
-  v1::Tokens& message = Pending();
-  message.add_token_ids(static_cast<uint32_t>(event.token.token.value()));
-  if (logprobs_) {
-    v1::TokenLogprob* const logprob = message.add_logprobs();
-    logprob->set_logprob(event.token.logprob);
-    AddTopTokens(event.top, *logprob->mutable_top());
+  if (pending_.empty() || pending_.back().tokens.size() == kMaxTokensPerMessage) {
+    pending_.emplace_back();
+  }
+  Pending& pending = pending_.back();
+  pending.tokens.push_back(event.token);
+  pending_bytes_ += sizeof(TokenLogprob);
+  if (!event.top.empty()) {
+    pending.top.resize(pending.tokens.size());
+    pending.top.back() = event.top;
+    pending_bytes_ += MemoryOf(event.top);
   }
   AppendText(matcher_.Push(decoder_.Push(event.token.token)));
 }
@@ -79,9 +78,27 @@ std::optional<v1::Tokens> OutputAssembler::TakeEcho() {
 
 std::optional<v1::Tokens> OutputAssembler::TakeOutput() {
   if (pending_.empty()) return std::nullopt;
-  v1::Tokens message = std::move(pending_.front());
+  Pending pending = std::move(pending_.front());
   pending_.pop_front();
+  pending_bytes_ -= MemoryOfMessage(pending);
+  v1::Tokens message;
+  message.set_text(std::move(pending.text));
+  for (size_t i = 0; i < pending.tokens.size(); ++i) {
+    message.add_token_ids(static_cast<uint32_t>(pending.tokens[i].token.value()));
+    if (!logprobs_) continue;
+    v1::TokenLogprob* const logprob = message.add_logprobs();
+    logprob->set_logprob(pending.tokens[i].logprob);
+    if (i < pending.top.size()) AddTopTokens(pending.top[i], *logprob->mutable_top());
+  }
   return message;
+}
+
+size_t OutputAssembler::MemoryOfMessage(const Pending& pending) {
+  size_t bytes = pending.tokens.size() * sizeof(TokenLogprob) + pending.text.size();
+  for (const auto& top : pending.top) {
+    if (!top.empty()) bytes += MemoryOf(top);
+  }
+  return bytes;
 }
 
 }  // namespace bst

@@ -7,7 +7,7 @@
 //             (2) The text of all messages, joined, is the text of these tokens, cut at the stop
 //             string. (3) A message holds at most kMaxTokensPerMessage tokens: about 1 MB with all
 //                 alternatives, under the 4 MB that clients accept by default.
-// Memory      Bounded by the tokens added, hence by the request's max_new_tokens.
+// Memory      Bounded by the tokens added, hence by the request's max_new_tokens; pending_bytes().
 // Threads     Thread-compatible.
 // Tested by   tests/server/output_assembler_test.cc
 #pragma once
@@ -27,6 +27,12 @@
 namespace bst {
 
 inline constexpr int kMaxTokensPerMessage = 4096;
+
+// The memory of a token's alternatives, while they wait for the reader.
+inline size_t MemoryOf(const std::vector<TokenLogprob>& top) {
+  constexpr size_t kMallocOverhead = 16;
+  return sizeof(top) + kMallocOverhead + top.size() * sizeof(TokenLogprob);
+}
 
 // What the messages hold.
 struct OutputOptions {
@@ -52,20 +58,31 @@ class OutputAssembler {
   // The next message of the output; nullopt when nothing is ready.
   std::optional<v1::Tokens> TakeOutput();
 
+  // The memory of the output that was not taken yet.
+  size_t pending_bytes() const { return pending_bytes_; }
+
   // The stop string that was found, if any.
   const std::optional<std::string>& stop_match() const { return matcher_.match(); }
   // Tokens taken, up to the one that completed the stop string.
   int64_t num_tokens() const { return num_tokens_; }
 
  private:
-  v1::Tokens& Pending();
+  // What becomes a message. Not as one yet: alternatives take six times the memory there.
+  struct Pending {
+    std::vector<TokenLogprob> tokens;
+    std::vector<std::vector<TokenLogprob>> top;  // empty without alternatives
+    std::string text;
+  };
+
+  static size_t MemoryOfMessage(const Pending& pending);
   void AppendText(std::string text);
 
   const Tokenizer& tokenizer_;
   const bool logprobs_;
   StreamDecoder decoder_;
   StopStringMatcher matcher_;
-  std::deque<v1::Tokens> pending_;  // all but the last are full
+  std::deque<Pending> pending_;  // all but the last are full
+  size_t pending_bytes_ = 0;
   int64_t num_tokens_ = 0;
 
   std::vector<TokenId> echo_;

@@ -1,5 +1,6 @@
 #include "server/score_reactor.h"
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <memory>
@@ -39,8 +40,8 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
       accepted_->set_first_token_id(static_cast<uint32_t>(first_token_.value()));
     } else if (const auto* progress = std::get_if<PrefillProgressEvent>(&event)) {
       progress_ = ProgressOf(*progress);
-    } else if (const auto* scored = std::get_if<ScoredEvent>(&event)) {
-      Add(*scored);
+    } else if (auto* scored = std::get_if<ScoredEvent>(&event)) {
+      Add(std::move(*scored));
     } else if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
       const Ending ending = EndingOf(*finished, false);
       v1::ScoreFinished& message = finished_.emplace();
@@ -57,17 +58,39 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
     }
   }
 
-  void Add(const ScoredEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
-    for (size_t i = 0; i < event.tokens.size(); ++i) {
-      if (pending_.empty() || pending_.back().token_ids_size() == kMaxTokensPerMessage) {
-        pending_.emplace_back().set_first_position(static_cast<uint64_t>(event.first_position) + i);
+  void Add(ScoredEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+    if (event.tokens.empty()) return;
+    for (const TokenLogprob& token : event.tokens) sum_logprobs_ += token.logprob;
+    num_scored_ += static_cast<int64_t>(event.tokens.size());
+    pending_bytes_ += MemoryOfRun(event);
+    pending_.push_back(std::move(event));
+  }
+
+  static size_t MemoryOfRun(const ScoredEvent& event) {
+    const size_t tokens = sizeof(event) + event.tokens.size() * sizeof(TokenLogprob);
+    return event.top.empty() ? tokens : tokens + event.top.size() * MemoryOf(event.top.front());
+  }
+
+  size_t PendingBytes() const override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+    return pending_bytes_;
+  }
+
+  // Moves what waits into `run`, as much as a message holds.
+  void TakeRun(v1::Scored& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+    run.set_first_position(static_cast<uint64_t>(pending_.front().first_position) + taken_);
+    while (!pending_.empty() && run.token_ids_size() < kMaxTokensPerMessage) {
+      const ScoredEvent& event = pending_.front();
+      const auto room = static_cast<size_t>(kMaxTokensPerMessage - run.token_ids_size());
+      const size_t end = std::min(event.tokens.size(), taken_ + room);
+      for (; taken_ < end; ++taken_) {
+        run.add_token_ids(static_cast<uint32_t>(event.tokens[taken_].token.value()));
+        run.add_logprobs(event.tokens[taken_].logprob);
+        if (has_top_) AddTopTokens(event.top[taken_], *run.add_top()->mutable_tokens());
       }
-      v1::Scored& run = pending_.back();
-      run.add_token_ids(static_cast<uint32_t>(event.tokens[i].token.value()));
-      run.add_logprobs(event.tokens[i].logprob);
-      if (has_top_) AddTopTokens(event.top[i], *run.add_top()->mutable_tokens());
-      sum_logprobs_ += event.tokens[i].logprob;
-      ++num_scored_;
+      if (taken_ < event.tokens.size()) return;
+      pending_bytes_ -= MemoryOfRun(event);
+      pending_.pop_front();
+      taken_ = 0;
     }
   }
 
@@ -78,8 +101,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
     } else if (progress_.has_value()) {
       *event.mutable_prefill_progress() = *std::exchange(progress_, std::nullopt);
     } else if (!pending_.empty()) {
-      *event.mutable_scored() = std::move(pending_.front());
-      pending_.pop_front();
+      TakeRun(*event.mutable_scored());
     } else if (finished_.has_value()) {
       *event.mutable_finished() = *std::exchange(finished_, std::nullopt);
     } else {
@@ -94,7 +116,10 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
   int64_t num_scored_ = 0;
   std::optional<v1::Accepted> accepted_;
   std::optional<v1::PrefillProgress> progress_;
-  std::deque<v1::Scored> pending_;  // all but the last are full
+  // Not as messages: those take six times the memory.
+  std::deque<ScoredEvent> pending_;
+  size_t taken_ = 0;  // tokens of the first of them that were sent
+  size_t pending_bytes_ = 0;
   std::optional<v1::ScoreFinished> finished_;
 };
 

@@ -39,6 +39,7 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>, public EngineCal
     {
       absl::MutexLock lock(&write_mutex_);
       for (SequenceEvent& event : TakeEvents()) Handle(std::move(event));
+      BoundOutbox(PendingBytes());
       if (writing_ || finishing_) return;
       std::optional<Message> message;
       if (!reader_gone_) message = NextMessage();
@@ -100,6 +101,8 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>, public EngineCal
 
   // Takes one event in; FinishedEvent must lead to End.
   virtual void Handle(SequenceEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
+  // Memory of what was taken in and is not written yet.
+  virtual size_t PendingBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
   // What to write next, if anything is ready.
   virtual std::optional<Message> NextMessage() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
   // The RPC ends with `status` once all messages are written.

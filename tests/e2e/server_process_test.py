@@ -76,7 +76,7 @@ class FlagsTest(unittest.TestCase):
             text = "\n".join(server.lines)
             self.assertNotIn("confidential", text)
             self.assertNotIn("AAAA", text)
-            self.assertEqual(sum(" request " in line for line in server.lines), 1)
+            self.assertEqual(sum(" request " in line for line in server.lines), 2)
 
     def test_ready_line(self) -> None:
         with ServerProcess("--control_listen=127.0.0.1:0") as server:
@@ -177,8 +177,8 @@ class MetricsTest(unittest.TestCase):
             self.assertEqual(
                 server.metric('bst_requests_total{code="OK",finish_reason="MAX_TOKENS",rpc="Generate"}'), 1)
             self.assertEqual(server.metric('bst_requests_total{code="OK",finish_reason="MAX_TOKENS",rpc="Score"}'), 1)
-            self.assertEqual(server.metric('bst_state_slots{state="used"}'), 0)
-            self.assertGreater(server.metric('bst_state_slots{state="free"}'), 0)
+            self.assertEqual(server.metric('bst_state_slots{state="used",tier="device"}'), 0)
+            self.assertGreater(server.metric('bst_state_slots{state="free",tier="device"}'), 0)
             self.assertGreater(server.metric("bst_last_step_timestamp_seconds"), time.time() - 600)
             self.assertGreater(server.metric("process_resident_memory_bytes"), 1e6)
             self.assertGreater(server.metric("process_start_time_seconds"), time.time() - 600)

@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "server/engine_call.h"
+#include "server/output_assembler.h"
 #include "tests/server/running_server.h"
 
 namespace bst {
@@ -170,6 +173,60 @@ TEST_F(GenerationServiceTest, ASlowReaderGetsFewerAndFullerMessages) {
   }
   EXPECT_GT(fullest, 100);
   EXPECT_LE(fullest, 4096);
+}
+
+TEST_F(GenerationServiceTest, AReaderThatIsTooFarBehindEndsItsRequest) {
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_stopping()->set_max_new_tokens(1'000'000);
+  request.mutable_output()->set_top_logprobs(20);
+  const std::vector<TokenLogprob> top(20, {TokenId('a'), -1});
+  PuppetEngine& engine = server_.engine();
+  engine.set_on_cancel(PuppetEngine::OnCancel::kLeaveToTest);
+  grpc::ClientContext context;
+  const auto reader = server_.generation().Generate(&context, request);
+  const SequenceId id = engine.WaitForRequest(0).id;
+  int tokens = 0;
+  for (; tokens < 1'000'000 && !engine.was_cancelled(id); ++tokens) {
+    engine.Generate(id, 'a', -1, top);
+  }
+  ASSERT_TRUE(engine.was_cancelled(id));
+  // No earlier than promised. No later, but for what the delivery thread had not seen.
+  const size_t bytes = static_cast<size_t>(tokens) * (sizeof(TokenLogprob) + MemoryOf(top));
+  EXPECT_GT(bytes, kMaxOutboxBytes);
+  EXPECT_LT(bytes, 4 * kMaxOutboxBytes);
+  engine.Finish(id, FinishReason::kCancelled, absl::CancelledError("cancelled"));
+  Stream stream;
+  v1::GenerateEvent event;
+  while (reader->Read(&event)) stream.Add(event);
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("the reader is too slow"));
+  EXPECT_FALSE(DetailOf<google::rpc::RetryInfo>(status).has_value());  // it would end the same way
+  EXPECT_EQ(stream.token_ids.size(), static_cast<size_t>(tokens));     // what waited is not lost
+  ASSERT_TRUE(stream.finished.has_value());
+  EXPECT_EQ(stream.finished->reason(), v1::ERROR);
+}
+
+TEST_F(GenerationServiceTest, AnAnswerTooLargeForOneMessageEndsItsRequest) {
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_output()->set_top_logprobs(20);
+  request.mutable_stopping()->set_max_new_tokens(1'000'000);
+  const std::vector<TokenLogprob> top(20, {TokenId('a'), -1});
+  PuppetEngine& engine = server_.engine();
+  engine.set_on_cancel(PuppetEngine::OnCancel::kLeaveToTest);
+  std::thread player([&] {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    for (int i = 0; i < 1'000'000 && !engine.was_cancelled(id); ++i) {
+      engine.Generate(id, 'a', -1, top);
+    }
+    engine.Finish(id, FinishReason::kCancelled, absl::CancelledError("cancelled"));
+  });
+  grpc::ClientContext context;
+  v1::GenerateResult result;
+  const grpc::Status status = server_.generation().GenerateOnce(&context, request, &result);
+  player.join();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("stream"));
 }
 
 TEST_F(GenerationServiceTest, GenerateOnceAnswersAllAtOnce) {

@@ -60,6 +60,9 @@ TEST(GrpcStatus, RetryInfoWhereTryingAgainHelps) {
     EXPECT_EQ(retry.retry_delay().seconds(), 1);
   }
   EXPECT_EQ(ToGrpcStatus(absl::InternalError("bug")).error_details(), "");
+  const grpc::Status final = ToGrpcStatus(WithoutRetry(absl::ResourceExhaustedError("slow")));
+  EXPECT_EQ(final.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(final.error_details(), "");
 }
 
 }  // namespace

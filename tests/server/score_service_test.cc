@@ -6,6 +6,8 @@
 #include <thread>
 #include <vector>
 
+#include "server/engine_call.h"
+#include "server/output_assembler.h"
 #include "tests/server/running_server.h"
 
 namespace bst {
@@ -114,6 +116,31 @@ TEST_F(ScoreServiceTest, ALongTextIsCutIntoMessages) {
   EXPECT_EQ(stream.logprobs.size(), kTokens - 1);
   EXPECT_THAT(stream.first_positions, ElementsAre(1, 4097, 8193));
   EXPECT_EQ(stream.finished->mean_nll(), 3);
+}
+
+TEST_F(ScoreServiceTest, AReaderThatIsTooFarBehindEndsItsRequest) {
+  constexpr size_t kRun = 4000;
+  v1::ScoreRequest request;
+  request.set_text(std::string(kRun, 'x'));
+  request.set_top_logprobs(20);
+  const std::vector<float> logprobs(kRun, -1);
+  const std::vector<std::vector<TokenLogprob>> top(kRun, {20, {TokenId('a'), -1}});
+  PuppetEngine& engine = server_.engine();
+  engine.set_on_cancel(PuppetEngine::OnCancel::kLeaveToTest);
+  grpc::ClientContext context;
+  const auto reader = server_.generation().Score(&context, request);
+  const SequenceId id = engine.WaitForRequest(0).id;
+  size_t runs = 0;
+  for (; runs < 1000 && !engine.was_cancelled(id); ++runs) engine.Score(id, 1, logprobs, top);
+  ASSERT_TRUE(engine.was_cancelled(id));
+  EXPECT_GT(runs * kRun * (sizeof(TokenLogprob) + MemoryOf(top.front())), kMaxOutboxBytes);
+  engine.Finish(id, FinishReason::kCancelled, absl::CancelledError("cancelled"));
+  size_t tokens = 0;
+  v1::ScoreEvent event;
+  while (reader->Read(&event)) tokens += static_cast<size_t>(event.scored().token_ids_size());
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(tokens, runs * kRun);
+  EXPECT_EQ(event.finished().reason(), v1::ERROR);
 }
 
 TEST_F(ScoreServiceTest, FailuresAndRefusals) {

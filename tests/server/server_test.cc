@@ -3,10 +3,14 @@
 #include <gmock/gmock.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -201,6 +205,80 @@ TEST_F(ServerTlsTest, AsksForAClientCertificateWhenTold) {
   EXPECT_EQ(InfoCode(server), grpc::StatusCode::OK);
 }
 
+// ---- Keepalive ----
+
+// A client that speaks HTTP/2 by hand: answers pings and counts them.
+class PingCounter {
+ public:
+  explicit PingCounter(const std::string& address) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in target = {};
+    target.sin_family = AF_INET;
+    target.sin_port =
+        htons(static_cast<uint16_t>(std::stoi(address.substr(address.find(':') + 1))));
+    target.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(connect(fd_, reinterpret_cast<const sockaddr*>(&target), sizeof(target)), 0);
+    Send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Frame(kSettings, 0, ""));
+  }
+  ~PingCounter() { close(fd_); }
+
+  // The frame's type, or nothing when the server has closed. Pings are answered.
+  std::optional<uint8_t> Next() {
+    const std::string head = Receive(9);
+    if (head.size() < 9) return std::nullopt;
+    const auto byte = [&head](size_t i) { return static_cast<uint8_t>(head[i]); };
+    const std::string payload = Receive(size_t{byte(0)} << 16 | size_t{byte(1)} << 8 | byte(2));
+    if (byte(3) == kPing && (byte(4) & kAck) == 0) Send(Frame(kPing, kAck, payload));
+    return byte(3);
+  }
+  void Ping() { Send(Frame(kPing, 0, "12345678")); }
+
+  static constexpr uint8_t kSettings = 4, kPing = 6, kGoAway = 7;
+
+ private:
+  static constexpr uint8_t kAck = 1;
+
+  static std::string Frame(uint8_t type, uint8_t flags, const std::string& payload) {
+    const auto size = static_cast<char>(payload.size());
+    return std::string{0, 0, size, static_cast<char>(type), static_cast<char>(flags), 0, 0, 0, 0} +
+           payload;
+  }
+  void Send(const std::string& bytes) {
+    [[maybe_unused]] const ssize_t sent = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  }
+  std::string Receive(size_t size) {
+    std::string bytes(size, '\0');
+    if (size > 0 && recv(fd_, bytes.data(), size, MSG_WAITALL) != static_cast<ssize_t>(size)) {
+      return "";
+    }
+    return bytes;
+  }
+
+  const int fd_;
+};
+
+TEST(ServerKeepalive, PingsForAsLongAsTheConnectionIsSilent) {
+  ServerConfig config = LoopbackConfig();
+  config.ping_interval = absl::Milliseconds(50);
+  RunningServer server(config);
+  PingCounter client(server.server().addresses().grpc);
+  int pings = 0;
+  while (pings < 6) {  // gRPC stops after two where it is not told otherwise
+    const std::optional<uint8_t> frame = client.Next();
+    ASSERT_TRUE(frame.has_value() && *frame != PingCounter::kGoAway) << "after " << pings;
+    pings += *frame == PingCounter::kPing ? 1 : 0;
+  }
+}
+
+TEST(ServerKeepalive, AClientThatPingsAllTheTimeIsSentAway) {
+  RunningServer server;
+  PingCounter client(server.server().addresses().grpc);
+  std::optional<uint8_t> frame;
+  for (int i = 0; i < 10; ++i) client.Ping();
+  while ((frame = client.Next()).has_value() && *frame != PingCounter::kGoAway) {
+  }
+  EXPECT_EQ(frame, PingCounter::kGoAway);
+}
+
 // ---- Reflection ----
 
 // Asks for the list of services; the messages are written out, as no header has them:
@@ -254,8 +332,8 @@ TEST(ServerMetrics, CountWhatHappened) {
         "bst_requests_total{code=\"INVALID_ARGUMENT\",finish_reason=\"\",rpc=\"Generate\"} 2\n",
         "bst_requests_rejected_total{reason=\"invalid\"} 1\n",
         "bst_requests_rejected_total{reason=\"too_long\"} 1\n", "bst_generation_tokens_total 2\n",
-        "bst_time_to_first_token_seconds_count 1\n", "bst_state_slots{state=\"free\"} 4\n",
-        "process_resident_memory_bytes "}) {
+        "bst_time_to_first_token_seconds_count 1\n",
+        "bst_state_slots{state=\"free\",tier=\"device\"} 4\n", "process_resident_memory_bytes "}) {
     EXPECT_THAT(answer, HasSubstr(part));
   }
 }
