@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import unittest
 import urllib.request
 from pathlib import Path
@@ -24,6 +25,7 @@ class Arguments:
     model: Path
     server_flags: list[str]
     promtool: str
+    seconds: float
 
 
 arguments = Arguments()
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--promtool", default="", help="Prometheus' promtool")
     parser.add_argument("--server-flag", action="append", default=[], dest="server_flags",
                         help="a flag for every server that is started; may be repeated")
+    parser.add_argument("--seconds", type=float, default=10, help="how long each test of a load goes on")
     _, rest = parser.parse_known_args(namespace=arguments)
     unittest.main(module="__main__", argv=[sys.argv[0], *rest])
 
@@ -47,7 +50,8 @@ class ServerProcess:
     def __init__(self, *flags: str, model: Path | None = None) -> None:
         command = [arguments.server, f"--model={model or arguments.model}", "--listen=127.0.0.1:0",
                    "--metrics_listen=127.0.0.1:0", *arguments.server_flags, *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        errors="backslashreplace")
         self.lines: list[str] = []
         self.ready_line = ""
         self._ready = threading.Event()
@@ -92,6 +96,22 @@ class ServerProcess:
             if line.startswith(line_start + " "):
                 return float(line.split(" ")[-1])
         return 0.0
+
+    def wait_for(self, line_start: str, value: float, timeout: float = 60) -> None:
+        """Until the metric has that value."""
+        deadline = time.monotonic() + timeout
+        while (seen := self.metric(line_start)) != value:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{line_start} is {seen}, not {value}")
+            time.sleep(0.02)
+
+    @property
+    def resident_bytes(self) -> float:
+        return self.metric("process_resident_memory_bytes")
+
+    @property
+    def open_files(self) -> float:
+        return self.metric("process_open_fds")
 
     def terminate(self, timeout: float = 60) -> int:
         """SIGTERM; returns the exit code."""
