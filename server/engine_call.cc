@@ -1,5 +1,7 @@
 #include "server/engine_call.h"
 
+#include <grpcpp/server_context.h>
+
 #include <utility>
 #include <variant>
 
@@ -95,6 +97,15 @@ std::vector<SequenceEvent> EngineCall::TakeEvents() {
     frontend_.active().Remove(request_id_);
   }
   return events;
+}
+
+CancelCause EngineCall::CauseOfCancellation(const grpc::CallbackServerContext& context) const {
+  // A client resets the stream at its own deadline, often before the server's copy of it is over:
+  // that starts when the call arrives, and gRPC sends the timeout rounded up by as much as 1 %.
+  constexpr std::chrono::milliseconds kTravel(50);
+  const std::chrono::nanoseconds left = context.deadline() - std::chrono::system_clock::now();
+  const std::chrono::nanoseconds elapsed = std::chrono::steady_clock::now() - start_;
+  return left <= elapsed / 50 + kTravel ? CancelCause::kDeadline : CancelCause::kClient;
 }
 
 Ending EngineCall::EndingOf(const FinishedEvent& finished, bool stop_string_found) const {

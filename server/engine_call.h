@@ -34,6 +34,10 @@
 #include "server/delivery_thread.h"
 #include "server/frontend.h"
 
+namespace grpc {
+class CallbackServerContext;
+}
+
 namespace bst {
 
 // Tokens alone stay far below it. With 20 alternatives each it is 300,000 tokens.
@@ -69,6 +73,9 @@ class EngineCall : public TokenSink,
 
   // The events since the last call. After FinishedEvent the request id is free again.
   std::vector<SequenceEvent> TakeEvents() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Why gRPC cancelled the call of `context`.
+  CancelCause CauseOfCancellation(const grpc::CallbackServerContext& context) const;
 
   // Ends the request if its reader is too far behind. `bytes`: what was taken and not written.
   void BoundOutbox(size_t bytes) {

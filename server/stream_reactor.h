@@ -12,7 +12,6 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
 
-#include <chrono>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -24,12 +23,6 @@
 #include "server/grpc_status.h"
 
 namespace bst {
-
-// Why gRPC cancelled the call of `context`.
-inline CancelCause CauseOfCancellation(const grpc::CallbackServerContext& context) {
-  return context.deadline() <= std::chrono::system_clock::now() ? CancelCause::kDeadline
-                                                                : CancelCause::kClient;
-}
 
 template <typename Message>
 class StreamReactor : public grpc::ServerWriteReactor<Message>, public EngineCall {
