@@ -26,6 +26,7 @@ class Arguments:
     server_flags: list[str]
     promtool: str
     seconds: float
+    stress: str
 
 
 arguments = Arguments()
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--server-flag", action="append", default=[], dest="server_flags",
                         help="a flag for every server that is started; may be repeated")
     parser.add_argument("--seconds", type=float, default=10, help="how long each test of a load goes on")
+    parser.add_argument("--stress", default="", help="the bst-stress binary")
     _, rest = parser.parse_known_args(namespace=arguments)
     unittest.main(module="__main__", argv=[sys.argv[0], *rest])
 
