@@ -22,7 +22,7 @@ dependencies:
 # Server, client and bst-init only: what the demo and a deployment need.
 build: dependencies
 	@test -f $(BUILD)/build.ninja || cmake --preset release -DBUILD_TESTING=OFF
-	cmake --build $(BUILD) -j $(JOBS) --target bst-server bst bst-init
+	cmake --build $(BUILD) -j $(JOBS) --target bst-server bst bst-stress bst-init
 
 demo: build
 	@scripts/demo $(BUILD)/bin $(MODEL) "$$PROMPT"
