@@ -123,14 +123,12 @@ void Recorder::JudgeBySlo(const RequestRecord& record) {
       ++count.total;  // beyond the bound, whatever it is
       continue;
     }
-    good &= Keeps(record, clause);
-    if (clause.metric == Metric::kItl) {
-      count.within += record.gaps - record.slow_gaps;
-      count.total += record.gaps;
-    } else if (clause.metric != Metric::kTpot || record.tpot_seconds.has_value()) {
-      count.within += Keeps(record, clause) ? 1u : 0u;
-      ++count.total;
-    }
+    const bool keeps = Keeps(record, clause);
+    good &= keeps;
+    // What came in one message has no gaps, and counts once.
+    const bool counts_gaps = clause.metric == Metric::kItl && record.gaps > 0;
+    count.within += counts_gaps ? record.gaps - record.slow_gaps : keeps ? 1u : 0u;
+    count.total += counts_gaps ? record.gaps : 1u;
   }
   if (good) ++totals_.good;
 }
