@@ -50,6 +50,14 @@ void WriteFile(const std::string& path, const std::string& text) {
   if (!written) throw client::UsageError("cannot write " + path);
 }
 
+// Before the run rather than after it.
+void CheckWritable(const std::string& path) {
+  if (path.empty() || path == "-") return;
+  std::FILE* const file = std::fopen(path.c_str(), "a");
+  if (file == nullptr) throw client::UsageError("cannot write " + path);
+  std::fclose(file);
+}
+
 void WriteReports(const Options& options, const Json& report) {
   const std::string text = report.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
   if (!options.json_file.empty()) WriteFile(options.json_file, text);
@@ -130,6 +138,8 @@ ExitCode RunVerify(const Options& options, Session& session) {
 
 ExitCode Main(const Flags& flags) {
   const Options options = MakeOptions(flags);
+  CheckWritable(options.json_file);
+  CheckWritable(options.html_file);
   Session session(options);
   CatchInterrupts();
   if (options.verify) return RunVerify(options, session);

@@ -217,10 +217,10 @@ class StressTest(unittest.TestCase):
     def test_wrong_usage_and_nobody_there(self) -> None:
         for flags, words in (((), "no load"), (("--rate", "0"), "--rate must be above 0"),
                              (("--concurrency", "1", "--json", "/nonexistent/x"), "cannot write"),
+                             (("--concurrency", "1", "--html", "/nonexistent/x"), "cannot write"),
+                             (("--concurrency", "1", "--requests-out", "/nonexistent/x"), "cannot write"),
                              (("--concurrency", "1", "--metrics", "127.0.0.1:1"), "--metrics"),
                              (("--nonsense",), "--nonsense")):
-            if "--json" in flags:
-                flags = (*flags, "--requests", "1", *SHORT)
             result = stress(self.server, *flags)
             self.assertEqual(result.returncode, 2, result.stderr)
             self.assertIn(words, result.stderr)
