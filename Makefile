@@ -2,6 +2,7 @@
 #
 #   make demo    set up, build, serve the bundled model, generate from a prompt, shut down
 #   make test    set up, build, run every test
+#   make stress  set up, build, load a server that Prometheus scrapes, report (half a minute)
 #
 # MODEL (a directory) and PROMPT of the demo can be set:  make demo PROMPT="In the beginning"
 
@@ -11,21 +12,30 @@ PROMPT ?= It was a dark evening, and the old man
 export PROMPT  # through the environment: it may hold quotes
 BUILD := build/release
 
-.PHONY: help demo test build dependencies install asan tsan format lint clean
+.PHONY: help demo test stress programs build dependencies install asan tsan format lint clean
 
 help:
-	@sed -n '3,8p' Makefile | sed 's/^# \{0,1\}//'
+	@sed -n '3,9p' Makefile | sed 's/^# \{0,1\}//'
 
 dependencies:
 	@scripts/install_dependencies build
 
 # Server, client and bst-init only: what the demo and a deployment need.
-build: dependencies
+programs: dependencies
 	@test -f $(BUILD)/build.ninja || cmake --preset release -DBUILD_TESTING=OFF
 	cmake --build $(BUILD) -j $(JOBS) --target bst-server bst bst-init
 
-demo: build
+# The load generator as well.
+build: programs
+	cmake --build $(BUILD) -j $(JOBS) --target bst-stress
+
+demo: programs
 	@scripts/demo $(BUILD)/bin $(MODEL) "$$PROMPT"
+
+# Also needs Debian's prometheus.
+stress: build
+	@scripts/install_dependencies test
+	@scripts/stack --bin $(BUILD)/bin --model $(MODEL)
 
 test:
 	@scripts/install_dependencies test

@@ -1,13 +1,7 @@
 #include "clients/cli/connection.h"
 
-#include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
-
 #include <chrono>
 #include <cstdio>
-#include <fstream>
-#include <iostream>
-#include <iterator>
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -15,64 +9,20 @@
 namespace bst::cli {
 
 void Connection::AddFlags(CLI::App& app) {
-  app.add_option("--server", server, "HOST:PORT of the server")->capture_default_str();
+  client::Connection::AddFlags(app);
   app.add_flag("--json", json, "One JSON object on stdout, nothing else there");
-  app.add_option("--token-file", token_file,
-                 "File whose first line is the key to show to the server");
-  app.add_flag("--tls", tls, "Use TLS with the system's certificate authorities");
-  app.add_option("--tls-ca", tls_ca, "PEM file with the authorities to trust; implies --tls");
-  app.add_option("--tls-cert", tls_cert, "PEM file with this client's certificate; implies --tls");
-  app.add_option("--tls-key", tls_key, "PEM file with the key of --tls-cert");
-  app.add_option("--tls-server-name", tls_server_name,
-                 "Name to expect in the server's certificate");
   app.add_option("--timeout", timeout_seconds,
                  "Seconds after which the call is given up; default: never")
       ->check(CLI::PositiveNumber);
 }
 
-std::shared_ptr<grpc::Channel> Connection::MakeChannel() const {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(-1);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);  // notices a server that vanished
-  if (!tls_server_name.empty()) arguments.SetSslTargetNameOverride(tls_server_name);
-  std::shared_ptr<grpc::ChannelCredentials> credentials;
-  if (tls || !tls_ca.empty() || !tls_cert.empty()) {
-    if (tls_cert.empty() != tls_key.empty())
-      throw UsageError("--tls-cert and --tls-key go together");
-    grpc::SslCredentialsOptions options;
-    if (!tls_ca.empty()) options.pem_root_certs = ReadFile(tls_ca);
-    if (!tls_cert.empty()) {
-      options.pem_cert_chain = ReadFile(tls_cert);
-      options.pem_private_key = ReadFile(tls_key);
-    }
-    credentials = grpc::SslCredentials(options);
-  } else {
-    credentials = grpc::InsecureChannelCredentials();
-  }
-  return grpc::CreateCustomChannel(server, credentials, arguments);
-}
-
 void Connection::Prepare(grpc::ClientContext& context) const {
-  if (!token_file.empty()) {
-    const std::string text = ReadFile(token_file);
-    const std::string key = text.substr(0, text.find_first_of("\r\n"));
-    if (key.empty()) throw UsageError("no key in the first line of " + token_file);
-    context.AddMetadata("authorization", "Bearer " + key);
-  }
+  client::AddKey(ReadKey(), context);
   if (timeout_seconds.has_value()) {
     const auto timeout = std::chrono::duration_cast<std::chrono::system_clock::duration>(
         std::chrono::duration<double>(*timeout_seconds));
     context.set_deadline(std::chrono::system_clock::now() + timeout);
   }
-}
-
-std::string ReadFile(const std::string& path) {
-  if (path == "-")
-    return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file) throw UsageError("cannot read " + path);
-  return text;
 }
 
 ExitCode ReportFailure(const grpc::Status& status) {
@@ -97,45 +47,6 @@ ExitCode ReportFailure(const grpc::Status& status) {
         "(--ids-file), or start the server with a larger --max_message_bytes (see `bst info`).\n");
   }
   return kRequestFailed;
-}
-
-std::string CodeName(grpc::StatusCode code) {
-  switch (code) {
-    case grpc::StatusCode::OK:
-      return "OK";
-    case grpc::StatusCode::CANCELLED:
-      return "CANCELLED";
-    case grpc::StatusCode::INVALID_ARGUMENT:
-      return "INVALID_ARGUMENT";
-    case grpc::StatusCode::DEADLINE_EXCEEDED:
-      return "DEADLINE_EXCEEDED";
-    case grpc::StatusCode::NOT_FOUND:
-      return "NOT_FOUND";
-    case grpc::StatusCode::ALREADY_EXISTS:
-      return "ALREADY_EXISTS";
-    case grpc::StatusCode::PERMISSION_DENIED:
-      return "PERMISSION_DENIED";
-    case grpc::StatusCode::RESOURCE_EXHAUSTED:
-      return "RESOURCE_EXHAUSTED";
-    case grpc::StatusCode::FAILED_PRECONDITION:
-      return "FAILED_PRECONDITION";
-    case grpc::StatusCode::ABORTED:
-      return "ABORTED";
-    case grpc::StatusCode::OUT_OF_RANGE:
-      return "OUT_OF_RANGE";
-    case grpc::StatusCode::UNIMPLEMENTED:
-      return "UNIMPLEMENTED";
-    case grpc::StatusCode::INTERNAL:
-      return "INTERNAL";
-    case grpc::StatusCode::UNAVAILABLE:
-      return "UNAVAILABLE";
-    case grpc::StatusCode::DATA_LOSS:
-      return "DATA_LOSS";
-    case grpc::StatusCode::UNAUTHENTICATED:
-      return "UNAUTHENTICATED";
-    default:
-      return "UNKNOWN";
-  }
 }
 
 }  // namespace bst::cli

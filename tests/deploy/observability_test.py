@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
 import unittest
-import urllib.parse
-import urllib.request
 from pathlib import Path
-from typing import Any, Callable
-
-import yaml
+from typing import Any
 
 import bst_process
 from bst_process import ServerProcess, cli_json, run_cli, start_cli
 from deploy_files import DEPLOY, load
+from local_stack import Prometheus, wait_for
 
 # Metrics that rules or dashboard name and a CPU server does not have; deploy/README.md says when they come.
 NOT_ON_CPU = {"bst_gpu_memory_bytes"}
@@ -45,62 +38,6 @@ def dashboard_queries() -> list[tuple[str, str]]:
     """(panel title, PromQL) of every query of the dashboard."""
     dashboard = load("grafana/dashboards/bst-server.json")
     return [(panel["title"], target["expr"]) for panel in dashboard["panels"] for target in panel.get("targets", [])]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 90) -> Any:
-    """Returns the first true answer of `condition`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := condition():
-            return answer
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s: {what}")
-
-
-class Prometheus:
-    """Debian's Prometheus with deploy/prometheus as its configuration, every interval one second."""
-
-    def __init__(self, folder: Path, target: str) -> None:
-        shutil.copytree(DEPLOY / "prometheus", folder / "etc")
-        config = yaml.safe_load((folder / "etc/prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        (folder / "etc/prometheus.yml").write_text(yaml.safe_dump(config))
-        (folder / "etc/targets/bst.yml").write_text(yaml.safe_dump([{"targets": [target]}]))
-        self.address = f"127.0.0.1:{free_port()}"
-        self.log = (folder / "log").open("w")
-        self.process = subprocess.Popen(
-            ["prometheus", f"--config.file={folder}/etc/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-             f"--web.listen-address={self.address}"], stderr=self.log)
-
-    def close(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
-
-    def get(self, path: str, **parameters: str) -> Any:
-        url = f"http://{self.address}/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            text = answer.read().decode()
-        return json.loads(text)["data"] if path.startswith("api/") else text
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        return self.get("api/v1/query", query=expression)["result"]
-
-    def is_ready(self) -> bool:
-        try:
-            return bool(self.get("-/ready"))
-        except OSError:
-            return False
 
 
 class ObservabilityTest(unittest.TestCase):

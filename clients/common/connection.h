@@ -1,0 +1,51 @@
+// How a client reaches the server: address, TLS, key. What the programs under clients/ share.
+//
+// Threads     Values and free functions.
+// Tested by   tests/e2e/cli_test.py
+#pragma once
+
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/support/channel_arguments.h>
+#include <grpcpp/support/status.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+namespace bst::client {
+
+// Something the user got wrong and that the command line's grammar cannot tell: a file that cannot
+// be read. Caught in main, which ends with the exit code for wrong usage.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct Connection {
+  std::string server = "127.0.0.1:50051";
+  std::string token_file;
+  bool tls = false;
+  std::string tls_ca, tls_cert, tls_key, tls_server_name;
+
+  void AddFlags(CLI::App& app);
+
+  // `arguments`: what the caller wants beyond message size, keepalive and the name to expect.
+  // Throws UsageError when a file cannot be read.
+  std::shared_ptr<grpc::Channel> MakeChannel(grpc::ChannelArguments arguments = {}) const;
+
+  // The first line of --token-file; empty without one. Throws UsageError when there is none in it.
+  std::string ReadKey() const;
+};
+
+// Shows `key` to the server; an empty one is not shown.
+void AddKey(const std::string& key, grpc::ClientContext& context);
+
+// The file's bytes; "-" is the standard input. Throws UsageError.
+std::string ReadFile(const std::string& path);
+
+// "UNAVAILABLE"
+std::string CodeName(grpc::StatusCode code);
+
+}  // namespace bst::client
