@@ -26,7 +26,7 @@ void Connection::Prepare(grpc::ClientContext& context) const {
 }
 
 ExitCode ReportFailure(const grpc::Status& status) {
-  std::fprintf(stderr, "bst: %s: %s\n", CodeName(status.error_code()).c_str(),
+  std::fprintf(stderr, "bst: %s: %s\n", CodeName(client::CodeOf(status)).c_str(),
                status.error_message().c_str());
   google::rpc::Status details;
   bool may_retry = false;

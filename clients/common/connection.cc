@@ -10,7 +10,9 @@
 namespace bst::client {
 
 void Connection::AddFlags(CLI::App& app) {
-  app.add_option("--server", server, "HOST:PORT of the server")->capture_default_str();
+  app.add_option("--server", server,
+                 "HOST:PORT, or a name that gRPC resolves to several: dns:///NAME:PORT")
+      ->capture_default_str();
   app.add_option("--token-file", token_file,
                  "File whose first line is the key to show to the server");
   app.add_flag("--tls", tls, "Use TLS with the system's certificate authorities");
@@ -24,6 +26,7 @@ void Connection::AddFlags(CLI::App& app) {
 std::shared_ptr<grpc::Channel> Connection::MakeChannel(grpc::ChannelArguments arguments) const {
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);  // notices a server that vanished
+  arguments.SetLoadBalancingPolicyName("round_robin");   // gRPC's default: the first that answers
   if (!tls_server_name.empty()) arguments.SetSslTargetNameOverride(tls_server_name);
   std::shared_ptr<grpc::ChannelCredentials> credentials;
   if (tls || !tls_ca.empty() || !tls_cert.empty()) {
@@ -61,6 +64,17 @@ std::string ReadFile(const std::string& path) {
   std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   if (!file) throw UsageError("cannot read " + path);
   return text;
+}
+
+grpc::StatusCode CodeOf(const grpc::Status& status) {
+  // A proxy that lost its server after the headers went out can only reset the stream (HTTP/2
+  // NO_ERROR or INTERNAL_ERROR), which gRPC calls INTERNAL. What a server has to say comes in
+  // trailers instead.
+  const bool is_reset = status.error_message() == "Received RST_STREAM with error code 0" ||
+                        status.error_message() == "Received RST_STREAM with error code 2";
+  return status.error_code() == grpc::StatusCode::INTERNAL && is_reset
+             ? grpc::StatusCode::UNAVAILABLE
+             : status.error_code();
 }
 
 std::string CodeName(grpc::StatusCode code) {

@@ -24,15 +24,15 @@ class UsageError : public std::runtime_error {
 };
 
 struct Connection {
-  std::string server = "127.0.0.1:50051";
+  std::string server = "127.0.0.1:50051";  // or another name that gRPC resolves
   std::string token_file;
   bool tls = false;
   std::string tls_ca, tls_cert, tls_key, tls_server_name;
 
   void AddFlags(CLI::App& app);
 
-  // `arguments`: what the caller wants beyond message size, keepalive and the name to expect.
-  // Throws UsageError when a file cannot be read.
+  // Calls go round all addresses of `server`. `arguments`: what the caller wants beyond message
+  // size, keepalive and the name to expect. Throws UsageError when a file cannot be read.
   std::shared_ptr<grpc::Channel> MakeChannel(grpc::ChannelArguments arguments = {}) const;
 
   // The first line of --token-file; empty without one. Throws UsageError when there is none in it.
@@ -44,6 +44,10 @@ void AddKey(const std::string& key, grpc::ClientContext& context);
 
 // The file's bytes; "-" is the standard input. Throws UsageError.
 std::string ReadFile(const std::string& path);
+
+// The status's code, but UNAVAILABLE for a stream that a proxy reset: its server was lost. Tested
+// by tests/deploy/envoy_test.py.
+grpc::StatusCode CodeOf(const grpc::Status& status);
 
 // "UNAVAILABLE"
 std::string CodeName(grpc::StatusCode code);

@@ -136,7 +136,7 @@ void StreamCall::OnDone(const grpc::Status& status) {
 }
 
 void StreamCall::TakeStatus(const grpc::Status& status) {
-  record_.code = status.error_code();
+  record_.code = client::CodeOf(status);
   record_.message = status.error_message().substr(0, kLongestMessage);
   if (status.ok()) {
     if (!has_finished_) {

@@ -15,7 +15,7 @@ def main() -> int:
                                      description="Continues a text with a bst-server and streams it to stdout.",
                                      epilog="What is not given is left to the server. Ctrl-C cancels the request.")
     parser.add_argument("prompt", help="the text to continue")
-    parser.add_argument("--server", default="127.0.0.1:50051", help="HOST:PORT (%(default)s)")
+    parser.add_argument("--server", default="127.0.0.1:50051", help="HOST:PORT, or a name that gRPC resolves (%(default)s)")
     parser.add_argument("--timeout", type=float, help="seconds after which the call is given up")
     parser.add_argument("--token-file", help="file whose first line is the key to show to the server")
     parser.add_argument("--tls", action="store_true", help="use TLS")

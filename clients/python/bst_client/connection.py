@@ -43,7 +43,8 @@ class Connection:
                  max_receive_message_bytes: int | None = None, keepalive_seconds: float | None = 30,
                  channel_options: Sequence[tuple[str, Any]] = ()) -> None:
         """
-        target                     HOST:PORT, or another name that gRPC resolves
+        target                     HOST:PORT, or another name that gRPC resolves ("dns:///bst-server.bst.svc:50051",
+                                   "ipv4:10.0.0.1:50051,10.0.0.2:50051"); calls go round all its addresses
         tls                        None: an unencrypted connection
         token, token_file          the key to show to the server, or the file whose first line it is; the
                                    file is read at every call, so that it can be replaced. Use TLS with it
@@ -68,6 +69,8 @@ class Connection:
             ("grpc.max_send_message_length", -1 if max_send_message_bytes is None else max_send_message_bytes),
             ("grpc.max_receive_message_length",
              -1 if max_receive_message_bytes is None else max_receive_message_bytes),
+            # By default gRPC stays with the first address that answers.
+            ("grpc.lb_policy_name", "round_robin"),
         ]
         if keepalive_seconds is not None:
             self._options.append(("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)))

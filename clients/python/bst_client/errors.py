@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ class MessageTooLargeError(ResourceExhaustedError):
 
 
 class UnavailableError(BstError):
-    """No server there, or it is loading or draining."""
+    """No server there, or it is loading or draining, or it was lost: a stream that a proxy reset is this too."""
 
 
 class DeadlineExceededError(BstError):
@@ -91,6 +92,10 @@ class InternalError(BstError):
     """The server failed, or broke the contract."""
 
 
+# A proxy that lost its server after the headers went out can only reset the stream (HTTP/2 NO_ERROR or
+# INTERNAL_ERROR), which gRPC calls INTERNAL. What a server has to say comes in trailers instead.
+_RESET_BY_PROXY = re.compile(r"Received RST_STREAM with error code [02]")
+
 _CLASSES: dict[grpc.StatusCode, type[BstError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
@@ -116,6 +121,8 @@ def from_rpc_error(error: Any) -> BstError:
             pushback_ms = _parse_pushback(value)
         elif key == "grpc-status-details-bin":
             violations, retry_delay = _parse_details(value)
+    if code is grpc.StatusCode.INTERNAL and _RESET_BY_PROXY.fullmatch(message):
+        code = grpc.StatusCode.UNAVAILABLE
     kind = _CLASSES.get(code, BstError)
     # gRPC's own answer, without RetryInfo: "Received message larger than max (6 vs. 5)".
     if kind is ResourceExhaustedError and retry_delay is None and "message larger than max" in message:

@@ -41,6 +41,13 @@ class ErrorsTest(unittest.TestCase):
         error = convert(grpc.StatusCode.UNAVAILABLE, None, None)
         self.assertEqual((error.message, error.violations, error.retry_delay, error.pushback_ms), ("", (), None, None))
 
+    def test_a_stream_that_a_proxy_reset_lost_its_server(self) -> None:
+        for number, expected in (0, bst_client.UnavailableError), (2, bst_client.UnavailableError), (
+                1, bst_client.InternalError), (20, bst_client.InternalError):
+            error = convert(grpc.StatusCode.INTERNAL, f"Received RST_STREAM with error code {number}")
+            self.assertIs(type(error), expected, number)
+            self.assertIs(error.code is grpc.StatusCode.UNAVAILABLE, expected is bst_client.UnavailableError)
+
     def test_violations(self) -> None:
         bad = _wire.BadRequest(field_violations=[{"field": "sampling.top_p", "description": "is 7"},
                                                  {"field": "text", "description": "is empty"}])
