@@ -18,7 +18,8 @@ FROM debian:bookworm-slim AS cpu
 RUN apt-get update && apt-get install -y --no-install-recommends \
       libgrpc++1.51 libprotobuf32 libabsl20220623 libprometheus-cpp-pull1.0 libprometheus-cpp-core1.0 libsentencepiece0 libssl3 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin bst
+    && groupadd --system --gid 10001 bst \
+    && useradd --system --uid 10001 --gid bst --no-create-home --shell /usr/sbin/nologin bst
 COPY --from=build /usr/local/bin/ /usr/local/bin/
 # Opened at run time, from ../lib/bst of the programs.
 COPY --from=build /usr/local/lib/bst/ /usr/local/lib/bst/
