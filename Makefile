@@ -12,7 +12,7 @@ PROMPT ?= It was a dark evening, and the old man
 export PROMPT  # through the environment: it may hold quotes
 BUILD := build/release
 
-.PHONY: help demo test stress programs build dependencies install asan tsan format lint clean
+.PHONY: help demo test stress programs build dependencies install asan tsan image-test format lint clean
 
 help:
 	@sed -n '3,9p' Makefile | sed 's/^# \{0,1\}//'
@@ -48,6 +48,11 @@ asan tsan:
 	cmake --preset $@ -DBUILD_TESTING=ON
 	cmake --build build/$@ -j $(JOBS) --target unit_tests
 	ctest --preset $@ -j 2
+
+# Builds the container image and runs it, as root on Debian 12; the log belongs to the commit that it names.
+image-test:
+	@scripts/install_dependencies image
+	tests/e2e/image_test tests/e2e/logs/image_test.log
 
 install: build
 	cmake --install $(BUILD)
