@@ -178,8 +178,12 @@ void MetricsExporter::BuildStepMetrics() {
 }
 
 absl::StatusOr<std::string> MetricsExporter::Listen(const std::string& address) {
+  // Each connection holds a thread until its request has come: by default 30 s, so that one client
+  // which says nothing would keep Prometheus out.
+  const std::vector<std::string> options = {"listening_ports",    address, "num_threads", "8",
+                                            "request_timeout_ms", "1000"};
   try {
-    exposer_ = std::make_unique<prometheus::Exposer>(address, 1);
+    exposer_ = std::make_unique<prometheus::Exposer>(options);
   } catch (const std::exception& error) {  // civetweb's, which does not name the address
     return absl::UnavailableError(
         absl::StrCat("cannot serve metrics at ", address, ": ", error.what()));

@@ -206,6 +206,30 @@ class BytesTest(unittest.TestCase):
                 sent += 12_000
         self.assert_clean(before=before, grown_limit=60e6)
 
+    def test_silent_clients_at_the_metrics_port(self) -> None:
+        """Prometheus waits ten seconds for its answer."""
+        host, port = self.server.addresses["metrics"].split(":")
+        clients = [socket.create_connection((host, int(port)), 10) for _ in range(30)]
+        for client in clients:
+            client.sendall(b"GET /met")
+        start = time.monotonic()
+        self.assertIn("bst_requests_running 0", self.server.metrics_text())
+        self.assertLess(time.monotonic() - start, 10)
+        for client in clients:
+            client.close()
+
+    def test_an_end_among_half_open_connections(self) -> None:
+        """They are not waited for."""
+        headers = Http2.frame(Http2.HEADERS, Http2.END_HEADERS, 1, Http2.call_headers(b"/bst.v1.Generation/Generate"))
+        clients = [Http2(self.server.addresses[name]) for name in ("grpc", "control") for _ in range(50)]
+        for i, client in enumerate(clients):
+            client.send((b"", b"PRI", Http2.opening(), Http2.opening() + headers)[i % 4])
+        start = time.monotonic()
+        self.assertEqual(self.server.terminate(), 0)
+        self.assertLess(time.monotonic() - start, 15)  # grace is 30 s
+        for client in clients:
+            client.socket.close()
+
     def test_metrics_port(self) -> None:
         host, port = self.server.addresses["metrics"].split(":")
         requests = (b"GET /metrics HTTP/1.1\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import random
 import subprocess
 import tempfile
+import time
 import unittest
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import grpc
 
 import bst_process
 from bst_process import ServerProcess, arguments, run_cli
-from raw_calls import Api, finish
+from raw_calls import Api, Http2, finish
 
 SHORT: dict[str, Any] = {"text": "y", "stopping": {"max_new_tokens": 2, "ignore_eos": True}}
 # (port, RPC, request): every RPC that asks for credentials.
@@ -202,6 +204,20 @@ class TlsTest(CredentialsTest):
         flags = ("info", "--tls-ca", str(self.servers.cert), "--tls-server-name", "localhost", "--tls-key", good[0],
                  "--tls-cert", good[1])
         self.assertEqual(run_cli(server, *flags, "--token-file", str(keys.with_name("mine"))).returncode, 0)
+
+    def test_noise_instead_of_a_handshake(self) -> None:
+        server = self.server(f"--tls_key={self.server_key}", f"--tls_cert={self.server_cert}",
+                             f"--tls_client_ca={self.clients.cert}")
+        own = random.Random(3)
+        hello = bytes.fromhex("16030100f8010000f40303")  # the beginning of a ClientHello
+        for i in range(300):
+            with Http2(server.addresses[("grpc", "control")[i % 2]]) as client:
+                client.send((hello if i % 3 else b"") + own.randbytes(own.choice((1, 20, 400, 20_000))))
+        self.assertEqual(self.tls_code(server, str(self.servers.cert), *self.clients.sign("client", "client")), {"OK"})
+        deadline = time.monotonic() + 60
+        while server.open_files > 40:
+            self.assertLess(time.monotonic(), deadline, f"{server.open_files} files are open")
+            time.sleep(0.05)
 
     def test_files_that_do_not_fit_are_errors_at_start(self) -> None:
         other_key, _ = self.servers.sign("other")
