@@ -1,5 +1,6 @@
 #include "clients/stress/text_report.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -167,7 +168,12 @@ void LiveLine::Show(double seconds, size_t running, const Recorder::Live& live) 
   if (!is_terminal_) return;
   const double elapsed = std::max(seconds - last_seconds_, 1e-3);
   const double rate = static_cast<double>(live.output_tokens - last_tokens_) / elapsed;
-  std::fprintf(stderr, "\r\033[K%s", ProgressText(seconds, running, live, rate).c_str());
+  std::string text = ProgressText(seconds, running, live, rate);
+  winsize size = {};
+  // A line that wraps could not be wiped.
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+    text.resize(std::min<size_t>(text.size(), size.ws_col - 1u));
+  std::fprintf(stderr, "\r\033[K%s", text.c_str());
   std::fflush(stderr);
   is_shown_ = true;
   last_seconds_ = seconds;
