@@ -33,7 +33,8 @@ struct Flags {
   std::string text_file, jsonl_file;
   uint32_t shared_prefix = 0, prefixes = 1;
   uint64_t seed = 1;
-  std::optional<float> temperature, top_p, min_p, typical_p, repetition_penalty;
+  std::optional<float> temperature, top_p, min_p, typical_p, repetition_penalty, presence_penalty,
+      frequency_penalty;
   std::optional<int32_t> top_k;
   bool ignore_eos = false, logprobs = false;
   double cancel_rate = 0, slow_reader = 0, slow_reader_delay = 0.1, deadline_rate = 1;
@@ -164,6 +165,11 @@ void AddTrafficFlags(CLI::App& app, Flags& f) {
       ->group(group);
   app.add_option("--typical-p", f.typical_p, "Locally typical sampling")->group(group);
   app.add_option("--repetition-penalty", f.repetition_penalty, "Above 1 discourages what was said")
+      ->group(group);
+
+  app.add_option("--presence-penalty", f.presence_penalty, "-2 .. 2, once per token of the output")
+      ->group(group);
+  app.add_option("--frequency-penalty", f.frequency_penalty, "-2 .. 2, per occurrence")
       ->group(group);
 
   const char* const faults = "Clients that misbehave (shares are 0 .. 1)";
@@ -299,6 +305,8 @@ TrafficOptions MakeTraffic(const Flags& f) {
   if (f.min_p) sampling.set_min_p(*f.min_p);
   if (f.typical_p) sampling.set_typical_p(*f.typical_p);
   if (f.repetition_penalty) sampling.set_repetition_penalty(*f.repetition_penalty);
+  if (f.presence_penalty) sampling.set_presence_penalty(*f.presence_penalty);
+  if (f.frequency_penalty) sampling.set_frequency_penalty(*f.frequency_penalty);
   traffic.ignore_eos = f.ignore_eos;
   traffic.logprobs = f.logprobs;
   traffic.cancel_rate = f.cancel_rate;

@@ -23,7 +23,7 @@ double RunResult::PerSecond(uint64_t count) const {
 }
 
 std::vector<std::string> RunResult::Complaints() const {
-  std::vector<std::string> complaints;
+  std::vector<std::string> complaints = troubles;
   if (was_interrupted) complaints.push_back("interrupted");
   if (totals.unexpected > 0) {
     complaints.push_back(Format("%llu unexpected ends, the first: ",

@@ -22,6 +22,7 @@ struct RunResult {
   size_t peak_in_flight = 0;
   double client_cpu_cores = 0;  // of this process, on average
   std::optional<ServerMetrics> before, after;
+  std::vector<std::string> troubles;  // what went wrong beside the requests
 
   // From the end of the warm-up to the end of the last measured request.
   double duration_seconds() const;

@@ -96,7 +96,17 @@ RunResult Session::Run(const LoadShape& load, bool keep_output,
   result.peak_in_flight = run.peak_in_flight();
   result.was_interrupted = IsInterrupted();
   result.totals = recorder.Totals();
-  if (!options_.metrics_address.empty()) result.after = ScrapeMetrics(options_.metrics_address);
+  // From here on a failure must not lose what was measured.
+  if (!options_.metrics_address.empty()) {
+    try {
+      result.after = ScrapeMetrics(options_.metrics_address);
+    } catch (const client::UsageError& error) {
+      result.troubles.push_back(std::string("after the run: ") + error.what());
+    }
+  }
+  if (requests_file_ != nullptr &&
+      (std::fflush(requests_file_.get()) != 0 || std::ferror(requests_file_.get()) != 0))
+    result.troubles.push_back("cannot write " + options_.requests_file);
   return result;
 }
 

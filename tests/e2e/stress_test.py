@@ -69,14 +69,14 @@ class StressTest(unittest.TestCase):
     def test_open_loop_counts_from_the_intended_send(self) -> None:
         lines_file = self.folder / "open.jsonl"
         # Far more than one at a time can do: each waits longer than the one before.
-        report = self.report("--rate", "2000", "--arrivals", "constant", "--duration", "250ms", "--concurrency", "1",
+        report = self.report("--rate", "20000", "--arrivals", "constant", "--duration", "25ms", "--concurrency", "1",
                              "--prompt-tokens", "8", "--max-new-tokens", "8", "--ignore-eos",
                              "--requests-out", str(lines_file))
         lines = [json.loads(line) for line in lines_file.read_text().splitlines()]
-        # Gaps of half a millisecond, the first after the first gap.
+        # Gaps of 50 microseconds, the first after the first gap.
         self.assertIn(report["completed"], (499, 500))
         for line in lines:
-            self.assertAlmostEqual(line["intended_seconds"], 0.0005 * (line["index"] + 1), places=6)
+            self.assertAlmostEqual(line["intended_seconds"], 0.00005 * (line["index"] + 1), places=6)
             waited = (line["sent_seconds"] - line["intended_seconds"]) * 1e3
             self.assertGreaterEqual(line["ttft_ms"] + 1e-3 * line["ttft_ms"], waited)
         self.assertGreater(lines[-1]["ttft_ms"], 10 * (lines[-1]["e2el_ms"] - lines[-1]["ttft_ms"]))
@@ -213,6 +213,23 @@ class StressTest(unittest.TestCase):
         report = json.loads(stdout)
         self.assertEqual((report["complaints"], report["status_codes"]), (["interrupted"], {"CANCELLED": 3}))
         self.assert_idle(self.server)
+
+    def test_a_server_that_dies_is_reported(self) -> None:
+        with ServerProcess("--max_sequences=2") as server:
+            running = subprocess.Popen(command(server, "--concurrency", "2", "--duration", "3s", "--metrics",
+                                               server.addresses["metrics"], "--max-new-tokens", "1000000", "--ignore-eos",
+                                               "--json", "-"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            deadline = time.monotonic() + 20
+            while server.metric("bst_requests_running") < 2:
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.05)
+            server.process.kill()
+            stdout, stderr = running.communicate(timeout=30)
+        self.assertEqual(running.returncode, 1, stderr)
+        report = json.loads(stdout)
+        self.assertIn("UNAVAILABLE", report["status_codes"])
+        self.assertIn("--metrics", report["complaints"][0])
+        self.assertIn("UNAVAILABLE", report["complaints"][1])
 
     def test_wrong_usage_and_nobody_there(self) -> None:
         for flags, words in (((), "no load"), (("--rate", "0"), "--rate must be above 0"),
