@@ -35,9 +35,20 @@ class ComposeTest(unittest.TestCase):
         self.assertEqual(server["healthcheck"]["test"][1:3], ["bst", "health"])
         uid = re.search(r"^USER (\d+)$", (ROOT / "Dockerfile").read_text(), re.M).group(1)
         self.assertEqual(server["user"].split(":")[0], uid)
-        stages = re.findall(r"^FROM .* AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.M)
+        stages = re.findall(r"^FROM .* AS (\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
         self.assertIn(server["build"]["target"], stages)
         self.assertTrue((DEPLOY / server["build"]["context"] / "Dockerfile").exists())
+
+    def test_the_gpu_file_changes_target_and_backend_alone(self) -> None:
+        [(name, gpu)] = load("compose.gpu.yaml")["services"].items()
+        self.assertEqual(set(gpu), {"image", "build", "command", "deploy"})
+        cpu = self.services[name]
+        self.assertEqual([flag for flag in gpu["command"] if flag != "--backend=cuda"], cpu["command"])
+        self.assertIn("--backend=cuda", gpu["command"])
+        self.assertIn(f"\nFROM server AS {gpu['build']['target']}\n", (ROOT / "Dockerfile").read_text())
+        self.assertEqual(gpu["image"], cpu["image"] + "-cuda")
+        [device] = gpu["deploy"]["resources"]["reservations"]["devices"]
+        self.assertEqual(device, {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]})
 
     def test_streams_end_before_the_server_is_killed(self) -> None:
         server = self.services["bst-server"]

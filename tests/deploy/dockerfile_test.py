@@ -18,8 +18,8 @@ class Stage:
     """One FROM and what follows it, as (instruction, rest) with continued lines joined."""
 
     name: str
-    base: str
-    steps: list[tuple[str, str]] = field(default_factory=list)
+    base: str  # the image at the bottom
+    steps: list[tuple[str, str]] = field(default_factory=list)  # those of the stage that it is based on come first
 
     def values(self, instruction: str) -> list[str]:
         return [rest for name, rest in self.steps if name == instruction]
@@ -38,7 +38,8 @@ def read_stages() -> dict[str, Stage]:
         instruction, rest = line.split(maxsplit=1)
         if instruction == "FROM":
             base, _, name = rest.split()
-            stages[name] = stage = Stage(name, base)
+            inherited = stages.get(base, Stage("", ""))
+            stages[name] = stage = Stage(name, inherited.base or base, list(inherited.steps))
         else:
             stage.steps.append((instruction, rest))
     return stages
@@ -48,11 +49,13 @@ class DockerfileTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         cls.stages = read_stages()
-        cls.targets = {name: stage for name, stage in cls.stages.items() if stage.values("ENTRYPOINT")}
+        cls.targets = {name: cls.stages[name] for name in ("cuda", "cpu")}
 
     def test_stages(self) -> None:
-        """In pairs: one builds, the other is what is shipped, and nothing of the first but what it COPYs."""
-        self.assertEqual({name: self.copied_from(stage) for name, stage in self.targets.items()}, {"cpu": {"build"}})
+        """One that builds for each that is shipped, which has nothing of the first but what it COPYs."""
+        self.assertEqual({name: self.copied_from(stage) for name, stage in self.stages.items()},
+                         {"build": set(), "server": set(), "build-cuda": set(), "cuda": {"build-cuda"},
+                          "cpu": {"build"}})
         # `docker build` without --target takes the last one.
         self.assertEqual(list(self.stages)[-1], "cpu")
         for stage in self.stages.values():
@@ -69,9 +72,7 @@ class DockerfileTest(unittest.TestCase):
                 [groupadd] = re.findall(r"groupadd [^&]*", " ".join(stage.values("RUN")))
                 self.assertIn(f"--system --uid {UID} --gid bst --no-create-home --shell /usr/sbin/nologin bst", useradd)
                 self.assertIn(f"--system --gid {UID} bst", groupadd)
-                # What came before belongs to root, and the server cannot write it.
-                instructions = [instruction for instruction, _ in stage.steps]
-                self.assertNotIn("COPY", instructions[instructions.index("USER"):])
+                # A COPY belongs to root, and the server cannot write it.
                 self.assertNotIn("--chown", " ".join(stage.values("COPY")))
         pod = load("kubernetes/base/deployment.yaml")["spec"]["template"]["spec"]["securityContext"]
         self.assertEqual((pod["runAsUser"], pod["runAsGroup"]), (int(UID), int(UID)))
@@ -91,6 +92,15 @@ class DockerfileTest(unittest.TestCase):
             with self.subTest(name):
                 copied = {copy.split()[-1] for copy in stage.values("COPY")}
                 self.assertEqual(copied, {"/usr/local/bin/", "/usr/local/lib/bst/", "/models"})
+
+    def test_the_cuda_plugin_is_built_and_a_gpu_asked_for(self) -> None:
+        commands = " ".join(self.stages["build-cuda"].values("RUN"))
+        self.assertRegex(commands, r"-DBST_CUDA=ON .*--target [^&]*\bbst_cuda\b")
+        [environment] = self.targets["cuda"].values("ENV")
+        self.assertEqual(environment, "NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility")
+        # CUDA packages are pinned and of one release.
+        wheels = re.findall(r"nvidia-[\w-]+==(\d+\.\d+)\.\d+\b", commands)
+        self.assertEqual((len(wheels), set(wheels)), (5, {"13.0"}))
 
     def test_ports_and_health(self) -> None:
         for name, stage in self.targets.items():
