@@ -84,7 +84,7 @@ class LoadTest(unittest.TestCase):
 class OverloadTest(LoadTest):
     """The long form holds rates of the wall clock against each other. In the short one, on a machine that may be doing
     something else at any moment, goodput counts per processor second of the server, the load is three times what was
-    measured, the promise has 30 % of slack, and there are three attempts."""
+    measured, a machine that halves its speed keeps the promise, and there are three attempts."""
 
     def test_twice_the_capacity(self) -> None:
         self.start()
@@ -116,7 +116,7 @@ class OverloadTest(LoadTest):
         after = full_slots(2 * SLOTS)
 
         throughputs = [report["request_throughput"] for report in (before, after, twice)]
-        slowest = 0.7 * min(throughputs) if self.short else 0.9 * min(throughputs[:2])
+        slowest = 0.5 * min(throughputs) if self.short else 0.9 * min(throughputs[:2])
         promise = QUEUE / slowest + prefill
         first_token = twice["p99_ttft_ms"] / 1000
         kept = self.rate_of(twice) / min(self.rate_of(before), self.rate_of(after))
