@@ -88,7 +88,7 @@ class OverloadTest(LoadTest):
 
     def test_twice_the_capacity(self) -> None:
         self.start()
-        self.short = arguments.seconds < 60
+        self.short = arguments.seconds < 120
         attempts = 3 if self.short else 1
         for attempt in range(attempts):
             complaints = self.overload(arguments.seconds)
