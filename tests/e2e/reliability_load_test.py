@@ -82,11 +82,14 @@ class LoadTest(unittest.TestCase):
 
 
 class OverloadTest(LoadTest):
+    """The long form holds rates of the wall clock against each other. In the short one, on a machine that may be doing
+    something else at any moment, goodput counts per processor second of the server, the load is three times what was
+    measured, a machine that halves its speed keeps the promise, and there are three attempts."""
+
     def test_twice_the_capacity(self) -> None:
         self.start()
-        # Where something else takes the processor between two runs of seconds, they do not compare; such a test may
-        # be repeated. One of minutes may not.
-        attempts = 3 if arguments.seconds < 60 else 1
+        self.short = arguments.seconds < 120
+        attempts = 3 if self.short else 1
         for attempt in range(attempts):
             complaints = self.overload(arguments.seconds)
             if not complaints:
@@ -94,28 +97,35 @@ class OverloadTest(LoadTest):
             print("\n".join(complaints), flush=True)
         self.fail(f"{attempts} attempts failed; the last: " + "; ".join(complaints))
 
+    def rate_of(self, report: dict[str, Any]) -> float:
+        """Completed requests per second, or per processor second of the server."""
+        if not self.short:
+            return report["request_throughput"]
+        return report["completed"] / report["server_metrics"]["counters"]["process_cpu_seconds_total"]
+
     def overload(self, seconds: float) -> list[str]:
         """What did not hold."""
-        def capacity_now() -> float:
-            return self.stress("--concurrency", str(2 * SLOTS), "--warmup", "1s", "--duration",
-                               f"{seconds / 4}s")["request_throughput"]
+        def full_slots(streams: int) -> dict[str, Any]:
+            return self.stress("--concurrency", str(streams), "--duration", f"{max(2.5, seconds / 5)}s")
 
-        before = capacity_now()
-        # The prefill of a request that need not wait for a slot, beside full ones.
-        full = self.stress("--concurrency", str(SLOTS), "--warmup", "1s", "--duration", f"{max(3, seconds / 10)}s")
-        twice = self.stress("--rate", str(2 * before), "--warmup", "2s", "--duration", f"{seconds}s",
+        before = full_slots(2 * SLOTS)
+        prefill = full_slots(SLOTS)["p99_ttft_ms"] / 1000  # of a request that need not wait for a slot
+        twice = self.stress("--rate", str((3 if self.short else 2) * before["request_throughput"]), "--duration", f"{seconds}s",
                             "--expect", "OK,RESOURCE_EXHAUSTED")
         self.wait_until_idle()
-        after = capacity_now()
-        capacity = min(before, after)
-        promise = QUEUE / (0.9 * capacity) + full["p99_ttft_ms"] / 1000
-        goodput, first_token = twice["request_throughput"], twice["p99_ttft_ms"] / 1000
+        after = full_slots(2 * SLOTS)
+
+        throughputs = [report["request_throughput"] for report in (before, after, twice)]
+        slowest = 0.5 * min(throughputs) if self.short else 0.9 * min(throughputs[:2])
+        promise = QUEUE / slowest + prefill
+        first_token = twice["p99_ttft_ms"] / 1000
+        kept = self.rate_of(twice) / min(self.rate_of(before), self.rate_of(after))
         codes, refusals = twice["status_codes"], twice["refusals"]
-        summary("2x overload", [
+        summary("overload", [
             ("load", f"prompts of 32-128 tokens, 32 new ones; {SLOTS} slots, queue of {QUEUE}, {seconds:g} s"),
-            ("capacity at 1x", f"{before:.1f} requests/s before, {after:.1f} after"),
-            ("goodput at 2x", f"{goodput:.1f} requests/s, {100 * goodput / capacity:.1f} % of the capacity"
-                              " (at least 90)"),
+            ("capacity at 1x", f"{throughputs[0]:.1f} requests/s before, {throughputs[1]:.1f} after"),
+            ("goodput beyond it", f"{throughputs[2]:.1f} requests/s, {100 * kept:.1f} % of the capacity"
+                              f"{' per processor second' if self.short else ''} (at least 90)"),
             ("p99 time to first token", f"{first_token * 1000:.0f} ms of those accepted"
                                         f" (promise: {promise * 1000:.0f} ms)"),
             ("status codes", ", ".join(f"{name} {count}" for name, count in codes.items())),
@@ -125,8 +135,8 @@ class OverloadTest(LoadTest):
         self.assertEqual(refusals["with_pushback"], refusals["count"])
         self.assertEqual(refusals["count"], codes.get("RESOURCE_EXHAUSTED", 0))
         complaints = []
-        if goodput < 0.9 * capacity:
-            complaints.append(f"goodput {goodput:.1f}/s is less than 90 % of {capacity:.1f}/s")
+        if kept < 0.9:
+            complaints.append(f"goodput is {100 * kept:.1f} % of the capacity")
         if first_token > promise:
             complaints.append(f"p99 time to first token {first_token:.3f} s is more than {promise:.3f} s")
         if refusals["count"] < 0.3 * sum(codes.values()):
