@@ -55,6 +55,8 @@ class EngineImpl final : public Engine {
   absl::StatusOr<SequenceId> Submit(GenerateRequest request,
                                     std::shared_ptr<TokenSink> sink) override;
   absl::StatusOr<SequenceId> Submit(ScoreRequest request, std::shared_ptr<TokenSink> sink) override;
+  absl::Status AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end) override;
+  void StopSequence(SequenceId id, int sequence_index) override;
   void Cancel(SequenceId id) override { inbox_.Cancel(id); }
   void Drain() override { inbox_.Drain(); }
   bool WaitIdle(absl::Time deadline) override { return inbox_.WaitIdle(deadline); }
@@ -63,7 +65,7 @@ class EngineImpl final : public Engine {
   EngineLoad load() const override;
 
  private:
-  RequestLimits limits() const { return {info_.vocab_size, info_.max_prompt_tokens}; }
+  RequestLimits limits() const { return {info_.vocab_size, info_.max_prompt_tokens, 1}; }
   void Loop();
 
   ModelInfo info_;
@@ -151,6 +153,15 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(ScoreRequest request,
   return inbox_.Submit(std::move(active));
 }
 
+absl::Status EngineImpl::AppendPrompt(SequenceId id, std::vector<TokenId> /*tokens*/,
+                                      PromptEnd /*end*/) {
+  return absl::NotFoundError(absl::StrCat("no open prompt: request ", id.value()));
+}
+
+void EngineImpl::StopSequence(SequenceId id, int sequence_index) {
+  if (sequence_index == 0) inbox_.Cancel(id);
+}
+
 EngineLoad EngineImpl::load() const {
   EngineLoad load = runner_->load();
   load.waiting = inbox_.num_waiting();
@@ -203,6 +214,19 @@ absl::Status CheckOptions(const EngineOptions& options) {
   require_at_least("max_queue", options.max_queue, 0);
   require_at_least("max_queue_tokens", options.max_queue_tokens, 0);
   require_at_least("max_prompt_tokens", options.max_prompt_tokens, 1);
+  require_at_least("reserved_sequences", options.reserved_sequences, -1);
+  problems.Require(options.reserved_sequences < options.max_sequences, "reserved_sequences is ",
+                   options.reserved_sequences, ", must be less than max_sequences, ",
+                   options.max_sequences);
+  require_at_least("long_prompt_tokens", options.long_prompt_tokens, 1);
+  const auto require_positive = [&problems](absl::string_view name, absl::Duration value) {
+    problems.Require(value > absl::ZeroDuration(), name, " is ", absl::FormatDuration(value),
+                     ", must be positive");
+  };
+  require_positive("target_step", options.target_step);
+  require_positive("upload_timeout", options.upload_timeout);
+  problems.Require(options.priority_ageing >= absl::ZeroDuration(), "priority_ageing is ",
+                   absl::FormatDuration(options.priority_ageing), ", must not be negative");
   return problems.ToStatus();
 }
 

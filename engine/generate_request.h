@@ -24,9 +24,17 @@ struct StoppingParams {
   bool ignore_eos = false;              // true: eos is an ordinary token
 };
 
+// Which of waiting requests goes first. A level is worth so much waiting time
+// (EngineOptions::priority_ageing), so that the lower ones are overtaken for so long only.
+enum class Priority { kLow, kNormal, kHigh };
+
 struct GenerateRequest {
   std::string request_id;       // the client's or drawn; unique among those in flight
-  std::vector<TokenId> prompt;  // not empty
+  std::vector<TokenId> prompt;  // not empty unless prompt_open
+  // More of the prompt follows by Engine::AppendPrompt; what is here is its beginning.
+  bool prompt_open = false;
+  int num_sequences = 1;  // continuations of the prompt, 1 .. max_sequences
+  Priority priority = Priority::kNormal;
   SamplingParams sampling;
   StoppingParams stopping;
   int top_logprobs = 0;          // alternatives per generated token, 0 .. 20
@@ -58,6 +66,7 @@ struct ScoreRequest {
   std::string request_id;
   std::vector<TokenId> tokens;  // not empty
   int top_logprobs = 0;         // alternatives per position, 0 .. 20
+  Priority priority = Priority::kNormal;
 };
 
 }  // namespace bst

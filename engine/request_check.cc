@@ -38,6 +38,12 @@ absl::Status CheckPrompt(absl::string_view field, const std::vector<TokenId>& to
   return CheckTokens(field, tokens, limits.vocab_size);
 }
 
+absl::Status CheckNumSequences(int num_sequences, int max_sequences) {
+  if (num_sequences >= 1 && num_sequences <= max_sequences) return absl::OkStatus();
+  return Invalid("num_sequences",
+                 absl::StrCat("is ", num_sequences, ", not in 1 .. ", max_sequences));
+}
+
 absl::Status CheckTopLogprobs(int top_logprobs) {
   if (top_logprobs < 0 || top_logprobs > kMaxTopLogprobs) {
     return Invalid("top_logprobs",
@@ -75,6 +81,7 @@ absl::Status CheckDuration(absl::string_view field, absl::Duration duration) {
 
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits) {
   BST_RETURN_IF_ERROR(CheckPrompt("prompt", request.prompt, limits));
+  BST_RETURN_IF_ERROR(CheckNumSequences(request.num_sequences, limits.max_sequences));
   BST_RETURN_IF_ERROR(CheckStopping(request.stopping, limits.vocab_size));
   BST_RETURN_IF_ERROR(CheckTopLogprobs(request.top_logprobs));
   BST_RETURN_IF_ERROR(CheckDuration("queue_timeout", request.queue_timeout));

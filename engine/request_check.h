@@ -15,6 +15,7 @@ namespace bst {
 struct RequestLimits {
   int vocab_size = 0;
   int64_t max_prompt_tokens = 0;
+  int max_sequences = 1;  // slots
 };
 
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits);
