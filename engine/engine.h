@@ -48,7 +48,7 @@ struct EngineOptions {
   int64_t max_prompt_tokens = 4'000'000;
   // Prompts of more tokens than long_prompt_tokens are long: together they hold at most
   // max_sequences - reserved_sequences slots, but one of them always may run. reserved_sequences is
-  // less than max_sequences; -1: an eighth of them.
+  // less than max_sequences; -1: an eighth of them, at least one of several.
   int reserved_sequences = -1;
   int64_t long_prompt_tokens = 16'384;
   // How long a step should take that decodes or ends a prompt: prompt chunks are cut to fit, but a
@@ -114,7 +114,7 @@ class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
   virtual void OnStep(const StepStats& step) = 0;
-  // One call per token but a sequence's first.
+  // One call per token but a sequence's first. Each continuation of a request is a sequence here.
   virtual void OnTokens(SequenceId id, absl::Duration since_previous_token) = 0;
   virtual void OnFirstToken(SequenceId id, absl::Duration since_submission) = 0;
   virtual void OnFinished(const std::string& request_id, const RequestStats& request) = 0;
@@ -123,11 +123,13 @@ class EngineObserver {
 // A consistent-enough snapshot of the gauges; each is read atomically.
 struct EngineLoad {
   int running = 0, waiting = 0;
-  int64_t queue_tokens = 0;  // prompt tokens of waiting requests
-  int slots_total = 0, slots_used = 0;
-  int64_t steps = 0;     // since start
-  absl::Time last_step;  // when the last step ended
-  bool healthy = true;   // false after a device failure
+  int64_t queue_tokens = 0;             // prompt tokens of waiting requests
+  int slots_total = 0, slots_used = 0;  // leased; a request has one per continuation that runs
+  int64_t steps = 0;                    // since start
+  absl::Time last_step;                 // when the last step ended
+  // Nothing can run: all requests wait for more of their prompts, or for slots that such ones hold.
+  bool awaiting_input = false;
+  bool healthy = true;  // false after a device failure
   bool draining = false;
 };
 

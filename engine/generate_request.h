@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "engine/base/ids.h"
 #include "engine/sampling/sampling_params.h"
+#include "engine/scheduler/priority.h"
 
 namespace bst {
 
@@ -23,10 +24,6 @@ struct StoppingParams {
   std::vector<TokenId> stop_token_ids;  // the stop token itself is part of the output ids
   bool ignore_eos = false;              // true: eos is an ordinary token
 };
-
-// Which of waiting requests goes first. A level is worth so much waiting time
-// (EngineOptions::priority_ageing), so that the lower ones are overtaken for so long only.
-enum class Priority { kLow, kNormal, kHigh };
 
 struct GenerateRequest {
   std::string request_id;       // the client's or drawn; unique among those in flight

@@ -30,7 +30,6 @@ absl::Status CheckTokens(absl::string_view field, const std::vector<TokenId>& to
 
 absl::Status CheckPrompt(absl::string_view field, const std::vector<TokenId>& tokens,
                          const RequestLimits& limits) {
-  if (tokens.empty()) return Invalid(field, "is empty");
   if (static_cast<int64_t>(tokens.size()) > limits.max_prompt_tokens) {
     return Invalid(
         field, absl::StrCat("has ", tokens.size(), " tokens, limit ", limits.max_prompt_tokens));
@@ -80,6 +79,7 @@ absl::Status CheckDuration(absl::string_view field, absl::Duration duration) {
 }  // namespace
 
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits) {
+  if (request.prompt.empty() && !request.prompt_open) return Invalid("prompt", "is empty");
   BST_RETURN_IF_ERROR(CheckPrompt("prompt", request.prompt, limits));
   BST_RETURN_IF_ERROR(CheckNumSequences(request.num_sequences, limits.max_sequences));
   BST_RETURN_IF_ERROR(CheckStopping(request.stopping, limits.vocab_size));
@@ -91,8 +91,13 @@ absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& l
 }
 
 absl::Status CheckRequest(const ScoreRequest& request, const RequestLimits& limits) {
+  if (request.tokens.empty()) return Invalid("tokens", "is empty");
   BST_RETURN_IF_ERROR(CheckPrompt("tokens", request.tokens, limits));
   return CheckTopLogprobs(request.top_logprobs);
+}
+
+absl::Status CheckPromptPart(const std::vector<TokenId>& tokens, int vocab_size) {
+  return CheckTokens("prompt", tokens, vocab_size);
 }
 
 }  // namespace bst

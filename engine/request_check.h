@@ -6,8 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "engine/base/ids.h"
 #include "engine/generate_request.h"
 
 namespace bst {
@@ -20,5 +22,7 @@ struct RequestLimits {
 
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits);
 absl::Status CheckRequest(const ScoreRequest& request, const RequestLimits& limits);
+// More of an open prompt; its length is the inbox's to check.
+absl::Status CheckPromptPart(const std::vector<TokenId>& tokens, int vocab_size);
 
 }  // namespace bst
