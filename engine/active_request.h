@@ -20,33 +20,45 @@
 
 namespace bst {
 
+// One of the sequences that go on from the prompt.
+struct ContinuationRecord {
+  std::optional<Sampler> sampler;  // from the first token drawn to the last
+  int64_t generated_tokens = 0;
+  absl::Time last_token = absl::InfiniteFuture();
+  std::optional<TokenId> stop_token;  // drawn: the sequence ended by itself
+  std::optional<FinishReason> ended;
+};
+
 struct ActiveRequest {
   // Fixed at submission. Times are the engine clock's.
   SequenceId id;
   std::string request_id;
   RequestStats::Kind kind = RequestStats::Kind::kGenerate;
-  int64_t prompt_tokens = 0;
+  int64_t queued_tokens = 0;     // of the prompt, as it was submitted
   StoppingParams stopping;       // kGenerate
-  bool prompt_progress = false;  // kGenerate
+  bool prompt_progress = false;  // kGenerate; always for an open prompt
   int top_logprobs = 0;
+  Priority priority = Priority::kNormal;
   absl::Time submitted;
   absl::Time start_by = absl::InfiniteFuture();
   absl::Time finish_by = absl::InfiniteFuture();
   std::shared_ptr<TokenSink> sink;
 
   std::vector<TokenId> prompt;       // moves on to the scheduler
-  std::unique_ptr<Sampler> sampler;  // kGenerate
+  std::unique_ptr<Sampler> sampler;  // kGenerate; knows the prompt, each continuation has a copy
   std::optional<TokenId> eos;        // none if ignored
   std::vector<TokenId> ending;       // tokens that end the sequence: eos and the stop tokens
+  std::vector<ContinuationRecord> continuations;  // by index; none for kScore
 
   // What happened so far; InfiniteFuture: not yet.
+  int64_t prompt_tokens = 0;  // that have come
+  bool prompt_open = false;   // more may come
   absl::Time started = absl::InfiniteFuture();
   absl::Time prompt_read = absl::InfiniteFuture();
   absl::Time first_token = absl::InfiniteFuture();
   absl::Time last_token = absl::InfiniteFuture();
-  int64_t generated_tokens = 0;
-  std::optional<TokenId> stop_token;  // drawn: the sequence ended by itself
-  absl::Status failure;               // not OK: the request ends with this, whatever else it did
+  int64_t generated_tokens = 0;  // of all continuations
+  absl::Status failure;          // not OK: the request ends with this, whatever else it did
 
   bool has_started() const { return started != absl::InfiniteFuture(); }
   bool has_read_prompt() const { return prompt_read != absl::InfiniteFuture(); }

@@ -47,7 +47,8 @@ class EngineImpl final : public Engine {
   ~EngineImpl() override { EngineImpl::Shutdown(); }
 
   absl::Status Start(std::unique_ptr<Model> model, std::unique_ptr<StatePool> pool,
-                     const SchedulerLimits& limits, EngineObserver* observer);
+                     const SchedulerLimits& limits, absl::Duration target_step,
+                     EngineObserver* observer);
   void SetLoadTime(absl::Duration duration) {
     info_.load_seconds = absl::ToDoubleSeconds(duration);
   }
@@ -55,6 +56,10 @@ class EngineImpl final : public Engine {
   absl::StatusOr<SequenceId> Submit(GenerateRequest request,
                                     std::shared_ptr<TokenSink> sink) override;
   absl::StatusOr<SequenceId> Submit(ScoreRequest request, std::shared_ptr<TokenSink> sink) override;
+  absl::Status AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end) override;
+  void StopSequence(SequenceId id, int sequence_index) override {
+    inbox_.StopSequence(id, sequence_index);
+  }
   void Cancel(SequenceId id) override { inbox_.Cancel(id); }
   void Drain() override { inbox_.Drain(); }
   bool WaitIdle(absl::Time deadline) override { return inbox_.WaitIdle(deadline); }
@@ -63,7 +68,9 @@ class EngineImpl final : public Engine {
   EngineLoad load() const override;
 
  private:
-  RequestLimits limits() const { return {info_.vocab_size, info_.max_prompt_tokens}; }
+  RequestLimits limits() const {
+    return {info_.vocab_size, info_.max_prompt_tokens, info_.max_sequences};
+  }
   void Loop();
 
   ModelInfo info_;
@@ -76,9 +83,10 @@ class EngineImpl final : public Engine {
 };
 
 absl::Status EngineImpl::Start(std::unique_ptr<Model> model, std::unique_ptr<StatePool> pool,
-                               const SchedulerLimits& limits, EngineObserver* observer) {
+                               const SchedulerLimits& limits, absl::Duration target_step,
+                               EngineObserver* observer) {
   runner_ = std::make_unique<StepRunner>(*backend_, std::move(model), std::move(pool), limits,
-                                         clock_, inbox_, observer);
+                                         target_step, clock_, inbox_, observer);
   BST_RETURN_IF_ERROR(runner_->WarmUp());
   absl::MutexLock lock(&join_mutex_);
   try {
@@ -92,11 +100,12 @@ absl::Status EngineImpl::Start(std::unique_ptr<Model> model, std::unique_ptr<Sta
 void EngineImpl::Loop() {
   Inbox::Delivery delivery;
   while (!delivery.closed) {
-    inbox_.Take(
-        runner_->has_requests() ? Inbox::Patience::kReturnAtOnce : Inbox::Patience::kWaitForWork,
-        delivery);
+    inbox_.Take(runner_->Patience(), delivery);
     for (std::unique_ptr<ActiveRequest>& request : delivery.requests)
       runner_->Accept(std::move(request));
+    for (const Inbox::PromptPart& part : delivery.prompt_parts)
+      runner_->AppendPrompt(part.id, part.tokens, part.end);
+    for (const auto& [id, index] : delivery.stopped) runner_->StopSequence(id, index);
     for (const SequenceId id : delivery.cancelled) runner_->Cancel(id);
     if (!delivery.closed) runner_->Step();
   }
@@ -116,8 +125,12 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(GenerateRequest request,
   auto active = std::make_unique<ActiveRequest>();
   active->request_id = std::move(request.request_id);
   active->kind = RequestStats::Kind::kGenerate;
-  active->prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  active->prompt_progress = request.prompt_progress;
+  active->queued_tokens = active->prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  active->prompt_open = request.prompt_open;
+  // Whoever sends an open prompt must know how far it has been read.
+  active->prompt_progress = request.prompt_progress || request.prompt_open;
+  active->priority = request.priority;
+  active->continuations.resize(static_cast<size_t>(request.num_sequences));
   active->top_logprobs = request.top_logprobs;
   active->submitted = clock_.Now();
   active->start_by = active->submitted + request.queue_timeout;
@@ -143,12 +156,18 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(ScoreRequest request,
   auto active = std::make_unique<ActiveRequest>();
   active->request_id = std::move(request.request_id);
   active->kind = RequestStats::Kind::kScore;
-  active->prompt_tokens = static_cast<int64_t>(request.tokens.size());
+  active->queued_tokens = active->prompt_tokens = static_cast<int64_t>(request.tokens.size());
+  active->priority = request.priority;
   active->top_logprobs = request.top_logprobs;
   active->submitted = clock_.Now();
   active->sink = std::move(sink);
   active->prompt = std::move(request.tokens);
   return inbox_.Submit(std::move(active));
+}
+
+absl::Status EngineImpl::AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end) {
+  BST_RETURN_IF_ERROR(CheckPromptPart(tokens, info_.vocab_size));
+  return inbox_.AppendPrompt(id, std::move(tokens), end);
 }
 
 EngineLoad EngineImpl::load() const {
@@ -204,6 +223,19 @@ absl::Status CheckOptions(const EngineOptions& options) {
   require_at_least("max_queue", options.max_queue, 0);
   require_at_least("max_queue_tokens", options.max_queue_tokens, 0);
   require_at_least("max_prompt_tokens", options.max_prompt_tokens, 1);
+  require_at_least("reserved_sequences", options.reserved_sequences, -1);
+  problems.Require(options.reserved_sequences < options.max_sequences, "reserved_sequences is ",
+                   options.reserved_sequences, ", must be less than max_sequences, ",
+                   options.max_sequences);
+  require_at_least("long_prompt_tokens", options.long_prompt_tokens, 1);
+  const auto require_positive = [&problems](absl::string_view name, absl::Duration value) {
+    problems.Require(value > absl::ZeroDuration(), name, " is ", absl::FormatDuration(value),
+                     ", must be positive");
+  };
+  require_positive("target_step", options.target_step);
+  require_positive("upload_timeout", options.upload_timeout);
+  problems.Require(options.priority_ageing >= absl::ZeroDuration(), "priority_ageing is ",
+                   absl::FormatDuration(options.priority_ageing), ", must not be negative");
   return problems.ToStatus();
 }
 
@@ -218,6 +250,13 @@ absl::StatusOr<int> StepTokens(const EngineOptions& options, int window) {
                    ": a block of this model (", window,
                    " tokens) and a token of each other sequence (max_sequences is ",
                    options.max_sequences, ")"));
+}
+
+// Slots that long prompts leave to others: as the options say or an eighth, and one if that is
+// none; but a lone slot is everybody's.
+int ReservedSequences(const EngineOptions& options) {
+  if (options.reserved_sequences >= 0) return options.reserved_sequences;
+  return options.max_sequences == 1 ? 0 : std::max(options.max_sequences / 8, 1);
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options) {
@@ -278,17 +317,23 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
 
   const InboxLimits inbox_limits = {
       .max_in_flight = int64_t{options.max_sequences} + options.max_queue,
-      .max_waiting_tokens = options.max_queue_tokens};
+      .max_waiting_tokens = options.max_queue_tokens,
+      .max_prompt_tokens = options.max_prompt_tokens};
   // Admission is the inbox's; the scheduler takes what it let in.
   const SchedulerLimits scheduler_limits = {
       .max_step_tokens = max_step_tokens,
       .chunk_tokens = chunk_tokens,
       .window = window,
       .max_waiting = std::numeric_limits<int>::max(),
-      .max_waiting_tokens = std::numeric_limits<int64_t>::max()};
+      .max_waiting_tokens = std::numeric_limits<int64_t>::max(),
+      .long_prompt_tokens = options.long_prompt_tokens,
+      .long_slots = options.max_sequences - ReservedSequences(options),
+      .priority_ageing = options.priority_ageing,
+      .upload_timeout = options.upload_timeout};
   auto engine = std::make_unique<EngineImpl>(std::move(info), std::move(parts.backend),
                                              *parts.clock, inbox_limits);
-  BST_RETURN_IF_ERROR(engine->Start(std::move(model), std::move(pool), scheduler_limits, observer));
+  BST_RETURN_IF_ERROR(engine->Start(std::move(model), std::move(pool), scheduler_limits,
+                                    options.target_step, observer));
   engine->SetLoadTime(parts.clock->Now() - begin);
   return engine;
 }

@@ -46,7 +46,22 @@ struct EngineOptions {
   // Prompt tokens that may wait; an empty queue takes any prompt.
   int64_t max_queue_tokens = 16'000'000;
   int64_t max_prompt_tokens = 4'000'000;
+  // Prompts of more tokens than long_prompt_tokens are long: together they hold at most
+  // max_sequences - reserved_sequences slots, but one of them always may run. reserved_sequences is
+  // less than max_sequences; -1: an eighth of them, at least one of several.
+  int reserved_sequences = -1;
+  int64_t long_prompt_tokens = 16'384;
+  // How long a step should take that decodes or ends a prompt: prompt chunks are cut to fit, but a
+  // block per step always runs. Infinite: no limit.
+  absl::Duration target_step = absl::Milliseconds(50);
+  // So much longer must a request have waited to go before one of the next higher priority.
+  absl::Duration priority_ageing = absl::Seconds(30);
+  // An open prompt ends with kDeadlineExceeded when nothing of it came for so long.
+  absl::Duration upload_timeout = absl::Seconds(60);
 };
+
+// Whether a part of a prompt is the last one.
+enum class PromptEnd { kMoreFollows, kComplete };
 
 // What the engine serves; constant after Create.
 struct ModelInfo {
@@ -99,7 +114,7 @@ class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
   virtual void OnStep(const StepStats& step) = 0;
-  // One call per token but a sequence's first.
+  // One call per token but a sequence's first. Each continuation of a request is a sequence here.
   virtual void OnTokens(SequenceId id, absl::Duration since_previous_token) = 0;
   virtual void OnFirstToken(SequenceId id, absl::Duration since_submission) = 0;
   virtual void OnFinished(const std::string& request_id, const RequestStats& request) = 0;
@@ -112,10 +127,12 @@ struct EngineLoad {
   // What max_sequences + max_queue bounds. Exact, where the sum of running and waiting is not: the
   // two are read one after the other.
   int64_t in_flight = 0;
-  int slots_total = 0, slots_used = 0;
-  int64_t steps = 0;     // since start
-  absl::Time last_step;  // when the last step ended
-  bool healthy = true;   // false after a device failure
+  int slots_total = 0, slots_used = 0;  // leased; a request has one per continuation that runs
+  int64_t steps = 0;                    // since start
+  absl::Time last_step;                 // when the last step ended
+  // Nothing can run: all requests wait for more of their prompts, or for slots that such ones hold.
+  bool awaiting_input = false;
+  bool healthy = true;  // false after a device failure
   bool draining = false;
 };
 
@@ -138,7 +155,18 @@ class Engine {
   virtual absl::StatusOr<SequenceId> Submit(ScoreRequest request,
                                             std::shared_ptr<TokenSink> sink) = 0;
 
-  // Ends a request with kCancelled; its slot is free within one step. No-op if unknown or done.
+  // Appends to the prompt of a request that was submitted with prompt_open; does not block. The
+  // tokens are not counted in max_queue_tokens: the caller bounds what is appended and not yet read
+  // (PrefillProgressEvent). After an error the prompt is what it was before.
+  // Errors: kNotFound when the request is not in flight (any more); kFailedPrecondition when its
+  //         prompt is complete; kInvalidArgument when a token is not in the vocabulary, or the
+  //         prompt would exceed max_prompt_tokens or be complete and empty.
+  virtual absl::Status AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end) = 0;
+  // Ends one continuation as if it were complete (SequenceEndedEvent, kStopped); the others go on.
+  // When none is left the request finishes with OK. No-op if it is unknown or done.
+  virtual void StopSequence(SequenceId id, int sequence_index) = 0;
+
+  // Ends a request with kCancelled; its slots are free within one step. No-op if unknown or done.
   virtual void Cancel(SequenceId id) = 0;
 
   // From now on Submit answers kUnavailable; running and waiting requests go on.

@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "engine/base/ids.h"
 #include "engine/sampling/sampling_params.h"
+#include "engine/scheduler/priority.h"
 
 namespace bst {
 
@@ -26,7 +27,11 @@ struct StoppingParams {
 
 struct GenerateRequest {
   std::string request_id;       // the client's or drawn; unique among those in flight
-  std::vector<TokenId> prompt;  // not empty
+  std::vector<TokenId> prompt;  // not empty unless prompt_open
+  // More of the prompt follows by Engine::AppendPrompt; what is here is its beginning.
+  bool prompt_open = false;
+  int num_sequences = 1;  // continuations of the prompt, 1 .. max_sequences
+  Priority priority = Priority::kNormal;
   SamplingParams sampling;
   StoppingParams stopping;
   int top_logprobs = 0;          // alternatives per generated token, 0 .. 20
@@ -58,6 +63,7 @@ struct ScoreRequest {
   std::string request_id;
   std::vector<TokenId> tokens;  // not empty
   int top_logprobs = 0;         // alternatives per position, 0 .. 20
+  Priority priority = Priority::kNormal;
 };
 
 }  // namespace bst

@@ -12,7 +12,7 @@ absl::StatusOr<SequenceId> Inbox::Submit(std::unique_ptr<ActiveRequest> request)
   if (!failure_.ok()) {
     return absl::UnavailableError(absl::StrCat("the engine has failed: ", failure_.message()));
   }
-  if (closed_) return absl::UnavailableError("the engine is shut down");
+  if (pending_.closed) return absl::UnavailableError("the engine is shut down");
   if (draining_) return absl::UnavailableError("the engine is draining and takes no more requests");
   if (!request->request_id.empty() && request_ids_.contains(request->request_id)) {
     return absl::AlreadyExistsError(
@@ -26,20 +26,59 @@ absl::StatusOr<SequenceId> Inbox::Submit(std::unique_ptr<ActiveRequest> request)
                                                      limits_.max_in_flight));
   }
   if (waiting_tokens_ > 0 &&
-      request->prompt_tokens > limits_.max_waiting_tokens - waiting_tokens_) {
+      request->queued_tokens > limits_.max_waiting_tokens - waiting_tokens_) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "queue is full: ", waiting_tokens_, " prompt tokens wait, ", request->prompt_tokens,
+        "queue is full: ", waiting_tokens_, " prompt tokens wait, ", request->queued_tokens,
         " more exceed the limit of ", limits_.max_waiting_tokens));
   }
   const SequenceId id(++last_id_);
   request->id = id;
   if (!request->request_id.empty()) request_ids_.insert(request->request_id);
-  in_flight_.emplace(id, InFlight());
+  in_flight_.emplace(id, InFlight{.prompt_tokens = request->prompt_tokens,
+                                  .prompt_open = request->prompt_open,
+                                  .stopped = std::vector<bool>(request->continuations.size())});
   ++num_waiting_;
-  waiting_tokens_ += request->prompt_tokens;
-  requests_.push_back(std::move(request));
+  waiting_tokens_ += request->queued_tokens;
+  pending_.requests.push_back(std::move(request));
   asleep_ = false;
   return id;
+}
+
+absl::Status Inbox::AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end) {
+  absl::MutexLock lock(&mutex_);
+  const auto it = in_flight_.find(id);
+  if (it == in_flight_.end()) {
+    return absl::NotFoundError(absl::StrCat("request ", id.value(), " is not in flight"));
+  }
+  InFlight& request = it->second;
+  if (!request.prompt_open) {
+    return absl::FailedPreconditionError("the prompt is complete already");
+  }
+  const auto more = static_cast<int64_t>(tokens.size());
+  if (more > limits_.max_prompt_tokens - request.prompt_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt has ", request.prompt_tokens + more,
+                                                   " tokens, limit ", limits_.max_prompt_tokens));
+  }
+  if (end == PromptEnd::kComplete && request.prompt_tokens + more == 0) {
+    return absl::InvalidArgumentError("prompt is empty");
+  }
+  request.prompt_tokens += more;
+  request.prompt_open = end == PromptEnd::kMoreFollows;
+  pending_.prompt_parts.push_back({id, std::move(tokens), end});
+  asleep_ = false;
+  return absl::OkStatus();
+}
+
+void Inbox::StopSequence(SequenceId id, int sequence_index) {
+  absl::MutexLock lock(&mutex_);
+  const auto it = in_flight_.find(id);
+  if (it == in_flight_.end() || sequence_index < 0) return;
+  const auto index = static_cast<size_t>(sequence_index);
+  std::vector<bool>& stopped = it->second.stopped;
+  if (index >= stopped.size() || stopped[index]) return;
+  stopped[index] = true;
+  pending_.stopped.push_back({id, sequence_index});
+  asleep_ = false;
 }
 
 void Inbox::Cancel(SequenceId id) {
@@ -47,7 +86,7 @@ void Inbox::Cancel(SequenceId id) {
   const auto it = in_flight_.find(id);
   if (it == in_flight_.end() || it->second.cancelled) return;
   it->second.cancelled = true;
-  cancelled_.push_back(id);
+  pending_.cancelled.push_back(id);
   asleep_ = false;
 }
 
@@ -59,7 +98,7 @@ void Inbox::Drain() {
 void Inbox::Close() {
   absl::MutexLock lock(&mutex_);
   draining_ = true;
-  closed_ = true;
+  pending_.closed = true;
 }
 
 bool Inbox::WaitIdle(absl::Time deadline) {
@@ -87,23 +126,25 @@ bool Inbox::draining() const {
   return draining_;
 }
 
-void Inbox::Take(Patience patience, Delivery& delivery) {
+void Inbox::Take(absl::Duration patience, Delivery& delivery) {
   delivery.requests.clear();
+  delivery.prompt_parts.clear();
+  delivery.stopped.clear();
   delivery.cancelled.clear();
   absl::MutexLock lock(&mutex_);
-  if (patience == Patience::kWaitForWork) {
-    asleep_ = !HasWork();
-    mutex_.Await(absl::Condition(this, &Inbox::HasWork));
+  if (patience == absl::InfiniteDuration()) asleep_ = !HasWork();
+  if (patience > absl::ZeroDuration()) {
+    mutex_.AwaitWithTimeout(absl::Condition(this, &Inbox::HasWork), patience);
   }
-  delivery.requests.swap(requests_);
-  delivery.cancelled.swap(cancelled_);
-  delivery.closed = closed_;
+  delivery.closed = pending_.closed;
+  std::swap(delivery, pending_);
+  pending_.closed = delivery.closed;
 }
 
 void Inbox::Started(const ActiveRequest& request) {
   absl::MutexLock lock(&mutex_);
   --num_waiting_;
-  waiting_tokens_ -= request.prompt_tokens;
+  waiting_tokens_ -= request.queued_tokens;
 }
 
 void Inbox::Finished(const ActiveRequest& request) {
@@ -113,7 +154,7 @@ void Inbox::Finished(const ActiveRequest& request) {
   request_ids_.erase(request.request_id);
   if (!request.has_started()) {
     --num_waiting_;
-    waiting_tokens_ -= request.prompt_tokens;
+    waiting_tokens_ -= request.queued_tokens;
   }
 }
 

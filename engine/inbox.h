@@ -1,13 +1,14 @@
-// Inbox: where the callers' threads meet the engine thread. Requests and cancellations go in, many
-// to one; the engine thread takes all of them between two steps and sleeps here without work.
+// Inbox: where the callers' threads meet the engine thread. Requests, parts of prompts, stops and
+// cancellations go in, many to one; the engine thread takes all of them between two steps and
+// sleeps here without work.
 //
 // It also keeps the books that admission needs: which requests are in flight, and how many prompt
 // tokens wait. They are kept here, not in the scheduler, so that Submit can answer at once.
 //
 // Invariants  (1) At most max_in_flight requests are in flight: submitted and not finished.
 //             (2) A request that Submit accepted is delivered exactly once, and its cancellation
-//                 at most once, not before it.
-//             (3) Memory is bounded by (1).
+//                 and the stop of a continuation at most once, not before it.
+//             (3) Memory is bounded by (1) and by what callers append before it is taken.
 // Threads     Thread-safe; Take, Started, Finished, Retire and Fail are the engine thread's.
 //             No lock is held outside a call.
 // Tested by   tests/engine/engine_inbox_test.cc
@@ -16,6 +17,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -33,6 +35,7 @@ namespace bst {
 struct InboxLimits {
   int64_t max_in_flight = 0;       // requests that may run and wait
   int64_t max_waiting_tokens = 0;  // prompt tokens that may wait; an empty queue takes any prompt
+  int64_t max_prompt_tokens = 0;   // of an open prompt, all parts together
 };
 
 class Inbox {
@@ -44,6 +47,12 @@ class Inbox {
   //         kUnavailable (draining, closed or failed).
   absl::StatusOr<SequenceId> Submit(std::unique_ptr<ActiveRequest> request)
       ABSL_LOCKS_EXCLUDED(mutex_);
+  // More of an open prompt. Errors: kNotFound (not in flight), kFailedPrecondition (complete),
+  // kInvalidArgument (too long, or complete and empty); nothing has changed then.
+  absl::Status AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // No-op if the request or the continuation is not in flight.
+  void StopSequence(SequenceId id, int sequence_index) ABSL_LOCKS_EXCLUDED(mutex_);
   // No-op if the request is not in flight.
   void Cancel(SequenceId id) ABSL_LOCKS_EXCLUDED(mutex_);
   // Submit answers kUnavailable from now on.
@@ -61,14 +70,22 @@ class Inbox {
 
   // ---- Engine thread ----
 
+  struct PromptPart {
+    SequenceId id;
+    std::vector<TokenId> tokens;
+    PromptEnd end = PromptEnd::kMoreFollows;
+  };
+  // To be taken in this order.
   struct Delivery {
     std::vector<std::unique_ptr<ActiveRequest>> requests;  // in order of arrival
+    std::vector<PromptPart> prompt_parts;                  // likewise
+    std::vector<std::pair<SequenceId, int>> stopped;       // continuations
     std::vector<SequenceId> cancelled;
     bool closed = false;
   };
-  enum class Patience { kReturnAtOnce, kWaitForWork };
-  // What came since the last call.
-  void Take(Patience patience, Delivery& delivery) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What came since the last call. Waits up to `patience` for something to come; infinite: the
+  // engine thread has nothing left to do.
+  void Take(absl::Duration patience, Delivery& delivery) ABSL_LOCKS_EXCLUDED(mutex_);
   // The request waits no longer.
   void Started(const ActiveRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
   // The request is not in flight any more: its request_id may come again. Once per request.
@@ -80,16 +97,18 @@ class Inbox {
 
  private:
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !requests_.empty() || !cancelled_.empty() || closed_;
+    return !pending_.requests.empty() || !pending_.prompt_parts.empty() ||
+           !pending_.stopped.empty() || !pending_.cancelled.empty() || pending_.closed;
   }
 
   const InboxLimits limits_;
   mutable absl::Mutex mutex_;
-  // Not delivered yet.
-  std::vector<std::unique_ptr<ActiveRequest>> requests_ ABSL_GUARDED_BY(mutex_);
-  std::vector<SequenceId> cancelled_ ABSL_GUARDED_BY(mutex_);
+  Delivery pending_ ABSL_GUARDED_BY(mutex_);  // not delivered yet
   struct InFlight {
+    int64_t prompt_tokens = 0;
+    bool prompt_open = false;
     bool cancelled = false;
+    std::vector<bool> stopped;  // by sequence index
   };
   absl::flat_hash_map<SequenceId, InFlight> in_flight_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<std::string> request_ids_ ABSL_GUARDED_BY(mutex_);
@@ -97,7 +116,6 @@ class Inbox {
   int num_waiting_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t waiting_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   bool asleep_ ABSL_GUARDED_BY(mutex_) = false;  // the engine thread waits for work, or is gone
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
 };

@@ -30,12 +30,17 @@ absl::Status CheckTokens(absl::string_view field, const std::vector<TokenId>& to
 
 absl::Status CheckPrompt(absl::string_view field, const std::vector<TokenId>& tokens,
                          const RequestLimits& limits) {
-  if (tokens.empty()) return Invalid(field, "is empty");
   if (static_cast<int64_t>(tokens.size()) > limits.max_prompt_tokens) {
     return Invalid(
         field, absl::StrCat("has ", tokens.size(), " tokens, limit ", limits.max_prompt_tokens));
   }
   return CheckTokens(field, tokens, limits.vocab_size);
+}
+
+absl::Status CheckNumSequences(int num_sequences, int max_sequences) {
+  if (num_sequences >= 1 && num_sequences <= max_sequences) return absl::OkStatus();
+  return Invalid("num_sequences",
+                 absl::StrCat("is ", num_sequences, ", not in 1 .. ", max_sequences));
 }
 
 absl::Status CheckTopLogprobs(int top_logprobs) {
@@ -74,7 +79,9 @@ absl::Status CheckDuration(absl::string_view field, absl::Duration duration) {
 }  // namespace
 
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits) {
+  if (request.prompt.empty() && !request.prompt_open) return Invalid("prompt", "is empty");
   BST_RETURN_IF_ERROR(CheckPrompt("prompt", request.prompt, limits));
+  BST_RETURN_IF_ERROR(CheckNumSequences(request.num_sequences, limits.max_sequences));
   BST_RETURN_IF_ERROR(CheckStopping(request.stopping, limits.vocab_size));
   BST_RETURN_IF_ERROR(CheckTopLogprobs(request.top_logprobs));
   BST_RETURN_IF_ERROR(CheckDuration("queue_timeout", request.queue_timeout));
@@ -84,8 +91,13 @@ absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& l
 }
 
 absl::Status CheckRequest(const ScoreRequest& request, const RequestLimits& limits) {
+  if (request.tokens.empty()) return Invalid("tokens", "is empty");
   BST_RETURN_IF_ERROR(CheckPrompt("tokens", request.tokens, limits));
   return CheckTopLogprobs(request.top_logprobs);
+}
+
+absl::Status CheckPromptPart(const std::vector<TokenId>& tokens, int vocab_size) {
+  return CheckTokens("prompt", tokens, vocab_size);
 }
 
 }  // namespace bst

@@ -6,8 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "engine/base/ids.h"
 #include "engine/generate_request.h"
 
 namespace bst {
@@ -15,9 +17,12 @@ namespace bst {
 struct RequestLimits {
   int vocab_size = 0;
   int64_t max_prompt_tokens = 0;
+  int max_sequences = 1;  // slots
 };
 
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits);
 absl::Status CheckRequest(const ScoreRequest& request, const RequestLimits& limits);
+// More of an open prompt; its length is the inbox's to check.
+absl::Status CheckPromptPart(const std::vector<TokenId>& tokens, int vocab_size);
 
 }  // namespace bst

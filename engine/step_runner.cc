@@ -45,26 +45,45 @@ Timings TimingsOf(const ActiveRequest& request, absl::Time now) {
   return timings;
 }
 
+// How a continuation ended by itself, by its limits or by its caller.
+FinishReason ReasonOf(const ActiveRequest& request, const ContinuationRecord& continuation,
+                      SequenceEnd end) {
+  switch (end) {
+    case SequenceEnd::kStopped:
+      return continuation.stop_token == request.eos ? FinishReason::kEos : FinishReason::kStopToken;
+    case SequenceEnd::kTimeLimit:
+      return FinishReason::kTimeLimit;
+    case SequenceEnd::kStoppedByCaller:
+      return FinishReason::kStopped;
+    default:
+      return FinishReason::kMaxTokens;
+  }
+}
+
 struct Outcome {
   FinishReason reason;
   absl::Status status;
 };
 
-Outcome OutcomeOf(const ActiveRequest& request, SequenceEnd end) {
+Outcome OutcomeOf(const ActiveRequest& request, SequenceEnd end, absl::Duration upload_timeout) {
   if (!request.failure.ok()) return {FinishReason::kError, request.failure};
   switch (end) {
-    case SequenceEnd::kMaxTokens:
     case SequenceEnd::kScored:
       return {FinishReason::kMaxTokens, absl::OkStatus()};
-    case SequenceEnd::kStopped:
-      return {request.stop_token == request.eos ? FinishReason::kEos : FinishReason::kStopToken,
-              absl::OkStatus()};
     case SequenceEnd::kTimeLimit:
       if (request.generated_tokens == 0) {
         return {FinishReason::kError,
                 absl::DeadlineExceededError("time_limit passed before the first token")};
       }
-      return {FinishReason::kTimeLimit, absl::OkStatus()};
+      [[fallthrough]];
+    case SequenceEnd::kMaxTokens:
+    case SequenceEnd::kStopped:
+    case SequenceEnd::kStoppedByCaller:
+      return {request.continuations.front().ended.value_or(FinishReason::kError), absl::OkStatus()};
+    case SequenceEnd::kUploadTimeout:
+      return {FinishReason::kError,
+              absl::DeadlineExceededError(absl::StrCat("no more of the prompt came within ",
+                                                       absl::FormatDuration(upload_timeout)))};
     case SequenceEnd::kCancelled:
       return {FinishReason::kCancelled, absl::CancelledError("cancelled")};
     case SequenceEnd::kStartTimeout:
@@ -93,7 +112,8 @@ StepStats StatsOf(const StepPlan& plan) {
 
 StepRunner::StepRunner(Backend& backend, std::unique_ptr<Model> model,
                        std::unique_ptr<StatePool> pool, const SchedulerLimits& limits,
-                       const Clock& clock, Inbox& inbox, EngineObserver* observer)
+                       absl::Duration target_step, const Clock& clock, Inbox& inbox,
+                       EngineObserver* observer)
     : backend_(backend),
       model_(std::move(model)),
       pool_(std::move(pool)),
@@ -101,18 +121,26 @@ StepRunner::StepRunner(Backend& backend, std::unique_ptr<Model> model,
       clock_(clock),
       inbox_(inbox),
       observer_(observer),
-      window_(limits.window) {}
+      window_(limits.window),
+      max_step_tokens_(limits.max_step_tokens),
+      upload_timeout_(limits.upload_timeout),
+      target_step_(target_step) {}
 
 absl::Status StepRunner::WarmUp() {
   const std::optional<SlotLease> lease = pool_->Acquire();
   BST_CHECK(lease.has_value(), "the pool is in use");
   const std::vector<TokenId> block(static_cast<size_t>(window_), TokenId(0));
-  const Row prompt = {.slot = lease->id(), .begin = 0, .end = window_, .position = 0};
-  const Row decode = {.slot = lease->id(), .begin = 0, .end = 1, .position = window_};
-  model_->Forward(block, {prompt}, *pool_);
-  model_->Forward(absl::MakeConstSpan(block).first(1), {decode}, *pool_);
-  model_->Logits({0});
-  absl::Status status = backend_.Sync();
+  const auto run = [&](int64_t position, int tokens) {
+    const Row row = {.slot = lease->id(), .begin = 0, .end = tokens, .position = position};
+    model_->Forward(absl::MakeConstSpan(block).first(static_cast<size_t>(tokens)), {row}, *pool_);
+    model_->Logits({0});
+    return backend_.Sync();
+  };
+  absl::Status status = run(0, window_);
+  const absl::Time warm = clock_.Now();
+  status.Update(run(window_, window_));
+  seconds_per_token_ = absl::ToDoubleSeconds(clock_.Now() - warm) / window_;
+  status.Update(run(2 * int64_t{window_}, 1));
   if (!status.ok()) return absl::InternalError(absl::StrCat("warm-up step: ", status.message()));
   last_step_unix_nanos_ = absl::ToUnixNanos(absl::Now());
   return status;
@@ -126,24 +154,66 @@ void StepRunner::CheckThread() {
 void StepRunner::Accept(std::unique_ptr<ActiveRequest> owned) {
   CheckThread();
   ActiveRequest& request = *owned;
-  const int queue_position = scheduler_.num_waiting();
   requests_.emplace(request.id, std::move(owned));
-  request.sink->Push(
-      AcceptedEvent{.prompt_tokens = request.prompt_tokens, .queue_position = queue_position});
   const bool samples = request.kind == RequestStats::Kind::kGenerate;
-  const absl::Status status =
-      scheduler_.Enqueue({.id = request.id,
-                          .prompt = std::move(request.prompt),
-                          .max_new_tokens = samples ? request.stopping.max_new_tokens : 0,
-                          .logits_everywhere = !samples,
-                          .start_by = request.start_by,
-                          .finish_by = request.finish_by});
+  const absl::Status status = scheduler_.Enqueue(
+      {.id = request.id,
+       .prompt = std::move(request.prompt),
+       .prompt_open = request.prompt_open,
+       .num_sequences = samples ? static_cast<int>(request.continuations.size()) : 1,
+       .max_new_tokens = samples ? request.stopping.max_new_tokens : 0,
+       .logits_everywhere = !samples,
+       .priority = request.priority,
+       .arrival = request.submitted,
+       .start_by = request.start_by,
+       .finish_by = request.finish_by});
   BST_CHECK(status.ok(), "the inbox admitted more than the scheduler takes: ", status.ToString());
+  request.sink->Push(AcceptedEvent{.prompt_tokens = request.prompt_tokens,
+                                   .queue_position = scheduler_.QueuePosition(request.id)});
+}
+
+void StepRunner::AppendPrompt(SequenceId id, absl::Span<const TokenId> tokens, PromptEnd end) {
+  CheckThread();
+  const auto it = requests_.find(id);
+  if (it == requests_.end()) return;
+  ActiveRequest& request = *it->second;
+  request.prompt_tokens += static_cast<int64_t>(tokens.size());
+  request.prompt_open = end == PromptEnd::kMoreFollows;
+  request.sampler->AddPrompt(tokens);
+  scheduler_.Append(id, tokens, end == PromptEnd::kComplete, clock_.Now());
+}
+
+void StepRunner::StopSequence(SequenceId id, int sequence_index) {
+  CheckThread();
+  scheduler_.StopSequence(id, sequence_index);
 }
 
 void StepRunner::Cancel(SequenceId id) {
   CheckThread();
   scheduler_.Cancel(id);
+}
+
+absl::Duration StepRunner::Patience() const {
+  // A test's clock may pass a deadline at any moment of the real one.
+  constexpr absl::Duration kLongest = absl::Milliseconds(50);
+  if (requests_.empty()) return absl::InfiniteDuration();
+  if (ran_) return absl::ZeroDuration();
+  return std::clamp(scheduler_.next_deadline() - clock_.Now(), absl::ZeroDuration(), kLongest);
+}
+
+int StepRunner::ShortStepTokens() const {
+  const double tokens = absl::ToDoubleSeconds(target_step_) / seconds_per_token_;
+  return tokens < max_step_tokens_ ? static_cast<int>(tokens) : max_step_tokens_;  // inf: speed 0
+}
+
+void StepRunner::LearnSpeed(const StepStats& stats) {
+  if (stats.prompt_tokens == 0) return;
+  const double sample = absl::ToDoubleSeconds(stats.duration) / stats.tokens;
+  if (seconds_per_token_ == 0) seconds_per_token_ = sample;
+  // A step that the machine held up says little about the next: it counts as four times as slow.
+  constexpr double kWeight = 0.125, kMostAtOnce = 4;
+  seconds_per_token_ +=
+      kWeight * (std::min(sample, kMostAtOnce * seconds_per_token_) - seconds_per_token_);
 }
 
 void StepRunner::Step() {
@@ -154,11 +224,13 @@ void StepRunner::Step() {
   }
   const absl::Time begin = clock_.Now();
   updates_.clear();
-  StepPlan plan = scheduler_.Plan(begin, updates_);
+  StepPlan plan = scheduler_.Plan(begin, ShortStepTokens(), updates_);
+  ran_ = !plan.empty();
   UpdateLoad();
   ReportStartsAndEnds(begin);
+  awaiting_input_ = !ran_ && !requests_.empty();
   updates_.clear();
-  if (plan.empty()) {
+  if (!ran_) {
     scheduler_.Commit(std::move(plan), {}, updates_);
     return;
   }
@@ -175,6 +247,7 @@ void StepRunner::Step() {
 
   const absl::Time end = clock_.Now();
   stats.duration = end - begin;
+  LearnSpeed(stats);
   UpdateLoad();
   ReportStep(stats);
   ReportProgress(end);
@@ -186,6 +259,7 @@ absl::Status StepRunner::Run(const StepPlan& plan) {
   rows_.clear();
   for (const PlannedRow& row : plan.rows()) rows_.push_back(row.row);
   model_->Forward(plan.tokens(), rows_, *pool_);
+  for (const PlannedCopy& copy : plan.copies()) pool_->Copy(copy.from, copy.to);
   BST_RETURN_IF_ERROR(SampleRows(plan));
   for (const PlannedRow& row : plan.rows()) {
     if (row.scores) BST_RETURN_IF_ERROR(ScoreRow(plan, row));
@@ -196,17 +270,26 @@ absl::Status StepRunner::Run(const StepPlan& plan) {
 absl::Status StepRunner::SampleRows(const StepPlan& plan) {
   indices_.clear();
   for (const PlannedRow& row : plan.rows()) {
-    if (!row.samples) continue;
-    indices_.push_back(row.row.end - 1);
-    drawn_.push_back({.request = requests_.at(row.id).get(), .event = {}});
+    if (row.num_samples > 0) indices_.push_back(row.row.end - 1);
+  }
+  for (const PlannedSample& sample : plan.samples()) {
+    const SequenceId id = plan.rows()[static_cast<size_t>(sample.row)].id;
+    DrawnToken& drawn = drawn_.emplace_back();
+    drawn.request = requests_.at(id).get();
+    drawn.event.sequence_index = sample.sequence_index;
   }
   const auto group_rows = static_cast<size_t>(model_->max_logit_rows());
+  size_t next = 0;  // of plan.samples()
   for (size_t begin = 0; begin < indices_.size(); begin += group_rows) {
     const absl::Span<const int> group = absl::MakeConstSpan(indices_).subspan(begin, group_rows);
     const TensorView logits = model_->Logits(group);
     BST_RETURN_IF_ERROR(backend_.Sync());
     for (size_t i = 0; i < group.size(); ++i) {
-      sampled_.push_back(Sample(LogitsOf(logits, i), drawn_[begin + i]));
+      // A row's samples follow one another: several at the end of a prompt.
+      const int row = plan.samples()[next].row;
+      for (; next < drawn_.size() && plan.samples()[next].row == row; ++next) {
+        sampled_.push_back(Sample(LogitsOf(logits, i), drawn_[next]));
+      }
     }
   }
   return absl::OkStatus();
@@ -214,17 +297,23 @@ absl::Status StepRunner::SampleRows(const StepPlan& plan) {
 
 SampledRow StepRunner::Sample(absl::Span<const float> logits, DrawnToken& drawn) {
   ActiveRequest& request = *drawn.request;
-  const bool may_end = request.generated_tokens >= request.stopping.min_new_tokens;
-  absl::StatusOr<SampledToken> sample =
-      request.sampler->Sample(logits, static_cast<uint64_t>(request.generated_tokens),
-                              may_end ? absl::Span<const TokenId>() : request.ending, scratch_);
+  const int index = drawn.event.sequence_index;
+  ContinuationRecord& continuation = request.continuations[static_cast<size_t>(index)];
+  if (!continuation.sampler.has_value()) {
+    continuation.sampler = request.sampler->ForSequence(static_cast<uint32_t>(index));
+  }
+  const bool may_end = continuation.generated_tokens >= request.stopping.min_new_tokens;
+  absl::StatusOr<SampledToken> sample = continuation.sampler->Sample(
+      logits, static_cast<uint64_t>(continuation.generated_tokens),
+      may_end ? absl::Span<const TokenId>() : request.ending, scratch_);
   if (!sample.ok()) {
     request.failure = absl::InternalError(sample.status().message());
     return {.failed = true};
   }
-  drawn.event = {.token = {sample->token, sample->logprob}, .top = ToTop(sample->top)};
+  drawn.event.token = {sample->token, sample->logprob};
+  drawn.event.top = ToTop(sample->top);
   const bool ends = absl::c_linear_search(request.ending, sample->token);
-  if (ends) request.stop_token = sample->token;
+  if (ends) continuation.stop_token = sample->token;
   return {.token = sample->token, .ends_sequence = ends};
 }
 
@@ -280,10 +369,7 @@ void StepRunner::CommitFailed(StepPlan plan, const absl::Status& status) {
   health_ = status;
   healthy_ = false;
   inbox_.Fail(status);
-  sampled_.clear();
-  for (const PlannedRow& row : plan.rows()) {
-    if (row.samples) sampled_.push_back({.failed = true});
-  }
+  sampled_.assign(plan.samples().size(), {.failed = true});
   for (const auto& [id, request] : requests_) request->failure = status;
   scheduler_.Commit(std::move(plan), sampled_, updates_);
   ReportStartsAndEnds(clock_.Now());
@@ -298,7 +384,7 @@ void StepRunner::EndAll(const absl::Status& status) {
   }
   updates_.clear();
   const absl::Time now = clock_.Now();
-  StepPlan plan = scheduler_.Plan(now, updates_);
+  StepPlan plan = scheduler_.Plan(now, max_step_tokens_, updates_);
   BST_CHECK(plan.empty() && requests_.size() == updates_.size(),
             "something runs that nobody knows");
   scheduler_.Commit(std::move(plan), {}, updates_);
@@ -317,6 +403,7 @@ EngineLoad StepRunner::load() const {
           .slots_used = slots_used_,
           .steps = steps_,
           .last_step = absl::FromUnixNanos(last_step_unix_nanos_),
+          .awaiting_input = awaiting_input_,
           .healthy = healthy_};
 }
 
@@ -330,7 +417,9 @@ void StepRunner::ReportProgress(absl::Time now) {
   for (const SequenceUpdate& update : updates_) {
     if (update.kind != SequenceUpdate::Kind::kPrefilled) continue;
     ActiveRequest& request = *requests_.at(update.id);
-    if (update.prompt_tokens_done == request.prompt_tokens) request.prompt_read = now;
+    if (!request.prompt_open && update.prompt_tokens_done == request.prompt_tokens) {
+      request.prompt_read = now;
+    }
     if (request.prompt_progress) {
       request.sink->Push(PrefillProgressEvent{.processed_tokens = update.prompt_tokens_done,
                                               .total_tokens = request.prompt_tokens});
@@ -342,17 +431,20 @@ void StepRunner::ReportTokens(absl::Time now) {
   for (size_t i = 0; i < drawn_.size(); ++i) {
     if (sampled_[i].failed) continue;
     ActiveRequest& request = *drawn_[i].request;
-    const bool is_first = request.generated_tokens == 0;
+    ContinuationRecord& continuation =
+        request.continuations[static_cast<size_t>(drawn_[i].event.sequence_index)];
     if (observer_ != nullptr) {
-      if (is_first) {
+      if (continuation.generated_tokens == 0) {
         observer_->OnFirstToken(request.id, now - request.submitted);
       } else {
-        observer_->OnTokens(request.id, now - request.last_token);
+        observer_->OnTokens(request.id, now - continuation.last_token);
       }
     }
-    if (is_first) request.first_token = now;
+    if (request.generated_tokens == 0) request.first_token = now;
     request.last_token = now;
     ++request.generated_tokens;
+    continuation.last_token = now;
+    ++continuation.generated_tokens;
     request.sink->Push(std::move(drawn_[i].event));
   }
 }
@@ -366,19 +458,35 @@ void StepRunner::ReportStartsAndEnds(absl::Time now) {
     request.started = now;
   }
   for (const SequenceUpdate& update : updates_) {
-    if (update.kind != SequenceUpdate::Kind::kEnded) continue;
-    Finish(*requests_.at(update.id), update.end, now);
+    if (update.kind == SequenceUpdate::Kind::kSequenceEnded) {
+      EndContinuation(*requests_.at(update.id), update);
+    } else if (update.kind == SequenceUpdate::Kind::kEnded) {
+      Finish(*requests_.at(update.id), update.end, now);
+    }
   }
+}
+
+void StepRunner::EndContinuation(ActiveRequest& request, const SequenceUpdate& update) {
+  ContinuationRecord& continuation =
+      request.continuations[static_cast<size_t>(update.sequence_index)];
+  const FinishReason reason = ReasonOf(request, continuation, update.end);
+  continuation.ended = reason;
+  continuation.sampler.reset();
+  request.sink->Push(SequenceEndedEvent{.sequence_index = update.sequence_index,
+                                        .reason = reason,
+                                        .stop_token = continuation.stop_token.value_or(TokenId(0)),
+                                        .generated_tokens = continuation.generated_tokens});
 }
 
 void StepRunner::Finish(ActiveRequest& request, SequenceEnd end, absl::Time now) {
   inbox_.Finished(request);
-  const Outcome outcome = OutcomeOf(request, end);
+  const Outcome outcome = OutcomeOf(request, end, upload_timeout_);
   FinishedEvent finished;
   finished.reason = outcome.reason;
   finished.status = outcome.status;
-  if (outcome.status.ok() && request.stop_token.has_value())
-    finished.stop_token = *request.stop_token;
+  if (outcome.status.ok() && !request.continuations.empty()) {
+    finished.stop_token = request.continuations.front().stop_token.value_or(TokenId(0));
+  }
   finished.prompt_tokens = request.prompt_tokens;
   finished.generated_tokens = request.generated_tokens;
   finished.timings = TimingsOf(request, now);

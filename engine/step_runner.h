@@ -1,6 +1,7 @@
 // StepRunner: one step of the engine after another; everything that the engine thread owns.
 //
-//   Scheduler::Plan -> Model::Forward -> Model::Logits -> Sampler -> Scheduler::Commit -> sinks
+//   Scheduler::Plan -> Model::Forward -> StatePool::Copy -> Model::Logits -> Sampler ->
+//   Scheduler::Commit -> sinks
 //
 // Events     Those of one step are pushed after its Commit, when slots, counters and request ids
 //            are released already: who sees a FinishedEvent may build on that. Scored positions are
@@ -39,15 +40,20 @@ class StepRunner {
  public:
   // `observer` may be null.
   StepRunner(Backend& backend, std::unique_ptr<Model> model, std::unique_ptr<StatePool> pool,
-             const SchedulerLimits& limits, const Clock& clock, Inbox& inbox,
-             EngineObserver* observer);
+             const SchedulerLimits& limits, absl::Duration target_step, const Clock& clock,
+             Inbox& inbox, EngineObserver* observer);
 
-  // Runs a block and a single token through the model, so that the first request does not pay for
-  // cold memory and threads; leaves nothing behind. Errors: kInternal when the device fails.
+  // Runs two blocks and a single token through the model, so that the first request does not pay
+  // for cold memory and threads; leaves nothing behind but a first idea of the model's speed.
+  // Errors: kInternal when the device fails.
   absl::Status WarmUp();
 
   // Takes a request over from the inbox.
   void Accept(std::unique_ptr<ActiveRequest> request);
+  // More of the request's open prompt. No-op if it is unknown or done.
+  void AppendPrompt(SequenceId id, absl::Span<const TokenId> tokens, PromptEnd end);
+  // Ends the continuation in the next Step(). No-op if it is unknown or done.
+  void StopSequence(SequenceId id, int sequence_index);
   // Ends the request with kCancelled in the next Step(). No-op if it is unknown or done.
   void Cancel(SequenceId id);
   // Runs one step, if there is anything to run, and pushes what came of it.
@@ -55,17 +61,23 @@ class StepRunner {
   // Ends every request with `status`, which is not OK.
   void EndAll(const absl::Status& status);
 
-  bool has_requests() const { return !requests_.empty(); }
-  // The part of EngineLoad that is the runner's: running, slots, steps, last_step, healthy.
+  // How long nothing will happen unless something comes from the inbox: infinite without requests,
+  // zero while steps run. All requests may wait for more of their prompts, or for slots that such
+  // ones hold; then until a deadline, but never long, for deadlines are the engine clock's.
+  absl::Duration Patience() const;
+  // The part of EngineLoad that is the runner's: all but what waits and draining.
   EngineLoad load() const;
 
  private:
   struct DrawnToken {
-    ActiveRequest* request;
-    GeneratedEvent event;
+    ActiveRequest* request = nullptr;
+    GeneratedEvent event;  // its sequence_index is set from the beginning
   };
 
   void CheckThread();
+  // How many tokens take target_step, as recent steps went.
+  int ShortStepTokens() const;
+  void LearnSpeed(const StepStats& stats);
   absl::Status Run(const StepPlan& plan);
   absl::Status SampleRows(const StepPlan& plan);
   SampledRow Sample(absl::Span<const float> logits, DrawnToken& drawn);
@@ -78,6 +90,7 @@ class StepRunner {
   void ReportProgress(absl::Time now);
   void ReportTokens(absl::Time now);
   void ReportStartsAndEnds(absl::Time now);
+  void EndContinuation(ActiveRequest& request, const SequenceUpdate& update);
   void Finish(ActiveRequest& request, SequenceEnd end, absl::Time now);
 
   Backend& backend_;
@@ -88,7 +101,12 @@ class StepRunner {
   Inbox& inbox_;
   EngineObserver* observer_;
   const int window_;
+  const int max_step_tokens_;
+  const absl::Duration upload_timeout_;
+  const absl::Duration target_step_;
+  double seconds_per_token_ = 0;  // of recent steps with prompt chunks; 0: not known
   absl::flat_hash_map<SequenceId, std::unique_ptr<ActiveRequest>> requests_;
+  bool ran_ = false;        // the last Step() had something to run
   absl::Status health_;     // OK until the device fails
   std::thread::id thread_;  // the engine thread, from its first call on; checked in debug builds
 
@@ -106,6 +124,7 @@ class StepRunner {
   std::atomic<int> slots_used_ = 0;
   std::atomic<int64_t> steps_ = 0;
   std::atomic<int64_t> last_step_unix_nanos_ = 0;  // wall clock
+  std::atomic<bool> awaiting_input_ = false;
   std::atomic<bool> healthy_ = true;
 };
 

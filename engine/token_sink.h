@@ -1,12 +1,13 @@
 // TokenSink: where the engine puts what a sequence produces; the one callback across the boundary.
 //
-// Order per sequence:  Accepted (PrefillProgress)* (Generated | Scored)* Finished; Finished is last
-// and comes exactly once, whatever happens.
+// Order per request:  Accepted (PrefillProgress)* (Generated | Scored | SequenceEnded)* Finished;
+// Finished is last and comes exactly once, whatever happens. Of the events with one sequence_index,
+// SequenceEnded is last.
 //
 // Ownership   The engine shares the sink with whoever waits for the events, until Finished.
-// Threads     Push is called by the engine thread only (Accepted too). It must not block and must
-// not call
-//             back into the engine except Engine::Cancel.
+// Threads     Push is called by the engine thread only (Accepted too). It must not block and may
+// call
+//             back into the engine only Cancel, StopSequence and AppendPrompt.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,15 @@
 
 namespace bst {
 
-enum class FinishReason { kEos, kStopToken, kMaxTokens, kTimeLimit, kCancelled, kError };
+enum class FinishReason {
+  kEos,
+  kStopToken,
+  kMaxTokens,
+  kTimeLimit,
+  kStopped,  // by Engine::StopSequence
+  kCancelled,
+  kError
+};
 
 struct TokenLogprob {
   TokenId token;
@@ -29,20 +38,32 @@ struct TokenLogprob {
 
 // The request waits or runs; sent when the engine thread takes it in.
 struct AcceptedEvent {
-  int64_t prompt_tokens = 0;
+  int64_t prompt_tokens = 0;  // of an open prompt: so far
   int64_t cached_tokens = 0;
   int64_t queue_position = 0;  // requests that start before this one; 0: next
 };
 
+// On request; an open prompt always gets them, since whoever sends it must not run far ahead.
 struct PrefillProgressEvent {
   int64_t processed_tokens = 0;
-  int64_t total_tokens = 0;
+  int64_t total_tokens = 0;  // of an open prompt: so far
 };
 
 // One generated token.
 struct GeneratedEvent {
   TokenLogprob token;
   std::vector<TokenLogprob> top;  // the likeliest tokens, most likely first; as many as asked for
+  int sequence_index = 0;         // which of the request's continuations
+};
+
+// One continuation is complete and its slot is free. Comes for every continuation that ended by
+// itself, by its limits or by Engine::StopSequence; those that an error or the cancellation of the
+// request cuts off have none.
+struct SequenceEndedEvent {
+  int sequence_index = 0;
+  FinishReason reason = FinishReason::kMaxTokens;  // kEos .. kStopped
+  TokenId stop_token;                              // kStopToken and kEos: which
+  int64_t generated_tokens = 0;
 };
 
 // A run of scored positions, first_position .. first_position + tokens.size() - 1, in order.
@@ -57,24 +78,24 @@ struct Timings {
   absl::Duration queue;    // submission to the first step; if there was none, to the end
   absl::Duration prefill;  // first step to the end of the prompt
   absl::Duration time_to_first_token;  // submission to the first token
-  absl::Duration decode;               // first token to the last
+  absl::Duration decode;               // first token of any continuation to the last of all
 };
 
 struct FinishedEvent {
-  FinishReason reason = FinishReason::kError;
-  // OK for kEos .. kTimeLimit; kCancelled; else what went wrong (kDeadlineExceeded in the queue
+  FinishReason reason = FinishReason::kError;  // status OK: that of sequence 0
+  // OK for kEos .. kStopped; kCancelled; else what went wrong (kDeadlineExceeded in the queue
   // or, for the time limit, before the first token, kInternal for NaN logits or a failed device,
   // kUnavailable at shutdown).
   absl::Status status;
   TokenId stop_token;  // kStopToken and kEos: which
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;
-  int64_t generated_tokens = 0;
+  int64_t generated_tokens = 0;  // of all continuations together
   Timings timings;
 };
 
-using SequenceEvent =
-    std::variant<AcceptedEvent, PrefillProgressEvent, GeneratedEvent, ScoredEvent, FinishedEvent>;
+using SequenceEvent = std::variant<AcceptedEvent, PrefillProgressEvent, GeneratedEvent, ScoredEvent,
+                                   SequenceEndedEvent, FinishedEvent>;
 
 class TokenSink {
  public:

@@ -22,6 +22,8 @@ v1::FinishReason ReasonOf(FinishReason reason) {
       return v1::MAX_TOKENS;
     case FinishReason::kTimeLimit:
       return v1::TIME_LIMIT;
+    case FinishReason::kStopped:  // The server stops a sequence for a stop string only.
+      return v1::STOP_STRING;
     case FinishReason::kCancelled:
       return v1::CANCELLED;
     case FinishReason::kError:

@@ -121,7 +121,8 @@ grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
 }
 
 bool ProgressJudge::IsServing(const EngineLoad& load, absl::Time now) {
-  if (load.steps != steps_ || load.in_flight == 0) last_progress_ = now;
+  // An engine that waits for its clients' prompts is not stuck.
+  if (load.steps != steps_ || load.in_flight == 0 || load.awaiting_input) last_progress_ = now;
   steps_ = load.steps;
   return load.healthy && !load.draining && now - last_progress_ <= stall_limit_;
 }

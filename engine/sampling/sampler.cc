@@ -95,12 +95,22 @@ size_t DrawFromWeights(double u, SamplerScratch& scratch) {
 }  // namespace
 
 Sampler::Sampler(Options options, absl::Span<const TokenId> prompt) : options_(std::move(options)) {
+  AddPrompt(prompt);
+}
+
+void Sampler::AddPrompt(absl::Span<const TokenId> tokens) {
   if (options_.params.repetition_penalty == 1) return;  // Only this one looks at the prompt.
-  for (const TokenId token : prompt) {
+  for (const TokenId token : tokens) {
     BST_CHECK(InVocabulary(token, static_cast<size_t>(options_.vocab_size)), "token ",
               token.value());
     output_counts_.try_emplace(token, 0);
   }
+}
+
+Sampler Sampler::ForSequence(uint32_t sequence_index) const {
+  Sampler sampler = *this;
+  sampler.options_.sequence_index = sequence_index;
+  return sampler;
 }
 
 bool Sampler::has_penalties() const {

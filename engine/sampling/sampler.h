@@ -55,6 +55,11 @@ class Sampler {
   // REQUIRES: Validate(params, vocab_size) is OK; the prompt's ids are in the vocabulary.
   Sampler(Options options, absl::Span<const TokenId> prompt);
 
+  // More of the prompt. REQUIRES: nothing was drawn yet; the ids are in the vocabulary.
+  void AddPrompt(absl::Span<const TokenId> tokens);
+  // The sampler of another sequence of the same request. REQUIRES: nothing was drawn yet.
+  Sampler ForSequence(uint32_t sequence_index) const;
+
   // Draws the token that stands at `token_index` of the output and remembers it for the penalties.
   //   logits [V]; `banned` are tokens not to be drawn now (eos before min_new_tokens)
   // Errors: kInternal when a logit is NaN or +infinity, or no token is left to draw; nothing is
@@ -69,7 +74,7 @@ class Sampler {
   absl::Span<const float> Adjust(absl::Span<const float> logits, absl::Span<const TokenId> banned,
                                  SamplerScratch& scratch) const;
 
-  const Options options_;
+  Options options_;
   // With penalties only: tokens of prompt and output, and how often each is in the output.
   absl::flat_hash_map<TokenId, int> output_counts_;
 };

@@ -1,195 +1,372 @@
 #include "engine/scheduler/scheduler.h"
 
 #include <algorithm>
-#include <list>
+#include <iterator>
+#include <optional>
 #include <utility>
 
+#include "absl/algorithm/container.h"
+#include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/scheduler/prompt_split.h"
 
 namespace bst {
 namespace {
 
 enum class Stage { kWaiting, kPrefill, kDecode };
 
-struct Sequence {
-  explicit Sequence(SequenceSpec s)
-      : spec(std::move(s)), prompt_tokens(static_cast<int64_t>(spec.prompt.size())) {}
+// Virtual arrival, then id: who is first in everything that goes by age.
+using Order = std::pair<absl::Time, SequenceId>;
 
-  SequenceSpec spec;      // the prompt is dropped once it has been read
-  int64_t prompt_tokens;  // its length
-  Stage stage = Stage::kWaiting;
-  std::list<Sequence*>::iterator waiting_at;  // kWaiting
-  std::optional<SlotLease> lease;             // kPrefill, kDecode
-  int64_t prompt_done = 0;                    // tokens of the prompt in committed steps
-  int generated = 0;
-  TokenId last_token;  // kDecode: drawn, not yet seen by the model
-
-  // When the sequence ends by itself unless something happens before.
-  absl::Time deadline() const {
-    return stage == Stage::kWaiting ? std::min(spec.start_by, spec.finish_by) : spec.finish_by;
+absl::Time VirtualArrival(const SequenceSpec& spec, absl::Duration ageing) {
+  switch (spec.priority) {
+    case Priority::kLow:
+      return spec.arrival + ageing;
+    case Priority::kNormal:
+      return spec.arrival;
+    case Priority::kHigh:
+      return spec.arrival - ageing;
   }
-  SequenceEnd end_at_deadline() const {
-    return stage == Stage::kWaiting && spec.start_by <= spec.finish_by ? SequenceEnd::kStartTimeout
-                                                                       : SequenceEnd::kTimeLimit;
+  return spec.arrival;
+}
+
+// One of the request's sequences that has not ended.
+struct Continuation {
+  int index = 0;
+  std::optional<SlotLease> lease = std::nullopt;  // kPrefill, kDecode
+  TokenId last_token = TokenId(0);                // kDecode: drawn, not yet seen by the model
+  int generated = 0;
+};
+
+struct Request {
+  Request(SequenceSpec s, const SchedulerLimits& limits)
+      : spec(std::move(s)),
+        order(VirtualArrival(spec, limits.priority_ageing), spec.id),
+        prompt_tokens(static_cast<int64_t>(spec.prompt.size())),
+        is_complete(!spec.prompt_open) {
+    for (int i = 0; i < spec.num_sequences; ++i) live.push_back({.index = i});
+  }
+
+  SequenceSpec spec;  // its prompt: tokens from prompt_begin on; dropped once it has been read
+  const Order order;
+  int64_t prompt_begin = 0;
+  int64_t prompt_tokens;  // that have come
+  bool is_complete;       // no more will come
+  Stage stage = Stage::kWaiting;
+  std::vector<Continuation> live;                 // by index; the first one's slot reads the prompt
+  int64_t prompt_done = 0;                        // tokens of the prompt in committed steps
+  absl::Time dry_since = absl::InfiniteFuture();  // an open prompt: nothing of it can be read
+  absl::Time watched = absl::InfiniteFuture();    // its entry in Impl::deadlines; infinite: none
+
+  int num_slots() const { return static_cast<int>(live.size()); }
+  // Tokens of the prompt that may be read now. Of an incomplete one whole blocks, and not its last
+  // token: if that turns out to be the end, its logits are wanted.
+  int64_t Readable(int window) const {
+    const int64_t left = prompt_tokens - prompt_done;
+    if (is_complete) return left;
+    return left == 0 ? 0 : (left - 1) / window * window;
+  }
+  bool IsLong(const SchedulerLimits& limits) const {
+    return !is_complete || prompt_tokens > limits.long_prompt_tokens;
   }
 };
+
+// When the request ends by itself unless something happens before, and how.
+struct Deadline {
+  absl::Time time = absl::InfiniteFuture();
+  SequenceEnd end = SequenceEnd::kTimeLimit;
+};
+
+Deadline DeadlineOf(const Request& request, const SchedulerLimits& limits) {
+  Deadline first = {request.spec.finish_by, SequenceEnd::kTimeLimit};
+  const absl::Time dry_until = request.dry_since + limits.upload_timeout;
+  if (dry_until < first.time) first = {dry_until, SequenceEnd::kUploadTimeout};
+  if (request.stage == Stage::kWaiting && request.spec.start_by <= first.time) {
+    first = {request.spec.start_by, SequenceEnd::kStartTimeout};
+  }
+  return first;
+}
 
 }  // namespace
 
 struct Scheduler::Impl {
   Impl(const SchedulerLimits& l, StatePool& p) : limits(l), pool(p) {}
 
-  Sequence* Find(SequenceId id) {
-    const auto it = sequences.find(id);
-    return it == sequences.end() ? nullptr : it->second.get();
+  using Queue = absl::btree_map<Order, Request*>;
+
+  Request* Find(SequenceId id) {
+    const auto it = requests.find(id);
+    return it == requests.end() ? nullptr : it->second.get();
   }
-  void WatchDeadline(const Sequence& sequence) {
-    if (sequence.deadline() != absl::InfiniteFuture()) {
-      deadlines.insert({sequence.deadline(), sequence.spec.id});
-    }
+  // Where a waiting request waits, as it is now.
+  Queue& QueueOf(const Request& request) {
+    if (request.Readable(limits.window) == 0) return waiting_dry;
+    return request.IsLong(limits) ? waiting_long : waiting_short;
   }
-  void End(Sequence& sequence, SequenceEnd end, std::vector<SequenceUpdate>& updates);
-  void EndCancelledAndExpired(absl::Time now, std::vector<SequenceUpdate>& updates);
-  int ChunkTokens(const Sequence& sequence, int budget) const;
-  void Start(Sequence& sequence, SlotLease lease, std::vector<SequenceUpdate>& updates);
-  void PlanDecode(Sequence& sequence);
-  void PlanChunk(Sequence& sequence, int tokens);
-  void CommitChunk(Sequence& sequence, const PlannedRow& row, std::vector<SequenceUpdate>& updates);
-  void CommitToken(Sequence& sequence, const SampledRow& sampled,
+  void Watch(Request& request);
+  void End(Request& request, SequenceEnd end, std::vector<SequenceUpdate>& updates);
+  void EndContinuation(Request& request, int index, SequenceEnd end,
+                       std::vector<SequenceUpdate>& updates);
+  void EndStoppedAndExpired(absl::Time now, std::vector<SequenceUpdate>& updates);
+  void PlanDecode(const Request& request);
+  std::vector<Request*> Startable();
+  void PlanPrompts(int short_step_tokens, std::vector<SequenceUpdate>& updates);
+  void Start(Request& request, std::vector<SequenceUpdate>& updates);
+  void PlanChunk(const Request& request, int tokens);
+  void CommitChunk(Request& request, const PlannedRow& row, std::vector<SequenceUpdate>& updates);
+  void CommitToken(Request& request, int index, const SampledRow& sampled,
                    std::vector<SequenceUpdate>& updates);
 
-  SchedulerLimits limits;
+  const SchedulerLimits limits;
   StatePool& pool;
-  absl::flat_hash_map<SequenceId, std::unique_ptr<Sequence>> sequences;  // waiting and running
-  std::list<Sequence*> waiting;                                          // in order of arrival
-  std::vector<Sequence*> prefill;                                        // in order of arrival
-  std::vector<Sequence*> decode;  // in the order in which their prompts ended
+  absl::flat_hash_map<SequenceId, std::unique_ptr<Request>> requests;  // waiting and running
+  Queue waiting_short, waiting_long;
+  Queue waiting_dry;              // open prompts of which no block has come
+  std::vector<Request*> prefill;  // by Order
+  std::vector<Request*> decode;   // in the order in which their prompts ended
   int64_t waiting_tokens = 0;
-  // An ordered set, not a look at every sequence: a step costs O(running), however many wait.
+  SplitTurn turn = SplitTurn::kOldest;
+  // An ordered set, not a look at every request: a step costs O(running), however many wait.
   absl::btree_set<std::pair<absl::Time, SequenceId>> deadlines;
-  std::vector<SequenceId> cancelled;  // to be ended by the next Plan
+  std::vector<SequenceId> cancelled;                // to be ended by the next Plan
+  std::vector<std::pair<SequenceId, int>> stopped;  // likewise, of one continuation
   bool plan_outstanding = false;
-  std::vector<TokenId> tokens;  // the plan under construction; its memory comes back with Commit
-  std::vector<PlannedRow> rows;
+  StepPlan plan;  // under construction; its memory comes back with Commit
 };
 
-void Scheduler::Impl::End(Sequence& sequence, SequenceEnd end,
-                          std::vector<SequenceUpdate>& updates) {
-  switch (sequence.stage) {
+void Scheduler::Impl::Watch(Request& request) {
+  const absl::Time time = DeadlineOf(request, limits).time;
+  if (time == request.watched) return;
+  if (request.watched != absl::InfiniteFuture()) {
+    deadlines.erase({request.watched, request.spec.id});
+  }
+  if (time != absl::InfiniteFuture()) deadlines.insert({time, request.spec.id});
+  request.watched = time;
+}
+
+void Scheduler::Impl::End(Request& request, SequenceEnd end, std::vector<SequenceUpdate>& updates) {
+  switch (request.stage) {
     case Stage::kWaiting:
-      waiting.erase(sequence.waiting_at);
-      waiting_tokens -= sequence.prompt_tokens;
+      QueueOf(request).erase(request.order);
+      waiting_tokens -= request.prompt_tokens;
       break;
     case Stage::kPrefill:
-      prefill.erase(std::find(prefill.begin(), prefill.end(), &sequence));
+      prefill.erase(absl::c_find(prefill, &request));
       break;
     case Stage::kDecode:
-      decode.erase(std::find(decode.begin(), decode.end(), &sequence));
+      decode.erase(absl::c_find(decode, &request));
       break;
   }
-  deadlines.erase({sequence.deadline(), sequence.spec.id});
-  const SequenceId id = sequence.spec.id;
+  const SequenceId id = request.spec.id;
+  deadlines.erase({request.watched, id});
   updates.push_back({.kind = SequenceUpdate::Kind::kEnded,
                      .id = id,
-                     .prompt_tokens_done = sequence.prompt_done,
+                     .prompt_tokens_done = request.prompt_done,
                      .end = end});
-  sequences.erase(id);  // The lease goes with it.
+  requests.erase(id);  // The leases go with it.
 }
 
-void Scheduler::Impl::EndCancelledAndExpired(absl::Time now, std::vector<SequenceUpdate>& updates) {
+void Scheduler::Impl::EndContinuation(Request& request, int index, SequenceEnd end,
+                                      std::vector<SequenceUpdate>& updates) {
+  const auto it =
+      absl::c_find_if(request.live, [index](const Continuation& c) { return c.index == index; });
+  if (it == request.live.end()) return;
+  updates.push_back({.kind = SequenceUpdate::Kind::kSequenceEnded,
+                     .id = request.spec.id,
+                     .prompt_tokens_done = request.prompt_done,
+                     .sequence_index = index,
+                     .end = end});
+  if (request.live.size() == 1) {
+    End(request, end, updates);
+    return;
+  }
+  // The slot that reads the prompt stays with the first that is left.
+  if (it == request.live.begin() && request.stage == Stage::kPrefill) {
+    std::swap(it->lease, std::next(it)->lease);
+  }
+  request.live.erase(it);  // The lease goes with it.
+}
+
+void Scheduler::Impl::EndStoppedAndExpired(absl::Time now, std::vector<SequenceUpdate>& updates) {
   for (const SequenceId id : cancelled) {
-    if (Sequence* sequence = Find(id)) End(*sequence, SequenceEnd::kCancelled, updates);
+    if (Request* request = Find(id)) End(*request, SequenceEnd::kCancelled, updates);
   }
   cancelled.clear();
+  for (const auto& [id, index] : stopped) {
+    if (Request* request = Find(id)) {
+      EndContinuation(*request, index, SequenceEnd::kStoppedByCaller, updates);
+    }
+  }
+  stopped.clear();
   while (!deadlines.empty() && deadlines.begin()->first <= now) {
-    Sequence* sequence = Find(deadlines.begin()->second);
-    End(*sequence, sequence->end_at_deadline(), updates);
+    Request& request = *Find(deadlines.begin()->second);
+    const SequenceEnd end = DeadlineOf(request, limits).end;
+    if (request.stage != Stage::kDecode) {
+      End(request, end, updates);
+      continue;
+    }
+    for (int left = request.num_slots(); left > 0; --left) {  // The last one ends the request.
+      EndContinuation(request, request.live.front().index, end, updates);
+    }
   }
 }
 
-// The next chunk of a prompt when `budget` tokens of the step are left; 0: none fits.
-int Scheduler::Impl::ChunkTokens(const Sequence& sequence, int budget) const {
-  const int64_t left = sequence.prompt_tokens - sequence.prompt_done;
-  const int most = std::min(budget, limits.chunk_tokens);
-  if (left <= most) return static_cast<int>(left);
-  // A chunk that does not end the prompt starts and ends at a multiple of window.
-  return most / limits.window * limits.window;
+void Scheduler::Impl::PlanDecode(const Request& request) {
+  for (const Continuation& continuation : request.live) {
+    const int begin = static_cast<int>(plan.tokens_.size());
+    plan.tokens_.push_back(continuation.last_token);
+    plan.samples_.push_back({static_cast<int>(plan.rows_.size()), continuation.index});
+    plan.rows_.push_back({.id = request.spec.id,
+                          .row = {.slot = continuation.lease->id(),
+                                  .begin = begin,
+                                  .end = begin + 1,
+                                  .position = request.prompt_tokens + continuation.generated - 1},
+                          .num_samples = 1});
+  }
 }
 
-void Scheduler::Impl::Start(Sequence& sequence, SlotLease lease,
-                            std::vector<SequenceUpdate>& updates) {
-  deadlines.erase({sequence.deadline(), sequence.spec.id});
-  waiting.erase(sequence.waiting_at);
-  waiting_tokens -= sequence.prompt_tokens;
-  sequence.stage = Stage::kPrefill;
-  sequence.lease.emplace(std::move(lease));
-  prefill.push_back(&sequence);
-  WatchDeadline(sequence);
-  updates.push_back({.kind = SequenceUpdate::Kind::kStarted, .id = sequence.spec.id});
+// Those waiting that may start now, all of them together, in order.
+std::vector<Request*> Scheduler::Impl::Startable() {
+  std::vector<Request*> startable;
+  int free = pool.num_free();
+  int64_t held_by_long = 0;
+  for (const std::vector<Request*>* running : {&prefill, &decode}) {
+    for (const Request* request : *running) {
+      if (request->IsLong(limits)) held_by_long += request->num_slots();
+    }
+  }
+  auto next_short = waiting_short.begin();
+  auto next_long = waiting_long.begin();
+  while (next_short != waiting_short.end() || next_long != waiting_long.end()) {
+    const bool is_long = next_short == waiting_short.end() ||
+                         (next_long != waiting_long.end() && next_long->first < next_short->first);
+    auto& next = is_long ? next_long : next_short;
+    Request* request = next->second;
+    const int slots = request->num_slots();
+    if (is_long && held_by_long > 0 && held_by_long + slots > limits.long_slots) {
+      next_long = waiting_long.end();  // Long ones let short ones pass, but not one another.
+      continue;
+    }
+    if (slots > free) break;  // What is free is kept for this one.
+    free -= slots;
+    if (is_long) held_by_long += slots;
+    startable.push_back(request);
+    ++next;
+  }
+  return startable;
 }
 
-void Scheduler::Impl::PlanDecode(Sequence& sequence) {
-  const int begin = static_cast<int>(tokens.size());
-  tokens.push_back(sequence.last_token);
-  rows.push_back({.id = sequence.spec.id,
-                  .row = {.slot = sequence.lease->id(),
-                          .begin = begin,
-                          .end = begin + 1,
-                          .position = sequence.prompt_tokens + sequence.generated - 1},
-                  .samples = true});
+void Scheduler::Impl::PlanPrompts(int short_step_tokens, std::vector<SequenceUpdate>& updates) {
+  std::vector<Request*> readers = Startable();
+  const auto num_startable = static_cast<ptrdiff_t>(readers.size());
+  absl::c_copy_if(prefill, std::back_inserter(readers),
+                  [this](const Request* request) { return request->Readable(limits.window) > 0; });
+  if (readers.empty()) return;
+  std::inplace_merge(readers.begin(), readers.begin() + num_startable, readers.end(),
+                     [](const Request* a, const Request* b) { return a->order < b->order; });
+
+  const int decode_rows = static_cast<int>(plan.tokens_.size());
+  int budget = limits.max_step_tokens - decode_rows;
+  bool must_be_short = decode_rows > 0;
+  std::vector<PromptClaim> claims;
+  claims.reserve(readers.size());
+  for (const Request* request : readers) {
+    PromptClaim claim = {.readable = request->Readable(limits.window)};
+    if (request->is_complete) claim.remaining = claim.readable;
+    // One that ends alone in its step keeps nobody waiting.
+    must_be_short |= readers.size() > 1 && claim.remaining <= limits.chunk_tokens;
+    claims.push_back(claim);
+  }
+  if (must_be_short) {
+    budget = std::min(budget, std::max(limits.window, short_step_tokens - decode_rows));
+  }
+  SplitPromptTokens({.chunk_tokens = limits.chunk_tokens, .window = limits.window}, budget, turn,
+                    absl::MakeSpan(claims));
+  turn = turn == SplitTurn::kOldest ? SplitTurn::kShortest : SplitTurn::kOldest;
+
+  for (size_t i = 0; i < readers.size(); ++i) {
+    if (claims[i].tokens == 0) continue;
+    if (readers[i]->stage == Stage::kWaiting) Start(*readers[i], updates);
+    PlanChunk(*readers[i], claims[i].tokens);
+  }
 }
 
-void Scheduler::Impl::PlanChunk(Sequence& sequence, int chunk_tokens) {
-  const int begin = static_cast<int>(tokens.size());
-  const std::vector<TokenId>& prompt = sequence.spec.prompt;
-  const auto from = prompt.begin() + sequence.prompt_done;
-  tokens.insert(tokens.end(), from, from + chunk_tokens);
-  const bool is_last = sequence.prompt_done + chunk_tokens == sequence.prompt_tokens;
-  std::optional<TokenId> following;
-  if (!is_last) following = from[chunk_tokens];
-  rows.push_back({.id = sequence.spec.id,
-                  .row = {.slot = sequence.lease->id(),
-                          .begin = begin,
-                          .end = begin + chunk_tokens,
-                          .position = sequence.prompt_done},
-                  .is_prompt = true,
-                  .samples = is_last && sequence.spec.max_new_tokens > 0,
-                  .scores = sequence.spec.logits_everywhere,
-                  .following = following});
+void Scheduler::Impl::Start(Request& request, std::vector<SequenceUpdate>& updates) {
+  QueueOf(request).erase(request.order);
+  waiting_tokens -= request.prompt_tokens;
+  for (Continuation& continuation : request.live) {
+    continuation.lease = pool.Acquire();
+    BST_CHECK(continuation.lease.has_value(), "no slot for what may start");
+  }
+  request.stage = Stage::kPrefill;
+  const auto after = absl::c_upper_bound(
+      prefill, &request, [](const Request* a, const Request* b) { return a->order < b->order; });
+  prefill.insert(after, &request);
+  Watch(request);
+  updates.push_back({.kind = SequenceUpdate::Kind::kStarted, .id = request.spec.id});
 }
 
-void Scheduler::Impl::CommitChunk(Sequence& sequence, const PlannedRow& row,
+void Scheduler::Impl::PlanChunk(const Request& request, int chunk_tokens) {
+  const int begin = static_cast<int>(plan.tokens_.size());
+  const auto from = request.spec.prompt.begin() + (request.prompt_done - request.prompt_begin);
+  const auto to = from + chunk_tokens;
+  plan.tokens_.insert(plan.tokens_.end(), from, to);
+  const SlotId slot = request.live.front().lease->id();
+  PlannedRow row = {.id = request.spec.id,
+                    .row = {.slot = slot,
+                            .begin = begin,
+                            .end = begin + chunk_tokens,
+                            .position = request.prompt_done},
+                    .is_prompt = true,
+                    .scores = request.spec.logits_everywhere};
+  if (to != request.spec.prompt.end()) row.following = *to;
+  const bool is_last =
+      request.is_complete && request.prompt_done + chunk_tokens == request.prompt_tokens;
+  if (is_last && request.spec.max_new_tokens > 0) {
+    row.num_samples = request.num_slots();
+    for (const Continuation& continuation : request.live) {
+      plan.samples_.push_back({static_cast<int>(plan.rows_.size()), continuation.index});
+      if (continuation.lease->id() == slot) continue;
+      plan.copies_.push_back({slot, continuation.lease->id()});
+    }
+  }
+  plan.rows_.push_back(row);
+}
+
+void Scheduler::Impl::CommitChunk(Request& request, const PlannedRow& row,
                                   std::vector<SequenceUpdate>& updates) {
-  sequence.prompt_done += row.row.num_tokens();
+  request.prompt_done += row.row.num_tokens();
   updates.push_back({.kind = SequenceUpdate::Kind::kPrefilled,
                      .id = row.id,
-                     .prompt_tokens_done = sequence.prompt_done});
-  if (sequence.prompt_done < sequence.prompt_tokens) return;
-  if (sequence.spec.max_new_tokens == 0) {
-    End(sequence, SequenceEnd::kScored, updates);
+                     .prompt_tokens_done = request.prompt_done});
+  if (!request.is_complete || request.prompt_done < request.prompt_tokens) return;
+  if (request.spec.max_new_tokens == 0) {
+    End(request, SequenceEnd::kScored, updates);
     return;
   }
-  prefill.erase(std::find(prefill.begin(), prefill.end(), &sequence));
-  decode.push_back(&sequence);
-  sequence.stage = Stage::kDecode;
-  sequence.spec.prompt = std::vector<TokenId>();  // `= {}` would keep the memory
+  prefill.erase(absl::c_find(prefill, &request));
+  decode.push_back(&request);
+  request.stage = Stage::kDecode;
+  request.spec.prompt = std::vector<TokenId>();  // `= {}` would keep the memory
 }
 
-void Scheduler::Impl::CommitToken(Sequence& sequence, const SampledRow& sampled,
+void Scheduler::Impl::CommitToken(Request& request, int index, const SampledRow& sampled,
                                   std::vector<SequenceUpdate>& updates) {
   if (sampled.failed) {
-    End(sequence, SequenceEnd::kFailed, updates);
+    End(request, SequenceEnd::kFailed, updates);
     return;
   }
-  sequence.last_token = sampled.token;
-  ++sequence.generated;
+  Continuation& continuation =
+      *absl::c_find_if(request.live, [index](const Continuation& c) { return c.index == index; });
+  continuation.last_token = sampled.token;
+  ++continuation.generated;
   if (sampled.ends_sequence) {
-    End(sequence, SequenceEnd::kStopped, updates);
-  } else if (sequence.generated == sequence.spec.max_new_tokens) {
-    End(sequence, SequenceEnd::kMaxTokens, updates);
+    EndContinuation(request, index, SequenceEnd::kStopped, updates);
+  } else if (continuation.generated == request.spec.max_new_tokens) {
+    EndContinuation(request, index, SequenceEnd::kMaxTokens, updates);
   }
 }
 
@@ -206,7 +383,10 @@ Scheduler::Scheduler(const SchedulerLimits& limits, StatePool& pool)
 Scheduler::~Scheduler() = default;
 
 absl::Status Scheduler::Enqueue(SequenceSpec spec) {
-  BST_CHECK(!spec.prompt.empty(), "sequence ", spec.id.value(), " has no prompt");
+  BST_CHECK(spec.prompt_open || !spec.prompt.empty(), "sequence ", spec.id.value(),
+            " has no prompt");
+  BST_CHECK(1 <= spec.num_sequences && spec.num_sequences <= impl_->pool.num_slots(),
+            "num_sequences is ", spec.num_sequences);
   const auto prompt_tokens = static_cast<int64_t>(spec.prompt.size());
   if (num_waiting() >= impl_->limits.max_waiting) {
     return absl::ResourceExhaustedError(
@@ -219,81 +399,111 @@ absl::Status Scheduler::Enqueue(SequenceSpec spec) {
                      " more exceed the limit of ", impl_->limits.max_waiting_tokens));
   }
   const SequenceId id = spec.id;
-  auto owned = std::make_unique<Sequence>(std::move(spec));
-  Sequence& sequence = *owned;
-  const bool is_new = impl_->sequences.emplace(id, std::move(owned)).second;
+  auto owned = std::make_unique<Request>(std::move(spec), impl_->limits);
+  Request& request = *owned;
+  const bool is_new = impl_->requests.emplace(id, std::move(owned)).second;
   BST_CHECK(is_new, "sequence ", id.value(), " is here already");
-  sequence.waiting_at = impl_->waiting.insert(impl_->waiting.end(), &sequence);
+  if (request.Readable(impl_->limits.window) == 0) request.dry_since = request.spec.arrival;
+  impl_->QueueOf(request).emplace(request.order, &request);
   impl_->waiting_tokens += prompt_tokens;
-  impl_->WatchDeadline(sequence);
+  impl_->Watch(request);
   return absl::OkStatus();
+}
+
+void Scheduler::Append(SequenceId id, absl::Span<const TokenId> tokens, bool is_complete,
+                       absl::Time now) {
+  BST_CHECK(!impl_->plan_outstanding, "a prompt grows while a step reads it");
+  Request* const request = impl_->Find(id);
+  if (request == nullptr) return;
+  BST_CHECK(!request->is_complete, "the prompt of ", id.value(), " is complete");
+  const bool waits = request->stage == Stage::kWaiting;
+  if (waits) impl_->QueueOf(*request).erase(request->order);
+
+  std::vector<TokenId>& prompt = request->spec.prompt;
+  const int64_t read = request->prompt_done - request->prompt_begin;
+  // What has been read goes when it is half of what is here: a token is moved once, on average.
+  if (read > 0 && 2 * read >= static_cast<int64_t>(prompt.size())) {
+    prompt.erase(prompt.begin(), prompt.begin() + read);
+    request->prompt_begin = request->prompt_done;
+  }
+  prompt.insert(prompt.end(), tokens.begin(), tokens.end());
+  request->prompt_tokens += static_cast<int64_t>(tokens.size());
+  request->is_complete = is_complete;
+  BST_CHECK(!is_complete || request->prompt_tokens > 0, "sequence ", id.value(), " has no prompt");
+
+  const bool is_dry = request->Readable(impl_->limits.window) == 0;
+  request->dry_since = is_dry ? now : absl::InfiniteFuture();
+  if (waits) {
+    impl_->QueueOf(*request).emplace(request->order, request);
+    impl_->waiting_tokens += static_cast<int64_t>(tokens.size());
+  }
+  impl_->Watch(*request);
 }
 
 void Scheduler::Cancel(SequenceId id) {
   if (impl_->Find(id) != nullptr) impl_->cancelled.push_back(id);
 }
 
-StepPlan Scheduler::Plan(absl::Time now, std::vector<SequenceUpdate>& updates) {
+void Scheduler::StopSequence(SequenceId id, int sequence_index) {
+  if (impl_->Find(id) != nullptr) impl_->stopped.push_back({id, sequence_index});
+}
+
+StepPlan Scheduler::Plan(absl::Time now, int short_step_tokens,
+                         std::vector<SequenceUpdate>& updates) {
   BST_CHECK(!impl_->plan_outstanding, "the previous plan was not committed");
   impl_->plan_outstanding = true;
-  impl_->EndCancelledAndExpired(now, updates);
-
-  for (Sequence* sequence : impl_->decode) impl_->PlanDecode(*sequence);
-
-  // Every prompt that has started advances: it started because its first chunk fitted beside all
-  // that ran then, and what ran then needs no more tokens now (a prompt before it takes the same
-  // chunk, or its last tokens, or one token per step; only the last in line is ever given less than
-  // a chunk).
-  int budget = impl_->limits.max_step_tokens - static_cast<int>(impl_->tokens.size());
-  for (Sequence* sequence : impl_->prefill) {
-    const int chunk_tokens = impl_->ChunkTokens(*sequence, budget);
-    BST_CHECK(chunk_tokens > 0, "a prompt does not advance with ", budget, " tokens left");
-    impl_->PlanChunk(*sequence, chunk_tokens);
-    budget -= chunk_tokens;
+  impl_->EndStoppedAndExpired(now, updates);
+  for (Request* request : impl_->prefill) {
+    if (request->Readable(impl_->limits.window) > 0) continue;
+    request->dry_since = std::min(request->dry_since, now);
+    impl_->Watch(*request);
   }
-  // Strictly in order of arrival: who does not fit lets nobody pass, and takes no slot before it
-  // can use it. If all that runs decodes, a block fits: max_step_tokens >= window + slots - 1.
-  while (!impl_->waiting.empty()) {
-    Sequence& sequence = *impl_->waiting.front();
-    const int chunk_tokens = impl_->ChunkTokens(sequence, budget);
-    if (chunk_tokens == 0) break;
-    std::optional<SlotLease> lease = impl_->pool.Acquire();
-    if (!lease.has_value()) break;
-    impl_->Start(sequence, *std::move(lease), updates);
-    impl_->PlanChunk(sequence, chunk_tokens);
-    budget -= chunk_tokens;
-  }
-
-  StepPlan plan;
-  plan.tokens_.swap(impl_->tokens);
-  plan.rows_.swap(impl_->rows);
-  return plan;
+  for (const Request* request : impl_->decode) impl_->PlanDecode(*request);
+  impl_->PlanPrompts(short_step_tokens, updates);
+  return std::move(impl_->plan);
 }
 
 void Scheduler::Commit(StepPlan plan, absl::Span<const SampledRow> sampled,
                        std::vector<SequenceUpdate>& updates) {
   BST_CHECK(impl_->plan_outstanding, "there is no plan to commit");
+  BST_CHECK(sampled.size() == plan.samples_.size(), sampled.size(), " outcomes for ",
+            plan.samples_.size(), " samples");
   impl_->plan_outstanding = false;
   size_t next = 0;
   for (const PlannedRow& row : plan.rows_) {
-    Sequence& sequence = *impl_->Find(row.id);  // Nothing ends between Plan and Commit.
-    if (row.is_prompt) impl_->CommitChunk(sequence, row, updates);
-    if (row.samples) {
-      BST_CHECK(next < sampled.size(), "only ", sampled.size(), " outcomes");
-      impl_->CommitToken(sequence, sampled[next++], updates);
+    // Nothing ends between Plan and Commit; but a row that failed may have ended its request.
+    if (Request* request = impl_->Find(row.id); request != nullptr && row.is_prompt) {
+      impl_->CommitChunk(*request, row, updates);
+    }
+    for (int i = 0; i < row.num_samples; ++i, ++next) {
+      Request* const request = impl_->Find(row.id);
+      if (request == nullptr) continue;
+      impl_->CommitToken(*request, plan.samples_[next].sequence_index, sampled[next], updates);
     }
   }
-  BST_CHECK(next == sampled.size(), sampled.size(), " outcomes for ", next, " sampled rows");
-  impl_->tokens.swap(plan.tokens_);
-  impl_->rows.swap(plan.rows_);
-  impl_->tokens.clear();
-  impl_->rows.clear();
+  impl_->plan = std::move(plan);
+  impl_->plan.Clear();
 }
 
+absl::Time Scheduler::next_deadline() const {
+  return impl_->deadlines.empty() ? absl::InfiniteFuture() : impl_->deadlines.begin()->first;
+}
 int Scheduler::num_running() const {
   return static_cast<int>(impl_->prefill.size() + impl_->decode.size());
 }
-int Scheduler::num_waiting() const { return static_cast<int>(impl_->waiting.size()); }
+int Scheduler::num_waiting() const {
+  return static_cast<int>(impl_->waiting_short.size() + impl_->waiting_long.size() +
+                          impl_->waiting_dry.size());
+}
 int64_t Scheduler::waiting_tokens() const { return impl_->waiting_tokens; }
+
+int Scheduler::QueuePosition(SequenceId id) const {
+  const Order order = impl_->Find(id)->order;
+  ptrdiff_t before = 0;
+  for (const Impl::Queue* queue : {&impl_->waiting_short, &impl_->waiting_long}) {
+    before += std::distance(queue->begin(), queue->lower_bound(order));
+  }
+  return static_cast<int>(before);
+}
 
 }  // namespace bst

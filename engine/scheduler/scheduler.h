@@ -4,19 +4,34 @@
 // replayed in a test from the calls alone.
 //
 //   Enqueue -> waiting --Plan--> prefill --Commit--> decode --Commit--> done
-//                 └---------------- Cancel, deadline -------------------^
+//                 └------ Cancel, StopSequence, deadline --------------^
+//
+// A request is one prompt and its num_sequences continuations, each in a slot of its own. The first
+// slot reads the prompt; when it is read the others become copies of it.
 //
 // Policy, in order of precedence
 //   (1) Every decoding sequence runs one token: an admitted stream never stalls behind prompts.
-//   (2) What is left of max_step_tokens goes to prompts, oldest first, in chunks that end at a
-//       multiple of `window` (a document position) or at the prompt's end. Operators compute each
-//       token in the same way wherever its row is cut, so the answer does not change with the load.
-//   (3) A waiting sequence starts, in order of arrival, when a slot can be leased. Nothing is ever
-//       preempted: state is constant-size, so a running sequence cannot run out of memory.
-//       It starts when its first chunk fits too, so every prompt that has started advances in every
-//       step, by a block at least or to its end.
+//   (2) Requests are in order of their virtual arrival: arrival, less priority_ageing for kHigh,
+//       plus it for kLow; then by id. So a request can only be overtaken by those that come within
+//       a fixed time after it.
+//   (3) A request may start when slots are free for all its sequences and for those of all before
+//   it,
+//       and does so with its first chunk. So slots that come free are kept for the one that has
+//       waited longest, however many it needs. Long prompts together hold no more than long_slots,
+//       unless one has them alone; a long prompt that waits for that rule lets short ones pass.
+//       Nothing is ever preempted: state is constant-size, so a running sequence cannot run out of
+//       memory.
+//   (4) Half of the tokens left for prompts goes to those with the fewest tokens left, the rest to
+//       the oldest; what one half does not use is the other's. With less than two blocks left the
+//       halves take turns. Chunks end at a multiple of `window` or at the prompt's end; the answer
+//       does not depend on where.
+//   (5) A step that decodes, or may end a prompt, is kept short: to the token limit that Plan is
+//       given, though never below a block of prompt. When it does end a short prompt, the oldest
+//       take no more than the short ones, or a block.
+//   So each step that reads prompts at all advances the oldest one that can run, by a block or to
+//   its end (at the latest in every second step, when only one block fits), and nobody starves.
 //
-// Cost       A step is O(sequences that run + tokens), however many wait.
+// Cost       A step is O(slots + tokens), however many wait.
 // Protocol   Plan(), run it, Commit(), strictly alternating. The plan is move-only and goes back
 //            into Commit(), so that a step cannot be lost or counted twice.
 // Ownership  Holds the leases of running sequences. The pool must outlive the scheduler.
@@ -25,8 +40,8 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -34,6 +49,8 @@
 #include "absl/types/span.h"
 #include "engine/backend/row.h"
 #include "engine/base/ids.h"
+#include "engine/scheduler/priority.h"
+#include "engine/scheduler/step_plan.h"
 #include "engine/state/state_pool.h"
 
 namespace bst {
@@ -44,45 +61,27 @@ struct SchedulerLimits {
   int max_step_tokens = 2048;
   int chunk_tokens = 1024;                  // largest prompt chunk, a multiple of window
   int window = 1;                           // W
-  int max_waiting = 1024;                   // sequences
+  int max_waiting = 1024;                   // requests
   int64_t max_waiting_tokens = 16'000'000;  // of prompts; an empty queue takes any prompt
+  // A prompt of more tokens is long, and so is an open one: nobody knows its length.
+  int64_t long_prompt_tokens = std::numeric_limits<int64_t>::max();
+  int long_slots = std::numeric_limits<int>::max();  // that long prompts may hold together, >= 1
+  absl::Duration priority_ageing = absl::Seconds(30);
+  // An open prompt that can run nothing ends when nothing has come for so long.
+  absl::Duration upload_timeout = absl::InfiniteDuration();
 };
 
 struct SequenceSpec {
   SequenceId id;
-  std::vector<TokenId> prompt;     // not empty
-  int max_new_tokens = 0;          // 0: the prompt is only scored, nothing is sampled
+  std::vector<TokenId> prompt;     // not empty unless prompt_open
+  bool prompt_open = false;        // Append brings more
+  int num_sequences = 1;           // at most the pool's slots; 1 if nothing is sampled
+  int max_new_tokens = 0;          // of each; 0: the prompt is only scored, nothing is sampled
   bool logits_everywhere = false;  // scoring: the logits after every prompt token are wanted
+  Priority priority = Priority::kNormal;
+  absl::Time arrival = absl::UnixEpoch();
   absl::Time start_by = absl::InfiniteFuture();   // queue timeout
   absl::Time finish_by = absl::InfiniteFuture();  // time limit, text kept
-};
-
-// One row of a plan: what the model needs (row) and what is to be done with its logits.
-struct PlannedRow {
-  SequenceId id;
-  Row row;                 // tokens are plan.tokens()[row.begin .. row.end)
-  bool is_prompt = false;  // a prompt chunk, not a decode row
-  bool samples = false;    // the logits after its last token give the next token
-  bool scores = false;     // the logits after every token are wanted
-  // Of a prompt chunk: the prompt's next token; none at its end.
-  std::optional<TokenId> following = std::nullopt;
-};
-
-// What one step runs. Decode rows first.
-class StepPlan {
- public:
-  StepPlan(StepPlan&&) = default;
-  StepPlan& operator=(StepPlan&&) = default;
-
-  bool empty() const { return rows_.empty(); }
-  absl::Span<const TokenId> tokens() const { return tokens_; }
-  absl::Span<const PlannedRow> rows() const { return rows_; }
-
- private:
-  friend class Scheduler;
-  StepPlan() = default;
-  std::vector<TokenId> tokens_;
-  std::vector<PlannedRow> rows_;
 };
 
 // Why a sequence ended, as far as the scheduler decides it.
@@ -92,24 +91,35 @@ enum class SequenceEnd {
   kStartTimeout,
   kTimeLimit,
   kScored,
-  kStopped,
+  kStopped,          // drew an ending token
+  kStoppedByCaller,  // StopSequence
+  kUploadTimeout,
   kFailed
 };
 
-// What became of a sequence.
+// What became of a request.
 struct SequenceUpdate {
-  enum class Kind { kStarted, kPrefilled, kEnded };
+  enum class Kind {
+    kStarted,
+    kPrefilled,
+    kSequenceEnded,  // one continuation is complete, its slot is free; the request goes on or
+                     // kEnded follows
+    kEnded           // the whole request; nothing of it follows
+  };
   Kind kind = Kind::kEnded;
   SequenceId id;
-  int64_t prompt_tokens_done = 0;          // kPrefilled: so far, after each chunk
-  SequenceEnd end = SequenceEnd::kFailed;  // kEnded
+  int64_t prompt_tokens_done = 0;  // kPrefilled: so far, after each chunk
+  int sequence_index = 0;          // kSequenceEnded
+  // kSequenceEnded: kMaxTokens, kStopped, kStoppedByCaller, kTimeLimit. kEnded: what ended it all,
+  // or if its continuations ended one by one, how the last one did.
+  SequenceEnd end = SequenceEnd::kFailed;
 };
 
-// The outcome of one sampled row.
+// The outcome of one sample.
 struct SampledRow {
   TokenId token = TokenId(0);
   bool ends_sequence = false;  // an eos or stop token was drawn
-  bool failed = false;         // nothing was drawn; the sequence ends with kFailed
+  bool failed = false;         // nothing was drawn; the request ends with kFailed
 };
 
 class Scheduler {
@@ -117,26 +127,38 @@ class Scheduler {
   Scheduler(const SchedulerLimits& limits, StatePool& pool);
   ~Scheduler();
 
-  // Errors: kResourceExhausted when max_waiting sequences wait already, or when some wait and this
+  // Errors: kResourceExhausted when max_waiting requests wait already, or when some wait and this
   // prompt would take them past max_waiting_tokens. REQUIRES: the id is new.
   absl::Status Enqueue(SequenceSpec spec);
 
-  // Ends the sequence and frees its slot at the next Plan(). No-op if it is unknown or done.
+  // More of an open prompt; `end`: the last of it. Of an incomplete prompt whole blocks are read,
+  // and never its last token, whose logits are wanted if it turns out to be the end. No-op if the
+  // request is unknown. REQUIRES: the prompt is open; complete it is not empty.
+  void Append(SequenceId id, absl::Span<const TokenId> tokens, bool is_complete, absl::Time now);
+
+  // Ends the request and frees its slots at the next Plan(). No-op if it is unknown or done.
   void Cancel(SequenceId id);
+  // Ends one continuation at the next Plan(). No-op if it is unknown or done.
+  void StopSequence(SequenceId id, int sequence_index);
 
-  // The next step; empty when nothing runs or waits. Sequences whose deadline is `now` or earlier
-  // are ended first. What happened to sequences in between (started, cancelled, expired) is
-  // appended to `updates`. REQUIRES: the previous plan was committed.
-  StepPlan Plan(absl::Time now, std::vector<SequenceUpdate>& updates);
+  // The next step; empty when nothing can run. Requests whose deadline is `now` or earlier are
+  // ended first. `short_step_tokens`: how many tokens a step may have that must be short.
+  // What happened to requests in between (started, stopped, cancelled, expired) is appended to
+  // `updates`. REQUIRES: the previous plan was committed.
+  StepPlan Plan(absl::Time now, int short_step_tokens, std::vector<SequenceUpdate>& updates);
 
-  // Records what a step produced: one outcome for each plan.rows()[i] with samples == true, in
-  // order. Appends kPrefilled and kEnded updates.
+  // Records what a step produced: one outcome for each of plan.samples(), in order. Appends
+  // kPrefilled, kSequenceEnded and kEnded updates.
   void Commit(StepPlan plan, absl::Span<const SampledRow> sampled,
               std::vector<SequenceUpdate>& updates);
 
-  int num_running() const;
+  // When Plan() will end something by itself, at the earliest.
+  absl::Time next_deadline() const;
+  int num_running() const;  // requests, as all of these
   int num_waiting() const;
   int64_t waiting_tokens() const;
+  // How many start before this one as things are. REQUIRES: it waits.
+  int QueuePosition(SequenceId id) const;
 
  private:
   struct Impl;

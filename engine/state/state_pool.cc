@@ -82,6 +82,17 @@ std::optional<SlotLease> StatePool::Acquire() {
   return SlotLease(this, id);
 }
 
+void StatePool::Copy(SlotId from, SlotId to) {
+  BST_DCHECK(IsLeased(from) && IsLeased(to) && from != to, "copy of slot ", from.value(), " to ",
+             to.value());
+  for (const PoolView& region : regions_) backend_.CopySlot(region, from, region, to);
+}
+
+bool StatePool::IsLeased(SlotId id) const {
+  return 0 <= id.value() && id.value() < num_slots_ &&
+         std::find(free_.begin(), free_.end(), id) == free_.end();
+}
+
 PoolView StatePool::region(int index) const {
   BST_CHECK(0 <= index && static_cast<size_t>(index) < regions_.size(), "region ", index, " of ",
             regions_.size());
@@ -89,8 +100,7 @@ PoolView StatePool::region(int index) const {
 }
 
 void StatePool::Return(SlotId id) {
-  BST_DCHECK(std::find(free_.begin(), free_.end(), id) == free_.end(), "slot ", id.value(),
-             " is free already");
+  BST_DCHECK(IsLeased(id), "slot ", id.value(), " is free already");
   free_.push_back(id);
   std::push_heap(free_.begin(), free_.end(), std::greater<>());
 }

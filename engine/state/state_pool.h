@@ -56,6 +56,10 @@ class StatePool {
   // A slot, zeroed, or nullopt when every slot is leased.
   std::optional<SlotLease> Acquire();
 
+  // Slot `to` becomes a copy of slot `from`: the sequence goes on in both. REQUIRES: both are
+  // leased and not the same.
+  void Copy(SlotId from, SlotId to);
+
   // The state of all slots for one region of the layout.
   PoolView region(int index) const;
 
@@ -66,6 +70,7 @@ class StatePool {
   friend class SlotLease;
   StatePool(Backend& backend, int num_slots) : backend_(backend), num_slots_(num_slots) {}
   void Return(SlotId id);
+  bool IsLeased(SlotId id) const;
 
   Backend& backend_;
   int num_slots_;

@@ -38,6 +38,21 @@ struct LayerBenchOptions {
 };
 int RunLayerBench(const LayerBenchOptions& options);
 
+// A long prompt, decoding streams and short requests on one engine: time to the first token and
+// between tokens.
+struct InterferenceBenchOptions {
+  std::string model;
+  int threads = 0;
+  int64_t long_tokens = 1'000'000;
+  int short_tokens = 100;
+  int streams = 8;
+  int interval_ms = 200;   // between a short request's end and the next one
+  int seconds = 60;        // at most; the end of the long prompt ends it too
+  int target_step_ms = 0;  // 0: the engine's default
+  int chunk_tokens = 0;    // likewise
+};
+int RunInterferenceBench(const InterferenceBenchOptions& options);
+
 // The operators of the CPU backend at the shapes of a 100M-parameter model (Google Benchmark).
 int RunOperatorBench(const std::string& program, const std::string& filter,
                      double min_time_seconds);

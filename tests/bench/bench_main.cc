@@ -14,6 +14,8 @@ int main(int argc, char** argv) {
       "BST, BRecT, Transformer\n"
       "  bst-bench layers --decode-tokens 10000            is every layer's token as fast at the "
       "end?\n"
+      "  bst-bench interference --model models/bst-books-4m   what do others feel of a long "
+      "prompt?\n"
       "  bst-bench operators                               the CPU backend's operators, at a 100M "
       "model's shapes");
   app.require_subcommand(1);
@@ -57,6 +59,27 @@ int main(int argc, char** argv) {
   layers_app->add_option("--only", layers.only, "these kinds alone, e.g. brect bst_single_head");
   layers_app->add_option("--json", layers.json, "write the numbers to this file");
 
+  bst::InterferenceBenchOptions interference;
+  CLI::App* interference_app = app.add_subcommand(
+      "interference", "First tokens and gaps between tokens while a long prompt is read.");
+  interference_app->add_option("--model", interference.model, "checkpoint directory")->required();
+  interference_app->add_option("--threads", interference.threads, "0: all cores")
+      ->capture_default_str();
+  interference_app->add_option("--long-tokens", interference.long_tokens, "of the long prompt")
+      ->capture_default_str();
+  interference_app->add_option("--short-tokens", interference.short_tokens, "of a short prompt")
+      ->capture_default_str();
+  interference_app->add_option("--streams", interference.streams, "that decode meanwhile")
+      ->capture_default_str();
+  interference_app
+      ->add_option("--interval-ms", interference.interval_ms, "between the short requests")
+      ->capture_default_str();
+  interference_app->add_option("--seconds", interference.seconds, "at most")->capture_default_str();
+  interference_app->add_option("--target-step-ms", interference.target_step_ms,
+                               "0: the engine's default");
+  interference_app->add_option("--chunk-tokens", interference.chunk_tokens,
+                               "0: the engine's default");
+
   std::string filter = ".";
   double min_time = 0.2;
   CLI::App* operators_app =
@@ -67,6 +90,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
 
   if (*context_app) return bst::RunContextBench(context);
+  if (*interference_app) return bst::RunInterferenceBench(interference);
   if (*layers_app) return bst::RunLayerBench(layers);
   return bst::RunOperatorBench(argv[0], filter, min_time);
 }

@@ -54,6 +54,7 @@ TEST_F(EngineFaultTest, WithoutMemoryThereIsNoEngine) {
 TEST_F(EngineFaultTest, ADeviceFailureEndsEveryStreamWithInternal) {
   GenerateRequest generate = Greedy(LongPrompt(20), 4);
   generate.stopping.ignore_eos = true;
+  generate.num_sequences = 2;  // Copying a state may fail as well.
   ScoreRequest score;
   score.tokens = LongPrompt(20);
   score.top_logprobs = 1;

@@ -73,11 +73,38 @@ Stream Start(Engine& engine, Request request, RecordingSink::Hook hook = nullptr
   return {*id, std::move(sink)};
 }
 
+// Those of one of the request's sequences.
+inline std::vector<TokenId> TokensOf(const Stream& stream, int sequence_index) {
+  std::vector<TokenId> tokens;
+  for (const GeneratedEvent& event : stream.sink->Events<GeneratedEvent>()) {
+    if (event.sequence_index == sequence_index) tokens.push_back(event.token.token);
+  }
+  return tokens;
+}
+
 inline std::vector<TokenId> TokensOf(const Stream& stream) {
   std::vector<TokenId> tokens;
   for (const GeneratedEvent& event : stream.sink->Events<GeneratedEvent>())
     tokens.push_back(event.token.token);
   return tokens;
+}
+
+// What one of the request's sequences generated and how it ended, with every bit.
+inline std::string Transcript(const Stream& stream, int sequence_index) {
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  std::string text = absl::StrCat(stream.sink->violation(), finished.status.ToString(), "\n");
+  for (const GeneratedEvent& event : stream.sink->Events<GeneratedEvent>()) {
+    if (event.sequence_index != sequence_index) continue;
+    absl::StrAppend(&text, event.token.token.value(), ":",
+                    absl::Hex(std::bit_cast<uint32_t>(event.token.logprob)), " ");
+    for (const TokenLogprob& top : event.top) absl::StrAppend(&text, top.token.value(), " ");
+  }
+  for (const SequenceEndedEvent& event : stream.sink->Events<SequenceEndedEvent>()) {
+    if (event.sequence_index != sequence_index) continue;
+    absl::StrAppend(&text, "\nreason ", static_cast<int>(event.reason), " generated ",
+                    event.generated_tokens);
+  }
+  return text;
 }
 
 // Generated or scored, in order.

@@ -20,7 +20,7 @@ using ::testing::IsEmpty;
 std::unique_ptr<ActiveRequest> Request(std::string request_id, int64_t prompt_tokens = 1) {
   auto request = std::make_unique<ActiveRequest>();
   request->request_id = std::move(request_id);
-  request->prompt_tokens = prompt_tokens;
+  request->prompt_tokens = request->queued_tokens = prompt_tokens;
   return request;
 }
 
@@ -35,11 +35,11 @@ TEST(InboxTest, DeliversOnceInOrderOfArrival) {
   EXPECT_EQ(*inbox.Submit(Request("a")), SequenceId(1));
   EXPECT_EQ(*inbox.Submit(Request("b")), SequenceId(2));
   Inbox::Delivery delivery;
-  inbox.Take(Inbox::Patience::kWaitForWork, delivery);
+  inbox.Take(absl::InfiniteDuration(), delivery);
   EXPECT_THAT(Names(delivery), ElementsAre("a", "b"));
   EXPECT_EQ(delivery.requests[1]->id, SequenceId(2));
   EXPECT_FALSE(delivery.closed);
-  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Take(absl::ZeroDuration(), delivery);
   EXPECT_THAT(delivery.requests, IsEmpty());
 }
 
@@ -48,7 +48,7 @@ TEST(InboxTest, LimitsRequestsInFlight) {
   ASSERT_TRUE(inbox.Submit(Request("a")).ok());
   ASSERT_TRUE(inbox.Submit(Request("b")).ok());
   Inbox::Delivery delivery;
-  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Take(absl::ZeroDuration(), delivery);
   inbox.Started(*delivery.requests[0]);
   const absl::Status full = inbox.Submit(Request("c")).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
@@ -67,7 +67,7 @@ TEST(InboxTest, LimitsWaitingTokensButAnEmptyQueueTakesAnyPrompt) {
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(full.message()), HasSubstr("500 prompt tokens"));
   Inbox::Delivery delivery;
-  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Take(absl::ZeroDuration(), delivery);
   delivery.requests[0]->started = absl::UnixEpoch();
   inbox.Started(*delivery.requests[0]);
   EXPECT_EQ(inbox.waiting_tokens(), 0);
@@ -84,7 +84,7 @@ TEST(InboxTest, ARequestThatEndsInTheQueueLeavesTheBooks) {
   Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100});
   ASSERT_TRUE(inbox.Submit(Request("a", 7)).ok());
   Inbox::Delivery delivery;
-  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Take(absl::ZeroDuration(), delivery);
   inbox.Finished(*delivery.requests[0]);
   EXPECT_EQ(inbox.num_waiting(), 0);
   EXPECT_EQ(inbox.waiting_tokens(), 0);
@@ -97,7 +97,7 @@ TEST(InboxTest, ARequestIdIsUniqueWhileInFlight) {
   EXPECT_EQ(again.code(), absl::StatusCode::kAlreadyExists);
   EXPECT_THAT(std::string(again.message()), HasSubstr("\"a\""));
   Inbox::Delivery delivery;
-  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Take(absl::ZeroDuration(), delivery);
   inbox.Finished(*delivery.requests[0]);
   EXPECT_TRUE(inbox.Submit(Request("a")).ok());
   // Whoever gives no name wants no uniqueness.
@@ -112,16 +112,82 @@ TEST(InboxTest, ACancellationIsDeliveredOnceAndOnlyForRequestsInFlight) {
   inbox.Cancel(id);
   inbox.Cancel(SequenceId(99));
   Inbox::Delivery delivery;
-  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Take(absl::ZeroDuration(), delivery);
   EXPECT_THAT(delivery.cancelled, ElementsAre(id));
   const std::unique_ptr<ActiveRequest> request = std::move(delivery.requests[0]);
   inbox.Cancel(id);
-  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Take(absl::ZeroDuration(), delivery);
   EXPECT_THAT(delivery.cancelled, IsEmpty());
   inbox.Finished(*request);
   inbox.Cancel(id);
-  inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+  inbox.Take(absl::ZeroDuration(), delivery);
   EXPECT_THAT(delivery.cancelled, IsEmpty());
+}
+
+TEST(InboxTest, AppendsToOpenPromptsOfRequestsInFlight) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100, .max_prompt_tokens = 10});
+  const auto append = [&inbox](SequenceId id, size_t tokens, PromptEnd end) {
+    return inbox.AppendPrompt(id, std::vector<TokenId>(tokens, TokenId(1)), end).code();
+  };
+  const SequenceId whole = *inbox.Submit(Request("whole"));
+  auto request = Request("open", 4);
+  request->prompt_open = true;
+  const SequenceId open = *inbox.Submit(std::move(request));
+  EXPECT_EQ(append(SequenceId(99), 1, PromptEnd::kComplete), absl::StatusCode::kNotFound);
+  EXPECT_EQ(append(whole, 1, PromptEnd::kComplete), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(append(open, 5, PromptEnd::kMoreFollows), absl::StatusCode::kOk);
+  EXPECT_EQ(append(open, 2, PromptEnd::kComplete), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(append(open, 1, PromptEnd::kComplete), absl::StatusCode::kOk);
+  EXPECT_EQ(append(open, 0, PromptEnd::kComplete), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(inbox.waiting_tokens(), 5);  // What was submitted.
+
+  Inbox::Delivery delivery;
+  inbox.Take(absl::InfiniteDuration(), delivery);
+  ASSERT_EQ(delivery.prompt_parts.size(), 2u);
+  EXPECT_EQ(delivery.prompt_parts[0].tokens.size(), 5u);
+  EXPECT_EQ(delivery.prompt_parts[0].end, PromptEnd::kMoreFollows);
+  EXPECT_EQ(delivery.prompt_parts[1].tokens.size(), 1u);
+  EXPECT_EQ(delivery.prompt_parts[1].end, PromptEnd::kComplete);
+  const std::unique_ptr<ActiveRequest> taken = std::move(delivery.requests[1]);
+  inbox.Take(absl::ZeroDuration(), delivery);
+  EXPECT_THAT(delivery.prompt_parts, IsEmpty());
+  inbox.Finished(*taken);
+  EXPECT_EQ(append(open, 1, PromptEnd::kComplete), absl::StatusCode::kNotFound);
+}
+
+TEST(InboxTest, AnOpenPromptThatIsEmptyCannotBeComplete) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100, .max_prompt_tokens = 10});
+  auto request = Request("open", 0);
+  request->prompt_open = true;
+  const SequenceId open = *inbox.Submit(std::move(request));
+  EXPECT_EQ(inbox.AppendPrompt(open, {}, PromptEnd::kComplete).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(inbox.AppendPrompt(open, {}, PromptEnd::kMoreFollows).ok());
+  EXPECT_TRUE(inbox.AppendPrompt(open, {TokenId(1)}, PromptEnd::kComplete).ok());
+}
+
+TEST(InboxTest, AStopIsDeliveredOnceAndOnlyForSequencesInFlight) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100, .max_prompt_tokens = 10});
+  auto request = Request("a");
+  request->continuations.resize(2);
+  const SequenceId id = *inbox.Submit(std::move(request));
+  for (const int index : {1, 1, 0, 2, -1}) inbox.StopSequence(id, index);
+  inbox.StopSequence(SequenceId(99), 0);
+  Inbox::Delivery delivery;
+  inbox.Take(absl::InfiniteDuration(), delivery);
+  EXPECT_THAT(delivery.stopped, ElementsAre(std::pair(id, 1), std::pair(id, 0)));
+  inbox.StopSequence(id, 0);
+  const std::unique_ptr<ActiveRequest> taken = std::move(delivery.requests[0]);
+  inbox.Take(absl::ZeroDuration(), delivery);
+  EXPECT_THAT(delivery.stopped, IsEmpty());
+  inbox.Finished(*taken);
+}
+
+TEST(InboxTest, PatienceThatEndsIsNotIdleness) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100, .max_prompt_tokens = 10});
+  Inbox::Delivery delivery;
+  inbox.Take(absl::Milliseconds(1), delivery);
+  EXPECT_FALSE(inbox.WaitIdle(absl::InfinitePast()));
 }
 
 TEST(InboxTest, DrainingClosedAndFailedInboxesTakeNothing) {
@@ -135,7 +201,7 @@ TEST(InboxTest, DrainingClosedAndFailedInboxesTakeNothing) {
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << how;
     EXPECT_EQ(inbox.draining(), how != "fail");
     Inbox::Delivery delivery;
-    inbox.Take(Inbox::Patience::kReturnAtOnce, delivery);
+    inbox.Take(absl::ZeroDuration(), delivery);
     EXPECT_EQ(delivery.closed, how == "close");
     EXPECT_THAT(delivery.requests, IsEmpty());
   }
@@ -146,7 +212,7 @@ TEST(InboxTest, WhatCameBeforeTheCloseIsStillDelivered) {
   ASSERT_TRUE(inbox.Submit(Request("a")).ok());
   inbox.Close();
   Inbox::Delivery delivery;
-  inbox.Take(Inbox::Patience::kWaitForWork, delivery);
+  inbox.Take(absl::InfiniteDuration(), delivery);
   EXPECT_TRUE(delivery.closed);
   EXPECT_THAT(Names(delivery), ElementsAre("a"));
 }
@@ -158,7 +224,7 @@ TEST(InboxTest, IdleMeansThatTheEngineThreadWaitsOrIsGone) {
   std::thread engine([&inbox] {
     Inbox::Delivery delivery;
     while (!delivery.closed) {
-      inbox.Take(Inbox::Patience::kWaitForWork, delivery);
+      inbox.Take(absl::InfiniteDuration(), delivery);
       for (const auto& request : delivery.requests) inbox.Finished(*request);
     }
     inbox.Retire();

@@ -3,8 +3,10 @@
 //
 // Hooks run on the engine thread inside TokenSink::Push, so that a test acts at an exact moment:
 // nothing here sleeps or depends on speed.
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +25,7 @@ using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 using ::testing::UnorderedElementsAre;
 
@@ -36,6 +39,7 @@ class CountingObserver final : public EngineObserver {
   }
   void OnFirstToken(SequenceId id, absl::Duration since_submission) override {
     first_tokens[id] = since_submission;
+    ++num_first_tokens;
   }
   void OnFinished(const std::string& request_id, const RequestStats& request) override {
     finished[request_id].push_back(request);
@@ -44,6 +48,7 @@ class CountingObserver final : public EngineObserver {
   std::vector<StepStats> steps;
   std::map<SequenceId, std::vector<absl::Duration>> gaps;
   std::map<SequenceId, absl::Duration> first_tokens;
+  int num_first_tokens = 0;
   std::map<std::string, std::vector<RequestStats>> finished;
 };
 
@@ -285,6 +290,307 @@ TEST_F(EngineLifecycleTest, CancelOfTheUnknownAndTheDoneIsNothing) {
   engine_->Cancel(SequenceId(12345));
   EXPECT_EQ(Start(*engine_, Greedy(Tokens("x"), 3)).sink->WaitFinished().reason,
             FinishReason::kMaxTokens);
+}
+
+// ---- Several sequences ----
+
+// Three sequences that would run for very long; `hook` runs for each event, with the request's id.
+class EngineSequencesTest : public EngineLifecycleTest {
+ protected:
+  using Hook = std::function<void(SequenceId, const SequenceEvent&)>;
+  Stream StartThree(Hook hook, GenerateRequest request = Greedy(LongPrompt(80), 500)) {
+    request.request_id = "three";
+    request.num_sequences = 3;
+    request.stopping.ignore_eos = true;
+    request.prompt_progress = true;
+    const auto gate = std::make_shared<Gate>();
+    Stream stream =
+        Start(*engine_, std::move(request), [this, gate, hook](const SequenceEvent& event) {
+          if (std::holds_alternative<AcceptedEvent>(event)) gate->Pass();
+          hook(id_, event);
+        });
+    id_ = stream.id;
+    gate->Open();
+    return stream;
+  }
+
+  SequenceId id_;
+};
+
+TEST_F(EngineSequencesTest, MoreThanThePoolHoldsAreRefused) {
+  Make();
+  GenerateRequest request = Greedy(Tokens("x"), 1);
+  request.num_sequences = 5;
+  const absl::Status status = SubmitStatus(request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("num_sequences is 5, not in 1 .. 4"));
+  request.num_sequences = 4;
+  EXPECT_TRUE(SubmitStatus(request).ok());
+}
+
+TEST_F(EngineSequencesTest, CancelEndsAllOfThemInEveryStage) {
+  for (const std::string stage : {"queue", "prompt", "decode"}) {
+    observer_.finished.clear();
+    Make();
+    GenerateRequest request = Greedy(Tokens("x"), 1'000'000);
+    request.stopping.ignore_eos = true;
+    request.num_sequences = 2;  // Leaves two of four slots.
+    std::optional<Stream> before;
+    if (stage == "queue") {
+      before = Start(*engine_, request);
+      before->sink->WaitEvents(3);
+    }
+    int tokens = 0, progress = 0;
+    const Stream stream = StartThree([&](SequenceId id, const SequenceEvent& event) {
+      if (std::holds_alternative<AcceptedEvent>(event) && stage == "queue") engine_->Cancel(id);
+      if (std::holds_alternative<PrefillProgressEvent>(event) && ++progress == 1) {
+        EXPECT_EQ(engine_->load().slots_used, 3);
+        EXPECT_EQ(engine_->load().running, 1);
+        if (stage == "prompt") engine_->Cancel(id);
+      }
+      if (std::holds_alternative<GeneratedEvent>(event) && ++tokens == 4) engine_->Cancel(id);
+    });
+    EXPECT_EQ(stream.sink->WaitFinished().reason, FinishReason::kCancelled);
+    EXPECT_EQ(stream.sink->violation(), "");
+    EXPECT_THAT(stream.sink->Events<SequenceEndedEvent>(), IsEmpty());
+    // Within one step: what the step of the fourth token drew, and no more.
+    EXPECT_THAT(TokensOf(stream), SizeIs(stage == "decode" ? 6 : 0));
+    EXPECT_THAT(stream.sink->Events<PrefillProgressEvent>(), SizeIs(stage == "queue"    ? 0
+                                                                    : stage == "prompt" ? 1
+                                                                                        : 3));
+    EXPECT_EQ(engine_->load().slots_used, stage == "queue" ? 2 : 0);
+    if (before.has_value()) engine_->Cancel(before->id);
+    EXPECT_EQ(StatsOf("three").stage, stage == "queue"    ? RequestStats::Stage::kQueued
+                                      : stage == "prompt" ? RequestStats::Stage::kPrefill
+                                                          : RequestStats::Stage::kDecode);
+  }
+}
+
+TEST_F(EngineSequencesTest, AStoppedOneLeavesTheOthersRunning) {
+  Make();
+  int tokens = 0, of_last = 0;
+  const Stream stream = StartThree(
+      [&](SequenceId id, const SequenceEvent& event) {
+        if (const auto* generated = std::get_if<GeneratedEvent>(&event)) {
+          if (++tokens == 6) engine_->StopSequence(id, 1);
+          if (generated->sequence_index == 2 && ++of_last == 5) engine_->StopSequence(id, 2);
+        }
+        if (const auto* ended = std::get_if<SequenceEndedEvent>(&event)) {
+          // Its slot is free already.
+          EXPECT_EQ(engine_->load().slots_used, ended->sequence_index == 1   ? 2
+                                                : ended->sequence_index == 2 ? 1
+                                                                             : 0);
+        }
+      },
+      Greedy(LongPrompt(20), 9));
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  EXPECT_EQ(stream.sink->violation(), "");
+  EXPECT_TRUE(finished.status.ok());
+  EXPECT_EQ(finished.reason, FinishReason::kMaxTokens);  // Sequence 0's.
+  EXPECT_EQ(finished.generated_tokens, 9 + 2 + 5);
+  std::vector<std::pair<int, FinishReason>> ends;
+  for (const SequenceEndedEvent& event : stream.sink->Events<SequenceEndedEvent>()) {
+    ends.push_back({event.sequence_index, event.reason});
+    EXPECT_EQ(event.generated_tokens,
+              static_cast<int64_t>(TokensOf(stream, event.sequence_index).size()));
+  }
+  EXPECT_THAT(
+      ends, ElementsAre(std::pair(1, FinishReason::kStopped), std::pair(2, FinishReason::kStopped),
+                        std::pair(0, FinishReason::kMaxTokens)));
+}
+
+TEST_F(EngineSequencesTest, WhenAllAreStoppedTheRequestIsComplete) {
+  Make();
+  const Stream stream = StartThree([&](SequenceId id, const SequenceEvent& event) {
+    if (!std::holds_alternative<GeneratedEvent>(event)) return;
+    for (int index = 0; index < 4; ++index) engine_->StopSequence(id, index);
+  });
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  EXPECT_TRUE(finished.status.ok()) << finished.status;
+  EXPECT_EQ(finished.reason, FinishReason::kStopped);
+  EXPECT_EQ(finished.generated_tokens, 3);
+  engine_->StopSequence(stream.id, 0);  // Done: nothing.
+}
+
+TEST_F(EngineSequencesTest, TheTimeLimitEndsEachOfThem) {
+  Make();
+  GenerateRequest request = Greedy(LongPrompt(20), 500);
+  request.time_limit = absl::Seconds(10);
+  int tokens = 0;
+  const Stream stream = StartThree(
+      [&](SequenceId, const SequenceEvent& event) {
+        if (std::holds_alternative<GeneratedEvent>(event) && ++tokens == 6)
+          clock_.Advance(absl::Seconds(10));
+      },
+      request);
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  EXPECT_EQ(finished.reason, FinishReason::kTimeLimit);
+  EXPECT_TRUE(finished.status.ok());
+  EXPECT_EQ(finished.generated_tokens, 6);
+  const auto ends = stream.sink->Events<SequenceEndedEvent>();
+  ASSERT_THAT(ends, SizeIs(3));
+  for (const SequenceEndedEvent& end : ends) EXPECT_EQ(end.reason, FinishReason::kTimeLimit);
+}
+
+TEST_F(EngineSequencesTest, EachIsASequenceToTheObserver) {
+  Make();
+  const Stream stream =
+      StartThree([](SequenceId, const SequenceEvent&) {}, Greedy(LongPrompt(20), 4));
+  stream.sink->WaitFinished();
+  ASSERT_TRUE(engine_->WaitIdle(absl::InfiniteFuture()));
+  EXPECT_EQ(observer_.num_first_tokens, 3);
+  EXPECT_THAT(observer_.gaps[stream.id], SizeIs(9));
+  EXPECT_EQ(StatsOf("three").finished.generated_tokens, 12);
+  EXPECT_EQ(observer_.steps.back().sequences, 3);
+  EXPECT_EQ(observer_.steps.back().tokens, 3);
+}
+
+// ---- Open prompts ----
+
+class EngineUploadTest : public EngineLifecycleTest {
+ protected:
+  Stream StartOpen(std::vector<TokenId> prompt = {}, std::string request_id = "open") {
+    GenerateRequest request = Greedy(std::move(prompt), 3);
+    request.request_id = std::move(request_id);
+    request.prompt_open = true;
+    return Start(*engine_, std::move(request));
+  }
+  absl::Status Append(const Stream& stream, std::vector<TokenId> tokens,
+                      PromptEnd end = PromptEnd::kMoreFollows) {
+    return engine_->AppendPrompt(stream.id, std::move(tokens), end);
+  }
+};
+
+TEST_F(EngineUploadTest, WhatCannotBeAppendedChangesNothing) {
+  Make([](EngineOptions& options) { options.max_prompt_tokens = 20; });
+  const Stream stream = StartOpen();
+  EXPECT_EQ(Append(stream, {}, PromptEnd::kComplete).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(Append(stream, LongPrompt(15)).ok());
+  const absl::Status too_long = Append(stream, LongPrompt(6));
+  EXPECT_EQ(too_long.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(too_long.message()), HasSubstr("21 tokens, limit 20"));
+  const absl::Status unknown = Append(stream, {TokenId(1), TokenId(259)});
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(unknown.message()), HasSubstr("token 1 is 259"));
+  EXPECT_TRUE(Append(stream, LongPrompt(5), PromptEnd::kComplete).ok());
+  EXPECT_THAT(Append(stream, {}).code(),
+              AnyOf(absl::StatusCode::kFailedPrecondition, absl::StatusCode::kNotFound));
+  EXPECT_EQ(stream.sink->WaitFinished().prompt_tokens, 20);
+  EXPECT_EQ(Append(stream, {}).code(), absl::StatusCode::kNotFound);
+  const Stream whole = Start(*engine_, Greedy(Tokens("x"), 1'000'000));
+  EXPECT_EQ(Append(whole, {}).code(), absl::StatusCode::kFailedPrecondition);
+  engine_->Cancel(whole.id);
+}
+
+TEST_F(EngineUploadTest, AClientThatStopsSendingIsGivenUp) {
+  Make([](EngineOptions& options) { options.upload_timeout = absl::Seconds(60); });
+  const Stream stream = StartOpen(LongPrompt(20));
+  stream.sink->WaitEvents(2);  // 16 tokens are read.
+  EXPECT_EQ(engine_->load().slots_used, 1);
+  // The engine sleeps; it must see that it has read all before the clock moves.
+  while (!engine_->load().awaiting_input) absl::SleepFor(absl::Milliseconds(1));
+  clock_.Advance(absl::Seconds(60));
+  const FinishedEvent finished = stream.sink->WaitFinished();
+  EXPECT_EQ(finished.reason, FinishReason::kError);
+  EXPECT_EQ(finished.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(finished.status.message()),
+              HasSubstr("no more of the prompt came within 1m"));
+  EXPECT_EQ(engine_->load().slots_used, 0);
+  EXPECT_FALSE(engine_->load().awaiting_input);
+  EXPECT_EQ(StatsOf("open").stage, RequestStats::Stage::kPrefill);
+}
+
+TEST_F(EngineUploadTest, AnOpenPromptTakesNoSlotBeforeItsFirstBlockAndMayTimeOutInTheQueue) {
+  OneSlot();
+  GenerateRequest request = Named("late", Greedy(LongPrompt(8), 3));
+  request.prompt_open = true;
+  request.queue_timeout = absl::Seconds(10);
+  const Stream late = Start(*engine_, request);
+  late.sink->WaitEvents(1);
+  EXPECT_EQ(Start(*engine_, Greedy(Tokens("passes"), 3)).sink->WaitFinished().reason,
+            FinishReason::kMaxTokens);
+  clock_.Advance(absl::Seconds(10));
+  EXPECT_EQ(late.sink->WaitFinished().status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(StatsOf("late").stage, RequestStats::Stage::kQueued);
+}
+
+TEST_F(EngineUploadTest, AnUnfinishedPromptCanBeCancelledAndDoesNotKeepTheThreadBusy) {
+  Make();
+  const Stream stream = StartOpen(LongPrompt(20));
+  stream.sink->WaitEvents(2);
+  while (!engine_->load().awaiting_input) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(engine_->load().steps, 1);
+  EXPECT_FALSE(engine_->WaitIdle(absl::InfinitePast()));  // It waits, but not without a request.
+  engine_->Cancel(stream.id);
+  EXPECT_EQ(stream.sink->WaitFinished().reason, FinishReason::kCancelled);
+  EXPECT_EQ(StatsOf("open").stage, RequestStats::Stage::kPrefill);
+}
+
+TEST_F(EngineUploadTest, ShutdownEndsUnfinishedPrompts) {
+  Make();
+  const Stream empty = StartOpen({}, "empty"), begun = StartOpen(LongPrompt(20), "begun");
+  engine_->Shutdown();
+  for (const Stream* stream : {&empty, &begun}) {
+    EXPECT_EQ(stream->sink->WaitFinished().status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_EQ(Append(*stream, {}).code(), absl::StatusCode::kNotFound);
+  }
+}
+
+TEST_F(EngineUploadTest, OnlyWhatIsSubmittedCountsInTheQueue) {
+  Make();
+  const Stream stream = StartOpen(LongPrompt(5));
+  EXPECT_TRUE(Append(stream, LongPrompt(3)).ok());
+  EXPECT_EQ(engine_->load().queue_tokens, 5);
+  EXPECT_TRUE(Append(stream, LongPrompt(30), PromptEnd::kComplete).ok());
+  EXPECT_EQ(stream.sink->WaitFinished().prompt_tokens, 38);
+  EXPECT_EQ(engine_->load().queue_tokens, 0);
+}
+
+// ---- Priorities and reserved slots ----
+
+TEST_F(EngineLifecycleTest, TheHigherPriorityStartsFirst) {
+  OneSlot();
+  Gate gate;
+  const Stream held = StartHeld(gate);
+  std::vector<std::string> order;
+  const auto start = [&](std::string name, Priority priority) {
+    GenerateRequest request = Named(name, Greedy(Tokens("x"), 1));
+    request.priority = priority;
+    return Start(*engine_, request, [&order, name](const SequenceEvent& event) {
+      if (std::holds_alternative<FinishedEvent>(event)) order.push_back(name);
+    });
+  };
+  const std::vector<Stream> streams = {start("low", Priority::kLow),
+                                       start("normal", Priority::kNormal),
+                                       start("high", Priority::kHigh)};
+  engine_->Cancel(held.id);
+  gate.Open();
+  for (const Stream& stream : streams) stream.sink->WaitFinished();
+  EXPECT_THAT(order, ElementsAre("high", "normal", "low"));
+}
+
+TEST_F(EngineLifecycleTest, LongPromptsLeaveASlotToAShortOne) {
+  Make([](EngineOptions& options) {
+    options.max_sequences = 2;
+    options.long_prompt_tokens = 30;
+  });
+  Gate gate;
+  const Stream held = StartHeld(gate);
+  GenerateRequest request = Greedy(LongPrompt(31), 1'000'000);
+  request.stopping.ignore_eos = true;
+  const Stream first = Start(*engine_, request), second = Start(*engine_, request);
+  engine_->Cancel(held.id);
+  gate.Open();
+  first.sink->WaitEvents(3);
+  // The second long one waits, a short one does not.
+  EXPECT_EQ(Start(*engine_, Greedy(LongPrompt(30), 2)).sink->WaitFinished().reason,
+            FinishReason::kMaxTokens);
+  EXPECT_EQ(engine_->load().waiting, 1);
+  EXPECT_THAT(TokensOf(second), IsEmpty());
+  engine_->Cancel(first.id);
+  second.sink->WaitEvents(3);
+  EXPECT_THAT(TokensOf(second), Not(IsEmpty()));
+  engine_->Cancel(second.id);
 }
 
 // ---- Deadlines ----

@@ -48,12 +48,19 @@ TEST(EngineOptionsTest, AllProblemsAreReportedTogether) {
   options.max_queue = -1;
   options.max_queue_tokens = -1;
   options.max_prompt_tokens = 0;
+  options.reserved_sequences = -2;
+  options.long_prompt_tokens = 0;
+  options.target_step = absl::ZeroDuration();
+  options.priority_ageing = -absl::Seconds(1);
+  options.upload_timeout = absl::ZeroDuration();
   const absl::Status status = Engine::Create(options, nullptr).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   for (const char* problem :
        {"model_directory is empty", "backend is \"tpu\"", "weights is \"int3\"", "kv is \"f64\"",
         "threads is -1", "max_sequences is 0", "max_step_tokens is -1", "chunk_tokens is 0",
-        "max_queue is -1", "max_queue_tokens is -1", "max_prompt_tokens is 0"}) {
+        "max_queue is -1", "max_queue_tokens is -1", "max_prompt_tokens is 0",
+        "reserved_sequences is -2", "long_prompt_tokens is 0", "target_step is 0",
+        "priority_ageing is -1s", "upload_timeout is 0"}) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(problem));
   }
 }
@@ -65,6 +72,19 @@ TEST(EngineOptionsTest, SequencesAreBounded) {
   const absl::Status status = Engine::Create(options, nullptr).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("max_sequences is 2147483647"));
+}
+
+TEST(EngineOptionsTest, NotEverySlotIsReserved) {
+  const TinyModel model;
+  EngineOptions options = Options(model);
+  options.reserved_sequences = 3;
+  const absl::Status status = Engine::Create(options, nullptr).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("reserved_sequences is 3, must be less than max_sequences, 3"));
+  options.reserved_sequences = 2;
+  options.target_step = options.priority_ageing = absl::InfiniteDuration();
+  EXPECT_EQ(MustCreate(options)->info().max_sequences, 3);
 }
 
 TEST(EngineOptionsTest, ThereIsNoCudaInThisBuild) {

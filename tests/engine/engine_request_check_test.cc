@@ -15,7 +15,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-constexpr RequestLimits kLimits = {.vocab_size = 100, .max_prompt_tokens = 5};
+constexpr RequestLimits kLimits = {.vocab_size = 100, .max_prompt_tokens = 5, .max_sequences = 4};
 
 GenerateRequest Valid() {
   GenerateRequest request;
@@ -37,6 +37,16 @@ TEST(RequestCheckTest, TakesValidRequestsUpToTheirLimits) {
           .ok());
 }
 
+TEST(RequestCheckTest, AnOpenPromptMayBeEmptyButNotTooLong) {
+  GenerateRequest request = Valid();
+  request.prompt_open = true;
+  request.num_sequences = 4;
+  request.prompt.clear();
+  EXPECT_TRUE(CheckRequest(request, kLimits).ok());
+  request.prompt.assign(6, TokenId(1));
+  EXPECT_FALSE(CheckRequest(request, kLimits).ok());
+}
+
 TEST(RequestCheckTest, NamesTheFieldTheValueAndTheLimit) {
   struct Case {
     std::function<void(GenerateRequest&)> spoil;
@@ -55,6 +65,8 @@ TEST(RequestCheckTest, NamesTheFieldTheValueAndTheLimit) {
          r.stopping.stop_token_ids = {TokenId(7), TokenId(100)};
        },
        "stop_token_ids ", "token 1 is 100"},
+      {[](auto& r) { r.num_sequences = 0; }, "num_sequences ", "is 0, not in 1 .. 4"},
+      {[](auto& r) { r.num_sequences = 5; }, "num_sequences ", "is 5, not in 1 .. 4"},
       {[](auto& r) { r.top_logprobs = 21; }, "top_logprobs ", "21"},
       {[](auto& r) { r.top_logprobs = -1; }, "top_logprobs ", "-1"},
       {[](auto& r) { r.queue_timeout = absl::ZeroDuration(); }, "queue_timeout ", "0"},

@@ -189,6 +189,146 @@ TEST_F(EngineLawTest, ACancelledNeighbourLeavesNoTrace) {
   EXPECT_EQ(transcripts, alone);
 }
 
+// ---- Several sequences of one prompt ----
+
+std::vector<GenerateRequest> RequestsForThree() {
+  std::vector<GenerateRequest> requests = MixedRequests();
+  for (GenerateRequest& request : requests) request.num_sequences = 3;
+  requests[2].stopping.stop_token_ids = {TokenId(3), TokenId(65), TokenId(200)};
+  return requests;
+}
+
+TEST_F(EngineLawTest, SequencesOfOnePromptAreWhatTheyWouldBeAlone) {
+  // Each sequence alone: the other two are stopped before anything runs.
+  std::vector<std::string> alone;
+  {
+    EngineOptions options = Options();
+    options.max_sequences = 3;
+    const auto engine = MakeEngine(options);
+    for (const GenerateRequest& request : RequestsForThree()) {
+      for (int index = 0; index < 3; ++index) {
+        GenerateRequest other = Greedy(Tokens("holds all slots"), 1'000'000);
+        other.stopping.ignore_eos = true;
+        other.num_sequences = 3;
+        const Stream before = Start(*engine, other);
+        before.sink->WaitEvents(2);
+        const Stream stream = Start(*engine, request);
+        for (int i = 0; i < 3; ++i) {
+          if (i != index) engine->StopSequence(stream.id, i);
+        }
+        engine->Cancel(before.id);
+        alone.push_back(Transcript(stream, index));
+        EXPECT_THAT(TokensOf(stream), SizeIs(TokensOf(stream, index).size()));
+      }
+    }
+  }
+  for (const int slots : {3, 5, 16}) {
+    for (const int chunk_tokens : {8, 32}) {
+      EngineOptions options = Options();
+      options.max_sequences = slots;
+      options.chunk_tokens = chunk_tokens;
+      options.max_step_tokens = chunk_tokens + slots - 1;
+      const auto engine = MakeEngine(options);
+      std::vector<Stream> streams;
+      for (const GenerateRequest& request : RequestsForThree())
+        streams.push_back(Start(*engine, request));
+      std::vector<std::string> together;
+      for (const Stream& stream : streams) {
+        for (int index = 0; index < 3; ++index) together.push_back(Transcript(stream, index));
+      }
+      EXPECT_EQ(together, alone) << slots << " slots, chunks of " << chunk_tokens;
+      EXPECT_EQ(engine->load().slots_used, 0);
+    }
+  }
+}
+
+TEST_F(EngineLawTest, TheFirstSequenceIsTheOnlyOneOfARequestForOne) {
+  const auto engine = MakeEngine(Options());
+  std::vector<GenerateRequest> requests = RequestsForThree();
+  for (GenerateRequest& request : requests) {
+    const Stream three = Start(*engine, request);
+    request.num_sequences = 1;
+    const Stream one = Start(*engine, request);
+    EXPECT_EQ(Transcript(three, 0), Transcript(one, 0));
+    EXPECT_EQ(three.sink->WaitFinished().reason, one.sink->WaitFinished().reason);
+    EXPECT_EQ(three.sink->WaitFinished().stop_token, one.sink->WaitFinished().stop_token);
+  }
+}
+
+TEST_F(EngineTest, SequencesDifferUnlessTheyAreGreedy) {
+  const auto engine = MakeEngine(Options());
+  GenerateRequest request = Greedy(LongPrompt(20), 12);
+  request.num_sequences = 4;
+  request.stopping.ignore_eos = true;
+  const Stream greedy = Start(*engine, request);
+  request.sampling.temperature = 1;
+  const Stream drawn = Start(*engine, request);
+  EXPECT_EQ(greedy.sink->WaitFinished().generated_tokens, 48);
+  EXPECT_EQ(drawn.sink->WaitFinished().generated_tokens, 48);
+  for (int index = 1; index < 4; ++index) {
+    EXPECT_EQ(TokensOf(greedy, index), TokensOf(greedy, 0));
+    EXPECT_NE(TokensOf(drawn, index), TokensOf(drawn, index - 1));
+  }
+  EXPECT_THAT(drawn.sink->Events<SequenceEndedEvent>(), SizeIs(4));
+}
+
+// ---- A prompt that comes in parts ----
+
+// Submits the request with `first` tokens of its prompt, then the rest in parts of `part` tokens.
+Stream Upload(Engine& engine, GenerateRequest request, size_t first, size_t part) {
+  const std::vector<TokenId> prompt = request.prompt;
+  request.prompt_open = true;
+  request.prompt.resize(std::min(first, prompt.size()));
+  const auto iterator = [&](size_t i) { return prompt.begin() + static_cast<ptrdiff_t>(i); };
+  const Stream stream = Start(engine, std::move(request));
+  for (size_t begin = std::min(first, prompt.size()); begin < prompt.size(); begin += part) {
+    const size_t end = std::min(begin + part, prompt.size());
+    const absl::Status status =
+        engine.AppendPrompt(stream.id, {iterator(begin), iterator(end)}, PromptEnd::kMoreFollows);
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  EXPECT_TRUE(engine.AppendPrompt(stream.id, {}, PromptEnd::kComplete).ok());
+  return stream;
+}
+
+TEST_F(EngineLawTest, APromptInPartsIsThePrompt) {
+  const std::vector<std::string> alone = Alone(Options());
+  for (const size_t first : {0, 5, 8, 64}) {
+    for (const size_t part : {1, 8, 29}) {
+      const auto engine = MakeEngine(Options());
+      std::vector<Stream> streams;
+      for (const GenerateRequest& request : MixedRequests())
+        streams.push_back(Upload(*engine, request, first, part));
+      std::vector<std::string> transcripts;
+      for (const Stream& stream : streams) transcripts.push_back(Transcript(stream));
+      EXPECT_EQ(transcripts, alone) << "first " << first << ", parts of " << part;
+    }
+  }
+}
+
+TEST_F(EngineTest, PrefillRunsWhileThePromptStillComes) {
+  const auto engine = MakeEngine(Options());
+  GenerateRequest request = Greedy({}, 3);
+  request.prompt_open = true;
+  const Stream stream = Start(*engine, request);
+  const std::vector<TokenId> prompt = LongPrompt(40);
+  // Each part is waited for: two blocks are read when the seventeenth token is there.
+  const auto part = [&](int begin, int end) {
+    return std::vector<TokenId>(prompt.begin() + begin, prompt.begin() + end);
+  };
+  ASSERT_TRUE(engine->AppendPrompt(stream.id, part(0, 17), PromptEnd::kMoreFollows).ok());
+  stream.sink->WaitEvents(2);
+  ASSERT_TRUE(engine->AppendPrompt(stream.id, part(17, 33), PromptEnd::kMoreFollows).ok());
+  stream.sink->WaitEvents(3);
+  ASSERT_TRUE(engine->AppendPrompt(stream.id, part(33, 40), PromptEnd::kComplete).ok());
+  EXPECT_EQ(stream.sink->WaitFinished().prompt_tokens, 40);
+  std::vector<std::pair<int64_t, int64_t>> progress;
+  for (const PrefillProgressEvent& event : stream.sink->Events<PrefillProgressEvent>())
+    progress.push_back({event.processed_tokens, event.total_tokens});
+  EXPECT_THAT(progress, ElementsAre(std::pair(16, 17), std::pair(32, 33), std::pair(40, 40)));
+  EXPECT_EQ(stream.sink->Events<AcceptedEvent>().at(0).prompt_tokens, 0);
+}
+
 TEST_F(EngineTest, TheSeedDecides) {
   const auto engine = MakeEngine(Options());
   GenerateRequest request = Greedy(Tokens("seed"), 16);

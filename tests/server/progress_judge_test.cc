@@ -32,6 +32,15 @@ TEST_F(ProgressJudgeTest, NotWhileUnhealthyOrDraining) {
   EXPECT_FALSE(ServingAfter(absl::ZeroDuration()));
 }
 
+TEST_F(ProgressJudgeTest, WaitingForTheRestOfAPromptIsNoStall) {
+  load_.in_flight = 1;
+  load_.awaiting_input = true;
+  EXPECT_TRUE(ServingAfter(absl::Hours(1)));
+  load_.awaiting_input = false;
+  EXPECT_TRUE(ServingAfter(absl::Seconds(10)));
+  EXPECT_FALSE(ServingAfter(absl::Milliseconds(1)));
+}
+
 TEST_F(ProgressJudgeTest, StepsThatStopWhileSomethingIsInFlight) {
   EXPECT_TRUE(ServingAfter(absl::Hours(1)));
   load_.in_flight = 1;

@@ -86,7 +86,7 @@ class FaultyBackend final : public Backend {
   }
   size_t ContextBytes(const ContextSpec& spec) const override { return inner_->ContextBytes(spec); }
   void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) override {
-    inner_->CopySlot(from, from_slot, to, to_slot);
+    if (Works()) inner_->CopySlot(from, from_slot, to, to_slot);
   }
   void ClearSlot(PoolView pool, SlotId slot) override { inner_->ClearSlot(pool, slot); }
 

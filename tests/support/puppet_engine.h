@@ -60,6 +60,10 @@ class PuppetEngine final : public Engine {
     std::optional<ScoreRequest> score;
     std::shared_ptr<TokenSink> sink;
   };
+  struct Appended {
+    std::vector<TokenId> tokens;
+    PromptEnd end = PromptEnd::kMoreFollows;
+  };
   enum class OnCancel { kFinish, kLeaveToTest };
 
   explicit PuppetEngine(EngineObserver* observer = nullptr, ModelInfo info = PuppetModelInfo())
@@ -90,6 +94,18 @@ class PuppetEngine final : public Engine {
   bool was_cancelled(SequenceId id) const ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     return WasCancelledLocked(id);
+  }
+
+  // What AppendPrompt brought, in order.
+  std::vector<Appended> AppendedTo(SequenceId id) const ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    const auto it = appended_.find(id);
+    return it == appended_.end() ? std::vector<Appended>() : it->second;
+  }
+  // The continuations that StopSequence named, in order.
+  std::vector<std::pair<SequenceId, int>> stopped() const ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    return stopped_;
   }
 
   void Progress(SequenceId id, int64_t processed, int64_t total) {
@@ -200,6 +216,17 @@ class PuppetEngine final : public Engine {
     record.sink = std::move(sink);
     return Accept(std::move(record), prompt_tokens);
   }
+  absl::Status AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end) override
+      ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    if (!active_.contains(id)) return absl::NotFoundError("not in flight");
+    appended_[id].push_back({std::move(tokens), end});
+    return absl::OkStatus();
+  }
+  void StopSequence(SequenceId id, int sequence_index) override ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    stopped_.push_back({id, sequence_index});
+  }
   void Cancel(SequenceId id) override ABSL_LOCKS_EXCLUDED(mutex_) {
     {
       absl::MutexLock lock(&mutex_);
@@ -295,6 +322,8 @@ class PuppetEngine final : public Engine {
   std::vector<Request> requests_ ABSL_GUARDED_BY(mutex_);
   std::map<SequenceId, State> active_ ABSL_GUARDED_BY(mutex_);
   std::vector<SequenceId> cancelled_ ABSL_GUARDED_BY(mutex_);
+  std::map<SequenceId, std::vector<Appended>> appended_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::pair<SequenceId, int>> stopped_ ABSL_GUARDED_BY(mutex_);
   std::optional<std::vector<int32_t>> script_ ABSL_GUARDED_BY(mutex_);
   absl::Status refusal_ ABSL_GUARDED_BY(mutex_);
   OnCancel on_cancel_ ABSL_GUARDED_BY(mutex_) = OnCancel::kFinish;

@@ -1,7 +1,8 @@
 // RecordingSink: keeps what the engine pushes and lets a test wait for the end of it.
 //
 // It also holds the engine to the contract of token_sink.h: Accepted first and once, Finished last
-// and once, all from one thread. `violation()` says what was broken.
+// and once, SequenceEnded last and once of its sequence, all from one thread. `violation()` says
+// what was broken.
 //
 // Threads   Thread-safe. The hook runs on the engine thread, within Push, outside the lock.
 #pragma once
@@ -9,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -41,6 +43,11 @@ class RecordingSink final : public TokenSink {
     const bool is_accepted = std::holds_alternative<AcceptedEvent>(event);
     if (is_accepted != events_.empty()) violation_ = "Accepted is not first, or not once";
     finished_ = std::holds_alternative<FinishedEvent>(event);
+    if (const auto* generated = std::get_if<GeneratedEvent>(&event)) {
+      if (ended_.contains(generated->sequence_index)) violation_ = "a token after SequenceEnded";
+    } else if (const auto* ended = std::get_if<SequenceEndedEvent>(&event)) {
+      if (!ended_.insert(ended->sequence_index).second) violation_ = "SequenceEnded twice";
+    }
     events_.push_back(std::move(event));
   }
 
@@ -85,6 +92,7 @@ class RecordingSink final : public TokenSink {
   mutable absl::Mutex mutex_;
   std::vector<SequenceEvent> events_ ABSL_GUARDED_BY(mutex_);
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+  std::set<int> ended_ ABSL_GUARDED_BY(mutex_);  // sequence indices
   std::optional<std::thread::id> thread_ ABSL_GUARDED_BY(mutex_);
   std::string violation_ ABSL_GUARDED_BY(mutex_);
 };

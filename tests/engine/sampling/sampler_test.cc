@@ -258,6 +258,32 @@ TEST(SamplerTest, TokenDependsOnSeedSequenceAndIndexAlone) {
   EXPECT_EQ(token(7, 1, 9), static_cast<int>(1000 * TokenUniform(7, 1, 9)));
 }
 
+TEST(SamplerTest, APromptInPartsAndAnotherSequenceAreAsIfMadeSo) {
+  Sampler::Options options;
+  options.params.repetition_penalty = 2.0f;
+  options.params.seed = 5;
+  options.vocab_size = 50;
+  const std::vector<TokenId> prompt = {TokenId(1), TokenId(7), TokenId(7), TokenId(30)};
+  std::vector<float> logits(50);
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i % 5);
+  Sampler first(options, absl::MakeConstSpan(prompt).first(1));
+  first.AddPrompt(absl::MakeConstSpan(prompt).subspan(1));
+  Sampler::Options third_options = options;
+  third_options.sequence_index = 2;
+  Sampler third(third_options, prompt), of_first = first.ForSequence(2);
+  Sampler whole(options, prompt);
+  SamplerScratch scratch;
+  bool differ = false;
+  for (uint64_t i = 0; i < 40; ++i) {
+    const TokenId expected = third.Sample(logits, i, {}, scratch)->token;
+    EXPECT_EQ(of_first.Sample(logits, i, {}, scratch)->token, expected);
+    const TokenId token = first.Sample(logits, i, {}, scratch)->token;
+    EXPECT_EQ(whole.Sample(logits, i, {}, scratch)->token, token);
+    differ |= token != expected;
+  }
+  EXPECT_TRUE(differ);
+}
+
 TEST(SamplerTest, FrequenciesFollowTheProbabilities) {
   // Chi-square over 60,000 draws of 12 tokens: 11 degrees of freedom, 37.4 with probability 1e-4.
   std::mt19937 random(11);

@@ -27,7 +27,10 @@ std::vector<std::string> Describe(const StepPlan& plan) {
   for (const PlannedRow& row : plan.rows()) {
     rows.push_back(absl::StrCat(row.id.value(), row.is_prompt ? ": prompt " : ": decode ",
                                 row.row.position, "..", row.row.position + row.row.num_tokens(),
-                                row.samples ? " samples" : "", row.scores ? " scores" : ""));
+                                row.num_samples == 0   ? ""
+                                : row.num_samples == 1 ? " samples"
+                                                       : absl::StrCat(" samples ", row.num_samples),
+                                row.scores ? " scores" : ""));
   }
   return rows;
 }
@@ -46,6 +49,10 @@ std::string Name(SequenceEnd end) {
       return "scored";
     case SequenceEnd::kStopped:
       return "stopped";
+    case SequenceEnd::kStoppedByCaller:
+      return "stopped by caller";
+    case SequenceEnd::kUploadTimeout:
+      return "upload timeout";
     case SequenceEnd::kFailed:
       return "failed";
   }
@@ -61,6 +68,10 @@ std::vector<std::string> Describe(const std::vector<SequenceUpdate>& updates) {
         break;
       case SequenceUpdate::Kind::kPrefilled:
         out.push_back(absl::StrCat(update.id.value(), " prefilled ", update.prompt_tokens_done));
+        break;
+      case SequenceUpdate::Kind::kSequenceEnded:
+        out.push_back(
+            absl::StrCat(update.id.value(), "#", update.sequence_index, " ", Name(update.end)));
         break;
       case SequenceUpdate::Kind::kEnded:
         out.push_back(absl::StrCat(update.id.value(), " ended: ", Name(update.end)));
@@ -98,14 +109,11 @@ class SchedulerTest : public testing::Test {
   }
   StepPlan Plan(int seconds = 0) {
     updates_.clear();
-    return scheduler_->Plan(At(seconds), updates_);
+    return scheduler_->Plan(At(seconds), short_step_tokens_, updates_);
   }
-  // Every sampled row draws token 7 unless `outcome` says otherwise.
+  // Every sample draws token 7 unless `outcome` says otherwise.
   void Commit(StepPlan plan, SampledRow outcome = {.token = TokenId(7)}) {
-    std::vector<SampledRow> sampled;
-    for (const PlannedRow& row : plan.rows()) {
-      if (row.samples) sampled.push_back(outcome);
-    }
+    const std::vector<SampledRow> sampled(plan.samples().size(), outcome);
     updates_.clear();
     scheduler_->Commit(std::move(plan), sampled, updates_);
   }
@@ -120,6 +128,7 @@ class SchedulerTest : public testing::Test {
   std::unique_ptr<StatePool> pool_;
   std::unique_ptr<Scheduler> scheduler_;
   std::vector<SequenceUpdate> updates_;
+  int short_step_tokens_ = std::numeric_limits<int>::max();
 };
 
 TEST_F(SchedulerTest, NothingToDoIsAnEmptyPlan) {
@@ -163,7 +172,7 @@ TEST_F(SchedulerTest, APromptIsReadInChunksThenOneTokenPerStep) {
   EXPECT_THAT(Describe(plan), ElementsAre("1: decode 20..21 samples"));
   EXPECT_THAT(plan.tokens(), ElementsAre(TokenId(43)));
   Commit(std::move(plan));
-  EXPECT_THAT(Describe(updates_), ElementsAre("1 ended: max tokens"));
+  EXPECT_THAT(Describe(updates_), ElementsAre("1#0 max tokens", "1 ended: max tokens"));
   EXPECT_EQ(pool_->num_free(), 2);
   EXPECT_THAT(Step(), IsEmpty());
 }
@@ -172,50 +181,353 @@ TEST_F(SchedulerTest, OneNewTokenNeedsNoDecodeStep) {
   Make(1, {.max_step_tokens = 4, .chunk_tokens = 4, .window = 4});
   Enqueue(1, 4, 1);
   EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4 samples"));
-  EXPECT_THAT(Describe(updates_), ElementsAre("1 prefilled 4", "1 ended: max tokens"));
+  EXPECT_THAT(Describe(updates_),
+              ElementsAre("1 prefilled 4", "1#0 max tokens", "1 ended: max tokens"));
 }
 
-TEST_F(SchedulerTest, DecodeRowsComeFirstAndPromptsShareTheRestOldestFirst) {
-  Make(4, {.max_step_tokens = 15, .chunk_tokens = 8, .window = 4});
+// ---- Who reads how much ----
+
+TEST_F(SchedulerTest, DecodeRowsComeFirstAndPromptsShareTheRest) {
+  Make(4, {.max_step_tokens = 17, .chunk_tokens = 8, .window = 4});
   Enqueue(1, 2, 9);
   EXPECT_THAT(Step(), ElementsAre("1: prompt 0..2 samples"));
-  Enqueue(2, 12, 9);
-  Enqueue(3, 12, 9);
-  // 15 - 1 decode = 14: a chunk of 8, then 6 left, which is one block of 4.
-  EXPECT_THAT(Step(), ElementsAre("1: decode 2..3 samples", "2: prompt 0..8", "3: prompt 0..4"));
-  EXPECT_THAT(Step(), ElementsAre("1: decode 3..4 samples", "2: prompt 8..12 samples",
-                                  "3: prompt 4..12 samples"));
-  EXPECT_THAT(Step(), ElementsAre("1: decode 4..5 samples", "2: decode 12..13 samples",
-                                  "3: decode 12..13 samples"));
+  Enqueue(2, 20, 9);
+  Enqueue(3, 20, 9);
+  // 17 - 1 decode = 16: half to the one with the fewest left, of equals the oldest; what that half
+  // leaves of a chunk is the oldest's, then the next one's.
+  EXPECT_THAT(Step(), ElementsAre("1: decode 2..3 samples", "2: prompt 0..8", "3: prompt 0..8"));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 3..4 samples", "2: prompt 8..16", "3: prompt 8..16"));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 4..5 samples", "2: prompt 16..20 samples",
+                                  "3: prompt 16..20 samples"));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 5..6 samples", "2: decode 20..21 samples",
+                                  "3: decode 20..21 samples"));
 }
 
-TEST_F(SchedulerTest, ASequenceWhoseFirstChunkDoesNotFitTakesNoSlot) {
-  Make(3, {.max_step_tokens = 10, .chunk_tokens = 8, .window = 4});
-  Enqueue(1, 24, 1);
-  Enqueue(2, 6, 1);
-  // 2 could take no block of 4 in the 2 tokens left, and does not start.
+TEST_F(SchedulerTest, AShortPromptPassesALongOne) {
+  Make(3, {.max_step_tokens = 16, .chunk_tokens = 16, .window = 4});
+  Enqueue(1, 400, 1);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..16"));  // Alone it has the whole step.
+  Enqueue(2, 12, 1);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 16..24", "2: prompt 0..8"));
+  // The short one ends: the step is short too, the long one reads no more than it, or a block.
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 24..28", "2: prompt 8..12 samples"));
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 28..44"));
+}
+
+TEST_F(SchedulerTest, ShortPromptsDoNotStarveALongOne) {
+  Make(4, {.max_step_tokens = 16, .chunk_tokens = 8, .window = 4});
+  Enqueue(1, 40, 1);
+  int steps = 0;
+  for (uint64_t id = 2; scheduler_->num_running() > 0 || steps == 0; ++id, ++steps) {
+    if (id < 1000) Enqueue(id, 4, 1);  // One more in every step, and two after the other.
+    if (id < 1000 && id % 2 == 0) Enqueue(1000 + id, 4, 1);
+    Step();
+    for (const SequenceUpdate& update : updates_) {
+      if (update.kind == SequenceUpdate::Kind::kEnded && update.id == SequenceId(1)) return;
+    }
+    ASSERT_LT(steps, 11) << "a block in every step ends 40 tokens in 10";
+  }
+}
+
+TEST_F(SchedulerTest, WhereOneBlockFitsTheHalvesTakeTurns) {
+  Make(2, {.max_step_tokens = 5, .chunk_tokens = 4, .window = 4});
+  Enqueue(1, 40, 1);
+  Enqueue(2, 12, 1);
+  std::vector<std::string> firsts;
+  for (int i = 0; i < 6; ++i) {
+    const std::vector<std::string> rows = Step();
+    ASSERT_EQ(rows.size(), 1u);
+    firsts.push_back(rows[0].substr(0, 1));
+  }
+  EXPECT_THAT(firsts, ElementsAre("1", "2", "1", "2", "1", "2"));
+}
+
+TEST_F(SchedulerTest, AStepThatDecodesIsKeptShort) {
+  Make(3, {.max_step_tokens = 100, .chunk_tokens = 40, .window = 4});
+  Enqueue(1, 2, 90);
+  Step();
+  Enqueue(2, 400, 1);
+  short_step_tokens_ = 22;  // 21 beside the decode row, in whole blocks.
+  EXPECT_THAT(Step(), ElementsAre("1: decode 2..3 samples", "2: prompt 0..20"));
+  short_step_tokens_ = 1;  // A block runs nevertheless.
+  EXPECT_THAT(Step(), ElementsAre("1: decode 3..4 samples", "2: prompt 20..24"));
+  scheduler_->Cancel(SequenceId(1));
+  EXPECT_THAT(Step(), ElementsAre("2: prompt 24..64"));  // Nobody waits.
+}
+
+TEST_F(SchedulerTest, AStepInWhichOneOfTwoPromptsMayEndIsKeptShort) {
+  Make(3, {.max_step_tokens = 100, .chunk_tokens = 40, .window = 4});
+  short_step_tokens_ = 16;
+  Enqueue(1, 40, 1);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..40 samples"));  // Alone: nobody else waits.
+  Enqueue(2, 400, 1);
+  Enqueue(3, 8, 1);
+  EXPECT_THAT(Step(), ElementsAre("2: prompt 0..8", "3: prompt 0..8 samples"));
+}
+
+TEST_F(SchedulerTest, ASequenceThatReadsNothingYetTakesNoSlot) {
+  Make(4, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
+  for (uint64_t id = 1; id <= 3; ++id) Enqueue(id, 40, 1);
   StepPlan plan = Plan();
-  EXPECT_THAT(Describe(plan), ElementsAre("1: prompt 0..8"));
-  EXPECT_THAT(Describe(updates_), ElementsAre("1 started"));
+  EXPECT_THAT(Describe(plan), ElementsAre("1: prompt 0..4", "2: prompt 0..4"));
+  EXPECT_THAT(Describe(updates_), ElementsAre("1 started", "2 started"));
   EXPECT_EQ(pool_->num_free(), 2);
   Commit(std::move(plan));
 }
 
-TEST_F(SchedulerTest, AShortPromptFillsWhatIsLeft) {
-  Make(4, {.max_step_tokens = 14, .chunk_tokens = 4, .window = 4});
-  for (uint64_t id = 1; id <= 3; ++id) Enqueue(id, 40, 1);
-  Enqueue(4, 2, 1);
-  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4", "2: prompt 0..4", "3: prompt 0..4",
-                                  "4: prompt 0..2 samples"));
+// ---- Who starts ----
+
+TEST_F(SchedulerTest, PriorityIsWorthSoMuchWaiting) {
+  Make(
+      1,
+      {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4, .priority_ageing = absl::Seconds(30)});
+  const auto enqueue = [this](uint64_t id, Priority priority, int arrival) {
+    SequenceSpec spec = Spec(id, 2, 1);
+    spec.priority = priority;
+    spec.arrival = At(arrival);
+    ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  };
+  enqueue(1, Priority::kLow, 100);
+  enqueue(2, Priority::kNormal, 129);
+  enqueue(3, Priority::kNormal, 131);
+  enqueue(4, Priority::kHigh, 158);
+  enqueue(5, Priority::kHigh, 162);
+  EXPECT_EQ(scheduler_->QueuePosition(SequenceId(4)), 0);  // As if it had come at 128.
+  EXPECT_EQ(scheduler_->QueuePosition(SequenceId(1)), 2);  // 130
+  EXPECT_EQ(scheduler_->QueuePosition(SequenceId(5)), 4);  // 132
+  std::vector<std::string> order;
+  while (scheduler_->num_waiting() > 0) order.push_back(Step()[0].substr(0, 1));
+  EXPECT_THAT(order, ElementsAre("4", "2", "1", "3", "5"));
 }
 
-TEST_F(SchedulerTest, AWaitingSequenceLetsNobodyPass) {
-  Make(4, {.max_step_tokens = 10, .chunk_tokens = 8, .window = 4});
+TEST_F(SchedulerTest, PriorityHoldsAmongPromptsThatRunToo) {
+  Make(2, {.max_step_tokens = 12,
+           .chunk_tokens = 8,
+           .window = 4,
+           .priority_ageing = absl::Seconds(30)});
   Enqueue(1, 40, 1);
-  Enqueue(2, 40, 1);
-  Enqueue(3, 1, 1);  // Would fit, but 2 came first.
-  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..8"));
+  Step();
+  SequenceSpec spec = Spec(2, 40, 1);
+  spec.priority = Priority::kHigh;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  // 12: half, one block, to the one with fewer left, the rest to the high one.
+  EXPECT_THAT(Step(), ElementsAre("2: prompt 0..8", "1: prompt 8..12"));
 }
+
+TEST_F(SchedulerTest, LongPromptsLeaveSlotsToShortOnes) {
+  Make(4, {.max_step_tokens = 32,
+           .chunk_tokens = 4,
+           .window = 4,
+           .long_prompt_tokens = 10,
+           .long_slots = 2});
+  for (uint64_t id = 1; id <= 3; ++id) Enqueue(id, 40, 1);
+  Enqueue(4, 8, 1);  // Passes the third long one.
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4", "2: prompt 0..4", "4: prompt 0..4"));
+  EXPECT_EQ(scheduler_->QueuePosition(SequenceId(3)), 0);
+  scheduler_->Cancel(SequenceId(1));
+  EXPECT_THAT(Step(), ElementsAre("2: prompt 4..8", "4: prompt 4..8 samples"));
+  EXPECT_THAT(Step(), ElementsAre("2: prompt 8..12", "3: prompt 0..4"));
+}
+
+TEST_F(SchedulerTest, ALongRequestThatNeedsMoreThanLongOnesMayHaveStartsAlone) {
+  Make(4, {.max_step_tokens = 32,
+           .chunk_tokens = 4,
+           .window = 4,
+           .long_prompt_tokens = 10,
+           .long_slots = 2});
+  SequenceSpec spec = Spec(1, 40, 1);
+  spec.num_sequences = 3;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  Enqueue(2, 40, 1);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
+  EXPECT_EQ(pool_->num_free(), 1);
+}
+
+// ---- Several sequences from one prompt ----
+
+TEST_F(SchedulerTest, SequencesOfOnePromptLeaseTheirSlotsAtTheStart) {
+  Make(4, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
+  SequenceSpec spec = Spec(1, 6, 2);
+  spec.num_sequences = 3;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  StepPlan plan = Plan();
+  EXPECT_THAT(Describe(plan), ElementsAre("1: prompt 0..4"));
+  EXPECT_EQ(pool_->num_free(), 1);
+  EXPECT_EQ(scheduler_->num_running(), 1);
+  EXPECT_THAT(plan.copies(), IsEmpty());
+  Commit(std::move(plan));
+
+  plan = Plan();
+  EXPECT_THAT(Describe(plan), ElementsAre("1: prompt 4..6 samples 3"));
+  const SlotId reader = plan.rows()[0].row.slot;
+  ASSERT_EQ(plan.copies().size(), 2u);
+  for (const PlannedCopy& copy : plan.copies()) EXPECT_EQ(copy.from, reader);
+  EXPECT_NE(plan.copies()[0].to, plan.copies()[1].to);
+  ASSERT_EQ(plan.samples().size(), 3u);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(plan.samples()[static_cast<size_t>(i)].sequence_index, i);
+  updates_.clear();
+  scheduler_->Commit(
+      std::move(plan),
+      {SampledRow{.token = TokenId(5)}, SampledRow{.token = TokenId(6), .ends_sequence = true},
+       SampledRow{.token = TokenId(7)}},
+      updates_);
+  EXPECT_THAT(Describe(updates_), ElementsAre("1 prefilled 6", "1#1 stopped"));
+  EXPECT_EQ(pool_->num_free(), 2);
+
+  plan = Plan();
+  EXPECT_THAT(Describe(plan), ElementsAre("1: decode 6..7 samples", "1: decode 6..7 samples"));
+  EXPECT_THAT(plan.tokens(), ElementsAre(TokenId(5), TokenId(7)));
+  EXPECT_EQ(plan.rows()[0].row.slot, reader);
+  Commit(std::move(plan));
+  EXPECT_THAT(Describe(updates_),
+              ElementsAre("1#0 max tokens", "1#2 max tokens", "1 ended: max tokens"));
+  EXPECT_EQ(pool_->num_free(), 4);
+}
+
+TEST_F(SchedulerTest, SlotsThatComeFreeAreKeptForWhoNeedsSeveral) {
+  Make(3, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
+  Enqueue(1, 2, 3);
+  Enqueue(2, 2, 6);
+  Step();
+  SequenceSpec spec = Spec(3, 2, 1);
+  spec.num_sequences = 3;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  for (int step = 0; step < 5; ++step) {
+    Enqueue(10 + static_cast<uint64_t>(step), 2, 1);
+    for (const std::string& row : Step()) EXPECT_THAT(row, HasSubstr("decode")) << step;
+  }
+  EXPECT_THAT(Step(), ElementsAre("3: prompt 0..2 samples 3"));
+}
+
+TEST_F(SchedulerTest, AStoppedSequenceLeavesTheOthersTheirSlots) {
+  Make(3, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
+  SequenceSpec spec = Spec(1, 6, 9);
+  spec.num_sequences = 3;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  scheduler_->StopSequence(SequenceId(1), 2);  // In the queue,
+  StepPlan plan = Plan();
+  EXPECT_THAT(Describe(updates_), ElementsAre("1#2 stopped by caller", "1 started"));
+  EXPECT_EQ(pool_->num_free(), 1);
+  const SlotId reader = plan.rows()[0].row.slot;
+  Commit(std::move(plan));
+  scheduler_->StopSequence(SequenceId(1), 0);  // in the prompt: its slot goes on reading it,
+  scheduler_->StopSequence(SequenceId(1), 7);
+  plan = Plan();
+  EXPECT_THAT(Describe(updates_), ElementsAre("1#0 stopped by caller"));
+  EXPECT_EQ(plan.rows()[0].row.slot, reader);
+  EXPECT_THAT(plan.copies(), IsEmpty());
+  EXPECT_EQ(plan.samples()[0].sequence_index, 1);
+  EXPECT_EQ(pool_->num_free(), 2);
+  Commit(std::move(plan));
+  scheduler_->StopSequence(SequenceId(1), 1);  // and while it decodes.
+  EXPECT_THAT(Step(), IsEmpty());
+  EXPECT_EQ(pool_->num_free(), 3);
+  EXPECT_EQ(scheduler_->num_running(), 0);
+}
+
+TEST_F(SchedulerTest, AFailedSequenceEndsThoseOfItsRequest) {
+  Make(3, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
+  SequenceSpec spec = Spec(1, 2, 9);
+  spec.num_sequences = 3;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  Step();
+  updates_.clear();
+  std::vector<SequenceUpdate> of_plan;
+  scheduler_->Commit(scheduler_->Plan(At(0), 100, of_plan),
+                     {SampledRow{.ends_sequence = true}, SampledRow{.failed = true},
+                      SampledRow{.ends_sequence = true}},
+                     updates_);
+  EXPECT_THAT(Describe(updates_), ElementsAre("1#0 stopped", "1 ended: failed"));
+  EXPECT_EQ(pool_->num_free(), 3);
+}
+
+// ---- Open prompts ----
+
+std::vector<TokenId> Numbers(int begin, int end) {
+  std::vector<TokenId> tokens;
+  for (int i = begin; i < end; ++i) tokens.push_back(TokenId(i));
+  return tokens;
+}
+
+TEST_F(SchedulerTest, AnOpenPromptIsReadByWholeBlocksAndNeverToItsEnd) {
+  Make(2, {.max_step_tokens = 16, .chunk_tokens = 8, .window = 4});
+  SequenceSpec spec = Spec(1, 0, 5);
+  spec.prompt_open = true;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  EXPECT_THAT(Step(), IsEmpty());
+  EXPECT_EQ(pool_->num_free(), 2);
+  scheduler_->Append(SequenceId(1), Numbers(0, 4), false, At(0));
+  EXPECT_THAT(Step(), IsEmpty());  // The fourth may be the last: its logits would be wanted.
+  EXPECT_EQ(pool_->num_free(), 2);
+  scheduler_->Append(SequenceId(1), Numbers(4, 5), false, At(0));
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
+  scheduler_->Append(SequenceId(1), Numbers(5, 18), false, At(0));
+  EXPECT_EQ(scheduler_->waiting_tokens(), 0);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 4..12"));
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 12..16"));
+  EXPECT_THAT(Step(), IsEmpty());
+  scheduler_->Append(SequenceId(1), {}, true, At(0));
+  StepPlan plan = Plan();
+  EXPECT_THAT(Describe(plan), ElementsAre("1: prompt 16..18 samples"));
+  EXPECT_THAT(plan.tokens(), ElementsAre(TokenId(16), TokenId(17)));
+  Commit(std::move(plan));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 18..19 samples"));
+}
+
+TEST_F(SchedulerTest, AnOpenPromptThatNothingComesOfEnds) {
+  Make(
+      2,
+      {.max_step_tokens = 16, .chunk_tokens = 8, .window = 4, .upload_timeout = absl::Seconds(60)});
+  SequenceSpec spec = Spec(1, 0, 5);
+  spec.prompt_open = true;
+  spec.arrival = At(100);
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  EXPECT_EQ(scheduler_->next_deadline(), At(160));
+  scheduler_->Append(SequenceId(1), Numbers(0, 9), false, At(150));
+  EXPECT_EQ(scheduler_->next_deadline(), absl::InfiniteFuture());  // Now it waits for us.
+  EXPECT_THAT(Step(500), ElementsAre("1: prompt 0..8"));
+  EXPECT_THAT(Step(510), IsEmpty());
+  EXPECT_EQ(scheduler_->next_deadline(), At(570));
+  scheduler_->Append(SequenceId(1), Numbers(9, 10), false, At(560));
+  EXPECT_EQ(scheduler_->next_deadline(), At(620));
+  StepPlan plan = Plan(620);
+  EXPECT_THAT(Describe(updates_), ElementsAre("1 ended: upload timeout"));
+  EXPECT_EQ(pool_->num_free(), 2);
+  Commit(std::move(plan));
+}
+
+TEST_F(SchedulerTest, AnOpenPromptCountsAsLongUntilItIsComplete) {
+  Make(4, {.max_step_tokens = 32,
+           .chunk_tokens = 8,
+           .window = 4,
+           .long_prompt_tokens = 100,
+           .long_slots = 1});
+  for (uint64_t id = 1; id <= 2; ++id) {
+    SequenceSpec spec = Spec(id, 6, 5);
+    spec.prompt_open = true;
+    ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  }
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
+  scheduler_->Append(SequenceId(1), {}, true, At(0));
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples", "2: prompt 0..4"));
+}
+
+TEST_F(SchedulerTest, WhatHasBeenReadOfAnOpenPromptIsDropped) {
+  Make(1, {.max_step_tokens = 16, .chunk_tokens = 16, .window = 4});
+  SequenceSpec spec = Spec(1, 0, 1);
+  spec.prompt_open = true;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+  std::vector<TokenId> read;
+  for (int i = 0; i < 100; ++i) {
+    scheduler_->Append(SequenceId(1), Numbers(7 * i, 7 * i + 7), i == 99, At(0));
+    StepPlan plan = Plan();
+    read.insert(read.end(), plan.tokens().begin(), plan.tokens().end());
+    Commit(std::move(plan));
+  }
+  EXPECT_EQ(read, Numbers(0, 700));
+}
+
+// ---- Slots, ends, deadlines ----
 
 TEST_F(SchedulerTest, PromptsAdvanceBesideAsManyDecodeRowsAsThereCanBe) {
   Make(4, {.max_step_tokens = 7, .chunk_tokens = 4, .window = 4});
@@ -261,7 +573,7 @@ TEST_F(SchedulerTest, AnEndingTokenEndsTheSequence) {
   Make(1, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
   Enqueue(1, 2, 5);
   Commit(Plan(), {.token = TokenId(0), .ends_sequence = true});
-  EXPECT_THAT(Describe(updates_), ElementsAre("1 prefilled 2", "1 ended: stopped"));
+  EXPECT_THAT(Describe(updates_), ElementsAre("1 prefilled 2", "1#0 stopped", "1 ended: stopped"));
   EXPECT_EQ(pool_->num_free(), 1);
 }
 
@@ -269,7 +581,7 @@ TEST_F(SchedulerTest, AnEndingTokenThatIsTheLastAllowedCountsAsStopped) {
   Make(1, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
   Enqueue(1, 2, 1);
   Commit(Plan(), {.token = TokenId(0), .ends_sequence = true});
-  EXPECT_THAT(Describe(updates_), ElementsAre("1 prefilled 2", "1 ended: stopped"));
+  EXPECT_THAT(Describe(updates_), ElementsAre("1 prefilled 2", "1#0 stopped", "1 ended: stopped"));
 }
 
 TEST_F(SchedulerTest, AFailedRowEndsItsSequenceAlone) {
@@ -331,7 +643,8 @@ TEST_F(SchedulerTest, ASequenceThatEndsInTheStepIsNotCancelledAfterwards) {
   StepPlan plan = Plan();
   scheduler_->Cancel(SequenceId(1));
   Commit(std::move(plan));
-  EXPECT_THAT(Describe(updates_), ElementsAre("1 prefilled 2", "1 ended: max tokens"));
+  EXPECT_THAT(Describe(updates_),
+              ElementsAre("1 prefilled 2", "1#0 max tokens", "1 ended: max tokens"));
   plan = Plan();
   EXPECT_THAT(updates_, IsEmpty());
 }
@@ -359,7 +672,8 @@ TEST_F(SchedulerTest, TimeLimitEndsWaitingAndRunningSequences) {
   }
   Step(9);
   EXPECT_TRUE(Plan(11).empty());
-  EXPECT_THAT(Describe(updates_), ElementsAre("1 ended: time limit", "2 ended: time limit"));
+  EXPECT_THAT(Describe(updates_),
+              ElementsAre("1#0 time limit", "1 ended: time limit", "2 ended: time limit"));
   EXPECT_EQ(pool_->num_free(), 1);
 }
 
@@ -417,7 +731,7 @@ TEST_F(SchedulerTest, MisuseOfTheProtocolIsABug) {
   EXPECT_DEATH((void)scheduler_->Enqueue(Spec(2, 0, 5)), "has no prompt");
   StepPlan plan = Plan();
   EXPECT_DEATH(Plan(), "was not committed");
-  EXPECT_DEATH(scheduler_->Commit(std::move(plan), {}, updates_), "only 0 outcomes");
+  EXPECT_DEATH(scheduler_->Commit(std::move(plan), {}, updates_), "0 outcomes for 1 samples");
 }
 
 TEST_F(SchedulerTest, LimitsThatCouldStarvePromptsAreABug) {

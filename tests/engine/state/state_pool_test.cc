@@ -96,6 +96,31 @@ TEST_F(StatePoolTest, ANewLeaseSeesOnlyZeros) {
   }
 }
 
+TEST_F(StatePoolTest, ACopyIsOfEveryRegionAndOfNoOtherSlot) {
+  const auto pool = MakePool({24, 100, 64}, 4);
+  std::vector<SlotLease> leases;
+  for (int i = 0; i < 4; ++i) leases.push_back(*pool->Acquire());
+  for (int region = 0; region < 3; ++region) {
+    const PoolView view = pool->region(region);
+    for (const SlotLease& lease : leases) {
+      std::memset(view.slot<std::byte>(lease.id()), 10 * (1 + lease.id().value()) + region,
+                  view.slot_bytes);
+    }
+  }
+  pool->Copy(leases[2].id(), leases[1].id());
+  for (int region = 0; region < 3; ++region) {
+    const PoolView view = pool->region(region);
+    for (const SlotLease& lease : leases) {
+      const int from = lease.id() == leases[1].id() ? 2 : lease.id().value();
+      const std::byte* bytes = view.slot<std::byte>(lease.id());
+      for (size_t i = 0; i < view.slot_bytes; ++i) {
+        ASSERT_EQ(bytes[i], static_cast<std::byte>(10 * (1 + from) + region))
+            << region << " " << lease.id().value() << " " << i;
+      }
+    }
+  }
+}
+
 TEST_F(StatePoolTest, SlotsStartOnCacheLines) {
   const auto pool = MakePool({1, 64, 65}, 2);
   const size_t expected[] = {64, 64, 128};

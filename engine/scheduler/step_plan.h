@@ -1,0 +1,66 @@
+// StepPlan: what one step runs, as the scheduler decided it.
+//
+// Threads   Values; a plan is move-only.
+// Tested by tests/engine/scheduler/scheduler_test.cc
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "engine/backend/row.h"
+#include "engine/base/ids.h"
+
+namespace bst {
+
+// One row of a plan: what the model needs (row) and what is to be done with its logits.
+struct PlannedRow {
+  SequenceId id;
+  Row row;                 // tokens are plan.tokens()[row.begin .. row.end)
+  bool is_prompt = false;  // a prompt chunk, not a decode row
+  int num_samples = 0;     // tokens drawn from the logits after its last token: plan.samples()
+  bool scores = false;     // the logits after every token are wanted
+  // Of a prompt chunk: the prompt's next token; none at its end, or before it has come.
+  std::optional<TokenId> following = std::nullopt;
+};
+
+// A token to draw, for one continuation.
+struct PlannedSample {
+  int row = 0;  // index into plan.rows()
+  int sequence_index = 0;
+};
+
+// After the rows ran, slot `to` becomes a copy of slot `from`.
+struct PlannedCopy {
+  SlotId from;
+  SlotId to;
+};
+
+class StepPlan {
+ public:
+  StepPlan(StepPlan&&) = default;
+  StepPlan& operator=(StepPlan&&) = default;
+
+  bool empty() const { return rows_.empty(); }
+  absl::Span<const TokenId> tokens() const { return tokens_; }
+  absl::Span<const PlannedRow> rows() const { return rows_; }           // decode rows first
+  absl::Span<const PlannedSample> samples() const { return samples_; }  // in the order of the rows
+  absl::Span<const PlannedCopy> copies() const { return copies_; }
+
+ private:
+  friend class Scheduler;
+  StepPlan() = default;
+  void Clear() {
+    tokens_.clear();
+    rows_.clear();
+    samples_.clear();
+    copies_.clear();
+  }
+
+  std::vector<TokenId> tokens_;
+  std::vector<PlannedRow> rows_;
+  std::vector<PlannedSample> samples_;
+  std::vector<PlannedCopy> copies_;
+};
+
+}  // namespace bst
