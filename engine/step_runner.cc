@@ -228,7 +228,6 @@ void StepRunner::Step() {
   ran_ = !plan.empty();
   UpdateLoad();
   ReportStartsAndEnds(begin);
-  awaiting_input_ = !ran_ && !requests_.empty();
   updates_.clear();
   if (!ran_) {
     scheduler_.Commit(std::move(plan), {}, updates_);
@@ -394,6 +393,7 @@ void StepRunner::EndAll(const absl::Status& status) {
 
 void StepRunner::UpdateLoad() {
   running_ = scheduler_.num_running();
+  awaiting_input_ = !ran_ && scheduler_.num_running() + scheduler_.num_waiting() > 0;
   slots_used_ = pool_->num_slots() - pool_->num_free();
 }
 

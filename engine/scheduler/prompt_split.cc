@@ -68,8 +68,11 @@ void SplitPromptTokens(const SplitLimits& limits, int budget, SplitTurn turn,
     return;
   }
   const int given = splitter.GiveToShortest(budget / 2);
-  const int most = splitter.ends_a_prompt() ? std::max(limits.window, given) : splitter.left();
-  splitter.GiveToOldest(most);
+  if (!splitter.ends_a_prompt()) {
+    splitter.GiveToOldest(splitter.left());
+  } else if (turn == SplitTurn::kOldest) {
+    splitter.GiveToOldest(std::max(limits.window, given));
+  }
 }
 
 }  // namespace bst

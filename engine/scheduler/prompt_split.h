@@ -6,8 +6,9 @@
 //
 // Invariants  (1) The tokens given sum to at most `budget`; each prompt gets at most chunk_tokens
 //                 and what it can read, and a multiple of window unless that ends it.
-//             (2) The oldest gets something whenever budget >= 2 window, or >= window and it is the
-//                 oldest's turn.
+//             (2) The oldest gets something when it is its turn, and also when two blocks fit and
+//             no
+//                 prompt ends.  REQUIRES: budget >= window.
 // Threads     Pure function.
 // Tested by   tests/engine/scheduler/prompt_split_test.cc
 #pragma once
@@ -34,7 +35,8 @@ struct SplitLimits {
   int window = 1;
 };
 
-// Who comes first when a step has room for less than two blocks.
+// Who comes first when a step has room for less than two blocks, or should be short because it ends
+// a prompt: the oldest, if it was passed over the last time.
 enum class SplitTurn { kShortest, kOldest };
 
 // `claims`: oldest first; their `tokens` are 0 and become what each one reads.

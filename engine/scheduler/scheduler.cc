@@ -285,7 +285,7 @@ void Scheduler::Impl::PlanPrompts(int short_step_tokens, std::vector<SequenceUpd
   }
   SplitPromptTokens({.chunk_tokens = limits.chunk_tokens, .window = limits.window}, budget, turn,
                     absl::MakeSpan(claims));
-  turn = turn == SplitTurn::kOldest ? SplitTurn::kShortest : SplitTurn::kOldest;
+  turn = claims.front().tokens > 0 ? SplitTurn::kShortest : SplitTurn::kOldest;
 
   for (size_t i = 0; i < readers.size(); ++i) {
     if (claims[i].tokens == 0) continue;

@@ -22,14 +22,14 @@
 //       Nothing is ever preempted: state is constant-size, so a running sequence cannot run out of
 //       memory.
 //   (4) Half of the tokens left for prompts goes to those with the fewest tokens left, the rest to
-//       the oldest; what one half does not use is the other's. With less than two blocks left the
-//       halves take turns. Chunks end at a multiple of `window` or at the prompt's end; the answer
-//       does not depend on where.
-//   (5) A step that decodes, or may end a prompt, is kept short: to the token limit that Plan is
-//       given, though never below a block of prompt. When it does end a short prompt, the oldest
-//       take no more than the short ones, or a block.
-//   So each step that reads prompts at all advances the oldest one that can run, by a block or to
-//   its end (at the latest in every second step, when only one block fits), and nobody starves.
+//       the oldest; what one half does not use is the other's. Chunks end at a multiple of `window`
+//       or at the prompt's end; the answer does not depend on where.
+//   (5) A step that decodes, or may end one of several prompts, is kept short: to the token limit
+//       that Plan is given, though never below a block of prompt. One that does end a short prompt
+//       may pass over the oldest, as may one in which only one block fits: never twice in a row,
+//       and in its turn the oldest has a block, or as much as the short ones.
+//   So of two steps that read prompts at least one advances the oldest that can run, by a block or
+//   to its end, and nobody starves.
 //
 // Cost       A step is O(slots + tokens), however many wait.
 // Protocol   Plan(), run it, Commit(), strictly alternating. The plan is move-only and goes back

@@ -26,6 +26,9 @@ GenerateRequest RandomRequest(std::mt19937& random) {
   request.sampling.seed = random();
   request.top_logprobs = static_cast<int>(random() % 2);
   request.prompt_progress = random() % 2 == 0;
+  request.num_sequences = 1 + static_cast<int>(random() % 3);
+  request.priority = static_cast<Priority>(random() % 3);
+  request.prompt_open = random() % 3 == 0;
   return request;
 }
 
@@ -51,7 +54,11 @@ class EngineConcurrencyTest : public testing::Test {
         request.tokens = LongPrompt(1 + static_cast<int>(random() % 60));
         id = engine_->Submit(std::move(request), sink);
       } else {
-        id = engine_->Submit(RandomRequest(random), sink);
+        const GenerateRequest request = RandomRequest(random);
+        id = engine_->Submit(request, sink);
+        if (id.ok() && request.prompt_open) Complete(*id, random);
+        if (id.ok() && random() % 4 == 0)
+          engine_->StopSequence(*id, static_cast<int>(random() % 3));
       }
       if (id.status().code() == absl::StatusCode::kUnavailable) break;
       if (!id.ok()) {
@@ -76,6 +83,15 @@ class EngineConcurrencyTest : public testing::Test {
       }
     }
     return streams;
+  }
+  // Sends the rest of an open prompt. The engine may be shut down meanwhile.
+  void Complete(SequenceId id, std::mt19937& random) {
+    for (int part = 0; part < 3; ++part) {
+      const absl::Status status =
+          engine_->AppendPrompt(id, LongPrompt(static_cast<int>(random() % 30)),
+                                part == 2 ? PromptEnd::kComplete : PromptEnd::kMoreFollows);
+      EXPECT_TRUE(status.ok() || absl::IsNotFound(status)) << status;
+    }
   }
   // Runs clients, and `meanwhile` beside them; then all that they were promised has happened.
   template <typename Meanwhile>

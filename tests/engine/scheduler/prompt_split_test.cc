@@ -45,6 +45,7 @@ TEST(PromptSplitTest, WhatTheShortestDoNotUseIsTheOldests) {
 }
 
 TEST(PromptSplitTest, AStepThatEndsAShortPromptIsShort) {
+  EXPECT_THAT(Split(2048, {1'000'000, 100}, SplitTurn::kShortest), ElementsAre(0, 100));
   EXPECT_THAT(Split(2048, {1'000'000, 100}), ElementsAre(128, 100));
   EXPECT_THAT(Split(2048, {1'000'000, 100, 100, 100}), ElementsAre(256, 100, 100, 100));
   EXPECT_THAT(Split(2048, {1'000'000, 700}), ElementsAre(640, 700));
@@ -94,7 +95,10 @@ TEST(PromptSplitTest, RandomClaimsKeepTheInvariants) {
     }
     EXPECT_LE(sum, budget);
     EXPECT_GT(sum, 0);
-    const bool oldest_is_due = budget >= 2 * window || turn == SplitTurn::kOldest;
+    const bool ends = std::any_of(claims.begin(), claims.end(), [](const PromptClaim& claim) {
+      return claim.tokens == claim.remaining;
+    });
+    const bool oldest_is_due = turn == SplitTurn::kOldest || (budget >= 2 * window && !ends);
     EXPECT_TRUE(claims[0].tokens > 0 || !oldest_is_due);
     ASSERT_FALSE(HasFailure()) << "round " << round;
   }

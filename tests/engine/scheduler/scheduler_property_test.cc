@@ -4,10 +4,10 @@
 // Held after every call: each prompt token is fed exactly once and in order; chunks start where the
 // prompt stands and end at a multiple of window or at its end; every decoding sequence gets one
 // token per step; requests start only when those before them could too; steps keep to their token
-// limits; the oldest prompt that can run advances in every step (every second one where only a
-// block fits); long prompts keep to their slots; slots are neither shared nor leaked, and those of
-// one prompt's sequences are copies; every request and every sequence ends once, for the right
-// reason.
+// limits; the oldest prompt that can run advances, and may be passed over once where only a block
+// fits or another one ends; long prompts keep to their slots; slots are neither shared nor leaked,
+// and those of one prompt's sequences are copies; every request and every sequence ends once, for
+// the right reason.
 #include <algorithm>
 #include <cstdint>
 #include <map>
@@ -483,7 +483,7 @@ class Replay {
       const int most = known->decodes() ? static_cast<int>(known->drawn.size()) : 1;
       Expect(rows <= most && (rows == most || !known->decodes()), "rows of ", known->id);
     }
-    CheckOldest(rows_of, limits_.max_step_tokens - decode_rows, decode_rows);
+    CheckOldest(plan, rows_of, decode_rows);
     CheckLongSlots();
   }
 
@@ -508,10 +508,10 @@ class Replay {
     }
   }
 
-  // Who could read is served: the oldest in every step, or in every second one.
-  void CheckOldest(const std::map<uint64_t, int>& rows_of, int room, int decode_rows) {
+  // Somebody reads if anybody can; the oldest is passed over only for a reason and not twice.
+  void CheckOldest(const StepPlan& plan, const std::map<uint64_t, int>& rows_of, int decode_rows) {
     const Known* oldest = nullptr;
-    bool anyone = false;
+    bool anyone = false, ends_one = false;
     for (const Known* known : Live()) {
       if (known->decodes() || known->Readable(limits_.window) == 0) continue;
       if (!known->started && !startable_.contains(known)) continue;
@@ -520,10 +520,15 @@ class Replay {
     }
     if (oldest == nullptr) return;
     Expect(anyone, "no prompt advances");
+    for (const PlannedRow& row : plan.rows()) {
+      const Known& known = known_.at(row.id.value());
+      ends_one |= row.is_prompt && known.complete && row.row.num_tokens() == known.left();
+    }
+    const int room = std::min(limits_.max_step_tokens - decode_rows,
+                              std::max(limits_.window, short_step_ - decode_rows));
     const bool advances = rows_of.contains(oldest->id);
-    const bool two_blocks_fit =
-        std::min(room, std::max(limits_.window, short_step_ - decode_rows)) >= 2 * limits_.window;
-    Expect(advances || !two_blocks_fit, oldest->id, " is the oldest and does not advance");
+    Expect(advances || ends_one || room < 2 * limits_.window, oldest->id,
+           " is the oldest and does not advance");
     Expect(advances || oldest_advanced_, oldest->id, " is the oldest and waits for a second step");
     oldest_advanced_ = advances;
   }
