@@ -39,6 +39,7 @@ class ModelRunner {
   ModelRunner() = default;
 
   ModelConfig config_;
+  Backend* backend_ = nullptr;
   std::unique_ptr<Model> model_;
   std::unique_ptr<StatePool> pool_;
 };
@@ -49,7 +50,8 @@ double RelativeRms(absl::Span<const float> x, absl::Span<const float> y);
 // Reads a JSON list of token ids.
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path);
 
-// "reference", or "cpu" with an optional instruction set and thread count: "cpu", "cpu:avx2",
+// "cuda", on the emulated device (support/cuda_on_cpu), or "cuda:blocking" (CudaOptions::blocking);
+// "reference"; or "cpu" with an optional instruction set and thread count: "cpu", "cpu:avx2",
 // "cpu:avx512:3", "cpu:amx", "cpu:amx-emulated".
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name);
 
