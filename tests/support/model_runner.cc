@@ -112,6 +112,12 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
   return MakeCpuBackend(options);
 }
 
+std::vector<std::string> OperatorBackendNames() {
+  std::vector<std::string> names = CpuBackendNames();
+  names.push_back("cuda:blocking");  // operands die after each operator
+  return names;
+}
+
 std::vector<std::string> CpuBackendNames() {
   std::vector<std::string> names = {"cpu:avx2:2"};
   const CpuIsa best = DetectCpuIsa();

@@ -55,6 +55,10 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path);
 // "cpu:avx512:3", "cpu:amx", "cpu:amx-emulated".
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name);
 
+// Names for MakeBackend of the backends whose operators are tested against the reference's: all CPU
+// backends, and the CUDA one.
+std::vector<std::string> OperatorBackendNames();
+
 // Names for MakeBackend: the CPU backend with every instruction set that this machine can run, the
 // emulated tiles among them, in varying numbers of threads.
 std::vector<std::string> CpuBackendNames();

@@ -18,6 +18,7 @@ constexpr char kGolden[] = "tests/golden/";
 std::vector<std::string> Backends() {
   std::vector<std::string> names = CpuBackendNames();
   names.push_back("reference");
+  names.push_back("cuda");
   return names;
 }
 
