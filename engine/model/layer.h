@@ -33,8 +33,8 @@ class Scratch {
   }
   // For results that the host reads (backend.h).
   absl::Status AllocateHostReadable(Backend& backend) {
-    BST_ASSIGN_OR_RETURN(buffer_, backend.AllocateHostReadable(
-                                      static_cast<size_t>(elements_) * sizeof(float)));
+    BST_ASSIGN_OR_RETURN(
+        buffer_, backend.AllocateHostReadable(static_cast<size_t>(elements_) * sizeof(float)));
     return absl::OkStatus();
   }
   // Contiguous. REQUIRES: reserved.

@@ -135,8 +135,7 @@ template <typename T>
 BST_DEVICE void StoreOne(const StoreTask& task) {
   const StoreRow row = task.store[BlockX()];
   for (int c = ThreadX(); c < task.columns; c += NumThreads()) {
-    static_cast<T*>(row.first)[c] =
-        Store<T>(task.first.data[row.source * task.first.stride + c]);
+    static_cast<T*>(row.first)[c] = Store<T>(task.first.data[row.source * task.first.stride + c]);
     if (task.has_second) {
       static_cast<T*>(row.second)[c] =
           Store<T>(task.second.data[row.source * task.second.stride + c]);
@@ -146,8 +145,12 @@ BST_DEVICE void StoreOne(const StoreTask& task) {
 
 }  // namespace
 
-BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_f32(AttentionTask task) { AttendRing<float>(task); }
-BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_bf16(AttentionTask task) { AttendRing<Bf16>(task); }
+BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_f32(AttentionTask task) {
+  AttendRing<float>(task);
+}
+BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_bf16(AttentionTask task) {
+  AttendRing<Bf16>(task);
+}
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_f32(ContextTask task) { AttendContext<float>(task); }
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_bf16(ContextTask task) { AttendContext<Bf16>(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_store_f32(StoreTask task) { StoreOne<float>(task); }
@@ -155,8 +158,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_store_bf16(StoreTask task) { StoreOne<Bf1
 
 void Attention(Stream& stream, bool bf16, const AttentionTask& task) {
   if (task.num_tokens == 0) return;
-  const LaunchShape shape = {
-      .blocks_x = task.num_tokens, .blocks_y = task.heads, .threads = kTile};
+  const LaunchShape shape = {.blocks_x = task.num_tokens, .blocks_y = task.heads, .threads = kTile};
   if (bf16) {
     BST_LAUNCH(bst_attention_bf16, shape, stream, task);
   } else {

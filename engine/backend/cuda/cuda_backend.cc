@@ -142,22 +142,21 @@ class CudaBackend final : public Backend {
 
   void Gate(TensorView x, GateActivation activation, TensorView out) override {
     BST_CHECK_SHAPE(x, {out.dim(0), 2 * out.dim(1)});
-    cuda::Gate(stream(), {.x = ToMatrix(x),
-                          .out = ToMatrix(out),
-                          .activation = activation == GateActivation::kGelu
-                                            ? cuda::Activation::kGelu
-                                            : cuda::Activation::kSilu,
-                          .rows = Rows(out),
-                          .columns = Columns(out)});
+    cuda::Gate(stream(),
+               {.x = ToMatrix(x),
+                .out = ToMatrix(out),
+                .activation = activation == GateActivation::kGelu ? cuda::Activation::kGelu
+                                                                  : cuda::Activation::kSilu,
+                .rows = Rows(out),
+                .columns = Columns(out)});
     Done();
   }
 
   void NormalizeHeads(TensorView x, int head_dim) override {
     BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
-    cuda::NormalizeHeads(stream(), {.x = ToMatrix(x),
-                                    .rows = Rows(x),
-                                    .heads = Columns(x) / head_dim,
-                                    .head_dim = head_dim});
+    cuda::NormalizeHeads(
+        stream(),
+        {.x = ToMatrix(x), .rows = Rows(x), .heads = Columns(x) / head_dim, .head_dim = head_dim});
     Done();
   }
 
@@ -291,10 +290,8 @@ class CudaBackend final : public Backend {
   }
   void Multiply(TensorView x, TensorView y) override {
     BST_CHECK_SHAPE(y, {x.dim(0), x.dim(1)});
-    cuda::Multiply(stream(), {.x = ToMatrix(x),
-                              .y = ToMatrix(y),
-                              .rows = Rows(y),
-                              .columns = Columns(y)});
+    cuda::Multiply(stream(),
+                   {.x = ToMatrix(x), .y = ToMatrix(y), .rows = Rows(y), .columns = Columns(y)});
     Done();
   }
   void AddTable(TensorView table, TensorView x) override {

@@ -177,10 +177,10 @@ struct SequenceRow {
 struct RecurrenceTask {
   Matrix u, y;
   const SequenceRow* rows;
-  const float* c;       // [features, modes, 2]
-  const float* d;       // [features]
-  const float* e;       // diagonal: A - 1; DPLR: dt lambda
-  const float* b;       // DPLR: dt b
+  const float* c;          // [features, modes, 2]
+  const float* d;          // [features]
+  const float* e;          // diagonal: A - 1; DPLR: dt lambda
+  const float* b;          // DPLR: dt b
   const float *p, *g, *w;  // DPLR
   const float* dt;         // DPLR, [features]
   int num_rows, inputs, features, modes;

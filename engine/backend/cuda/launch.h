@@ -22,10 +22,11 @@ struct LaunchShape {
 #define BST_LAUNCH(kernel, shape, stream, task) \
   ::bst::cuda::Launch(kernel, #kernel, shape, stream, task)
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(BST_CUDA_RUNTIME)
 
 namespace bst::cuda {
 
+// `name` for the message if it fails; `arguments` are copied.
 void LaunchRaw(const void* kernel, const char* name, const LaunchShape& shape, Stream& stream,
                void** arguments);
 

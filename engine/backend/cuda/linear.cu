@@ -30,7 +30,7 @@ BST_DEVICE void Finish(const LinearTask& task, int row, int column, float sum) {
 
 template <typename T>
 BST_DEVICE void FewRows(const LinearTask& task) {
-  BST_SHARED(float, parts, kWarps * kFewRows * kWarp);
+  BST_SHARED(float, parts, kWarps* kFewRows* kWarp);
   const int lane = ThreadX() % kWarp, warp = ThreadX() / kWarp;
   const int column = BlockX() * kWarp + lane;  // < padded_out
   const T* weights = static_cast<const T*>(task.weights) + column;
@@ -58,8 +58,8 @@ BST_DEVICE void FewRows(const LinearTask& task) {
 
 template <typename T>
 BST_DEVICE void Tile(const LinearTask& task) {
-  BST_SHARED(float, xs, kDepth * (kTile + 1));  // [k][row]; the odd stride spreads the banks
-  BST_SHARED(float, ws, kDepth * kTile);        // [k][column]
+  BST_SHARED(float, xs, kDepth*(kTile + 1));  // [k][row]; the odd stride spreads the banks
+  BST_SHARED(float, ws, kDepth* kTile);       // [k][column]
   const int first_row = BlockY() * kTile, first_column = BlockX() * kTile;
   const int x0 = ThreadX() % (kTile / kMicro), y0 = ThreadX() / (kTile / kMicro) * kMicro;
   const T* weights = static_cast<const T*>(task.weights) + first_column;

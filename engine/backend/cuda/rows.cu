@@ -32,8 +32,7 @@ BST_DEVICE float BlockMax(float x) {
 
 template <typename T>
 BST_DEVICE void GatherRow(const GatherTask& task) {
-  const T* from =
-      static_cast<const T*>(task.table) + task.indices[BlockX()] * task.table_stride;
+  const T* from = static_cast<const T*>(task.table) + task.indices[BlockX()] * task.table_stride;
   float* out = task.out.data + BlockX() * task.out.stride;
   for (int c = ThreadX(); c < task.columns; c += NumThreads()) out[c] = Load(from[c]);
 }

@@ -1,6 +1,6 @@
 // The recurrences, the shared scan and the direct convolution. A recurrence walks along its row's
-// tokens; the modes of a feature lie in neighbouring lanes (a power of two of them, each lane taking
-// every lanes-th mode), so that decode and prompt do the same operations in the same order.
+// tokens; the modes of a feature lie in neighbouring lanes (a power of two of them, each lane
+// taking every lanes-th mode), so that decode and prompt do the same operations in the same order.
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"

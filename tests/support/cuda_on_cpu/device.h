@@ -11,10 +11,10 @@
 #define BST_DEVICE inline
 #define BST_BOUNDS(threads, blocks)
 // The tag's address says which array of the kernel it is.
-#define BST_SHARED(type, name, count)                                                       \
-  static const char name##_tag = 0;                                                         \
-  type* const name = static_cast<type*>(::bst::cuda_on_cpu::SharedArray(&name##_tag, #name, \
-                                                                        sizeof(type) * (count)))
+#define BST_SHARED(type, name, count)    \
+  static const char name##_tag = 0;      \
+  type* const name = static_cast<type*>( \
+      ::bst::cuda_on_cpu::SharedArray(&name##_tag, #name, sizeof(type) * (count)))
 
 namespace bst::cuda_on_cpu {
 
@@ -42,18 +42,16 @@ inline void SyncThreads(std::source_location where = std::source_location::curre
   cuda_on_cpu::SyncThreads(where.file_name(), where.line());
 }
 template <typename T>
-T ShuffleXor(T value, int lane_mask,
-             std::source_location where = std::source_location::current()) {
+T ShuffleXor(T value, int lane_mask, std::source_location where = std::source_location::current()) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = cuda_on_cpu::Exchange(bits, cuda_on_cpu::Lane() ^ lane_mask, where.file_name(),
-                               where.line());
+  bits =
+      cuda_on_cpu::Exchange(bits, cuda_on_cpu::Lane() ^ lane_mask, where.file_name(), where.line());
   std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
-inline uint32_t Ballot(bool value,
-                       std::source_location where = std::source_location::current()) {
+inline uint32_t Ballot(bool value, std::source_location where = std::source_location::current()) {
   return cuda_on_cpu::Ballot(value, where.file_name(), where.line());
 }
 inline uint32_t FloatBits(float x) {

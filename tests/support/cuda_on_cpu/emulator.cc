@@ -161,8 +161,7 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
       block_y_ = y;
       const std::string problem = RunBlock();
       Fail(problem);
-      if (!problem_.empty())
-        return absl::StrCat(kernel, ", block (", x, ", ", y, "): ", problem_);
+      if (!problem_.empty()) return absl::StrCat(kernel, ", block (", x, ", ", y, "): ", problem_);
     }
   }
   Acquire(&launch_sync_);

@@ -2,7 +2,8 @@
 // own, all on the calling thread.
 //
 // What it reports, with the kernel's name, as the error of the launch:
-//   - a barrier or a warp operation that some threads do not reach, or reach elsewhere in the source
+//   - a barrier or a warp operation that some threads do not reach, or reach elsewhere in the
+//   source
 //   - a write beyond a shared array (guard zones, checked when the block ends)
 // What makes other bugs visible:
 //   - shared arrays begin as NaN; device memory too (runtime.cc)

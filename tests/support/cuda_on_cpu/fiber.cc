@@ -13,7 +13,8 @@
 #endif
 
 // void bst_switch_stack(void** save, void* load): what the System V ABI keeps across a call goes to
-// the old stack and comes from the new one. The floating-point control words are nobody's to change.
+// the old stack and comes from the new one. The floating-point control words are nobody's to
+// change.
 __asm__(R"(
     .text
     .globl bst_switch_stack
@@ -62,8 +63,8 @@ Fiber::Fiber(void (*run)(void*), void* argument) : run_(run), argument_(argument
   BST_CHECK(::mprotect(stack_, kGuardBytes, PROT_NONE) == 0, "no guard page");
   // What the first switch pops: r15 r14 r13 r12 rbx rbp, then the address it returns to, where the
   // stack is aligned to 16 bytes for the call.
-  auto* top = reinterpret_cast<uint64_t*>(static_cast<std::byte*>(stack_) + kGuardBytes +
-                                          kStackBytes);
+  auto* top =
+      reinterpret_cast<uint64_t*>(static_cast<std::byte*>(stack_) + kGuardBytes + kStackBytes);
   top -= 9;
   top[0] = top[1] = top[4] = top[5] = top[7] = top[8] = 0;
   top[2] = reinterpret_cast<uint64_t>(&Fiber::Enter);  // r13

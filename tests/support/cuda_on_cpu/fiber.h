@@ -29,7 +29,7 @@ class Fiber {
   void (*run_)(void*);
   void* argument_;
   void* stack_;
-  void* inside_;             // saved stack pointers
+  void* inside_;  // saved stack pointers
   void* outside_ = nullptr;
   // The sanitizers' own.
   void* inside_fake_stack_ = nullptr;
