@@ -109,6 +109,9 @@ class Multiprocessor {
   const std::function<void()>* body_ = nullptr;
   int num_threads_ = 0;
   std::string problem_;
+  // Places that threads met at but that differ. Fibers note it, the host makes the message of it.
+  const char* mismatch_ = nullptr;
+  std::array<Place, 2> mismatched_;
   std::vector<Thread> threads_;
   std::byte* arena_ = nullptr;
   size_t arena_used_ = 0;
@@ -119,7 +122,8 @@ class Multiprocessor {
   Place barrier_;
   unsigned barriers_ = 0;
   std::array<char, 2> barrier_sync_ = {};  // addresses for ThreadSanitizer, in turn
-  char launch_sync_ = 0;
+  char launch_sync_ = 0;                   // from the host to the fibers
+  char host_sync_ = 0;                     // and back
   std::vector<Warp> warps_;
   std::vector<Array> arrays_;
 };
@@ -147,6 +151,7 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
   body_ = &thread;
   num_threads_ = shape.threads;
   problem_.clear();
+  mismatch_ = nullptr;
   arena_used_ = 0;
   if (threads_.size() < static_cast<size_t>(num_threads_))
     threads_.resize(static_cast<size_t>(num_threads_));
@@ -160,11 +165,15 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
       block_x_ = x;
       block_y_ = y;
       const std::string problem = RunBlock();
+      if (mismatch_ != nullptr) {
+        Fail(absl::StrCat(mismatch_, ", ", mismatched_[0].ToString(), " and ",
+                          mismatched_[1].ToString()));
+      }
       Fail(problem);
+      Acquire(&host_sync_);
       if (!problem_.empty()) return absl::StrCat(kernel, ", block (", x, ", ", y, "): ", problem_);
     }
   }
-  Acquire(&launch_sync_);
   return "";
 }
 
@@ -173,7 +182,6 @@ void Multiprocessor::RunThreads(void* self) {
   for (;;) {
     Acquire(&device.launch_sync_);
     (*device.body_)();
-    Release(&device.launch_sync_);
     device.Wait(State::kReturned, {});
   }
 }
@@ -193,15 +201,26 @@ std::string Multiprocessor::RunBlock() {
   if (!kFreshSharedMemory) arena_used_ = 0;
   for (int i = 0; i < num_threads_; ++i) threads_[static_cast<size_t>(i)].state = State::kReady;
   std::vector<int> order = InOrder(num_threads_);
+  // A warp runs until all its lanes wait for others, which keeps its stacks in the cache; shuffled,
+  // every thread is on its own.
+  const int group = order_ == Order::kShuffled ? num_threads_ : kLanes;
   for (int returned = 0; returned < num_threads_;) {
     bool progress = false;
-    for (const int i : order) {
-      Thread& thread = threads_[static_cast<size_t>(i)];
-      if (thread.state != State::kReady) continue;
-      progress = true;
-      thread_ = i;
-      thread.fiber->Resume();
-      if (thread.state == State::kReturned) ++returned;
+    for (int first = 0; first < num_threads_; first += group) {
+      for (bool ran = true; ran;) {
+        ran = false;
+        for (int at = first; at < first + group; ++at) {
+          const int i = order[static_cast<size_t>(at)];
+          Thread& thread = threads_[static_cast<size_t>(i)];
+          if (thread.state != State::kReady) continue;
+          ran = true;
+          thread_ = i;
+          thread.fiber->Resume();
+          if (thread.state == State::kReturned) ++returned;
+        }
+        progress = progress || ran;
+        if (order_ == Order::kShuffled) break;
+      }
     }
     if (!progress) {
       const std::string problem = Divergence();
@@ -219,6 +238,7 @@ std::string Multiprocessor::RunBlock() {
 }
 
 void Multiprocessor::Wait(State state, const Place& place) {
+  Release(&host_sync_);  // of a launch that ends here
   Thread& thread = threads_[static_cast<size_t>(thread_)];
   thread.state = state;
   thread.place = place;
@@ -228,9 +248,9 @@ void Multiprocessor::Wait(State state, const Place& place) {
 void Multiprocessor::Barrier(const Place& place) {
   const unsigned number = barriers_;
   if (at_barrier_ == 0) barrier_ = place;
-  if (!(barrier_ == place)) {
-    Fail(absl::StrCat("threads meet at two barriers, ", barrier_.ToString(), " and ",
-                      place.ToString()));
+  if (!(barrier_ == place) && mismatch_ == nullptr) {
+    mismatch_ = "threads meet at two barriers";
+    mismatched_ = {barrier_, place};
   }
   // Two addresses in turn: a thread that has gone on and arrives at the next barrier must not give
   // what it did in between to one that has not yet left this one.
@@ -251,9 +271,9 @@ const std::array<uint64_t, kLanes>& Multiprocessor::WarpOperation(uint64_t value
   const int first = thread_ / kLanes * kLanes;
   Warp& warp = warps_[static_cast<size_t>(thread_ / kLanes)];
   if (warp.arrived == 0) warp.place = place;
-  if (!(warp.place == place)) {
-    Fail(absl::StrCat("lanes of a warp meet in two operations, ", warp.place.ToString(), " and ",
-                      place.ToString()));
+  if (!(warp.place == place) && mismatch_ == nullptr) {
+    mismatch_ = "lanes of a warp meet in two operations";
+    mismatched_ = {warp.place, place};
   }
   auto& values = warp.values[warp.operation % 2];
   values[static_cast<size_t>(thread_ - first)] = value;
@@ -281,15 +301,15 @@ void* Multiprocessor::Shared(const void* tag, const char* name, size_t bytes) {
   std::byte* const data = before + kGuardBytes;
   arena_used_ += rounded + 2 * kGuardBytes;
 #ifdef BST_FIBERS_ASAN
-  ASAN_UNPOISON_MEMORY_REGION(before, rounded + 2 * kGuardBytes);
+  __asan_unpoison_memory_region(before, rounded + 2 * kGuardBytes);
 #endif
 #ifndef BST_FIBERS_TSAN  // whose memset would be this thread's write
   std::memset(before, kGuard, rounded + 2 * kGuardBytes);
   std::memset(data, kPoison, bytes);
 #endif
 #ifdef BST_FIBERS_ASAN
-  ASAN_POISON_MEMORY_REGION(before, kGuardBytes);
-  ASAN_POISON_MEMORY_REGION(data + bytes, rounded - bytes + kGuardBytes);
+  __asan_poison_memory_region(before, kGuardBytes);
+  __asan_poison_memory_region(data + bytes, rounded - bytes + kGuardBytes);
 #endif
   arrays_.push_back({tag, name, data, bytes});
   return data;
@@ -303,7 +323,7 @@ void Multiprocessor::CheckGuards() {
   for (const Array& array : arrays_) {
     const size_t rounded = (array.bytes + kGuardBytes - 1) / kGuardBytes * kGuardBytes;
 #ifdef BST_FIBERS_ASAN
-    ASAN_UNPOISON_MEMORY_REGION(array.data - kGuardBytes, rounded + 2 * kGuardBytes);
+    __asan_unpoison_memory_region(array.data - kGuardBytes, rounded + 2 * kGuardBytes);
 #endif
     if (!intact(array.data - kGuardBytes, array.data) ||
         !intact(array.data + array.bytes, array.data + rounded + kGuardBytes)) {

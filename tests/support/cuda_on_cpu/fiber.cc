@@ -53,6 +53,15 @@ namespace {
 
 constexpr size_t kStackBytes = size_t{128} << 10;
 constexpr size_t kGuardBytes = 4096;
+constexpr size_t kLineBytes = 64;
+constexpr size_t kNumLines = 64;
+
+// Stacks begin at different lines of their pages. Otherwise the same frame of all fibers would lie
+// in one set of the first-level cache.
+size_t NextColour() {
+  static size_t colour = 0;
+  return colour = (colour + 5) % kNumLines;
+}
 
 }  // namespace
 
@@ -63,8 +72,8 @@ Fiber::Fiber(void (*run)(void*), void* argument) : run_(run), argument_(argument
   BST_CHECK(::mprotect(stack_, kGuardBytes, PROT_NONE) == 0, "no guard page");
   // What the first switch pops: r15 r14 r13 r12 rbx rbp, then the address it returns to, where the
   // stack is aligned to 16 bytes for the call.
-  auto* top =
-      reinterpret_cast<uint64_t*>(static_cast<std::byte*>(stack_) + kGuardBytes + kStackBytes);
+  auto* top = reinterpret_cast<uint64_t*>(static_cast<std::byte*>(stack_) + kGuardBytes +
+                                          kStackBytes - NextColour() * kLineBytes);
   top -= 9;
   top[0] = top[1] = top[4] = top[5] = top[7] = top[8] = 0;
   top[2] = reinterpret_cast<uint64_t>(&Fiber::Enter);  // r13

@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <fstream>
 #include <random>
-#include <regex>
 #include <set>
 #include <string>
 #include <vector>
@@ -218,13 +217,14 @@ std::vector<float> RunIn(Order order, uint32_t seed) {
 // BST_KERNEL void [BST_BOUNDS(...)] bst_x(...) in the sources.
 std::set<std::string> KernelsOfTheSources() {
   std::set<std::string> names;
-  const std::regex kernel(R"(BST_KERNEL void (?:BST_BOUNDS\([^)]*\)\s+)?(bst_\w+)\()");
   for (const auto& entry : std::filesystem::directory_iterator("engine/backend/cuda")) {
     if (entry.path().extension() != ".cu") continue;
     std::ifstream file(entry.path());
     const std::string text((std::istreambuf_iterator<char>(file)), {});
-    for (std::sregex_iterator i(text.begin(), text.end(), kernel), end; i != end; ++i)
-      names.insert((*i)[1]);
+    for (size_t at = text.find("BST_KERNEL"); at != text.npos; at = text.find("BST_KERNEL", at)) {
+      at = text.find("bst_", at);
+      names.insert(text.substr(at, text.find('(', at) - at));
+    }
   }
   return names;
 }
