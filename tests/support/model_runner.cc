@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "engine/backend/cpu/cpu_backend.h"
 #include "engine/backend/cuda/cuda_backend.h"
+#include "engine/backend/cuda/cuda_plugin.h"
 #include "engine/backend/reference/reference_backend.h"
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
@@ -94,6 +95,7 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path) {
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
   const std::vector<std::string> parts = absl::StrSplit(name, ':');
   if (parts[0] == "reference") return MakeReferenceBackend();
+  if (parts[0] == "gpu") return OpenCudaBackend();
   if (parts[0] == "cuda")
     return MakeCudaBackend({.blocking = parts.size() > 1 && parts[1] == "blocking"});
   if (parts[0] != "cpu") return absl::InvalidArgumentError(absl::StrCat("unknown backend ", name));
@@ -116,6 +118,10 @@ std::vector<std::string> OperatorBackendNames() {
   std::vector<std::string> names = CpuBackendNames();
   names.push_back("cuda:blocking");  // operands die after each operator
   return names;
+}
+
+std::vector<std::string> GpuBackendNames() {
+  return OpenCudaBackend().ok() ? std::vector<std::string>{"gpu"} : std::vector<std::string>();
 }
 
 std::vector<std::string> CpuBackendNames() {

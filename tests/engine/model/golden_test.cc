@@ -19,6 +19,7 @@ std::vector<std::string> Backends() {
   std::vector<std::string> names = CpuBackendNames();
   names.push_back("reference");
   names.push_back("cuda");
+  for (const std::string& gpu : GpuBackendNames()) names.push_back(gpu);
   return names;
 }
 

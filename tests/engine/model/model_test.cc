@@ -216,6 +216,7 @@ std::vector<Case> Cases() {
   std::vector<Case> cases;
   std::vector<std::string> backends = CpuBackendNames();
   backends.push_back("reference");
+  for (const std::string& gpu : GpuBackendNames()) backends.push_back(gpu);
   for (const Variant& variant : kVariants) {
     for (const std::string& backend : backends) {
       for (const DType type : {DType::kF32, DType::kBF16})
