@@ -116,8 +116,17 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
 
 std::vector<std::string> OperatorBackendNames() {
   std::vector<std::string> names = CpuBackendNames();
-  names.push_back("cuda:blocking");  // operands die after each operator
+  // Blocking: operands die after each operator.
+  if (!EmulatedBackendNames().empty()) names.push_back("cuda:blocking");
   return names;
+}
+
+std::vector<std::string> EmulatedBackendNames() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return {};
+#else
+  return {"cuda"};
+#endif
 }
 
 std::vector<std::string> GpuBackendNames() {

@@ -59,6 +59,10 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name);
 // backends, and the CUDA one.
 std::vector<std::string> OperatorBackendNames();
 
+// "cuda". Nothing in a build for a sanitizer, where the emulated device is slow and
+// cuda_orders_test runs every kernel.
+std::vector<std::string> EmulatedBackendNames();
+
 // "gpu" if there is one here; else nothing.
 std::vector<std::string> GpuBackendNames();
 

@@ -229,7 +229,7 @@ std::vector<Case> Cases() {
     for (const char* name : {"sliding_strict_zeros_t5", "multi_head", "multi_filter", "kernels",
                              "brect_rope", "hybrid"}) {
       if (std::string(variant.name) != name) continue;
-      cases.push_back({variant, "cuda", type});
+      for (const std::string& cuda : EmulatedBackendNames()) cases.push_back({variant, cuda, type});
       type = type == DType::kF32 ? DType::kBF16 : DType::kF32;
     }
   }
