@@ -15,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "engine/active_request.h"
 #include "engine/backend/cpu/cpu_backend.h"
+#include "engine/backend/cuda/cuda_plugin.h"
 #include "engine/backend/reference/reference_backend.h"
 #include "engine/base/check.h"
 #include "engine/base/log.h"
@@ -204,11 +205,7 @@ class Problems {
 absl::Status CheckOptions(const EngineOptions& options) {
   Problems problems;
   problems.Require(!options.model_directory.empty(), "model_directory is empty");
-  if (options.backend == "cuda") {
-    problems.Require(false, "backend is \"cuda\": this build has no CUDA engine");
-  } else {
-    problems.RequireOneOf("backend", options.backend, {"auto", "cpu", "reference"});
-  }
+  problems.RequireOneOf("backend", options.backend, {"auto", "cpu", "cuda", "reference"});
   problems.RequireOneOf("weights", options.weights, {"auto", "f32", "bf16"});
   problems.RequireOneOf("kv", options.kv, {"auto", "f32", "bf16"});
   const auto require_at_least = [&problems](absl::string_view name, int64_t value, int64_t least) {
@@ -261,6 +258,12 @@ int ReservedSequences(const EngineOptions& options) {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options) {
   if (options.backend == "reference") return MakeReferenceBackend();
+  if (options.backend == "cuda") return OpenCudaBackend();
+  if (options.backend == "auto") {
+    absl::StatusOr<std::unique_ptr<Backend>> cuda = OpenCudaBackend();
+    if (cuda.ok()) return cuda;
+    Log(LogLevel::kInfo, "backend_cpu", {{"reason", std::string(cuda.status().message())}});
+  }
   CpuOptions cpu;
   cpu.threads = options.threads;
   return MakeCpuBackend(cpu);

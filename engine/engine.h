@@ -32,7 +32,7 @@ namespace bst {
 
 struct EngineOptions {
   std::string model_directory;
-  std::string backend = "auto";  // auto, cpu or reference
+  std::string backend = "auto";  // auto (cuda where it can be, else cpu), cpu, cuda or reference
   // auto, f32 or bf16; auto: f32 if any matrix in the file is F32, else bf16
   std::string weights = "auto";
   std::string kv = "auto";  // rings and context rows: auto (as weights), f32 or bf16

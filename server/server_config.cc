@@ -76,7 +76,7 @@ absl::Status Validate(const ServerConfig& config) {
   Problems problems;
   problems.Require(!engine.model_directory.empty(),
                    "--model is required: the directory of a checkpoint");
-  CheckChoice(problems, "backend", engine.backend, {"auto", "cpu", "reference"}, {"cuda"});
+  CheckChoice(problems, "backend", engine.backend, {"auto", "cpu", "cuda", "reference"}, {});
   CheckChoice(problems, "weights", engine.weights, {"auto", "f32", "bf16"}, {"int8"});
   CheckChoice(problems, "kv", engine.kv, {"auto", "f32", "bf16"}, {"int8"});
   problems.AtLeast("threads", engine.threads, 0);

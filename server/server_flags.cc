@@ -21,7 +21,8 @@ ABSL_FLAG(
     std::string, control_listen, "",
     "HOST:PORT of the control service (load, abort, drain). Empty: off. Keep it from clients.");
 ABSL_FLAG(std::string, backend, "auto",
-          "What computes: auto, cpu or reference (slow, for comparison).");
+          "What computes: auto (cuda where there is a GPU and its engine, else cpu), cpu, cuda or "
+          "reference (slow, for comparison).");
 ABSL_FLAG(
     std::string, weights, "auto",
     "Number type of the weights: auto, f32 or bf16. auto: f32 if any matrix in the file is F32, "

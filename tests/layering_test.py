@@ -53,7 +53,7 @@ EXIT = re.compile(r"\b(?:std::)?_?exit\s*\(")
 def sources():
     for folder in ("engine", "server", "clients"):
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".h", ".cc", ".inl"):
+            if path.suffix in (".h", ".cc", ".inl", ".cu", ".cuh"):
                 yield path.relative_to(ROOT).as_posix(), path.read_text()
 
 

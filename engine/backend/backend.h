@@ -108,6 +108,8 @@ class Backend {
 
   // Zeroed memory of this device. Errors: kResourceExhausted.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
+  // The same, and the host may read it once Sync() has returned: for results such as logits.
+  virtual absl::StatusOr<Buffer> AllocateHostReadable(size_t bytes) { return Allocate(bytes); }
 
   // table [V, D] of any floating type, kept as `type` (F32 or BF16).
   virtual absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,

@@ -31,6 +31,12 @@ class Scratch {
     BST_ASSIGN_OR_RETURN(buffer_, backend.Allocate(static_cast<size_t>(elements_) * sizeof(float)));
     return absl::OkStatus();
   }
+  // For results that the host reads (backend.h).
+  absl::Status AllocateHostReadable(Backend& backend) {
+    BST_ASSIGN_OR_RETURN(
+        buffer_, backend.AllocateHostReadable(static_cast<size_t>(elements_) * sizeof(float)));
+    return absl::OkStatus();
+  }
   // Contiguous. REQUIRES: reserved.
   TensorView Matrix(int64_t rows, int64_t columns) const {
     return buffer_.View(DType::kF32, {rows, columns});

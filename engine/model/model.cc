@@ -83,10 +83,10 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Checkpoint& checkpoin
   model->rotary_.Reserve(options.max_step_tokens, model->rotary_dim_);
   model->gathered_.Reserve(options.max_logit_rows, config.hidden_size);
   model->logits_.Reserve(options.max_logit_rows, config.vocab_size);
-  for (Scratch* scratch :
-       {&model->residual_, &model->rotary_, &model->gathered_, &model->logits_}) {
+  for (Scratch* scratch : {&model->residual_, &model->rotary_, &model->gathered_}) {
     BST_RETURN_IF_ERROR(scratch->Allocate(backend));
   }
+  BST_RETURN_IF_ERROR(model->logits_.AllocateHostReadable(backend));
   return model;
 }
 

@@ -15,6 +15,7 @@ namespace bst {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -87,13 +88,29 @@ TEST(EngineOptionsTest, NotEverySlotIsReserved) {
   EXPECT_EQ(MustCreate(options)->info().max_sequences, 3);
 }
 
-TEST(EngineOptionsTest, ThereIsNoCudaInThisBuild) {
+TEST(EngineOptionsTest, BackendsAreNamed) {
   EngineOptions options;
   options.model_directory = "somewhere";
-  options.backend = "cuda";
+  options.backend = "tpu";
   const absl::Status status = Engine::Create(options, nullptr).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("this build has no CUDA engine"));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("must be one of auto, cpu, cuda, reference"));
+}
+
+// On a machine with a GPU it serves; elsewhere it says what is missing and does not fall back.
+TEST(EngineOptionsTest, CudaIsTheGpuOrAnError) {
+  const TinyModel model;
+  EngineOptions options = Options(model);
+  options.backend = "cuda";
+  const auto engine = Engine::Create(options, nullptr);
+  if (engine.ok()) {
+    EXPECT_THAT((*engine)->info().backend, HasSubstr("cuda ("));
+    return;
+  }
+  EXPECT_EQ(engine.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(engine.status().message()),
+              ContainsRegex("no CUDA (engine|driver|device): "));
 }
 
 TEST(EngineOptionsTest, AMissingCheckpointIsNotFound) {

@@ -42,11 +42,6 @@ TEST(ServerConfig, AllProblemsAreReportedTogether) {
 
 TEST(ServerConfig, WhatThisBuildDoesNotHaveIsSaidSo) {
   ServerConfig config = Good();
-  config.engine.backend = "cuda";
-  EXPECT_THAT(
-      Problem(config),
-      HasSubstr("--backend=cuda: this build has no cuda backend; it has auto, cpu, reference"));
-  config = Good();
   config.engine.weights = "int8";
   EXPECT_THAT(Problem(config), HasSubstr("--weights=int8: this build has no int8 weights"));
   config = Good();

@@ -36,6 +36,10 @@ class FaultyBackend final : public Backend {
     if (MustFail()) return OutOfMemory();
     return inner_->Allocate(bytes);
   }
+  absl::StatusOr<Buffer> AllocateHostReadable(size_t bytes) override {
+    if (MustFail()) return OutOfMemory();
+    return inner_->AllocateHostReadable(bytes);
+  }
   absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,
                                                                   DType type) override {
     if (MustFail()) return OutOfMemory();

@@ -10,6 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "engine/backend/cpu/cpu_backend.h"
+#include "engine/backend/cuda/cuda_backend.h"
+#include "engine/backend/cuda/cuda_plugin.h"
 #include "engine/backend/reference/reference_backend.h"
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
@@ -23,6 +25,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const std::stri
   auto runner = std::unique_ptr<ModelRunner>(new ModelRunner());
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(directory));
   runner->config_ = checkpoint.config();
+  runner->backend_ = &backend;
   BST_ASSIGN_OR_RETURN(runner->model_,
                        Model::Create(checkpoint, backend,
                                      {.weights = type,
@@ -43,6 +46,8 @@ void ModelRunner::Step(absl::Span<const TokenId> tokens, absl::Span<const Row> r
         static_cast<size_t>(std::min(model_->max_logit_rows(), total - first)));
     std::iota(indices.begin(), indices.end(), first);
     const TensorView out = model_->Logits(indices);
+    const absl::Status status = backend_->Sync();
+    BST_CHECK(status.ok(), status.ToString());
     logits.insert(logits.end(), out.as<float>(), out.as<float>() + out.shape().num_elements());
   }
 }
@@ -90,6 +95,9 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path) {
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
   const std::vector<std::string> parts = absl::StrSplit(name, ':');
   if (parts[0] == "reference") return MakeReferenceBackend();
+  if (parts[0] == "gpu") return OpenCudaBackend();
+  if (parts[0] == "cuda")
+    return MakeCudaBackend({.blocking = parts.size() > 1 && parts[1] == "blocking"});
   if (parts[0] != "cpu") return absl::InvalidArgumentError(absl::StrCat("unknown backend ", name));
   CpuOptions options;
   if (parts.size() > 1) {
@@ -104,6 +112,25 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
     return absl::InvalidArgumentError(absl::StrCat("bad thread count in ", name));
   }
   return MakeCpuBackend(options);
+}
+
+std::vector<std::string> OperatorBackendNames() {
+  std::vector<std::string> names = CpuBackendNames();
+  // Blocking: operands die after each operator.
+  if (!EmulatedBackendNames().empty()) names.push_back("cuda:blocking");
+  return names;
+}
+
+std::vector<std::string> EmulatedBackendNames() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return {};
+#else
+  return {"cuda"};
+#endif
+}
+
+std::vector<std::string> GpuBackendNames() {
+  return OpenCudaBackend().ok() ? std::vector<std::string>{"gpu"} : std::vector<std::string>();
 }
 
 std::vector<std::string> CpuBackendNames() {

@@ -39,6 +39,7 @@ class ModelRunner {
   ModelRunner() = default;
 
   ModelConfig config_;
+  Backend* backend_ = nullptr;
   std::unique_ptr<Model> model_;
   std::unique_ptr<StatePool> pool_;
 };
@@ -49,9 +50,21 @@ double RelativeRms(absl::Span<const float> x, absl::Span<const float> y);
 // Reads a JSON list of token ids.
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path);
 
-// "reference", or "cpu" with an optional instruction set and thread count: "cpu", "cpu:avx2",
-// "cpu:avx512:3", "cpu:amx", "cpu:amx-emulated".
+// "cuda", on the emulated device (support/cuda_on_cpu), or "cuda:blocking" (CudaOptions::blocking);
+// "gpu", the real plugin; "reference"; or "cpu" with an optional instruction set and thread count:
+// "cpu", "cpu:avx2", "cpu:avx512:3", "cpu:amx", "cpu:amx-emulated".
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name);
+
+// Names for MakeBackend of the backends whose operators are tested against the reference's: all CPU
+// backends, and the CUDA one.
+std::vector<std::string> OperatorBackendNames();
+
+// "cuda". Nothing in a build for a sanitizer, where the emulated device is slow and
+// cuda_orders_test runs every kernel.
+std::vector<std::string> EmulatedBackendNames();
+
+// "gpu" if there is one here; else nothing.
+std::vector<std::string> GpuBackendNames();
 
 // Names for MakeBackend: the CPU backend with every instruction set that this machine can run, the
 // emulated tiles among them, in varying numbers of threads.

@@ -317,7 +317,8 @@ TEST_P(AgreementTest, EmbeddingGatherAndLogprobs) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, AgreementTest, testing::ValuesIn(CpuBackendNames()), BackendTestName);
+INSTANTIATE_TEST_SUITE_P(All, AgreementTest, testing::ValuesIn(OperatorBackendNames()),
+                         BackendTestName);
 
 }  // namespace
 }  // namespace bst

@@ -130,7 +130,7 @@ TEST_P(ContextAttentionTest, AQueryDoesNotDependOnItsNeighbours) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ContextAttentionTest, testing::ValuesIn(CpuBackendNames()),
+INSTANTIATE_TEST_SUITE_P(All, ContextAttentionTest, testing::ValuesIn(OperatorBackendNames()),
                          BackendTestName);
 
 }  // namespace

@@ -278,7 +278,7 @@ TEST_P(ConvolutionTest, AClearedSlotRemembersNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ConvolutionTest, testing::ValuesIn(CpuBackendNames()),
+INSTANTIATE_TEST_SUITE_P(All, ConvolutionTest, testing::ValuesIn(OperatorBackendNames()),
                          BackendTestName);
 
 }  // namespace

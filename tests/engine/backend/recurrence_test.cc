@@ -450,7 +450,7 @@ TEST_P(RecurrenceTest, ScanRowsDoNotDependOnTheirNeighbours) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, RecurrenceTest, testing::ValuesIn(CpuBackendNames()),
+INSTANTIATE_TEST_SUITE_P(All, RecurrenceTest, testing::ValuesIn(OperatorBackendNames()),
                          BackendTestName);
 
 }  // namespace

@@ -18,6 +18,8 @@ constexpr char kGolden[] = "tests/golden/";
 std::vector<std::string> Backends() {
   std::vector<std::string> names = CpuBackendNames();
   names.push_back("reference");
+  for (const std::string& cuda : EmulatedBackendNames()) names.push_back(cuda);
+  for (const std::string& gpu : GpuBackendNames()) names.push_back(gpu);
   return names;
 }
 

@@ -1,0 +1,383 @@
+#include "engine/backend/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/cuda/cuda_device.h"
+#include "engine/backend/cuda/cuda_weights.h"
+#include "engine/backend/cuda/kernels.h"
+#include "engine/base/status_macros.h"
+
+namespace bst {
+namespace {
+
+static_assert(sizeof(TokenId) == sizeof(int32_t), "kernels take token ids as int32");
+
+cuda::Activation ToActivation(LinearEpilogue epilogue) {
+  if (epilogue == LinearEpilogue::kRelu) return cuda::Activation::kRelu;
+  if (epilogue == LinearEpilogue::kGelu) return cuda::Activation::kGelu;
+  return cuda::Activation::kNone;
+}
+
+int Rows(const TensorView& view) { return static_cast<int>(view.dim(0)); }
+int Columns(const TensorView& view) { return static_cast<int>(view.dim(1)); }
+bool IsBf16(DType type) { return type == DType::kBF16; }
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(std::unique_ptr<CudaDevice> device, const CudaOptions& options)
+      : device_(std::move(device)), options_(options) {}
+
+  std::string name() const override { return absl::StrCat("cuda (", device_->name(), ")"); }
+  int num_threads() const override { return 1; }
+
+  absl::StatusOr<Buffer> Allocate(size_t bytes) override { return device_->Allocate(bytes); }
+  absl::StatusOr<Buffer> AllocateHostReadable(size_t bytes) override {
+    return device_->AllocateHostReadable(bytes);
+  }
+
+  absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,
+                                                                  DType type) override {
+    return CudaEmbedding::Pack(*device_, table, type);
+  }
+  absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(absl::Span<const TensorView> parts,
+                                                            DType type) override {
+    return CudaLinear::Pack(*device_, parts, type);
+  }
+  absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(
+      const AttentionParameters& parameters) override {
+    return CudaAttention::Pack(*device_, parameters);
+  }
+  absl::StatusOr<std::unique_ptr<ContextWeights>> PackContextAttention(
+      const ContextParameters& parameters) override {
+    return CudaContext::Pack(*device_, parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) override {
+    return PackCudaSsm(*device_, parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackDplr(const DplrParameters& parameters) override {
+    return PackCudaDplr(*device_, parameters);
+  }
+  absl::StatusOr<std::unique_ptr<SsmWeights>> PackConvolution(
+      const ConvolutionParameters& parameters) override {
+    return PackCudaConvolution(*device_, parameters);
+  }
+  absl::StatusOr<std::unique_ptr<ScanWeights>> PackScan(TensorView a_minus_one) override {
+    return CudaScan::Pack(*device_, a_minus_one);
+  }
+  absl::StatusOr<Buffer> PackVector(TensorView vector) override {
+    return UploadFloats(*device_, vector);
+  }
+
+  size_t RingBytes(const AttentionSpec& spec) const override {
+    return KeyValueBytes(spec.window, spec.num_heads, spec.head_dim, spec.kv_type);
+  }
+  size_t ContextBytes(const ContextSpec& spec) const override {
+    return KeyValueBytes(spec.capacity, spec.num_heads, spec.head_dim, spec.kv_type);
+  }
+  size_t SsmStateBytes(const SsmWeights& weights) const override {
+    return dynamic_cast<const CudaSequence&>(weights).state_bytes();
+  }
+  size_t ScanStateBytes(const ScanWeights& weights) const override {
+    return dynamic_cast<const CudaScan&>(weights).state_bytes();
+  }
+  void ClearSlot(PoolView pool, SlotId slot) override {
+    cuda::Fill(stream(), pool.slot<std::byte>(slot), 0, pool.slot_bytes);
+    Done();
+  }
+  void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) override {
+    cuda::Copy(stream(), to.slot<std::byte>(to_slot), from.slot<std::byte>(from_slot),
+               std::min(from.slot_bytes, to.slot_bytes));
+    Done();
+  }
+
+  void Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens,
+             TensorView out) override {
+    const auto& w = dynamic_cast<const CudaEmbedding&>(table);
+    BST_CHECK_SHAPE(out, {static_cast<int64_t>(tokens.size()), w.dim()});
+    cuda::Gather(stream(), IsBf16(w.type()),
+                 {.table = w.table().data(),
+                  .table_stride = w.dim(),
+                  .indices = StageTokens(tokens),
+                  .out = ToMatrix(out),
+                  .rows = Rows(out),
+                  .columns = Columns(out)});
+    Done();
+  }
+
+  void RmsNorm(TensorView x, TensorView gain, float epsilon, TensorView out) override {
+    BST_CHECK_SHAPE(gain, {x.dim(1)});
+    BST_CHECK_SHAPE(out, {x.dim(0), x.dim(1)});
+    cuda::RmsNorm(stream(), {.x = ToMatrix(x),
+                             .out = ToMatrix(out),
+                             .gain = gain.as<float>(),
+                             .epsilon = epsilon,
+                             .rows = Rows(x),
+                             .columns = Columns(x)});
+    Done();
+  }
+
+  void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options,
+              TensorView out) override {
+    const auto& w = dynamic_cast<const CudaLinear&>(weights);
+    BST_CHECK(x.dim(1) == w.in_features(), "inputs ", x.dim(1), ", weights take ", w.in_features());
+    BST_CHECK_SHAPE(out, {x.dim(0), w.out_features()});
+    cuda::Linear(stream(), IsBf16(w.type()),
+                 {.x = ToMatrix(x),
+                  .weights = w.weights().data(),
+                  .out = ToMatrix(out),
+                  .rows = Rows(x),
+                  .in = w.in_features(),
+                  .out_features = w.out_features(),
+                  .padded_out = w.padded_out(),
+                  .activation = ToActivation(options.epilogue),
+                  .scale = options.epilogue == LinearEpilogue::kStore ? options.scale : 1.0f,
+                  .add = options.epilogue == LinearEpilogue::kAdd});
+    Done();
+  }
+
+  void Gate(TensorView x, GateActivation activation, TensorView out) override {
+    BST_CHECK_SHAPE(x, {out.dim(0), 2 * out.dim(1)});
+    cuda::Gate(stream(),
+               {.x = ToMatrix(x),
+                .out = ToMatrix(out),
+                .activation = activation == GateActivation::kGelu ? cuda::Activation::kGelu
+                                                                  : cuda::Activation::kSilu,
+                .rows = Rows(out),
+                .columns = Columns(out)});
+    Done();
+  }
+
+  void NormalizeHeads(TensorView x, int head_dim) override {
+    BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
+    cuda::NormalizeHeads(
+        stream(),
+        {.x = ToMatrix(x), .rows = Rows(x), .heads = Columns(x) / head_dim, .head_dim = head_dim});
+    Done();
+  }
+
+  void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override {
+    std::vector<int64_t> positions(static_cast<size_t>(table.dim(0)));
+    for (const Row& row : rows) {
+      for (int t = row.begin; t < row.end; ++t)
+        positions[static_cast<size_t>(t)] = row.position + (t - row.begin);
+    }
+    cuda::RotaryTable(stream(), {.positions = device_->Stage(absl::MakeConstSpan(positions)),
+                                 .log_theta = std::log(theta),
+                                 .table = ToMatrix(table),
+                                 .rows = Rows(table),
+                                 .half = Columns(table) / 2});
+    Done();
+  }
+
+  void Rotate(TensorView x, int head_dim, TensorView table) override {
+    BST_CHECK_SHAPE(table, {x.dim(0), head_dim});
+    cuda::Rotate(stream(), {.x = ToMatrix(x),
+                            .table = ToMatrix(table),
+                            .rows = Rows(x),
+                            .heads = Columns(x) / head_dim,
+                            .half = head_dim / 2});
+    Done();
+  }
+
+  void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
+                 absl::Span<const Row> rows, PoolView ring, TensorView out) override {
+    const auto& w = dynamic_cast<const CudaAttention&>(weights);
+    const AttentionSpec& spec = w.spec();
+    const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
+    BST_CHECK_SHAPE(q, {q.dim(0), width});
+    BST_CHECK_SHAPE(out, {q.dim(0), width});
+    const size_t row_bytes = static_cast<size_t>(width) * SizeOf(spec.kv_type);
+    std::vector<cuda::TokenRow> tokens(static_cast<size_t>(q.dim(0)));
+    std::vector<cuda::StoreRow> store;
+    for (const Row& row : rows) {
+      auto* const keys = ring.slot<std::byte>(row.slot);
+      auto* const values = keys + static_cast<size_t>(spec.window) * row_bytes;
+      for (int t = row.begin; t < row.end; ++t) {
+        const int64_t position = row.position + (t - row.begin);
+        tokens[static_cast<size_t>(t)] = {.cache = keys, .position = position, .begin = row.begin};
+        if (t < row.end - spec.window) continue;
+        const size_t offset = static_cast<size_t>(position % spec.window) * row_bytes;
+        store.push_back({.first = keys + offset, .second = values + offset, .source = t});
+      }
+    }
+    cuda::Attention(stream(), IsBf16(spec.kv_type),
+                    {.q = ToMatrix(q),
+                     .k = ToMatrix(k),
+                     .v = ToMatrix(v),
+                     .out = ToMatrix(out),
+                     .tokens = device_->Stage(absl::MakeConstSpan(tokens)),
+                     .scale = w.scale(),
+                     .bias = w.bias(),
+                     .num_tokens = Rows(q),
+                     .heads = spec.num_heads,
+                     .head_dim = spec.head_dim,
+                     .window = spec.window,
+                     .nearest = spec.include_self ? 0 : 1,
+                     .block_scope = spec.scope == AttentionScope::kBlock,
+                     .zero_prefix = spec.empty_prefix == EmptyPrefix::kZeros});
+    // The new keys replace the oldest, which the queries have read.
+    Store(k, v, store, spec.kv_type);
+    Done();
+  }
+
+  void StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
+                    absl::Span<const ContextRows> rows, PoolView contexts) override {
+    const ContextSpec& spec = weights.spec();
+    const size_t row_bytes = static_cast<size_t>(spec.num_heads) *
+                             static_cast<size_t>(spec.head_dim) * SizeOf(spec.kv_type);
+    std::vector<cuda::StoreRow> store;
+    for (const ContextRows& part : rows) {
+      auto* const keys = contexts.slot<std::byte>(part.slot);
+      auto* const values = keys + static_cast<size_t>(spec.capacity) * row_bytes;
+      for (int i = part.begin; i < part.end; ++i) {
+        const size_t offset = static_cast<size_t>(part.first_row + i - part.begin) * row_bytes;
+        store.push_back({.first = keys + offset, .second = values + offset, .source = i});
+      }
+    }
+    Store(k, v, store, spec.kv_type);
+    Done();
+  }
+
+  void ContextAttention(const ContextWeights& weights, TensorView q,
+                        absl::Span<const ContextUse> uses, TensorView out) override {
+    const auto& w = dynamic_cast<const CudaContext&>(weights);
+    const ContextSpec& spec = w.spec();
+    BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
+    std::vector<cuda::QueryContext> queries(static_cast<size_t>(q.dim(0)));
+    for (const ContextUse& use : uses) {
+      for (int i = use.begin; i < use.end; ++i)
+        queries[static_cast<size_t>(i)] = {.context = use.context, .num_rows = use.num_rows};
+    }
+    cuda::ContextAttention(stream(), IsBf16(spec.kv_type),
+                           {.q = ToMatrix(q),
+                            .out = ToMatrix(out),
+                            .queries = device_->Stage(absl::MakeConstSpan(queries)),
+                            .scale = w.scale(),
+                            .num_queries = Rows(q),
+                            .heads = spec.num_heads,
+                            .head_dim = spec.head_dim,
+                            .capacity = spec.capacity});
+    Done();
+  }
+
+  void Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows, PoolView state,
+           TensorView y) override {
+    dynamic_cast<const CudaSequence&>(weights).Run(*device_, u, rows, state, y);
+    Done();
+  }
+  void Scan(const ScanWeights& weights, TensorView v, absl::Span<const Row> rows,
+            PoolView state) override {
+    dynamic_cast<const CudaScan&>(weights).Run(*device_, v, rows, state);
+    Done();
+  }
+
+  void AddScaled(TensorView x, TensorView gain, TensorView y) override {
+    BST_CHECK_SHAPE(gain, {y.dim(1)});
+    BST_CHECK(x.dim(0) == y.dim(0) && y.dim(1) % x.dim(1) == 0, y.dim(1), " of ", x.dim(1),
+              " inputs");
+    cuda::AddScaled(stream(), {.x = ToMatrix(x),
+                               .y = ToMatrix(y),
+                               .gain = gain.as<float>(),
+                               .rows = Rows(y),
+                               .columns = Columns(y),
+                               .inputs = Columns(x)});
+    Done();
+  }
+  void Multiply(TensorView x, TensorView y) override {
+    BST_CHECK_SHAPE(y, {x.dim(0), x.dim(1)});
+    cuda::Multiply(stream(),
+                   {.x = ToMatrix(x), .y = ToMatrix(y), .rows = Rows(y), .columns = Columns(y)});
+    Done();
+  }
+  void AddTable(TensorView table, TensorView x) override {
+    BST_CHECK_SHAPE(table, {table.dim(0), x.dim(1)});
+    BST_CHECK(x.dim(0) % table.dim(0) == 0, x.dim(0), " rows, ", table.dim(0), " in the table");
+    cuda::AddTable(stream(), {.table = ToMatrix(table),
+                              .x = ToMatrix(x),
+                              .rows = Rows(x),
+                              .columns = Columns(x),
+                              .table_rows = Rows(table)});
+    Done();
+  }
+  void Interpolate(TensorView s, TensorView gate, TensorView z) override {
+    BST_CHECK_SHAPE(z, {s.dim(0), s.dim(1)});
+    BST_CHECK_SHAPE(gate, {s.dim(1)});
+    cuda::Interpolate(stream(), {.s = ToMatrix(s),
+                                 .z = ToMatrix(z),
+                                 .gate = gate.as<float>(),
+                                 .rows = Rows(z),
+                                 .columns = Columns(z)});
+    Done();
+  }
+
+  void GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) override {
+    BST_CHECK_SHAPE(out, {static_cast<int64_t>(indices.size()), x.dim(1)});
+    cuda::Gather(stream(), /*bf16=*/false,
+                 {.table = x.data(),
+                  .table_stride = x.row_stride(),
+                  .indices = device_->Stage(indices),
+                  .out = ToMatrix(out),
+                  .rows = Rows(out),
+                  .columns = Columns(out)});
+    Done();
+  }
+
+  void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets,
+                      absl::Span<float> logprobs) override {
+    // The targets, and after them the place for the results.
+    const auto n = targets.size();
+    std::vector<int32_t> staged(2 * n);
+    for (size_t i = 0; i < n; ++i) staged[i] = targets[i].value();
+    const int32_t* const place = device_->Stage(absl::MakeConstSpan(staged));
+    auto* const results = reinterpret_cast<float*>(const_cast<int32_t*>(place) + n);
+    cuda::TargetLogprobs(stream(), {.logits = ToMatrix(logits),
+                                    .targets = place,
+                                    .logprobs = results,
+                                    .rows = static_cast<int>(n),
+                                    .columns = Columns(logits)});
+    device_->Download(results, logprobs.data(), n * sizeof(float));
+  }
+
+  absl::Status Sync() override { return device_->Sync(); }
+
+ private:
+  static size_t KeyValueBytes(int rows, int heads, int head_dim, DType type) {
+    return size_t{2} * static_cast<size_t>(rows) * static_cast<size_t>(heads) *
+           static_cast<size_t>(head_dim) * SizeOf(type);
+  }
+
+  cuda::Stream& stream() { return device_->stream(); }
+  // At the end of every operator.
+  void Done() {
+    if (options_.blocking) (void)device_->Sync();  // its status sticks
+  }
+  const int32_t* StageTokens(absl::Span<const TokenId> tokens) {
+    return reinterpret_cast<const int32_t*>(device_->Stage(tokens));
+  }
+  void Store(TensorView k, TensorView v, const std::vector<cuda::StoreRow>& store, DType type) {
+    cuda::StoreRows(stream(), IsBf16(type),
+                    {.first = ToMatrix(k),
+                     .second = ToMatrix(v),
+                     .store = device_->Stage(absl::MakeConstSpan(store)),
+                     .rows = static_cast<int>(store.size()),
+                     .columns = Columns(k),
+                     .has_second = true});
+  }
+
+  std::unique_ptr<CudaDevice> device_;
+  CudaOptions options_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
+  BST_ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CudaDevice::Open());
+  return std::make_unique<CudaBackend>(std::move(device), options);
+}
+
+}  // namespace bst

@@ -1,0 +1,29 @@
+// The CUDA backend: the operator contract on one GPU, in the kernels of this folder. It stands on
+// runtime.h and launch.h alone, so it runs on the emulated device just as on a real one.
+//
+// Operators are enqueued on one stream. What they need from the host (rows, tokens, places) goes
+// through a pinned arena that Sync() empties.
+//
+// Memory    A step allocates nothing once the arena has seen its largest step.
+// Threads   Engine thread only.
+// Errors    MakeCudaBackend: kUnavailable, with the reason ("no CUDA driver: ..."). Sync: the
+//           first failure of a copy or kernel, by name.
+// Tested by tests/engine/backend, tests/engine/model (emulated), tests/engine/backend/cuda
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "engine/backend/backend.h"
+
+namespace bst {
+
+struct CudaOptions {
+  // Every operator waits until it is done, so that its operands may lie in the host's pageable
+  // memory where the device can address that, and die at once; and an error comes at its operator.
+  bool blocking = false;
+};
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options = {});
+
+}  // namespace bst

@@ -1,0 +1,64 @@
+// CudaDevice: one stream, the memory on its device, and the arena through which operators hand host
+// data to kernels.
+//
+// Ownership   Owns stream and arena; must outlive the buffers it gave.
+// Threads     One.
+// Errors      Allocations: kResourceExhausted. Others stick, an arena that cannot grow among them:
+//             Sync(); nothing is enqueued after one.
+// Tested by   tests/engine/backend/cuda
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <type_traits>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "engine/backend/cuda/runtime.h"
+#include "engine/tensor/buffer.h"
+
+namespace bst {
+
+class CudaDevice {
+ public:
+  static absl::StatusOr<std::unique_ptr<CudaDevice>> Open();
+  CudaDevice(const CudaDevice&) = delete;
+  CudaDevice& operator=(const CudaDevice&) = delete;
+  ~CudaDevice();
+
+  const std::string& name() const { return name_; }
+  cuda::Stream& stream() { return *stream_; }
+
+  absl::StatusOr<Buffer> Allocate(size_t bytes);  // zeroed
+  absl::StatusOr<Buffer> AllocateHostReadable(size_t bytes);
+  // Device memory with a copy of host memory, complete on return.
+  absl::StatusOr<Buffer> Upload(const void* data, size_t bytes);
+
+  // A copy of `values` for the kernels enqueued until the next Sync.
+  template <typename T>
+  const T* Stage(absl::Span<const T> values) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return static_cast<const T*>(StageBytes(values.data(), values.size() * sizeof(T)));
+  }
+  // What kernels have written to a place that Stage gave since the last Sync, complete on return.
+  void Download(const void* staged, void* to, size_t bytes);
+
+  absl::Status Sync();
+
+ private:
+  CudaDevice() = default;
+  const void* StageBytes(const void* data, size_t bytes);
+  absl::Status GrowArena(size_t bytes);
+
+  std::string name_;
+  cuda::Stream* stream_ = nullptr;
+  // The arena: pinned, and the same on the device.
+  void* pinned_ = nullptr;
+  void* staged_ = nullptr;
+  size_t arena_bytes_ = 0;
+  size_t arena_used_ = 0;
+};
+
+}  // namespace bst

@@ -1,0 +1,215 @@
+// The kernels of the CUDA backend: what each works on, and the function that enqueues it. One .cu
+// file per group; everything in it runs on the device.
+//
+// Pointers are to device memory unless they say otherwise. A task with zero rows enqueues nothing.
+// Batch law   Each output is computed by one fixed sequence of operations: nothing here splits work
+//             by the number of rows but Linear, whose two kernels add in the same order.
+// Tested by   tests/engine/backend (emulated), tests/engine/backend/cuda
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bst::cuda {
+
+class Stream;
+
+// float32, rows `stride` elements apart.
+struct Matrix {
+  float* data;
+  int64_t stride;
+};
+
+enum class Activation : int { kNone, kRelu, kGelu, kSilu };
+
+// ---- linear.cu
+// out = epilogue(x W^T). Order of each sum: segments of 128 inputs, each added up by fmaf in order
+// of k, the segments then in order.
+struct LinearTask {
+  Matrix x;             // [rows, in]
+  const void* weights;  // [in, padded_out], float or Bf16
+  Matrix out;           // [rows, out]
+  int rows, in, out_features, padded_out;
+  Activation activation;
+  float scale;  // 1 with an activation or `add`
+  bool add;     // out += sum
+};
+constexpr int kLinearColumns = 64;  // padded_out is a multiple of it
+void Linear(Stream& stream, bool bf16, const LinearTask& task);
+
+// ---- rows.cu: one row, or one head of it, at a time
+// out[i] = table[indices[i]]; a table of float or Bf16.
+struct GatherTask {
+  const void* table;
+  int64_t table_stride;
+  const int32_t* indices;
+  Matrix out;
+  int rows, columns;
+};
+void Gather(Stream& stream, bool bf16, const GatherTask& task);
+
+struct RmsNormTask {
+  Matrix x, out;
+  const float* gain;
+  float epsilon;
+  int rows, columns;
+};
+void RmsNorm(Stream& stream, const RmsNormTask& task);
+
+struct NormalizeTask {
+  Matrix x;
+  int rows, heads, head_dim;
+};
+void NormalizeHeads(Stream& stream, const NormalizeTask& task);
+
+struct RotaryTableTask {
+  const int64_t* positions;  // [rows]
+  double log_theta;
+  Matrix table;  // [rows, 2 half]
+  int rows, half;
+};
+void RotaryTable(Stream& stream, const RotaryTableTask& task);
+
+struct RotateTask {
+  Matrix x, table;
+  int rows, heads, half;
+};
+void Rotate(Stream& stream, const RotateTask& task);
+
+// logprobs[i] = log softmax(logits[i])[targets[i]]
+struct LogprobTask {
+  Matrix logits;
+  const int32_t* targets;
+  float* logprobs;
+  int rows, columns;
+};
+void TargetLogprobs(Stream& stream, const LogprobTask& task);
+
+// ---- elementwise.cu
+// out[t, f] = act(x[t, f]) x[t, columns + f]
+struct GateTask {
+  Matrix x, out;
+  Activation activation;
+  int rows, columns;
+};
+void Gate(Stream& stream, const GateTask& task);
+
+// y[t, f] += gain[f] x[t, f mod inputs]
+struct AddScaledTask {
+  Matrix x, y;
+  const float* gain;
+  int rows, columns, inputs;
+};
+void AddScaled(Stream& stream, const AddScaledTask& task);
+
+struct MultiplyTask {
+  Matrix x, y;
+  int rows, columns;
+};
+void Multiply(Stream& stream, const MultiplyTask& task);
+
+// x[t] += table[t mod table_rows]
+struct AddTableTask {
+  Matrix table, x;
+  int rows, columns, table_rows;
+};
+void AddTable(Stream& stream, const AddTableTask& task);
+
+struct InterpolateTask {
+  Matrix s, z;
+  const float* gate;
+  int rows, columns;
+};
+void Interpolate(Stream& stream, const InterpolateTask& task);
+
+// ---- attention.cu
+// Row `source` of one or two matrices goes, rounded, to one or two places.
+struct StoreRow {
+  void* first;
+  void* second;
+  int source;
+};
+struct StoreTask {
+  Matrix first, second;
+  const StoreRow* store;
+  int rows, columns;
+  bool has_second;
+};
+void StoreRows(Stream& stream, bool bf16, const StoreTask& task);
+
+// The row of a step that a token belongs to.
+struct TokenRow {
+  const void* cache;  // the ring, as it was before the step
+  int64_t position;   // of the token
+  int begin;          // first packed token of the row
+};
+// Visible keys are those at distances nearest .. nearest + count - 1, in that order.
+struct AttentionTask {
+  Matrix q, k, v, out;  // [tokens, heads head_dim]
+  const TokenRow* tokens;
+  const float* scale;  // [heads]
+  const float* bias;   // [heads, window + 1], or null
+  int num_tokens, heads, head_dim, window, nearest;
+  bool block_scope, zero_prefix;
+};
+void Attention(Stream& stream, bool bf16, const AttentionTask& task);
+
+struct QueryContext {
+  const void* context;  // [2, capacity, heads head_dim]
+  int num_rows;
+};
+struct ContextTask {
+  Matrix q, out;
+  const QueryContext* queries;  // [num_queries]
+  const float* scale;
+  int num_queries, heads, head_dim, capacity;
+};
+void ContextAttention(Stream& stream, bool bf16, const ContextTask& task);
+
+// ---- sequence.cu
+struct SequenceRow {
+  void* state;
+  int64_t position;
+  int begin, end;
+  int first_output;  // row of y
+};
+// Diagonal and DPLR recurrences; complex numbers are pairs.
+struct RecurrenceTask {
+  Matrix u, y;
+  const SequenceRow* rows;
+  const float* c;          // [features, modes, 2]
+  const float* d;          // [features]
+  const float* e;          // diagonal: A - 1; DPLR: dt lambda
+  const float* b;          // DPLR: dt b
+  const float *p, *g, *w;  // DPLR
+  const float* dt;         // DPLR, [features]
+  int num_rows, inputs, features, modes;
+  int block;  // an output where position mod block is block - 1; 1: everywhere
+};
+void Diagonal(Stream& stream, const RecurrenceTask& task);
+void Dplr(Stream& stream, const RecurrenceTask& task);
+
+struct ScanTask {
+  Matrix v;
+  const SequenceRow* rows;
+  const float* e;  // [modes, 2]
+  int num_rows, modes;
+};
+void Scan(Stream& stream, const ScanTask& task);
+
+// One output: the inputs of `row` up to packed token `token`, before them the ring.
+struct ConvolutionOutput {
+  const float* ring;  // [taps, inputs], row position mod taps
+  int64_t position;   // of the token
+  int token, begin;
+};
+struct ConvolutionTask {
+  Matrix u, y;
+  const ConvolutionOutput* outputs;
+  const float* taps;  // [taps, features]
+  const float* d;     // [features]
+  int num_outputs, inputs, features, num_taps;
+};
+void Convolution(Stream& stream, const ConvolutionTask& task);
+
+}  // namespace bst::cuda

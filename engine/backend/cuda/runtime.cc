@@ -1,0 +1,115 @@
+#include "engine/backend/cuda/runtime.h"
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/cuda/launch.h"
+
+namespace bst::cuda {
+
+class Stream {
+ public:
+  cudaStream_t handle = nullptr;
+  absl::Status status;  // the first failure
+};
+
+namespace {
+
+// Keeps the first failure of a stream.
+void Keep(Stream& stream, cudaError_t error, const char* what) {
+  if (error == cudaSuccess || !stream.status.ok()) return;
+  stream.status = absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
+}
+
+absl::Status OutOfMemory(size_t bytes, const char* where, cudaError_t error) {
+  (void)cudaGetLastError();  // it would show up in later calls
+  return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes of ", where,
+                                                   ": ", cudaGetErrorString(error)));
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> OpenDevice() {
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found == cudaErrorInsufficientDriver || found == cudaErrorStubLibrary) {
+    return absl::UnavailableError(absl::StrCat("no CUDA driver: ", cudaGetErrorString(found)));
+  }
+  if (found != cudaSuccess || count == 0) {
+    return absl::UnavailableError(absl::StrCat(
+        "no CUDA device: ", found == cudaSuccess ? "none found" : cudaGetErrorString(found)));
+  }
+  cudaDeviceProp properties;
+  cudaError_t error = cudaSetDevice(0);
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, 0);
+  if (error != cudaSuccess) {
+    return absl::UnavailableError(
+        absl::StrCat("the CUDA device cannot be used: ", cudaGetErrorString(error)));
+  }
+  if (properties.major < 8) {
+    return absl::UnavailableError(absl::StrCat(properties.name, " has compute capability ",
+                                               properties.major, ".", properties.minor,
+                                               ", 8.0 is needed"));
+  }
+  return std::string(properties.name);
+}
+
+absl::StatusOr<void*> AllocateDevice(size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, bytes == 0 ? 1 : bytes);
+  if (error != cudaSuccess) return OutOfMemory(bytes, "device memory", error);
+  return data;
+}
+void FreeDevice(void* data) { (void)cudaFree(data); }
+absl::StatusOr<void*> AllocatePinned(size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t error =
+      cudaHostAlloc(&data, bytes == 0 ? 1 : bytes, cudaHostAllocPortable | cudaHostAllocMapped);
+  if (error != cudaSuccess) return OutOfMemory(bytes, "pinned memory", error);
+  return data;
+}
+void FreePinned(void* data) { (void)cudaFreeHost(data); }
+
+absl::StatusOr<Stream*> CreateStream() {
+  auto stream = std::make_unique<Stream>();
+  const cudaError_t error = cudaStreamCreateWithFlags(&stream->handle, cudaStreamNonBlocking);
+  if (error != cudaSuccess) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot make a CUDA stream: ", cudaGetErrorString(error)));
+  }
+  return stream.release();
+}
+void DestroyStream(Stream* stream) {
+  (void)cudaStreamSynchronize(stream->handle);
+  (void)cudaStreamDestroy(stream->handle);
+  delete stream;
+}
+
+void Copy(Stream& stream, void* to, const void* from, size_t bytes) {
+  if (!stream.status.ok()) return;
+  Keep(stream, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream.handle), "a copy");
+}
+void Fill(Stream& stream, void* to, int byte, size_t bytes) {
+  if (!stream.status.ok()) return;
+  Keep(stream, cudaMemsetAsync(to, byte, bytes, stream.handle), "a fill");
+}
+void LaunchRaw(const void* kernel, const char* name, const LaunchShape& shape, Stream& stream,
+               void** arguments) {
+  if (!stream.status.ok()) return;
+  const dim3 blocks(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y));
+  const dim3 threads(static_cast<unsigned>(shape.threads));
+  Keep(stream, cudaLaunchKernel(kernel, blocks, threads, arguments, 0, stream.handle), name);
+}
+
+void Fail(Stream& stream, const absl::Status& status) {
+  if (stream.status.ok()) stream.status = status;
+}
+
+absl::Status Synchronize(Stream& stream) {
+  Keep(stream, cudaStreamSynchronize(stream.handle), "the device");
+  return stream.status;
+}
+
+}  // namespace bst::cuda

@@ -1,0 +1,44 @@
+// The part of the CUDA runtime that the backend uses: memory, one kind of copy, streams. There are
+// two implementations: runtime.cc over cudart, and the emulation in tests/support/cuda_on_cpu,
+// where a stream runs nothing before somebody waits for it, so that a missing Synchronize shows.
+//
+// Errors    Open, the Allocate functions and CreateStream say what the driver says. Later ones
+//           stick to the stream: Synchronize returns the first, with what failed.
+// Threads   One.
+// Tested by tests/support/cuda_on_cpu/emulator_test.cc, tests/engine/backend/cuda
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace bst::cuda {
+
+class Stream;
+
+// Makes device 0 the one that all else here means. Returns its name, "NVIDIA H100 80GB HBM3".
+// Errors: kUnavailable, "no CUDA driver: ...", "no CUDA device: ...".
+absl::StatusOr<std::string> OpenDevice();
+
+// Device memory, uninitialised. Free waits for what uses it.
+absl::StatusOr<void*> AllocateDevice(size_t bytes);
+void FreeDevice(void* data);
+// Host memory that copies reach without a stop, and that kernels may address.
+absl::StatusOr<void*> AllocatePinned(size_t bytes);
+void FreePinned(void* data);
+
+absl::StatusOr<Stream*> CreateStream();
+void DestroyStream(Stream* stream);
+
+// Enqueued; host memory among the two is pinned and stays as it is until the stream was waited for.
+void Copy(Stream& stream, void* to, const void* from, size_t bytes);
+void Fill(Stream& stream, void* to, int byte, size_t bytes);
+
+// The stream has failed: nothing that is enqueued from now on runs, Synchronize says why.
+void Fail(Stream& stream, const absl::Status& status);
+
+absl::Status Synchronize(Stream& stream);
+
+}  // namespace bst::cuda

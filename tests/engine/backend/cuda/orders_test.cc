@@ -1,0 +1,253 @@
+// Every kernel, on the emulated device, in every order of threads and blocks: the same bits. Built
+// plain, for AddressSanitizer and for ThreadSanitizer; operands end where their memory ends.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <deque>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/cuda/cuda_backend.h"
+#include "gtest/gtest.h"
+#include "tests/support/cuda_on_cpu/emulator.h"
+
+namespace bst {
+namespace {
+
+using cuda_on_cpu::Order;
+
+// Random numbers, the same in every run; matrices are kept until the end of a workload, since
+// streams are lazy.
+class Workload {
+ public:
+  explicit Workload(Backend& backend) : backend_(backend) {}
+
+  // One operator or two of every kind, over awkward shapes: more rows than a tile, columns that
+  // fill no warp, keys in two tiles, rings that wrap, several rows of a step.
+  void Run() {
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      Linears(type);
+      Attention(type);
+      Context(type);
+      Embedding(type);
+    }
+    NormsAndRotations();
+    Elementwise();
+    Sequences();
+    Logprobs();
+  }
+  // Everything that was written.
+  std::vector<float> Results() {
+    const absl::Status status = backend_.Sync();
+    EXPECT_TRUE(status.ok()) << status;
+    std::vector<float> all;
+    for (const std::vector<float>& m : matrices_) all.insert(all.end(), m.begin(), m.end());
+    return all;
+  }
+
+ private:
+  TensorView Random(int64_t rows, int64_t columns, double deviation = 1.0) {
+    std::normal_distribution<float> normal(0, static_cast<float>(deviation));
+    std::vector<float>& m = matrices_.emplace_back(static_cast<size_t>(rows * columns));
+    for (float& x : m) x = normal(random_);
+    return {m.data(), DType::kF32, {rows, columns}};
+  }
+  // A host tensor for the Pack functions.
+  TensorView Parameter(const Shape& shape, double deviation = 1.0) {
+    return {Random(1, shape.num_elements(), deviation).data(), DType::kF32, shape};
+  }
+  PoolView Pool(size_t slot_bytes, int slots) {
+    const size_t rounded = (slot_bytes + 63) / 64 * 64;
+    buffers_.push_back(*backend_.Allocate(rounded * static_cast<size_t>(slots)));
+    return {static_cast<std::byte*>(buffers_.back().data()), rounded};
+  }
+  template <typename Weights>
+  Weights& Keep(absl::StatusOr<std::unique_ptr<Weights>> weights) {
+    Weights& kept = **weights;
+    weights_.push_back(*std::move(weights));
+    return kept;
+  }
+
+  void Linears(DType type) {
+    auto& weights = Keep(backend_.PackLinear({Parameter({70, 300}, 0.1)}, type));
+    for (const int rows : {1, 3, 67}) {
+      for (const LinearEpilogue epilogue : {LinearEpilogue::kStore, LinearEpilogue::kRelu,
+                                            LinearEpilogue::kGelu, LinearEpilogue::kAdd})
+        backend_.Linear(Random(rows, 300), weights, {.epilogue = epilogue}, Random(rows, 70));
+    }
+  }
+
+  void Attention(DType type) {
+    const AttentionSpec spec = {
+        .num_heads = 2, .head_dim = 20, .window = 140, .include_self = false, .kv_type = type};
+    AttentionParameters parameters = {
+        .spec = spec, .scale = Parameter({2}), .bias = Parameter({2, 141})};
+    for (int64_t i = 0; i < 2; ++i) parameters.scale.as<float>()[i] = 0.2f;
+    auto& weights = Keep(backend_.PackAttention(parameters));
+    const PoolView ring = Pool(backend_.RingBytes(spec), 3);
+    int64_t position = 0;
+    for (const int n : {150, 1, 7}) {
+      const std::vector<Row> rows = {
+          {.slot = SlotId(2), .begin = 0, .end = n, .position = position},
+          {.slot = SlotId(0), .begin = n, .end = n + 2, .position = position / 2}};
+      backend_.Attention(weights, Random(n + 2, 40), Random(n + 2, 40), Random(n + 2, 40), rows,
+                         ring, Random(n + 2, 40));
+      position += n;
+    }
+  }
+
+  void Context(DType type) {
+    const ContextSpec spec = {.num_heads = 2, .head_dim = 9, .capacity = 130, .kv_type = type};
+    ContextParameters parameters = {.spec = spec, .scale = Parameter({2})};
+    for (int64_t i = 0; i < 2; ++i) parameters.scale.as<float>()[i] = 0.3f;
+    auto& weights = Keep(backend_.PackContextAttention(parameters));
+    const PoolView contexts = Pool(backend_.ContextBytes(spec), 2);
+    backend_.StoreContext(weights, Random(135, 18), Random(135, 18),
+                          {{{.begin = 0, .end = 130, .slot = SlotId(1), .first_row = 0},
+                            {.begin = 130, .end = 135, .slot = SlotId(0), .first_row = 2}}},
+                          contexts);
+    backend_.ContextAttention(
+        weights, Random(7, 18),
+        {{{.begin = 0, .end = 3, .context = contexts.slot<std::byte>(SlotId(1)), .num_rows = 130},
+          {.begin = 3, .end = 7, .context = contexts.slot<std::byte>(SlotId(0)), .num_rows = 5}}},
+        Random(7, 18));
+  }
+
+  void Embedding(DType type) {
+    auto& table = Keep(backend_.PackEmbedding(Parameter({11, 37}), type));
+    const std::vector<TokenId> tokens = {TokenId(10), TokenId(0), TokenId(3)};
+    const TensorView out = Random(3, 37);
+    backend_.Embed(table, tokens, out);
+    const std::vector<int> indices = {2, 0};
+    backend_.GatherRows(out, indices, Random(2, 37));
+  }
+
+  void NormsAndRotations() {
+    const TensorView x = Random(5, 300);
+    gains_.push_back(*backend_.PackVector(Parameter({300})));
+    backend_.RmsNorm(x, gains_.back().View(DType::kF32, {300}), 1e-6f, Random(5, 300));
+    const TensorView heads = Random(5, 3 * 38), table = Random(5, 38);
+    backend_.NormalizeHeads(heads, 38);
+    const std::vector<Row> rows = {{.slot = SlotId(0), .begin = 0, .end = 5, .position = 77}};
+    backend_.RotaryTable(rows, 10000.0, table);
+    backend_.Rotate(heads, 38, table);
+  }
+
+  void Elementwise() {
+    for (const GateActivation activation : {GateActivation::kGelu, GateActivation::kSilu})
+      backend_.Gate(Random(3, 2 * 290), activation, Random(3, 290));
+    gains_.push_back(*backend_.PackVector(Parameter({90})));
+    backend_.AddScaled(Random(3, 45), gains_.back().View(DType::kF32, {90}), Random(3, 90));
+    backend_.Multiply(Random(3, 33), Random(3, 33));
+    gains_.push_back(*backend_.PackVector(Parameter({2 * 33})));
+    backend_.AddTable(gains_.back().View(DType::kF32, {2, 33}), Random(4, 33));
+    gains_.push_back(*backend_.PackVector(Parameter({33})));
+    backend_.Interpolate(Random(3, 33), gains_.back().View(DType::kF32, {33}), Random(3, 33));
+  }
+
+  // The three kinds of Ssm and the scan, with outputs at every token and at block ends.
+  void Sequences() {
+    const std::vector<Row> rows = {{.slot = SlotId(1), .begin = 0, .end = 9, .position = 5},
+                                   {.slot = SlotId(0), .begin = 9, .end = 10, .position = 7}};
+    constexpr int kModes = 5;
+    for (const bool ends : {false, true}) {
+      const SsmSpec spec = {.num_inputs = 33,
+                            .num_filters = 2,
+                            .outputs = ends ? SsmOutputs::kBlockEnds : SsmOutputs::kEveryToken,
+                            .block = 4};
+      const Shape shape = {66, kModes, 2}, features = {66};
+      const double small = 0.1;
+      std::vector<SsmWeights*> kinds = {
+          &Keep(backend_.PackSsm({.spec = spec,
+                                  .a_minus_one = Parameter(shape, small),
+                                  .b = Parameter(shape),
+                                  .c = Parameter(shape),
+                                  .d = Parameter(features)})),
+          &Keep(backend_.PackDplr({.spec = spec,
+                                   .dt_lambda = Parameter(shape, small),
+                                   .dt_b = Parameter(shape, small),
+                                   .p = Parameter(shape, small),
+                                   .g = Parameter(shape, small),
+                                   .w = Parameter(shape, small),
+                                   .c = Parameter(shape),
+                                   .dt = Parameter(features, small),
+                                   .d = Parameter(features)})),
+          &Keep(backend_.PackConvolution(
+              {.spec = spec, .taps = Parameter({66, 6}), .d = Parameter(features)}))};
+      for (const SsmWeights* weights : kinds) {
+        const PoolView state = Pool(backend_.SsmStateBytes(*weights), 2);
+        // Positions 5 .. 13 and 7: block ends at 7 and 11, and at 7.
+        for (int step = 0; step < 2; ++step)
+          backend_.Ssm(*weights, Random(10, 33), rows, state, Random(ends ? 3 : 10, 66));
+      }
+    }
+    auto& scan = Keep(backend_.PackScan(Parameter({300, 2}, 0.1)));
+    const PoolView state = Pool(backend_.ScanStateBytes(scan), 2);
+    const TensorView v = Random(10, 600);
+    backend_.Scan(scan, v, rows, state);
+    backend_.Scan(scan, v, rows, state);
+  }
+
+  void Logprobs() {
+    const TensorView out = Random(1, 3);
+    const std::vector<TokenId> targets = {TokenId(0), TokenId(299), TokenId(130)};
+    backend_.TargetLogprobs(Random(3, 300, 4.0), targets, absl::MakeSpan(out.as<float>(), 3));
+  }
+
+  Backend& backend_;
+  std::mt19937 random_{17};
+  std::deque<std::vector<float>> matrices_;
+  std::vector<Buffer> buffers_, gains_;
+  std::vector<std::unique_ptr<PackedWeights>> weights_;
+};
+
+std::vector<float> RunIn(Order order, uint32_t seed) {
+  cuda_on_cpu::SetOrder(order, seed);
+  const auto backend = *MakeCudaBackend();
+  Workload workload(*backend);
+  workload.Run();
+  return workload.Results();
+}
+
+// BST_KERNEL void [BST_BOUNDS(...)] bst_x(...) in the sources.
+std::set<std::string> KernelsOfTheSources() {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator("engine/backend/cuda")) {
+    if (entry.path().extension() != ".cu") continue;
+    std::ifstream file(entry.path());
+    const std::string text((std::istreambuf_iterator<char>(file)), {});
+    for (size_t at = text.find("BST_KERNEL"); at != text.npos; at = text.find("BST_KERNEL", at)) {
+      at = text.find("bst_", at);
+      names.insert(text.substr(at, text.find('(', at) - at));
+    }
+  }
+  return names;
+}
+
+TEST(CudaOrdersTest, EveryKernelGivesTheSameBitsInEveryOrder) {
+  const std::vector<float> forward = RunIn(Order::kForward, 1);
+  EXPECT_FALSE(std::any_of(forward.begin(), forward.end(), [](float x) { return std::isnan(x); }));
+  for (const auto& [order, seed] : std::vector<std::pair<Order, uint32_t>>{
+           {Order::kReversed, 1}, {Order::kShuffled, 2}, {Order::kShuffled, 3}}) {
+    const std::vector<float> other = RunIn(order, seed);
+    ASSERT_EQ(other.size(), forward.size());
+    EXPECT_EQ(std::memcmp(other.data(), forward.data(), forward.size() * sizeof(float)), 0)
+        << "order " << static_cast<int>(order) << " seed " << seed;
+  }
+  // The kernels of the plugin are those of the sources: tests/engine/backend/cuda/kernels_test.py.
+  const std::set<std::string> launched = cuda_on_cpu::LaunchedKernels();
+  const std::set<std::string> kernels = KernelsOfTheSources();
+  EXPECT_GT(kernels.size(), 20u);
+  for (const std::string& kernel : kernels) {
+    for (const char* order : {"forward", "reversed", "shuffled"})
+      EXPECT_EQ(launched.count(absl::StrCat(kernel, " ", order)), 1u) << kernel << " " << order;
+  }
+}
+
+}  // namespace
+}  // namespace bst

@@ -1,0 +1,381 @@
+#include "tests/support/cuda_on_cpu/emulator.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "tests/support/cuda_on_cpu/device.h"
+#include "tests/support/cuda_on_cpu/fiber.h"
+#ifdef BST_FIBERS_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace bst::cuda_on_cpu {
+namespace {
+
+constexpr int kLanes = 32;
+constexpr size_t kGuardBytes = 64;
+constexpr int kGuard = 0xa5;
+constexpr int kPoison = 0xff;  // as float32: NaN; as an index: out of any bounds
+// Shared memory of one block. ThreadSanitizer must not see a later block's use as a race with this
+// one's, so there each block of a launch gets addresses of its own.
+constexpr size_t kSharedBytes = size_t{227} << 10;
+#ifdef BST_FIBERS_TSAN
+constexpr size_t kArenaBytes = size_t{1} << 32;
+constexpr bool kFreshSharedMemory = true;
+#else
+constexpr size_t kArenaBytes = 2 * kSharedBytes;
+constexpr bool kFreshSharedMemory = false;
+#endif
+
+struct Place {
+  const char* file = nullptr;
+  unsigned line = 0;
+  bool operator==(const Place& other) const { return file == other.file && line == other.line; }
+  std::string ToString() const {
+    const char* slash = std::strrchr(file, '/');
+    return absl::StrCat(slash == nullptr ? file : slash + 1, ":", line);
+  }
+};
+
+enum class State { kReady, kAtBarrier, kAtWarpOperation, kReturned };
+
+struct Thread {
+  std::unique_ptr<Fiber> fiber;
+  State state = State::kReturned;
+  Place place;
+};
+
+// The lanes' values of one operation; the next one uses the other set, since a slow lane may still
+// read this one.
+struct Warp {
+  int arrived = 0;
+  unsigned operation = 0;
+  Place place;
+  std::array<std::array<uint64_t, kLanes>, 2> values = {};
+};
+
+struct Array {
+  const void* tag;
+  const char* name;
+  std::byte* data;
+  size_t bytes;
+};
+
+class Multiprocessor {
+ public:
+  std::string Run(const char* kernel, const cuda::LaunchShape& shape,
+                  const std::function<void()>& thread);
+
+  void SetOrder(Order order, uint32_t seed) {
+    order_ = order;
+    random_.seed(seed);
+  }
+  const std::set<std::string>& launched() const { return launched_; }
+
+  int thread() const { return thread_; }
+  int block_x() const { return block_x_; }
+  int block_y() const { return block_y_; }
+  int num_threads() const { return num_threads_; }
+
+  void Barrier(const Place& place);
+  const std::array<uint64_t, kLanes>& WarpOperation(uint64_t value, const Place& place);
+  void* Shared(const void* tag, const char* name, size_t bytes);
+
+ private:
+  static void RunThreads(void* self);
+  std::string RunBlock();
+  std::vector<int> InOrder(int n);
+  void Wait(State state, const Place& place);
+  std::string Divergence() const;
+  void CheckGuards();
+  void Fail(const std::string& problem) {
+    if (problem_.empty()) problem_ = problem;
+  }
+
+  Order order_ = Order::kForward;
+  std::mt19937 random_;
+  std::set<std::string> launched_;
+
+  // The launch.
+  const std::function<void()>* body_ = nullptr;
+  int num_threads_ = 0;
+  std::string problem_;
+  // Places that threads met at but that differ. Fibers note it, the host makes the message of it.
+  const char* mismatch_ = nullptr;
+  std::array<Place, 2> mismatched_;
+  std::vector<Thread> threads_;
+  std::byte* arena_ = nullptr;
+  size_t arena_used_ = 0;
+
+  // The block, and the thread that runs.
+  int block_x_ = 0, block_y_ = 0, thread_ = 0;
+  int at_barrier_ = 0;
+  Place barrier_;
+  unsigned barriers_ = 0;
+  std::array<char, 2> barrier_sync_ = {};  // addresses for ThreadSanitizer, in turn
+  char launch_sync_ = 0;                   // from the host to the fibers
+  char host_sync_ = 0;                     // and back
+  std::vector<Warp> warps_;
+  std::vector<Array> arrays_;
+};
+
+Multiprocessor& Device() {
+  static auto* const device = new Multiprocessor();
+  return *device;
+}
+
+std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& shape,
+                                const std::function<void()>& thread) {
+  constexpr const char* kOrderNames[] = {"forward", "reversed", "shuffled"};
+  launched_.insert(absl::StrCat(kernel, " ", kOrderNames[static_cast<int>(order_)]));
+  if (shape.blocks_x < 1 || shape.blocks_y < 1 || shape.blocks_y > 65535 || shape.threads < 1 ||
+      shape.threads > 1024 || shape.threads % kLanes != 0) {
+    return absl::StrCat(kernel, ": a launch of ", shape.blocks_x, " x ", shape.blocks_y,
+                        " blocks of ", shape.threads, " threads");
+  }
+  if (arena_ == nullptr) {
+    void* arena = ::mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    BST_CHECK(arena != MAP_FAILED, "no memory for shared arrays");
+    arena_ = static_cast<std::byte*>(arena);
+  }
+  body_ = &thread;
+  num_threads_ = shape.threads;
+  problem_.clear();
+  mismatch_ = nullptr;
+  arena_used_ = 0;
+  if (threads_.size() < static_cast<size_t>(num_threads_))
+    threads_.resize(static_cast<size_t>(num_threads_));
+  for (Thread& t : threads_) {
+    if (t.fiber == nullptr) t.fiber = std::make_unique<Fiber>(&RunThreads, this);
+  }
+  Release(&launch_sync_);
+  // Blocks in the order of the mode; the columns first.
+  for (const int y : InOrder(shape.blocks_y)) {
+    for (const int x : InOrder(shape.blocks_x)) {
+      block_x_ = x;
+      block_y_ = y;
+      const std::string problem = RunBlock();
+      if (mismatch_ != nullptr) {
+        Fail(absl::StrCat(mismatch_, ", ", mismatched_[0].ToString(), " and ",
+                          mismatched_[1].ToString()));
+      }
+      Fail(problem);
+      Acquire(&host_sync_);
+      if (!problem_.empty()) return absl::StrCat(kernel, ", block (", x, ", ", y, "): ", problem_);
+    }
+  }
+  return "";
+}
+
+void Multiprocessor::RunThreads(void* self) {
+  auto& device = *static_cast<Multiprocessor*>(self);
+  for (;;) {
+    Acquire(&device.launch_sync_);
+    (*device.body_)();
+    device.Wait(State::kReturned, {});
+  }
+}
+
+std::vector<int> Multiprocessor::InOrder(int n) {
+  std::vector<int> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  if (order_ == Order::kReversed) std::reverse(order.begin(), order.end());
+  if (order_ == Order::kShuffled) std::shuffle(order.begin(), order.end(), random_);
+  return order;
+}
+
+std::string Multiprocessor::RunBlock() {
+  at_barrier_ = 0;
+  warps_.assign(static_cast<size_t>(num_threads_ / kLanes), Warp());
+  arrays_.clear();
+  if (!kFreshSharedMemory) arena_used_ = 0;
+  for (int i = 0; i < num_threads_; ++i) threads_[static_cast<size_t>(i)].state = State::kReady;
+  std::vector<int> order = InOrder(num_threads_);
+  // A warp runs until all its lanes wait for others, which keeps its stacks in the cache; shuffled,
+  // every thread is on its own.
+  const int group = order_ == Order::kShuffled ? num_threads_ : kLanes;
+  for (int returned = 0; returned < num_threads_;) {
+    bool progress = false;
+    for (int first = 0; first < num_threads_; first += group) {
+      for (bool ran = true; ran;) {
+        ran = false;
+        for (int at = first; at < first + group; ++at) {
+          const int i = order[static_cast<size_t>(at)];
+          Thread& thread = threads_[static_cast<size_t>(i)];
+          if (thread.state != State::kReady) continue;
+          ran = true;
+          thread_ = i;
+          thread.fiber->Resume();
+          if (thread.state == State::kReturned) ++returned;
+        }
+        progress = progress || ran;
+        if (order_ == Order::kShuffled) break;
+      }
+    }
+    if (!progress) {
+      const std::string problem = Divergence();
+      // Their stacks cannot be unwound; kernels own nothing.
+      for (Thread& thread : threads_) {
+        thread.fiber = nullptr;
+        thread.state = State::kReturned;
+      }
+      return problem;
+    }
+    if (order_ == Order::kShuffled) std::shuffle(order.begin(), order.end(), random_);
+  }
+  CheckGuards();
+  return "";
+}
+
+void Multiprocessor::Wait(State state, const Place& place) {
+  Release(&host_sync_);  // of a launch that ends here
+  Thread& thread = threads_[static_cast<size_t>(thread_)];
+  thread.state = state;
+  thread.place = place;
+  thread.fiber->Suspend();
+}
+
+void Multiprocessor::Barrier(const Place& place) {
+  const unsigned number = barriers_;
+  if (at_barrier_ == 0) barrier_ = place;
+  if (!(barrier_ == place) && mismatch_ == nullptr) {
+    mismatch_ = "threads meet at two barriers";
+    mismatched_ = {barrier_, place};
+  }
+  // Two addresses in turn: a thread that has gone on and arrives at the next barrier must not give
+  // what it did in between to one that has not yet left this one.
+  Release(&barrier_sync_[number % 2]);
+  if (++at_barrier_ == num_threads_) {
+    at_barrier_ = 0;
+    ++barriers_;
+    for (int i = 0; i < num_threads_; ++i) threads_[static_cast<size_t>(i)].state = State::kReady;
+  } else {
+    Wait(State::kAtBarrier, place);
+  }
+  Acquire(&barrier_sync_[number % 2]);
+}
+
+// A warp's operations order nothing in memory, so the sanitizer is told nothing.
+const std::array<uint64_t, kLanes>& Multiprocessor::WarpOperation(uint64_t value,
+                                                                  const Place& place) {
+  const int first = thread_ / kLanes * kLanes;
+  Warp& warp = warps_[static_cast<size_t>(thread_ / kLanes)];
+  if (warp.arrived == 0) warp.place = place;
+  if (!(warp.place == place) && mismatch_ == nullptr) {
+    mismatch_ = "lanes of a warp meet in two operations";
+    mismatched_ = {warp.place, place};
+  }
+  auto& values = warp.values[warp.operation % 2];
+  values[static_cast<size_t>(thread_ - first)] = value;
+  if (++warp.arrived == kLanes) {
+    warp.arrived = 0;
+    ++warp.operation;
+    for (int i = first; i < first + kLanes; ++i)
+      threads_[static_cast<size_t>(i)].state = State::kReady;
+  } else {
+    Wait(State::kAtWarpOperation, place);
+  }
+  return values;
+}
+
+void* Multiprocessor::Shared(const void* tag, const char* name, size_t bytes) {
+  for (const Array& array : arrays_) {
+    if (array.tag == tag) return array.data;
+  }
+  const size_t rounded = (bytes + kGuardBytes - 1) / kGuardBytes * kGuardBytes;
+  size_t total = rounded;
+  for (const Array& array : arrays_) total += array.bytes;
+  BST_CHECK(total <= kSharedBytes, "shared arrays of ", total, " bytes");
+  BST_CHECK(arena_used_ + rounded + 2 * kGuardBytes <= kArenaBytes, "too many blocks");
+  std::byte* const before = arena_ + arena_used_;
+  std::byte* const data = before + kGuardBytes;
+  arena_used_ += rounded + 2 * kGuardBytes;
+#ifdef BST_FIBERS_ASAN
+  __asan_unpoison_memory_region(before, rounded + 2 * kGuardBytes);
+#endif
+#ifndef BST_FIBERS_TSAN  // whose memset would be this thread's write
+  std::memset(before, kGuard, rounded + 2 * kGuardBytes);
+  std::memset(data, kPoison, bytes);
+#endif
+#ifdef BST_FIBERS_ASAN
+  __asan_poison_memory_region(before, kGuardBytes);
+  __asan_poison_memory_region(data + bytes, rounded - bytes + kGuardBytes);
+#endif
+  arrays_.push_back({tag, name, data, bytes});
+  return data;
+}
+
+void Multiprocessor::CheckGuards() {
+#ifndef BST_FIBERS_TSAN
+  const auto intact = [](const std::byte* begin, const std::byte* end) {
+    return std::all_of(begin, end, [](std::byte b) { return b == std::byte{kGuard}; });
+  };
+  for (const Array& array : arrays_) {
+    const size_t rounded = (array.bytes + kGuardBytes - 1) / kGuardBytes * kGuardBytes;
+#ifdef BST_FIBERS_ASAN
+    __asan_unpoison_memory_region(array.data - kGuardBytes, rounded + 2 * kGuardBytes);
+#endif
+    if (!intact(array.data - kGuardBytes, array.data) ||
+        !intact(array.data + array.bytes, array.data + rounded + kGuardBytes)) {
+      Fail(absl::StrCat("a write beyond the shared array ", array.name));
+    }
+  }
+#endif
+}
+
+std::string Multiprocessor::Divergence() const {
+  int returned = 0, barrier = 0, warp = 0;
+  Place place;
+  for (int i = 0; i < num_threads_; ++i) {
+    const Thread& thread = threads_[static_cast<size_t>(i)];
+    returned += thread.state == State::kReturned;
+    barrier += thread.state == State::kAtBarrier;
+    warp += thread.state == State::kAtWarpOperation;
+    if (thread.state != State::kReturned) place = thread.place;
+  }
+  return absl::StrCat("of ", num_threads_, " threads ", barrier, " wait at a barrier, ", warp,
+                      " in a warp operation, and ", returned, " have returned; one waits at ",
+                      place.ToString());
+}
+
+}  // namespace
+
+void SetOrder(Order order, uint32_t seed) { Device().SetOrder(order, seed); }
+std::set<std::string> LaunchedKernels() { return Device().launched(); }
+
+std::string RunKernel(const char* kernel, const cuda::LaunchShape& shape,
+                      const std::function<void()>& thread) {
+  return Device().Run(kernel, shape, thread);
+}
+
+int ThreadX() { return Device().thread(); }
+int BlockX() { return Device().block_x(); }
+int BlockY() { return Device().block_y(); }
+int NumThreads() { return Device().num_threads(); }
+int Lane() { return Device().thread() % kLanes; }
+void* SharedArray(const void* tag, const char* name, size_t bytes) {
+  return Device().Shared(tag, name, bytes);
+}
+void SyncThreads(const char* file, unsigned line) { Device().Barrier({file, line}); }
+uint64_t Exchange(uint64_t value, int from_lane, const char* file, unsigned line) {
+  return Device().WarpOperation(value, {file, line})[static_cast<size_t>(from_lane)];
+}
+uint32_t Ballot(bool value, const char* file, unsigned line) {
+  const auto& values = Device().WarpOperation(value ? 1 : 0, {file, line});
+  uint32_t ballot = 0;
+  for (int lane = 0; lane < kLanes; ++lane)
+    ballot |= static_cast<uint32_t>(values[static_cast<size_t>(lane)]) << lane;
+  return ballot;
+}
+
+}  // namespace bst::cuda_on_cpu

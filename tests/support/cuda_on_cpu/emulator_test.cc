@@ -1,0 +1,177 @@
+// The emulated device, and the test of the tests: bugs planted in kernels must be caught.
+#include "tests/support/cuda_on_cpu/emulator.h"
+
+#include <cmath>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/cuda/device.h"
+#include "engine/backend/cuda/launch.h"
+#include "engine/backend/cuda/runtime.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/cuda_on_cpu/planted_kernels.h"
+
+#ifdef __SANITIZE_THREAD__
+// A report ends the process.
+extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
+#endif
+
+namespace bst::cuda {
+namespace {
+
+using cuda_on_cpu::Order;
+using cuda_on_cpu::SetOrder;
+using testing::HasSubstr;
+
+class EmulatorTest : public testing::Test {
+ protected:
+  void SetUp() override { stream_ = *CreateStream(); }
+  void TearDown() override {
+    DestroyStream(stream_);
+    SetOrder(Order::kForward);
+  }
+
+  // The results of a kernel that gets `blocks` x 64 floats.
+  std::vector<float> Run(void (*kernel)(PlantedTask), const char* name, int blocks = 1,
+                         int threads = 64) {
+    std::vector<float> data(static_cast<size_t>(blocks * threads));
+    std::iota(data.begin(), data.end(), 1.0f);
+    Launch(kernel, name, {.blocks_x = blocks, .threads = threads}, *stream_,
+           PlantedTask{.data = data.data(), .n = threads});
+    status_ = Synchronize(*stream_);
+    return data;
+  }
+  std::vector<std::vector<float>> RunInEveryOrder(void (*kernel)(PlantedTask), const char* name) {
+    std::vector<std::vector<float>> results;
+    for (const Order order : {Order::kForward, Order::kReversed, Order::kShuffled}) {
+      SetOrder(order, 7);
+      results.push_back(Run(kernel, name));
+      EXPECT_TRUE(status_.ok()) << status_;
+    }
+    return results;
+  }
+
+  Stream* stream_ = nullptr;
+  absl::Status status_;
+};
+
+#define RUN(kernel, ...) Run(kernel, #kernel, ##__VA_ARGS__)
+
+TEST_F(EmulatorTest, EveryThreadOfEveryBlockRunsOnce) {
+  const std::vector<float> data = RUN(bst_test_indices, 5);
+  ASSERT_TRUE(status_.ok()) << status_;
+  for (size_t i = 0; i < data.size(); ++i)
+    EXPECT_EQ(data[i], static_cast<float>(1 + i + 1000 * (i / 64) + i % 64)) << i;
+}
+
+TEST_F(EmulatorTest, SharedMemoryIsSeenAcrossTheBarrierInEveryOrder) {
+  for (const std::vector<float>& data : RunInEveryOrder(bst_test_reverse, "bst_test_reverse")) {
+    for (size_t i = 0; i < data.size(); ++i) EXPECT_EQ(data[i], static_cast<float>(64 - i));
+  }
+}
+
+TEST_F(EmulatorTest, LanesExchangeValuesInEveryOrder) {
+  for (const std::vector<float>& data : RunInEveryOrder(bst_test_warp, "bst_test_warp")) {
+    for (size_t i = 0; i < data.size(); ++i) {
+      const float sum = i < 32 ? 528.0f : 1552.0f;  // 1 .. 32, 33 .. 64
+      EXPECT_EQ(data[i], sum + 0xaaaaaaaau % 1024) << i;
+    }
+  }
+}
+
+TEST_F(EmulatorTest, SharedMemoryBeginsAsNan) {
+  const std::vector<float> data = RUN(bst_test_uninitialised);
+#ifndef __SANITIZE_THREAD__
+  for (const float x : data) EXPECT_TRUE(std::isnan(x));
+#endif
+}
+
+// A stream runs when somebody waits for it, and not before.
+TEST_F(EmulatorTest, AMissingSynchronizeShows) {
+  std::vector<float> data(64, 1.0f);
+  Launch(bst_test_indices, "bst_test_indices", {.threads = 64}, *stream_,
+         PlantedTask{.data = data.data(), .n = 64});
+  EXPECT_EQ(data[63], 1.0f);
+  ASSERT_TRUE(Synchronize(*stream_).ok());
+  EXPECT_EQ(data[63], 64.0f);
+}
+
+TEST_F(EmulatorTest, ALaunchThatNoDeviceTakesIsAnError) {
+  RUN(bst_test_indices, 1, 48);
+  EXPECT_THAT(status_.ToString(), HasSubstr("bst_test_indices: a launch of 1 x 1 blocks of 48"));
+}
+
+TEST_F(EmulatorTest, AfterAnErrorNothingRuns) {
+  RUN(bst_test_indices, 1, 48);
+  const std::vector<float> data = RUN(bst_test_indices);
+  EXPECT_EQ(data[63], 64.0f);
+  EXPECT_FALSE(status_.ok());
+}
+
+// ---- planted bugs
+
+TEST_F(EmulatorTest, ABarrierThatSomeThreadsDoNotReachIsReported) {
+  RUN(bst_planted_divergent_barrier);
+  EXPECT_THAT(status_.ToString(),
+              HasSubstr("bst_planted_divergent_barrier, block (0, 0): of 64 threads 40 wait at a "
+                        "barrier, 0 in a warp operation, and 24 have returned"));
+  DestroyStream(stream_);
+  stream_ = *CreateStream();
+  RUN(bst_test_reverse);  // the device still works
+  EXPECT_TRUE(status_.ok()) << status_;
+}
+
+TEST_F(EmulatorTest, TwoBarriersThatMeetAreReported) {
+  RUN(bst_planted_two_barriers);
+  EXPECT_THAT(status_.ToString(), HasSubstr("threads meet at two barriers, planted_kernels.cc:"));
+}
+
+TEST_F(EmulatorTest, AWarpOperationThatSomeLanesDoNotReachIsReported) {
+  RUN(bst_planted_divergent_warp);
+  EXPECT_THAT(status_.ToString(), HasSubstr("in a warp operation"));
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+
+// A missing barrier gives other results in another order.
+TEST_F(EmulatorTest, ASharedMemoryRaceChangesResults) {
+  const auto results = RunInEveryOrder(bst_planted_race, "bst_planted_race");
+  EXPECT_FALSE(std::equal(results[0].begin(), results[0].end(), results[1].begin(),
+                          [](float a, float b) { return a == b; }));
+}
+
+TEST_F(EmulatorTest, AWriteBeyondASharedArrayIsReported) {
+  RUN(bst_planted_shared_overrun);
+  EXPECT_THAT(status_.ToString(),
+              HasSubstr("bst_planted_shared_overrun, block (0, 0): a write beyond the shared array "
+                        "values"));
+}
+
+#elif defined(__SANITIZE_ADDRESS__)
+
+TEST_F(EmulatorTest, AWriteBeyondASharedArrayIsReported) {
+  EXPECT_DEATH(RUN(bst_planted_shared_overrun), "use-after-poison");
+}
+TEST_F(EmulatorTest, AReadBeyondASharedArrayIsReported) {
+  EXPECT_DEATH(RUN(bst_planted_shared_overread), "use-after-poison");
+}
+TEST_F(EmulatorTest, AWriteBeyondGlobalMemoryIsReported) {
+  EXPECT_DEATH(RUN(bst_planted_global_overrun), "heap-buffer-overflow");
+}
+
+#else
+
+TEST_F(EmulatorTest, ASharedMemoryRaceIsReportedInItsHarmlessOrderToo) {
+  EXPECT_DEATH(RUN(bst_planted_race), "data race");
+}
+TEST_F(EmulatorTest, ARaceBetweenBlocksIsReported) {
+  EXPECT_DEATH(RUN(bst_planted_block_race, 2), "data race");
+}
+
+#endif
+
+}  // namespace
+}  // namespace bst::cuda
