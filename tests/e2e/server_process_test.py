@@ -62,7 +62,7 @@ class FlagsTest(unittest.TestCase):
                 cli_json(server, "generate", "--prompt", "x", *GREEDY, "--max-new-tokens", "3", "--request-id", "logged")
                 self.assertEqual(server.terminate(), 0)
             events = [json.loads(line) for line in server.lines if line.startswith("{")]
-            request = next(event for event in events if event["event"] == "request")
+            request = next(event for event in events if event.get("id") == "logged")
             self.assertEqual((request["id"], request["prompt_tokens"], request["generated_tokens"], request["outcome"]),
                              ("logged", 2, 3, "MAX_TOKENS"))
             self.assertIn("config", [event["event"] for event in events])
