@@ -178,6 +178,7 @@ class CountingTokenizer final : public Tokenizer {
     ++encoded;
     return std::vector<TokenId>((text.size() + 2) / 3, TokenId(1));
   }
+  std::optional<Cut> LastCut(std::string_view, size_t) const override { return std::nullopt; }
   std::string TokenBytes(TokenId, bool) const override { return "abc"; }
   int vocab_size() const override { return 259; }
   int max_token_bytes() const override { return 3; }
