@@ -73,7 +73,8 @@ class Connection:
             ("grpc.lb_policy_name", "round_robin"),
         ]
         if keepalive_seconds is not None:
-            self._options.append(("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)))
+            self._options += [("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
+                              ("grpc.http2.max_pings_without_data", 0)]  # gRPC's own limit is two
         if tls is not None and tls.server_name is not None:
             self._options.append(("grpc.ssl_target_name_override", tls.server_name))
         self._options += channel_options
