@@ -122,10 +122,20 @@ class LimitsTest(unittest.TestCase):
 
     def test_message_limit(self) -> None:
         with ServerProcess("--max_message_bytes=2000") as server, tempfile.TemporaryDirectory() as folder:
-            result = run_cli(server, "generate", "--ids-file", write_ids(Path(folder, "ids"), [200] * 3000))
-            self.assertEqual(result.returncode, 1)
-            self.assertIn("RESOURCE_EXHAUSTED", result.stderr)
-            self.assertIn("larger than the server's message limit", result.stderr)
+            ids = write_ids(Path(folder, "ids"), [200] * 3000)
+            scored = run_cli(server, "score", "--ids-file", ids)
+            self.assertEqual(scored.returncode, 1)
+            self.assertRegex(scored.stderr, r"RESOURCE_EXHAUSTED: the request has 60\d\d bytes, the server's message "
+                                            r"limit is 2000\n")
+            self.assertIn("larger than the server's message limit", scored.stderr)
+            # generate sends it in parts.
+            options = ("generate", "--ids-file", ids, *GREEDY, "--max-new-tokens", "4")
+            uploaded = cli_json(server, *options)
+            self.assertEqual(uploaded["usage"]["prompt_tokens"], 3000)
+        with ServerProcess() as server, tempfile.TemporaryDirectory() as folder:
+            ids = write_ids(Path(folder, "ids"), [200] * 3000)
+            whole = cli_json(server, "generate", "--ids-file", ids, *GREEDY, "--max-new-tokens", "4")
+            self.assertEqual(uploaded["token_ids"], whole["token_ids"])
 
     def test_full_queue(self) -> None:
         with ServerProcess("--max_sequences=1", "--max_queue=1") as server:
