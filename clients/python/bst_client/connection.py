@@ -78,6 +78,7 @@ class Connection:
         if tls is not None and tls.server_name is not None:
             self._options.append(("grpc.ssl_target_name_override", tls.server_name))
         self._options += channel_options
+        self._message_limit: int | None = None  # the server's, once it was asked
         self._credentials = None if tls is None else tls.credentials()
         self._metadata()  # what is no token fails here, not at the first call
         self._connect()
