@@ -43,6 +43,7 @@ def _message_class(name: str) -> Any:
 GenerateRequest = _message_class("bst.v1.GenerateRequest")
 GenerateUploadPart = _message_class("bst.v1.GenerateUploadPart")
 GenerateEvent = _message_class("bst.v1.GenerateEvent")
+GenerateResult = _message_class("bst.v1.GenerateResult")
 Finished = _message_class("bst.v1.Finished")
 ScoreRequest = _message_class("bst.v1.ScoreRequest")
 ScoreEvent = _message_class("bst.v1.ScoreEvent")
