@@ -39,10 +39,6 @@ void FillLimits(const ModelInfo& info, const ServerConfig& config, v1::Limits& p
   proto.set_max_queue_tokens(static_cast<uint64_t>(config.engine.max_queue_tokens));
   proto.set_max_message_bytes(static_cast<uint64_t>(config.max_message_bytes));
   proto.set_upload_timeout_seconds(absl::ToDoubleSeconds(config.engine.upload_timeout));
-  proto.set_long_prompt_tokens(static_cast<uint64_t>(config.engine.long_prompt_tokens));
-  const int reserved = config.engine.reserved_sequences;
-  proto.set_reserved_sequences(
-      static_cast<uint32_t>(reserved < 0 ? info.max_sequences / 8 : reserved));
 }
 
 void FillModelInfo(const ModelInfo& info, const ServerConfig& config, v1::ModelInfo& proto) {

@@ -69,9 +69,7 @@ Json InfoJson(const v1::ModelInfo& info) {
             {"max_queue", limits.max_queue()},
             {"max_queue_tokens", limits.max_queue_tokens()},
             {"max_message_bytes", limits.max_message_bytes()},
-            {"upload_timeout_seconds", Number(limits.upload_timeout_seconds())},
-            {"reserved_sequences", limits.reserved_sequences()},
-            {"long_prompt_tokens", limits.long_prompt_tokens()}}}};
+            {"upload_timeout_seconds", Number(limits.upload_timeout_seconds())}}}};
 }
 
 // One line per key; a list or an object below its key.

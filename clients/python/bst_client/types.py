@@ -208,8 +208,6 @@ class Limits:
     max_queue_tokens: int
     max_message_bytes: int  # of one request; larger prompts are sent in parts
     upload_timeout_seconds: float  # between two parts
-    reserved_sequences: int  # slots that prompts of more than long_prompt_tokens leave to others
-    long_prompt_tokens: int
 
 
 @dataclass(frozen=True)
