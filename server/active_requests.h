@@ -16,7 +16,14 @@
 namespace bst {
 
 // Why a request was ended before its time.
-enum class CancelCause { kNone, kClient, kDeadline, kAbort, kStopString, kOutboxFull };
+enum class CancelCause {
+  kNone,
+  kClient,
+  kDeadline,
+  kAbort,
+  kRefused /* a later part of it */,
+  kOutboxFull
+};
 
 // A request in flight, as an operator can see and end it.
 class Abortable {

@@ -12,26 +12,6 @@
 namespace bst {
 namespace {
 
-v1::FinishReason ReasonOf(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kEos:
-      return v1::EOS;
-    case FinishReason::kStopToken:
-      return v1::STOP_TOKEN;
-    case FinishReason::kMaxTokens:
-      return v1::MAX_TOKENS;
-    case FinishReason::kTimeLimit:
-      return v1::TIME_LIMIT;
-    case FinishReason::kStopped:  // The server stops a sequence for a stop string only.
-      return v1::STOP_STRING;
-    case FinishReason::kCancelled:
-      return v1::CANCELLED;
-    case FinishReason::kError:
-      return v1::ERROR;
-  }
-  return v1::ERROR;
-}
-
 double Milliseconds(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration); }
 
 }  // namespace
@@ -76,13 +56,46 @@ absl::Status EngineCall::Submit(const ServedModel& model, Request request) {
     return id.status();
   }
   bool cancelled_meanwhile;
+  std::vector<int> stopped_meanwhile;
   {
     absl::MutexLock lock(&mutex_);
     id_ = *id;
     cancelled_meanwhile = cause_ != CancelCause::kNone;
+    stopped_meanwhile.swap(stop_early_);
   }
+  for (const int index : stopped_meanwhile) engine_->StopSequence(*id, index);
   if (cancelled_meanwhile) engine_->Cancel(*id);
   return absl::OkStatus();
+}
+
+absl::Status EngineCall::AppendPrompt(std::vector<TokenId> tokens, PromptEnd end) {
+  SequenceId id;
+  {
+    absl::MutexLock lock(&mutex_);
+    id = *id_;
+  }
+  return engine_->AppendPrompt(id, std::move(tokens), end);
+}
+
+void EngineCall::StopSequence(int sequence_index) {
+  SequenceId id;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!id_.has_value()) {
+      stop_early_.push_back(sequence_index);
+      return;
+    }
+    id = *id_;
+  }
+  engine_->StopSequence(id, sequence_index);
+}
+
+void EngineCall::Refuse(absl::Status why) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (cause_ == CancelCause::kNone) refusal_ = std::move(why);
+  }
+  Cancel(CancelCause::kRefused);
 }
 
 template absl::Status EngineCall::Submit(const ServedModel& model, GenerateRequest request);
@@ -110,11 +123,13 @@ CancelCause EngineCall::CauseOfCancellation(const grpc::CallbackServerContext& c
   return left <= elapsed / 50 + kTravel ? CancelCause::kDeadline : CancelCause::kClient;
 }
 
-Ending EngineCall::EndingOf(const FinishedEvent& finished, bool stop_string_found) const {
-  if (stop_string_found) return {v1::STOP_STRING, absl::OkStatus()};
-  if (finished.status.ok()) return {ReasonOf(finished.reason), absl::OkStatus()};
+Ending EngineCall::EndingOf(const FinishedEvent& finished, bool complete) const {
+  if (complete || finished.status.ok()) return {WireReason(finished.reason), absl::OkStatus()};
   if (!absl::IsCancelled(finished.status)) return {v1::ERROR, finished.status};
-  switch (cancel_cause()) {
+  absl::MutexLock lock(&mutex_);
+  switch (cause_) {
+    case CancelCause::kRefused:
+      return {v1::ERROR, refusal_};
     case CancelCause::kDeadline:
       return {v1::CANCELLED, absl::DeadlineExceededError("the call's deadline passed")};
     case CancelCause::kAbort:
@@ -152,6 +167,26 @@ void EngineCall::AccountFinished(const Ending& ending, const FinishedEvent& fini
        {"code", CodeName(ending.status.code())}});
 }
 
+v1::FinishReason WireReason(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kEos:
+      return v1::EOS;
+    case FinishReason::kStopToken:
+      return v1::STOP_TOKEN;
+    case FinishReason::kMaxTokens:
+      return v1::MAX_TOKENS;
+    case FinishReason::kTimeLimit:
+      return v1::TIME_LIMIT;
+    case FinishReason::kStopped:  // by this server: for a stop string
+      return v1::STOP_STRING;
+    case FinishReason::kCancelled:
+      return v1::CANCELLED;
+    case FinishReason::kError:
+      return v1::ERROR;
+  }
+  return v1::ERROR;
+}
+
 v1::Usage UsageOf(const FinishedEvent& finished, int64_t generated_tokens) {
   v1::Usage usage;
   usage.set_prompt_tokens(static_cast<uint64_t>(finished.prompt_tokens));
@@ -160,17 +195,19 @@ v1::Usage UsageOf(const FinishedEvent& finished, int64_t generated_tokens) {
   return usage;
 }
 
-v1::Timings TimingsOf(const FinishedEvent& finished) {
+v1::Timings TimingsOf(const FinishedEvent& finished, const Continuations& continuations) {
   v1::Timings timings;
   timings.set_queue_seconds(absl::ToDoubleSeconds(finished.timings.queue));
   timings.set_prefill_seconds(absl::ToDoubleSeconds(finished.timings.prefill));
   timings.set_time_to_first_token_seconds(
       absl::ToDoubleSeconds(finished.timings.time_to_first_token));
   const double decode_seconds = absl::ToDoubleSeconds(finished.timings.decode);
-  if (finished.generated_tokens > 1 && decode_seconds > 0) {
-    const auto gaps = static_cast<double>(finished.generated_tokens - 1);
-    timings.set_mean_inter_token_seconds(decode_seconds / gaps);
-    timings.set_tokens_per_second(gaps / decode_seconds);
+  if (continuations.longest > 1 && decode_seconds > 0) {
+    // The longest continuation decodes from the first token to the last of all.
+    timings.set_mean_inter_token_seconds(decode_seconds /
+                                         static_cast<double>(continuations.longest - 1));
+    timings.set_tokens_per_second(
+        static_cast<double>(finished.generated_tokens - continuations.count) / decode_seconds);
   }
   return timings;
 }

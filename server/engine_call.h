@@ -3,7 +3,8 @@
 //
 //   engine thread    Push -> outbox; posts the call if it is not posted yet
 //   delivery thread  Advance -> the RPC takes the events and writes
-//   gRPC thread      OnCancel -> Cancel -> Engine::Cancel; OnWriteDone -> Advance
+//   gRPC thread      OnCancel -> Cancel -> Engine::Cancel; OnWriteDone -> Advance; OnReadDone ->
+//                    AppendPrompt
 //
 // Invariants  (1) Between Submit and FinishedEvent the request id is registered, hence can be
 // aborted.
@@ -71,6 +72,15 @@ class EngineCall : public TokenSink,
   template <typename Request>
   absl::Status Submit(const ServedModel& model, Request request) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // More of the prompt of a request that was submitted with prompt_open. Errors: those of
+  // Engine::AppendPrompt. REQUIRES: Submit returned OK.
+  absl::Status AppendPrompt(std::vector<TokenId> tokens, PromptEnd end) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Ends one continuation; also before Submit returns.
+  void StopSequence(int sequence_index) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Ends the request in the engine because of something in it that came later; the RPC then ends
+  // with `why`. No-op after another cause.
+  void Refuse(absl::Status why) ABSL_LOCKS_EXCLUDED(mutex_);
+
   // The events since the last call. After FinishedEvent the request id is free again.
   std::vector<SequenceEvent> TakeEvents() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -82,8 +92,9 @@ class EngineCall : public TokenSink,
     if (bytes > kMaxOutboxBytes) Cancel(CancelCause::kOutboxFull);
   }
 
-  // How `finished` reads on the wire; `stop_string_found` overrides how the engine ended.
-  Ending EndingOf(const FinishedEvent& finished, bool stop_string_found) const;
+  // How `finished` reads on the wire. `complete`: the RPC has all it was asked for, which overrides
+  // how the engine ended.
+  Ending EndingOf(const FinishedEvent& finished, bool complete) const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Counts the RPC that was refused with `status` before it was queued.
   void AccountRejected(const absl::Status& status);
@@ -106,11 +117,20 @@ class EngineCall : public TokenSink,
   bool posted_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<SequenceId> id_ ABSL_GUARDED_BY(mutex_);
   CancelCause cause_ ABSL_GUARDED_BY(mutex_) = CancelCause::kNone;
+  absl::Status refusal_ ABSL_GUARDED_BY(mutex_);         // kRefused: why
+  std::vector<int> stop_early_ ABSL_GUARDED_BY(mutex_);  // StopSequence before id_ was known
+};
+
+// The continuations of a request that have tokens, as the engine made them.
+struct Continuations {
+  int64_t longest = 0;  // tokens
+  int64_t count = 0;
 };
 
 // Pieces of the wire that all RPCs with events share.
+v1::FinishReason WireReason(FinishReason reason);
 v1::Usage UsageOf(const FinishedEvent& finished, int64_t generated_tokens);
-v1::Timings TimingsOf(const FinishedEvent& finished);
+v1::Timings TimingsOf(const FinishedEvent& finished, const Continuations& continuations = {});
 v1::Accepted AcceptedOf(const AcceptedEvent& accepted, const std::string& request_id);
 v1::PrefillProgress ProgressOf(const PrefillProgressEvent& progress);
 

@@ -5,113 +5,53 @@
 #include <utility>
 #include <variant>
 
-#include "server/output_assembler.h"
-#include "server/request_validation.h"
-#include "server/stream_reactor.h"
+#include "engine/base/status_macros.h"
+#include "server/generate_stream.h"
 
 namespace bst {
 namespace {
 
-v1::Finished FinishedMessage(const Ending& ending, const FinishedEvent& finished,
-                             const OutputAssembler& output) {
-  v1::Finished message;
-  message.set_reason(ending.reason);
-  if (ending.reason == v1::STOP_STRING) message.set_stop_string(*output.stop_match());
-  if (ending.reason == v1::STOP_TOKEN || ending.reason == v1::EOS) {
-    message.set_stop_token_id(static_cast<uint32_t>(finished.stop_token.value()));
-  }
-  *message.mutable_usage() = UsageOf(finished, output.num_tokens());
-  *message.mutable_timings() = TimingsOf(finished);
-  return message;
-}
-
-// A request that passed the gate and validation, and the model it is for.
-struct Prepared {
-  const ServedModel* model;
-  ValidGenerate valid;
-};
-
-absl::StatusOr<Prepared> Prepare(Frontend& frontend, const grpc::CallbackServerContext& context,
-                                 const v1::GenerateRequest& request) {
-  const absl::StatusOr<const ServedModel*> model = frontend.AdmitToQueue(context);
-  if (!model.ok()) return model.status();
-  absl::StatusOr<ValidGenerate> valid =
-      ValidateGenerate(request, (*model)->engine->info(), *(*model)->tokenizer);
-  if (!valid.ok()) return valid.status();
-  return Prepared{*model, *std::move(valid)};
-}
-
-class GenerateReactor final : public StreamReactor<v1::GenerateEvent> {
+class GenerateReactor final : public GenerateStream<grpc::ServerWriteReactor<v1::GenerateEvent>> {
  public:
   GenerateReactor(Frontend& frontend, grpc::CallbackServerContext& context)
-      : StreamReactor(frontend, context, "Generate") {}
+      : GenerateStream(frontend, context, "Generate") {}
 
   void Start(std::shared_ptr<GenerateReactor> self, const v1::GenerateRequest& request) {
     OwnItself(std::move(self));
-    absl::StatusOr<Prepared> prepared = Prepare(frontend(), context(), request);
-    if (!prepared.ok()) return Reject(prepared.status());
-    GenerateRequest& engine_request = prepared->valid.request;
-    seed_ = engine_request.sampling.seed;
-    output_.emplace(*prepared->model->tokenizer, std::move(prepared->valid.output),
-                    engine_request.prompt);
-    const absl::Status status = Submit(*prepared->model, std::move(engine_request));
-    if (!status.ok()) Reject(status);
+    const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
+    if (!model.ok()) return Reject(model.status());
+    PromptReader prompt((*model)->engine->info(), *(*model)->tokenizer);
+    Begin(**model, request, prompt, PromptEnd::kComplete);
   }
-
- private:
-  void Handle(SequenceEvent event) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
-    if (const auto* accepted = std::get_if<AcceptedEvent>(&event)) {
-      accepted_ = AcceptedOf(*accepted, request_id());
-      accepted_->set_seed(seed_);
-    } else if (const auto* progress = std::get_if<PrefillProgressEvent>(&event)) {
-      progress_ = ProgressOf(*progress);
-    } else if (const auto* generated = std::get_if<GeneratedEvent>(&event)) {
-      output_->Add(*generated);
-      if (output_->stop_match().has_value()) Cancel(CancelCause::kStopString);
-    } else if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
-      output_->Finish();
-      const Ending ending = EndingOf(*finished, output_->stop_match().has_value());
-      finished_ = FinishedMessage(ending, *finished, *output_);
-      AccountFinished(ending, *finished, output_->num_tokens());
-      End(ending.status);
-    }
-  }
-
-  size_t PendingBytes() const override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
-    return output_.has_value() ? output_->pending_bytes() : 0;
-  }
-
-  // In the order of the stream; what the reader is behind on is merged already.
-  std::optional<v1::GenerateEvent> NextMessage() override
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
-    if (!output_.has_value()) return std::nullopt;
-    v1::GenerateEvent event;
-    if (accepted_.has_value()) {
-      *event.mutable_accepted() = *std::exchange(accepted_, std::nullopt);
-      may_echo_ = true;
-      return event;
-    }
-    if (std::optional<v1::Tokens> echo; may_echo_ && (echo = output_->TakeEcho()).has_value()) {
-      *event.mutable_tokens() = *std::move(echo);
-    } else if (progress_.has_value()) {
-      *event.mutable_prefill_progress() = *std::exchange(progress_, std::nullopt);
-    } else if (std::optional<v1::Tokens> tokens = output_->TakeOutput(); tokens.has_value()) {
-      *event.mutable_tokens() = *std::move(tokens);
-    } else if (finished_.has_value()) {
-      *event.mutable_finished() = *std::exchange(finished_, std::nullopt);
-    } else {
-      return std::nullopt;
-    }
-    return event;
-  }
-
-  uint64_t seed_ = 0;                      // constant after Start
-  std::optional<OutputAssembler> output_;  // set by Start, before the first event
-  bool may_echo_ = false;                  // not before Accepted was sent
-  std::optional<v1::Accepted> accepted_;
-  std::optional<v1::PrefillProgress> progress_;
-  std::optional<v1::Finished> finished_;
 };
+
+// Puts the messages of a stream together. `result` has as many continuations as it shall have.
+void Collect(v1::GenerateEvent event, v1::GenerateResult& result) {
+  const auto add = [](const v1::Tokens& tokens, auto& output) {
+    output.mutable_token_ids()->MergeFrom(tokens.token_ids());
+    output.mutable_logprobs()->MergeFrom(tokens.logprobs());
+    output.mutable_text()->append(tokens.text());
+  };
+  if (event.has_accepted()) {
+    result.set_request_id(event.accepted().request_id());
+    result.set_seed(event.accepted().seed());
+  } else if (event.has_tokens() && event.tokens().is_prompt()) {
+    result.mutable_prompt_text()->append(event.tokens().text());
+  } else if (event.has_tokens()) {
+    const auto index = static_cast<int>(event.tokens().sequence_index());
+    if (index == 0) add(event.tokens(), result);
+    if (index < result.continuations_size()) {
+      add(event.tokens(), *result.mutable_continuations(index));
+    }
+  } else if (event.has_finished()) {
+    *result.mutable_finished() = std::move(*event.mutable_finished());
+    for (int i = 0; i < result.continuations_size(); ++i) {
+      v1::Continuation& continuation = *result.mutable_continuations(i);
+      continuation.set_sequence_index(static_cast<uint32_t>(i));
+      *continuation.mutable_finished() = result.finished().sequences(i);
+    }
+  }
+}
 
 class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public EngineCall {
  public:
@@ -123,17 +63,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
 
   void Start(std::shared_ptr<GenerateOnceReactor> self, const v1::GenerateRequest& request) {
     self_ = std::move(self);
-    absl::StatusOr<Prepared> prepared = Prepare(frontend(), context_, request);
-    if (!prepared.ok()) return Reject(prepared.status());
-    GenerateRequest& engine_request = prepared->valid.request;
-    engine_request.prompt_progress = false;
-    response_.set_request_id(engine_request.request_id);
-    response_.set_seed(engine_request.sampling.seed);
-    output_.emplace(*prepared->model->tokenizer, std::move(prepared->valid.output),
-                    engine_request.prompt);
-    while (const std::optional<v1::Tokens> echo = output_->TakeEcho())
-      response_.mutable_prompt_text()->append(echo->text());
-    const absl::Status status = Submit(*prepared->model, std::move(engine_request));
+    const absl::Status status = Submit(request);
     if (!status.ok()) Reject(status);
   }
 
@@ -142,11 +72,10 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     {
       absl::MutexLock lock(&handle_mutex_);
       for (const SequenceEvent& event : TakeEvents()) {
-        if (const auto* generated = std::get_if<GeneratedEvent>(&event)) {
-          output_->Add(*generated);
-          if (output_->stop_match().has_value()) Cancel(CancelCause::kStopString);
-        } else if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
+        if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
           end = Complete(*finished);
+        } else if (const std::optional<int> stopped = output_->Add(event); stopped.has_value()) {
+          StopSequence(*stopped);
         }
       }
       BoundOutbox(output_->pending_bytes());
@@ -162,6 +91,23 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
   }
 
  private:
+  absl::Status Submit(const v1::GenerateRequest& request) {
+    BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend().AdmitToQueue(context_));
+    const ModelInfo& info = model->engine->info();
+    PromptReader prompt(info, *model->tokenizer);
+    BST_ASSIGN_OR_RETURN(ValidGenerate valid,
+                         ValidateGenerate(request, info, prompt, PromptEnd::kComplete));
+    valid.request.prompt_progress = false;
+    const int count = valid.request.num_sequences;
+    for (int i = 0; count > 1 && i < count; ++i) response_.add_continuations();
+    {
+      absl::MutexLock lock(&handle_mutex_);
+      output_.emplace(*model->tokenizer, std::move(valid.output), valid.request);
+      output_->AddPrompt(valid.request.prompt, PromptEnd::kComplete);
+    }
+    return EngineCall::Submit(*model, std::move(valid.request));
+  }
+
   void Reject(const absl::Status& status) {
     AccountRejected(status);
     Finish(ToGrpcStatus(status, context_));
@@ -169,15 +115,13 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
 
   absl::Status Complete(const FinishedEvent& finished)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(handle_mutex_) {
-    output_->Finish();
-    while (std::optional<v1::Tokens> tokens = output_->TakeOutput()) {
-      response_.mutable_token_ids()->MergeFrom(tokens->token_ids());
-      response_.mutable_logprobs()->MergeFrom(tokens->logprobs());
-      response_.mutable_text()->append(tokens->text());
+    const Ending ending = EndingOf(finished, output_->complete());
+    const v1::Finished& message = output_->Finish(ending, finished);
+    AccountFinished({message.reason(), ending.status}, finished,
+                    static_cast<int64_t>(message.usage().generated_tokens()));
+    while (std::optional<v1::GenerateEvent> event = output_->Next()) {
+      Collect(*std::move(event), response_);
     }
-    const Ending ending = EndingOf(finished, output_->stop_match().has_value());
-    *response_.mutable_finished() = FinishedMessage(ending, finished, *output_);
-    AccountFinished(ending, finished, output_->num_tokens());
     return ending.status;
   }
 
@@ -185,7 +129,8 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
   v1::GenerateResult& response_;
   std::shared_ptr<GenerateOnceReactor> self_;
   absl::Mutex handle_mutex_;
-  std::optional<OutputAssembler> output_;  // set by Start, before the first event
+  // Set by Submit, before the first event.
+  std::optional<GenerationOutput> output_ ABSL_GUARDED_BY(handle_mutex_);
 };
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "server/grpc_status.h"
 #include "server/request_validation.h"
 #include "server/score_reactor.h"
+#include "server/upload_reactor.h"
 
 namespace bst {
 namespace {
@@ -37,6 +38,7 @@ void FillLimits(const ModelInfo& info, const ServerConfig& config, v1::Limits& p
   proto.set_max_queue(static_cast<uint32_t>(config.engine.max_queue));
   proto.set_max_queue_tokens(static_cast<uint64_t>(config.engine.max_queue_tokens));
   proto.set_max_message_bytes(static_cast<uint64_t>(config.max_message_bytes));
+  proto.set_upload_timeout_seconds(absl::ToDoubleSeconds(config.engine.upload_timeout));
 }
 
 void FillModelInfo(const ModelInfo& info, const ServerConfig& config, v1::ModelInfo& proto) {
@@ -69,6 +71,11 @@ void FillModelInfo(const ModelInfo& info, const ServerConfig& config, v1::ModelI
 grpc::ServerWriteReactor<v1::GenerateEvent>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
   return StartGenerate(frontend_, *context, *request);
+}
+
+grpc::ServerBidiReactor<v1::GenerateUploadPart, v1::GenerateEvent>*
+GenerationService::GenerateUpload(grpc::CallbackServerContext* context) {
+  return StartGenerateUpload(frontend_, *context);
 }
 
 grpc::ServerUnaryReactor* GenerationService::GenerateOnce(grpc::CallbackServerContext* context,

@@ -1,7 +1,7 @@
 // GenerationService: the RPCs of bst.v1.Generation; starts requests, answers the small ones itself.
 //
 // Threads     Thread-safe. Handlers run on gRPC threads and do not wait.
-// Tested by   tests/server/generation_service_test.cc, tests/server/score_service_test.cc
+// Tested by   tests/server/{generation,upload,score}_service_test.cc
 #pragma once
 
 #include "bst/v1/generation.grpc.pb.h"
@@ -16,6 +16,8 @@ class GenerationService final : public v1::Generation::CallbackService {
 
   grpc::ServerWriteReactor<v1::GenerateEvent>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
+  grpc::ServerBidiReactor<v1::GenerateUploadPart, v1::GenerateEvent>* GenerateUpload(
+      grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* GenerateOnce(grpc::CallbackServerContext* context,
                                          const v1::GenerateRequest* request,
                                          v1::GenerateResult* response) override;

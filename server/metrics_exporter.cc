@@ -85,7 +85,7 @@ int CauseIndex(const FinishedEvent& finished, CancelCause cause) {
     case CancelCause::kAbort:
       return 2;
     case CancelCause::kNone:
-    case CancelCause::kStopString:
+    case CancelCause::kRefused:
       return -1;
   }
   return -1;

@@ -1,6 +1,5 @@
 #include "server/output_assembler.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace bst {
@@ -14,24 +13,9 @@ void AddTopTokens(const std::vector<TokenLogprob>& top,
   }
 }
 
-OutputAssembler::OutputAssembler(const Tokenizer& tokenizer, OutputOptions options,
-                                 const std::vector<TokenId>& prompt)
-    : tokenizer_(tokenizer),
-      logprobs_(options.logprobs),
-      decoder_(tokenizer),
-      matcher_(std::move(options.stop)),
-      echo_decoder_(tokenizer) {
-  if (options.echo) echo_ = prompt;
-  // The output continues the prompt's text: a space in front of its first word stays. Half a
-  // character at the end of the prompt does not belong to the output.
-  for (const TokenId token : prompt) {
-    if (!tokenizer_.TokenBytes(token, false).empty()) {
-      decoder_.Push(token);
-      decoder_.Finish();
-      break;
-    }
-  }
-}
+OutputAssembler::OutputAssembler(const Tokenizer& tokenizer, const OutputOptions& options,
+                                 StreamDecoder::Position position)
+    : logprobs_(options.logprobs), decoder_(tokenizer, position), matcher_(options.stop) {}
 
 void OutputAssembler::AppendText(std::string text) {
   if (text.empty()) return;
@@ -61,19 +45,6 @@ void OutputAssembler::Finish() {
   if (stop_match().has_value()) return;
   AppendText(matcher_.Push(decoder_.Finish()));
   AppendText(matcher_.Finish());
-}
-
-std::optional<v1::Tokens> OutputAssembler::TakeEcho() {
-  if (echoed_ == echo_.size()) return std::nullopt;
-  v1::Tokens message;
-  message.set_is_prompt(true);
-  const size_t end = std::min(echo_.size(), echoed_ + kMaxTokensPerMessage);
-  for (; echoed_ < end; ++echoed_) {
-    message.add_token_ids(static_cast<uint32_t>(echo_[echoed_].value()));
-    message.mutable_text()->append(echo_decoder_.Push(echo_[echoed_]));
-  }
-  if (echoed_ == echo_.size()) message.mutable_text()->append(echo_decoder_.Finish());
-  return message;
 }
 
 std::optional<v1::Tokens> OutputAssembler::TakeOutput() {

@@ -1,4 +1,4 @@
-// OutputAssembler: the generated tokens of one sequence -> Tokens messages.
+// OutputAssembler: the generated tokens of one continuation -> Tokens messages.
 //
 //   token -> StreamDecoder (whole characters) -> StopStringMatcher -> text of the pending message
 //
@@ -43,9 +43,9 @@ struct OutputOptions {
 
 class OutputAssembler {
  public:
-  // `tokenizer` outlives the assembler. `prompt`: kept for the echo alone.
-  OutputAssembler(const Tokenizer& tokenizer, OutputOptions options,
-                  const std::vector<TokenId>& prompt);
+  // `tokenizer` outlives the assembler. `position`: kContinuation after a prompt with text.
+  OutputAssembler(const Tokenizer& tokenizer, const OutputOptions& options,
+                  StreamDecoder::Position position);
 
   // Takes one token. After a stop string was found tokens are dropped.
   void Add(const GeneratedEvent& event);
@@ -53,9 +53,7 @@ class OutputAssembler {
   // The end: releases the text that was held back.
   void Finish();
 
-  // The next message of the prompt's echo; nullopt when there is no more. Comes before the output.
-  std::optional<v1::Tokens> TakeEcho();
-  // The next message of the output; nullopt when nothing is ready.
+  // The next message; nullopt when nothing is ready.
   std::optional<v1::Tokens> TakeOutput();
 
   // The memory of the output that was not taken yet.
@@ -77,17 +75,12 @@ class OutputAssembler {
   static size_t MemoryOfMessage(const Pending& pending);
   void AppendText(std::string text);
 
-  const Tokenizer& tokenizer_;
   const bool logprobs_;
   StreamDecoder decoder_;
   StopStringMatcher matcher_;
   std::deque<Pending> pending_;  // all but the last are full
   size_t pending_bytes_ = 0;
   int64_t num_tokens_ = 0;
-
-  std::vector<TokenId> echo_;
-  StreamDecoder echo_decoder_;
-  size_t echoed_ = 0;
 };
 
 // `top` as the wire has it.

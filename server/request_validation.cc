@@ -10,57 +10,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/base/status_macros.h"
-#include "server/grpc_status.h"
+#include "server/violations.h"
 
 namespace bst {
 namespace {
-
-// Details travel in the trailers, for which clients allow 8 KB: beyond that the call would end with
-// RESOURCE_EXHAUSTED instead.
-constexpr int kMaxViolations = 8;
-constexpr char kTooLongPayload[] = "bst/prompt-too-long";
-
-// Collects what is wrong, so that a client learns all of it at once.
-class Violations {
- public:
-  void Add(std::string field, std::string description) {
-    if (static_cast<int>(violations_.size()) < kMaxViolations) {
-      violations_.push_back({std::move(field), std::move(description)});
-    } else {
-      ++num_omitted_;
-    }
-  }
-  bool empty() const { return violations_.empty(); }
-
-  // The value of `field` if it lies in [low, high]; NaN does not.
-  template <typename Number>
-  void Between(const char* field, Number value, Number low, Number high) {
-    if (value >= low && value <= high) return;
-    Add(field, absl::StrCat("is ", value, ", must be in [", low, ", ", high, "]"));
-  }
-  // (0, high]
-  void AboveZero(const char* field, float value, float high) {
-    if (value > 0 && value <= high) return;
-    Add(field, absl::StrCat("is ", value, ", must be in (0, ", high, "]"));
-  }
-  void TokenInVocabulary(const std::string& field, uint32_t id, int vocab_size) {
-    if (id < static_cast<uint32_t>(vocab_size)) return;
-    Add(field, absl::StrCat("is ", id, ", must be a token id in [0, ", vocab_size - 1, "]"));
-  }
-  void set_too_long() { too_long_ = true; }
-
-  absl::Status status() const {
-    if (violations_.empty()) return absl::OkStatus();
-    absl::Status status = InvalidFields(violations_, num_omitted_);
-    if (too_long_) status.SetPayload(kTooLongPayload, absl::Cord());
-    return status;
-  }
-
- private:
-  std::vector<FieldViolation> violations_;
-  int num_omitted_ = 0;
-  bool too_long_ = false;
-};
 
 std::string DrawRequestId(absl::BitGen& random) {
   return absl::StrFormat("%016x%016x", absl::Uniform<uint64_t>(random),
@@ -82,64 +35,23 @@ std::string RequestId(const Proto& proto, absl::BitGen& random, Violations& viol
   return id;
 }
 
-// No token covers more than max_token_bytes of the text, so longer texts need not be tokenised to
-// be refused: what one request can cost is bounded before any work.
-std::optional<std::vector<TokenId>> Encode(const std::string& text, const ModelInfo& info,
-                                           const Tokenizer& tokenizer, Violations& violations) {
-  const auto token_bytes = static_cast<size_t>(tokenizer.max_token_bytes());
-  const size_t least_tokens = (text.size() + token_bytes - 1) / token_bytes;
-  if (least_tokens > static_cast<size_t>(info.max_prompt_tokens)) {
-    violations.Add("text", absl::StrCat("has ", text.size(), " bytes, at least ", least_tokens,
-                                        " tokens, limit ", info.max_prompt_tokens));
-    violations.set_too_long();
-    return std::nullopt;
-  }
-  absl::StatusOr<std::vector<TokenId>> tokens = tokenizer.Encode(text);
-  if (!tokens.ok()) {
-    violations.Add("text", std::string(tokens.status().message()));
-    return std::nullopt;
-  }
-  return *std::move(tokens);
-}
-
 TokenId ToTokenId(uint32_t id) { return TokenId(static_cast<int32_t>(id)); }
 
-// The prompt of a GenerateRequest or ScoreRequest; empty after a violation.
-template <typename Proto>
-std::vector<TokenId> Prompt(const Proto& proto, const ModelInfo& info, const Tokenizer& tokenizer,
-                            Violations& violations) {
-  std::vector<TokenId> prompt;
-  const char* field = "prompt";
-  if (proto.prompt_case() == Proto::kText) {
-    field = "text";
-    const std::optional<std::vector<TokenId>> tokens =
-        Encode(proto.text(), info, tokenizer, violations);
-    if (!tokens.has_value()) return {};
-    // The empty text is an error even where bos would make it one token.
-    if (!tokens->empty()) {
-      prompt = info.bos;
-      prompt.insert(prompt.end(), tokens->begin(), tokens->end());
-    }
-  } else if (proto.prompt_case() == Proto::kTokenIds) {
-    field = "token_ids.ids";
-    prompt.reserve(static_cast<size_t>(proto.token_ids().ids_size()));
-    for (const uint32_t id : proto.token_ids().ids()) {
-      if (id >= static_cast<uint32_t>(info.vocab_size)) {
-        violations.TokenInVocabulary(absl::StrCat(field, "[", prompt.size(), "]"), id,
-                                     info.vocab_size);
-        return {};
-      }
-      prompt.push_back(ToTokenId(id));
-    }
+// Protobuf keeps what this server's enum does not know.
+Priority PriorityOf(v1::Priority priority, Violations& violations) {
+  switch (priority) {
+    case v1::LOW:
+      return Priority::kLow;
+    case v1::PRIORITY_UNSPECIFIED:
+    case v1::NORMAL:
+      return Priority::kNormal;
+    case v1::HIGH:
+      return Priority::kHigh;
+    default:
+      violations.Add("priority", absl::StrCat("is ", static_cast<int>(priority),
+                                              ", must be LOW (1), NORMAL (2) or HIGH (3)"));
+      return Priority::kNormal;
   }
-  if (prompt.empty()) {
-    violations.Add(field, "is empty, must have at least one token");
-  } else if (static_cast<int64_t>(prompt.size()) > info.max_prompt_tokens) {
-    violations.Add(field,
-                   absl::StrCat("has ", prompt.size(), " tokens, limit ", info.max_prompt_tokens));
-    violations.set_too_long();
-  }
-  return prompt;
 }
 
 SamplingParams Sampling(const v1::Sampling& proto, const ModelInfo& info, absl::BitGen& random,
@@ -163,11 +75,6 @@ SamplingParams Sampling(const v1::Sampling& proto, const ModelInfo& info, absl::
   violations.AboveZero("sampling.repetition_penalty", params.repetition_penalty, 10);
   violations.Between("sampling.presence_penalty", params.presence_penalty, -2.0f, 2.0f);
   violations.Between("sampling.frequency_penalty", params.frequency_penalty, -2.0f, 2.0f);
-  if (proto.has_num_sequences() && proto.num_sequences() != 1) {
-    violations.Add("sampling.num_sequences",
-                   absl::StrCat("is ", proto.num_sequences(), ", this server gives exactly 1"));
-  }
-
   if (proto.logit_bias_size() > 0) params.logit_bias.clear();
   if (proto.logit_bias_size() > info.vocab_size) {
     violations.Add("sampling.logit_bias",
@@ -237,14 +144,22 @@ StopStringOptions StopStrings(const v1::Stopping& proto, Violations& violations)
 }  // namespace
 
 absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
-                                               const ModelInfo& info, const Tokenizer& tokenizer) {
+                                               const ModelInfo& info, PromptReader& prompt,
+                                               PromptEnd prompt_end) {
   Violations violations;
   absl::BitGen random;
   ValidGenerate valid;
   GenerateRequest& request = valid.request;
   request.request_id = RequestId(proto, random, violations);
-  request.prompt = Prompt(proto, info, tokenizer, violations);
+  request.prompt = prompt.Add(proto, prompt_end, violations);
+  request.prompt_open = prompt_end == PromptEnd::kMoreFollows;
+  request.priority = PriorityOf(proto.priority(), violations);
   request.sampling = Sampling(proto.sampling(), info, random, violations);
+  const uint32_t num_sequences =
+      proto.sampling().has_num_sequences() ? proto.sampling().num_sequences() : 1;
+  violations.Between("sampling.num_sequences", num_sequences, uint32_t{1},
+                     static_cast<uint32_t>(info.max_sequences));
+  request.num_sequences = static_cast<int>(num_sequences);
   request.stopping = Stopping(proto.stopping(), info, violations);
 
   const v1::Output& output = proto.output();
@@ -279,7 +194,8 @@ absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const 
   absl::BitGen random;
   ScoreRequest request;
   request.request_id = RequestId(proto, random, violations);
-  request.tokens = Prompt(proto, info, tokenizer, violations);
+  request.tokens = PromptReader(info, tokenizer).Add(proto, PromptEnd::kComplete, violations);
+  request.priority = PriorityOf(proto.priority(), violations);
   violations.Between("top_logprobs", proto.top_logprobs(), uint32_t{0}, kMaxTopLogprobs);
   request.top_logprobs = static_cast<int>(proto.top_logprobs());
   BST_RETURN_IF_ERROR(violations.status());
@@ -289,9 +205,11 @@ absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const 
 absl::StatusOr<std::vector<TokenId>> EncodeText(const std::string& text, const ModelInfo& info,
                                                 const Tokenizer& tokenizer) {
   Violations violations;
-  std::optional<std::vector<TokenId>> tokens = Encode(text, info, tokenizer, violations);
+  if (!CheckTextBytes(text.size(), info, tokenizer, violations)) return violations.status();
+  absl::StatusOr<std::vector<TokenId>> tokens = tokenizer.Encode(text);
+  if (!tokens.ok()) violations.Add("text", std::string(tokens.status().message()));
   BST_RETURN_IF_ERROR(violations.status());
-  return *std::move(tokens);
+  return tokens;
 }
 
 absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
@@ -317,8 +235,6 @@ absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
   return tokens;
 }
 
-bool IsTooLong(const absl::Status& status) {
-  return status.GetPayload(kTooLongPayload).has_value();
-}
+bool IsTooLong(const absl::Status& status) { return Violations::IsTooLong(status); }
 
 }  // namespace bst

@@ -18,6 +18,7 @@
 #include "engine/generate_request.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "server/output_assembler.h"
+#include "server/prompt_reader.h"
 
 namespace bst {
 
@@ -35,13 +36,15 @@ struct ValidGenerate {
   OutputOptions output;
 };
 
+// `prompt` takes the request's prompt, which with kMoreFollows may be a beginning of it, or empty.
 // Errors: kInvalidArgument; IsTooLong tells a prompt over the limit from other mistakes.
 absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
-                                               const ModelInfo& info, const Tokenizer& tokenizer);
+                                               const ModelInfo& info, PromptReader& prompt,
+                                               PromptEnd prompt_end);
 absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const ModelInfo& info,
                                            const Tokenizer& tokenizer);
 // The tokens of `text` alone, without bos. Texts of more than max_prompt_tokens times
-// tokenizer.max_token_bytes() bytes are too long; prompts likewise, before they are tokenised.
+// tokenizer.max_token_bytes() bytes are too long, as in prompts.
 absl::StatusOr<std::vector<TokenId>> EncodeText(const std::string& text, const ModelInfo& info,
                                                 const Tokenizer& tokenizer);
 // At most max_prompt_tokens ids.

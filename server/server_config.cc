@@ -86,6 +86,22 @@ absl::Status Validate(const ServerConfig& config) {
   problems.AtLeast("max_queue", engine.max_queue, 0);
   problems.AtLeast("max_queue_tokens", engine.max_queue_tokens, 0);
   problems.AtLeast("max_prompt_tokens", engine.max_prompt_tokens, 1);
+  problems.Require(
+      engine.reserved_sequences >= -1 && engine.reserved_sequences < engine.max_sequences,
+      absl::StrCat("--reserved_sequences is ", engine.reserved_sequences,
+                   ", must be at least -1 and less than --max_sequences, ", engine.max_sequences));
+  problems.AtLeast("long_prompt_tokens", engine.long_prompt_tokens, 1);
+  problems.Require(
+      engine.target_step > absl::ZeroDuration(),
+      absl::StrCat("--target_step_ms is ", absl::ToDoubleMilliseconds(engine.target_step),
+                   ", must be above 0, or 0 for no limit"));
+  problems.Require(
+      engine.priority_ageing >= absl::ZeroDuration(),
+      absl::StrCat("--priority_ageing_seconds is ", absl::ToDoubleSeconds(engine.priority_ageing),
+                   ", must be at least 0"));
+  problems.Require(engine.upload_timeout > absl::ZeroDuration(),
+                   absl::StrCat("--upload_timeout_seconds is ",
+                                absl::ToDoubleSeconds(engine.upload_timeout), ", must be above 0"));
 
   problems.Address("listen", config.listen);
   if (!config.metrics_listen.empty()) problems.Address("metrics_listen", config.metrics_listen);
@@ -119,6 +135,11 @@ void LogConfig(const ServerConfig& config) {
        {"max_queue", engine.max_queue},
        {"max_queue_tokens", engine.max_queue_tokens},
        {"max_prompt_tokens", engine.max_prompt_tokens},
+       {"reserved_sequences", engine.reserved_sequences},
+       {"long_prompt_tokens", engine.long_prompt_tokens},
+       {"target_step_ms", absl::ToDoubleMilliseconds(engine.target_step)},
+       {"priority_ageing_seconds", absl::ToDoubleSeconds(engine.priority_ageing)},
+       {"upload_timeout_seconds", absl::ToDoubleSeconds(engine.upload_timeout)},
        {"max_message_bytes", config.max_message_bytes},
        {"grace_seconds", absl::ToDoubleSeconds(config.grace)},
        {"tls_cert", config.tls_cert},

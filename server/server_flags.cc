@@ -32,9 +32,9 @@ ABSL_FLAG(
     "Number type of the attention state: auto, f32 or bf16. auto: as the weights. bf16 halves the "
     "memory of a sequence.");
 ABSL_FLAG(int, threads, 0, "Threads that compute. 0: all cores this process may use.");
-ABSL_FLAG(
-    int, max_sequences, bst::EngineOptions().max_sequences,
-    "Slots: sequences that run at the same time. Each costs its state's memory from the start.");
+ABSL_FLAG(int, max_sequences, bst::EngineOptions().max_sequences,
+          "Slots: continuations that run at the same time, of all requests. Each costs its state's "
+          "memory from the start.");
 ABSL_FLAG(int, max_step_tokens, bst::EngineOptions().max_step_tokens,
           "Tokens of one step of the engine, of all sequences. 0: 2048, or what the model's window "
           "and the "
@@ -50,10 +50,30 @@ ABSL_FLAG(int64_t, max_queue_tokens, bst::EngineOptions().max_queue_tokens,
           "Prompt tokens that may wait, of all requests; 4 bytes of memory each.");
 ABSL_FLAG(int64_t, max_prompt_tokens, bst::EngineOptions().max_prompt_tokens,
           "Tokens of one prompt; a longer one is answered with INVALID_ARGUMENT.");
+ABSL_FLAG(int, reserved_sequences, bst::EngineOptions().reserved_sequences,
+          "Slots that prompts of more than --long_prompt_tokens leave to others, less than "
+          "--max_sequences. -1: an eighth of them, at least one of several. More: short requests "
+          "start sooner beside long "
+          "ones; fewer long ones run at the same time.");
+ABSL_FLAG(int64_t, long_prompt_tokens, bst::EngineOptions().long_prompt_tokens,
+          "Tokens above which a prompt is long, see --reserved_sequences.");
+ABSL_FLAG(
+    double, target_step_ms, absl::ToDoubleMilliseconds(bst::EngineOptions().target_step),
+    "Milliseconds that a step should take while streams run: prompt chunks are cut to fit. 0: "
+    "no limit. More: prompts are read faster; running streams wait longer between two tokens "
+    "while a prompt is read.");
+ABSL_FLAG(
+    double, priority_ageing_seconds, absl::ToDoubleSeconds(bst::EngineOptions().priority_ageing),
+    "Seconds of waiting that a level of priority is worth: so much longer must a request have "
+    "waited to go before one of the next higher level. 0: priorities do not count.");
+ABSL_FLAG(
+    double, upload_timeout_seconds, absl::ToDoubleSeconds(bst::EngineOptions().upload_timeout),
+    "Seconds for which the client of a GenerateUpload may send nothing more of its prompt; then "
+    "the request ends with DEADLINE_EXCEEDED.");
 ABSL_FLAG(
     int64_t, max_message_bytes, bst::ServerConfig().max_message_bytes,
     "Bytes of one request message; a larger one is answered with RESOURCE_EXHAUSTED. A token id "
-    "takes 1 to 3 bytes.");
+    "takes 1 to 3 bytes. Larger prompts come by GenerateUpload.");
 ABSL_FLAG(double, grace_seconds, 30,
           "Seconds that SIGTERM leaves running streams to finish; what is left then ends with "
           "UNAVAILABLE.");
@@ -114,6 +134,13 @@ absl::StatusOr<ServerConfig> ConfigFromCommandLine(int argc, char** argv) {
   engine.max_queue = absl::GetFlag(FLAGS_max_queue);
   engine.max_queue_tokens = absl::GetFlag(FLAGS_max_queue_tokens);
   engine.max_prompt_tokens = absl::GetFlag(FLAGS_max_prompt_tokens);
+  engine.reserved_sequences = absl::GetFlag(FLAGS_reserved_sequences);
+  engine.long_prompt_tokens = absl::GetFlag(FLAGS_long_prompt_tokens);
+  const double target_step_ms = absl::GetFlag(FLAGS_target_step_ms);
+  engine.target_step =
+      target_step_ms == 0 ? absl::InfiniteDuration() : absl::Milliseconds(target_step_ms);
+  engine.priority_ageing = absl::Seconds(absl::GetFlag(FLAGS_priority_ageing_seconds));
+  engine.upload_timeout = absl::Seconds(absl::GetFlag(FLAGS_upload_timeout_seconds));
   config.listen = absl::GetFlag(FLAGS_listen);
   config.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   config.control_listen = absl::GetFlag(FLAGS_control_listen);

@@ -1,4 +1,6 @@
-// StreamReactor: one server-streaming RPC that the engine feeds: events -> messages -> writes.
+// StreamReactor: one RPC with a stream of answers that the engine feeds: events -> messages ->
+// writes. `Base` is gRPC's reactor: ServerWriteReactor, or ServerBidiReactor where requests come in
+// a stream too.
 //
 // At most one write is in flight. While it is, events are taken in and merged, so a slow reader
 // gets fewer, fuller messages, and a stop string is found when its last token comes, not when the
@@ -24,10 +26,10 @@
 
 namespace bst {
 
-template <typename Message>
-class StreamReactor : public grpc::ServerWriteReactor<Message>, public EngineCall {
+template <typename Message, typename Base = grpc::ServerWriteReactor<Message>>
+class StreamReactor : public Base, public EngineCall {
  public:
-  void Advance() final ABSL_LOCKS_EXCLUDED(write_mutex_) {
+  void Advance() override ABSL_LOCKS_EXCLUDED(write_mutex_) {
     enum class Next { kNothing, kWrite, kFinish } next = Next::kNothing;
     {
       absl::MutexLock lock(&write_mutex_);
@@ -40,7 +42,7 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>, public EngineCal
         message_ = std::move(*message);
         writing_ = true;
         next = Next::kWrite;
-      } else if (end_.has_value()) {
+      } else if (end_.has_value() && finish_holds_ == 0) {
         finishing_ = true;
         next = Next::kFinish;
       }
@@ -103,6 +105,23 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>, public EngineCal
     end_ = std::move(status);
   }
 
+  // Keeps the RPC from finishing while a read is being started, which must not come after that.
+  // False: it is finishing.
+  bool HoldFinish() ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    absl::MutexLock lock(&write_mutex_);
+    if (finishing_) return false;
+    ++finish_holds_;
+    return true;
+  }
+  // REQUIRES: HoldFinish returned true. Nothing may follow: it may finish.
+  void ReleaseFinish() ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    {
+      absl::MutexLock lock(&write_mutex_);
+      --finish_holds_;
+    }
+    Advance();
+  }
+
   grpc::CallbackServerContext& context() { return context_; }
 
   absl::Mutex write_mutex_;
@@ -113,6 +132,7 @@ class StreamReactor : public grpc::ServerWriteReactor<Message>, public EngineCal
   Message message_;  // being written while writing_
   bool writing_ ABSL_GUARDED_BY(write_mutex_) = false;
   bool finishing_ ABSL_GUARDED_BY(write_mutex_) = false;
+  int finish_holds_ ABSL_GUARDED_BY(write_mutex_) = 0;
   bool reader_gone_ ABSL_GUARDED_BY(write_mutex_) = false;
   std::optional<absl::Status> end_;  // guarded by write_mutex_ until finishing_, constant then
 };

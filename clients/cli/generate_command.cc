@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -13,10 +15,13 @@
 #include "bst/v1/generation.grpc.pb.h"
 #include "clients/cli/closing_line.h"
 #include "clients/cli/commands.h"
+#include "clients/cli/event_stream.h"
+#include "clients/cli/generate_output.h"
 #include "clients/cli/interrupt.h"
 #include "clients/cli/json_text.h"
 #include "clients/cli/progress_bar.h"
 #include "clients/cli/prompt.h"
+#include "clients/cli/upload.h"
 
 namespace bst::cli {
 namespace {
@@ -31,6 +36,8 @@ struct Options {
   std::optional<int32_t> top_k;
   std::vector<std::string> logit_bias;  // "ID=BIAS"
   std::optional<uint64_t> seed;
+  std::optional<uint32_t> num_sequences;
+  std::optional<v1::Priority> priority;
   std::optional<uint32_t> max_new_tokens, min_new_tokens, top_logprobs, queue_timeout_ms,
       time_limit_ms;
   std::vector<std::string> stop;
@@ -86,6 +93,11 @@ void AddFlags(CLI::App& app, Options& o) {
   app.add_option("--seed", o.seed, "Same request, same seed: same text")
       ->check(CLI::NonNegativeNumber)
       ->group(sampling);
+  app.add_option("-n,--num-sequences", o.num_sequences, "Continuations of the prompt; unset: 1")
+      ->check(CLI::NonNegativeNumber)
+      ->group(sampling);
+
+  AddPriorityFlag(app, o.priority);
 
   const char* const output = "What is shown";
   app.add_flag("--echo", o.echo, "The prompt first")->group(output);
@@ -118,6 +130,7 @@ v1::GenerateRequest MakeRequest(const Options& o) {
   v1::GenerateRequest request;
   o.prompt.Fill(request);
   if (o.request_id) request.set_request_id(*o.request_id);
+  if (o.priority) request.set_priority(*o.priority);
   if (o.queue_timeout_ms) request.set_queue_timeout_ms(*o.queue_timeout_ms);
   if (o.time_limit_ms) request.set_time_limit_ms(*o.time_limit_ms);
   v1::Sampling& sampling = *request.mutable_sampling();
@@ -134,6 +147,7 @@ v1::GenerateRequest MakeRequest(const Options& o) {
     (*sampling.mutable_logit_bias())[id] = bias;
   }
   if (o.seed) sampling.set_seed(*o.seed);
+  if (o.num_sequences) sampling.set_num_sequences(*o.num_sequences);
   v1::Stopping& stopping = *request.mutable_stopping();
   if (o.max_new_tokens) stopping.set_max_new_tokens(*o.max_new_tokens);
   if (o.min_new_tokens) stopping.set_min_new_tokens(*o.min_new_tokens);
@@ -148,79 +162,51 @@ v1::GenerateRequest MakeRequest(const Options& o) {
   return request;
 }
 
-// Gathers the stream for --json.
-class JsonResult {
- public:
-  void Add(const v1::Tokens& tokens) {
-    if (tokens.is_prompt()) {
-      prompt_text_ += tokens.text();
-      return;
-    }
-    text_ += tokens.text();
-    for (const uint32_t id : tokens.token_ids()) token_ids_.push_back(id);
-    for (const v1::TokenLogprob& logprob : tokens.logprobs()) {
-      logprobs_.push_back(Number(logprob.logprob()));
-      top_logprobs_.push_back(TopTokensJson(logprob.top()));
-    }
-  }
-
-  Json Finish(const v1::Finished& finished, const Options& options) const {
-    Json result = {{"token_ids", token_ids_},
-                   {"text", text_},
-                   {"finish_reason", v1::FinishReason_Name(finished.reason())},
-                   {"usage", UsageJson(finished.usage())},
-                   {"timings", TimingsJson(finished.timings())}};
-    if (finished.has_stop_string()) result["stop_string"] = finished.stop_string();
-    if (options.echo) result["prompt_text"] = prompt_text_;
-    if (options.logprobs || options.top_logprobs.value_or(0) > 0) result["logprobs"] = logprobs_;
-    if (options.top_logprobs.value_or(0) > 0) result["top_logprobs"] = top_logprobs_;
-    return result;
-  }
-
- private:
-  Json token_ids_ = Json::array(), logprobs_ = Json::array(), top_logprobs_ = Json::array();
-  std::string text_, prompt_text_;
-};
+grpc::Status Call(const Connection& connection, const v1::GenerateRequest& request,
+                  const std::function<void(const v1::GenerateEvent&)>& handle) {
+  const auto stub = v1::Generation::NewStub(connection.MakeChannel());
+  std::optional<uint64_t> exceeded_limit;
+  const grpc::Status asked =
+      CheckMessageLimit(connection, *stub, request.ByteSizeLong(), exceeded_limit);
+  if (!asked.ok()) return asked;
+  grpc::ClientContext context;
+  connection.Prepare(context);
+  const Interrupt interrupt(context);
+  if (exceeded_limit.has_value()) return Upload(*stub, context, request, *exceeded_limit, handle);
+  const auto reader = stub->Generate(&context, request);
+  return ReadEvents<v1::GenerateEvent>(*reader, handle);
+}
 
 ExitCode Generate(const Options& options) {
-  const v1::GenerateRequest request = MakeRequest(options);
-  const auto stub = v1::Generation::NewStub(options.connection.MakeChannel());
-  grpc::ClientContext context;
-  options.connection.Prepare(context);
-  std::optional<v1::Finished> finished;
-  JsonResult result;
-  grpc::Status status;
-  {
-    const Interrupt interrupt(context);
-    ProgressBar progress;
-    const auto reader = stub->Generate(&context, request);
-    v1::GenerateEvent event;
-    while (reader->Read(&event)) {
-      if (event.has_prefill_progress()) {
-        progress.Show(event.prefill_progress().processed_tokens(),
-                      event.prefill_progress().total_tokens());
-      } else if (event.has_tokens() && options.connection.json) {
-        result.Add(event.tokens());
-      } else if (event.has_tokens()) {
-        progress.Clear();
-        std::fwrite(event.tokens().text().data(), 1, event.tokens().text().size(), stdout);
-        std::fflush(stdout);
-      } else if (event.has_finished()) {
-        finished = event.finished();
-      }
-    }
-    status = reader->Finish();
-  }
-  if (!options.connection.json && isatty(STDOUT_FILENO) == 1) std::fputc('\n', stdout);
+  const bool json = options.connection.json;
+  v1::Finished finished;
+  ProgressBar progress;
+  GenerateOutput output(json ? GenerateOutput::Format::kJson : GenerateOutput::Format::kText,
+                        options.num_sequences.value_or(1), [&progress](std::string_view text) {
+                          progress.Clear();
+                          std::fwrite(text.data(), 1, text.size(), stdout);
+                          std::fflush(stdout);
+                        });
+  const grpc::Status status =
+      Call(options.connection, MakeRequest(options), [&](const v1::GenerateEvent& event) {
+        if (event.has_prefill_progress()) {
+          progress.Show(event.prefill_progress().processed_tokens(),
+                        event.prefill_progress().total_tokens());
+        }
+        if (event.has_tokens()) output.Add(event.tokens());
+        if (event.has_sequence_finished()) output.Add(event.sequence_finished());
+        if (event.has_finished()) finished = event.finished();
+      });
+  output.Finish();
+  progress.Clear();
+  const bool one = options.num_sequences.value_or(1) <= 1;
+  if (!json && one && isatty(STDOUT_FILENO) == 1) std::fputc('\n', stdout);
   if (!status.ok()) return ReportFailure(status);
-  if (!finished.has_value()) {
-    return ReportFailure(
-        grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without a Finished event"));
-  }
-  if (options.connection.json) {
-    PrintJson(result.Finish(*finished, options));
+  if (json) {
+    const bool top = options.top_logprobs.value_or(0) > 0;
+    PrintJson(output.ToJson(finished, {options.echo, options.logprobs || top, top}));
   } else {
-    std::fprintf(stderr, "%s\n", ClosingLine(*finished).c_str());
+    std::fprintf(stderr, "%s\n", ClosingLine(finished).c_str());
   }
   return kSuccess;
 }
@@ -239,9 +225,12 @@ void AddGenerate(CLI::App& app, Run& run) {
       "  bst generate --prompt 'Q: 2+2?' --temperature 0 --stop $'\\n'\n"
       "  bst generate --ids-file ids.json --temperature 0 --json | jq .token_ids\n"
       "  cat book.txt | bst generate --prompt-file - --max-new-tokens 200\n"
+      "  bst generate --prompt 'A name for a ship:' -n 4 --max-new-tokens 8\n"
       "The text goes to stdout as it comes; a closing line and, on a terminal, the progress of a "
       "long prompt\n"
-      "go to stderr. Ctrl-C cancels the request.");
+      "go to stderr. Ctrl-C cancels the request. A prompt above the "
+      "server's message limit\n"
+      "is sent in parts.");
   options->connection.AddFlags(*command);
   AddFlags(*command, *options);
   command->callback([options, &run] { run = [options] { return Generate(*options); }; });

@@ -1,6 +1,7 @@
 #include "clients/cli/prompt.h"
 
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "clients/cli/connection.h"
@@ -21,6 +22,14 @@ void Prompt::AddFlags(CLI::App& app) {
   group->add_option("--ids-file", ids_file,
                     "File with a JSON list of token ids; - is the standard input");
   group->require_option(1);
+}
+
+void AddPriorityFlag(CLI::App& app, std::optional<v1::Priority>& priority) {
+  static const std::map<std::string, v1::Priority> names = {
+      {"low", v1::LOW}, {"normal", v1::NORMAL}, {"high", v1::HIGH}};
+  app.add_option("--priority", priority, "low, normal or high: who of those that wait goes first")
+      ->transform(CLI::CheckedTransformer(names, CLI::ignore_case))
+      ->type_name("NAME");
 }
 
 std::string Prompt::Text() const {

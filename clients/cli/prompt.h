@@ -1,10 +1,12 @@
-// The prompt of a command: --prompt, --prompt-file or --ids-file.
+// What generate and score have in common: the prompt (--prompt, --prompt-file or --ids-file) and
+// the priority.
 //
 // Tested by   tests/clients/prompt_test.cc
 #pragma once
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,6 +43,9 @@ struct Prompt {
  private:
   std::vector<uint32_t> Ids() const;
 };
+
+// --priority=low|normal|high
+void AddPriorityFlag(CLI::App& app, std::optional<v1::Priority>& priority);
 
 // The numbers of a JSON list; throws UsageError naming `source`.
 std::vector<uint32_t> ParseIds(const std::string& json, const std::string& source);

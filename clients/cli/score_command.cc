@@ -1,13 +1,16 @@
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <optional>
 
 #include "bst/v1/generation.grpc.pb.h"
 #include "clients/cli/commands.h"
+#include "clients/cli/event_stream.h"
 #include "clients/cli/interrupt.h"
 #include "clients/cli/json_text.h"
 #include "clients/cli/progress_bar.h"
 #include "clients/cli/prompt.h"
+#include "clients/cli/upload.h"
 
 namespace bst::cli {
 namespace {
@@ -16,6 +19,7 @@ struct Options {
   Connection connection;
   Prompt prompt;
   std::optional<uint32_t> top_logprobs;
+  std::optional<v1::Priority> priority;
 };
 
 Json OrNull(bool present, double value) { return present ? Number(value) : Json(nullptr); }
@@ -52,45 +56,48 @@ class ScoreResult {
   Json token_ids_ = Json::array(), logprobs_ = Json::array(), top_logprobs_ = Json::array();
 };
 
+grpc::Status Call(const Connection& connection, const v1::ScoreRequest& request,
+                  const std::function<void(const v1::ScoreEvent&)>& handle) {
+  const auto stub = v1::Generation::NewStub(connection.MakeChannel());
+  const size_t bytes = request.ByteSizeLong();
+  std::optional<uint64_t> exceeded_limit;
+  const grpc::Status asked = CheckMessageLimit(connection, *stub, bytes, exceeded_limit);
+  if (!asked.ok()) return asked;
+  if (exceeded_limit.has_value()) return TooLarge(bytes, *exceeded_limit);
+  grpc::ClientContext context;
+  connection.Prepare(context);
+  const Interrupt interrupt(context);
+  const auto reader = stub->Score(&context, request);
+  return ReadEvents<v1::ScoreEvent>(*reader, handle);
+}
+
 ExitCode Score(const Options& options) {
   v1::ScoreRequest request;
   options.prompt.Fill(request);
   if (options.top_logprobs) request.set_top_logprobs(*options.top_logprobs);
-  const auto stub = v1::Generation::NewStub(options.connection.MakeChannel());
-  grpc::ClientContext context;
-  options.connection.Prepare(context);
-  std::optional<v1::ScoreFinished> finished;
+  if (options.priority) request.set_priority(*options.priority);
+  v1::ScoreFinished finished;
   ScoreResult result;
-  grpc::Status status;
-  {
-    const Interrupt interrupt(context);
-    ProgressBar progress;
-    const auto reader = stub->Score(&context, request);
-    v1::ScoreEvent event;
-    while (reader->Read(&event)) {
-      if (event.has_accepted()) result.Add(event.accepted());
-      if (event.has_scored()) {
-        result.Add(event.scored());
-        progress.Show(result.scored_tokens(), result.total_tokens());
-      }
-      if (event.has_finished()) finished = event.finished();
+  ProgressBar progress;
+  const grpc::Status status = Call(options.connection, request, [&](const v1::ScoreEvent& event) {
+    if (event.has_accepted()) result.Add(event.accepted());
+    if (event.has_scored()) {
+      result.Add(event.scored());
+      progress.Show(result.scored_tokens(), result.total_tokens());
     }
-    status = reader->Finish();
-  }
+    if (event.has_finished()) finished = event.finished();
+  });
+  progress.Clear();
   if (!status.ok()) return ReportFailure(status);
-  if (!finished.has_value()) {
-    return ReportFailure(
-        grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without a ScoreFinished event"));
-  }
   if (options.connection.json) {
-    PrintJson(result.Finish(*finished, options));
-  } else if (finished->has_mean_nll()) {
+    PrintJson(result.Finish(finished, options));
+  } else if (finished.has_mean_nll()) {
     std::printf("tokens %llu  mean_nll %.9g nats  perplexity %.9g\n",
-                static_cast<unsigned long long>(finished->usage().prompt_tokens()),
-                finished->mean_nll(), finished->perplexity());
+                static_cast<unsigned long long>(finished.usage().prompt_tokens()),
+                finished.mean_nll(), finished.perplexity());
   } else {
     std::printf("tokens %llu: one token has nothing before it to be scored by\n",
-                static_cast<unsigned long long>(finished->usage().prompt_tokens()));
+                static_cast<unsigned long long>(finished.usage().prompt_tokens()));
   }
   return kSuccess;
 }
@@ -113,6 +120,7 @@ void AddScore(CLI::App& app, Run& run) {
       ->add_option("--top-logprobs", options->top_logprobs,
                    "With --json: so many alternatives per position")
       ->check(CLI::NonNegativeNumber);
+  AddPriorityFlag(*command, options->priority);
   command->callback([options, &run] { run = [options] { return Score(*options); }; });
 }
 

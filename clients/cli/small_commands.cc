@@ -68,7 +68,8 @@ Json InfoJson(const v1::ModelInfo& info) {
             {"chunk_tokens", limits.chunk_tokens()},
             {"max_queue", limits.max_queue()},
             {"max_queue_tokens", limits.max_queue_tokens()},
-            {"max_message_bytes", limits.max_message_bytes()}}}};
+            {"max_message_bytes", limits.max_message_bytes()},
+            {"upload_timeout_seconds", Number(limits.upload_timeout_seconds())}}}};
 }
 
 // One line per key; a list or an object below its key.

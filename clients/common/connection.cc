@@ -25,7 +25,10 @@ void Connection::AddFlags(CLI::App& app) {
 
 std::shared_ptr<grpc::Channel> Connection::MakeChannel(grpc::ChannelArguments arguments) const {
   arguments.SetMaxReceiveMessageSize(-1);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);  // notices a server that vanished
+  // Notices a server that vanished, also where nothing is sent for long: gRPC's own limit is two
+  // pings without data.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetLoadBalancingPolicyName("round_robin");   // gRPC's default: the first that answers
   if (!tls_server_name.empty()) arguments.SetSslTargetNameOverride(tls_server_name);
   std::shared_ptr<grpc::ChannelCredentials> credentials;

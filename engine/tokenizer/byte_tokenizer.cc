@@ -14,6 +14,10 @@ class ByteTokenizer final : public Tokenizer {
     return tokens;
   }
 
+  std::optional<Cut> LastCut(std::string_view text, size_t /*from*/) const override {
+    return Cut{text.size(), text.size()};
+  }
+
   std::string TokenBytes(TokenId token, bool /*at_start*/) const override {
     if (token.value() < 0 || token.value() > 255) return "";
     return std::string(1, static_cast<char>(token.value()));

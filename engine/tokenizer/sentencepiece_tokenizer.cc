@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/read_file.h"
 #include "engine/base/status_macros.h"
+#include "engine/tokenizer/sentencepiece_cuts.h"
 #include "engine/tokenizer/sentencepiece_model.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
@@ -14,8 +15,8 @@ namespace {
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  SentencePieceTokenizer(std::unique_ptr<SentencePieceModel> model, int vocab_size)
-      : model_(std::move(model)), vocab_size_(vocab_size) {
+  SentencePieceTokenizer(std::unique_ptr<SentencePieceModel> model, SpaceCuts cuts, int vocab_size)
+      : model_(std::move(model)), cuts_(cuts), vocab_size_(vocab_size) {
     const bool drops_first_space = model_->DropsFirstSpace();
     for (int id = 0; id < model_->num_pieces(); ++id) {
       pieces_.push_back({model_->PieceBytes(id), drops_first_space && model_->BeginsWithSpace(id)});
@@ -31,6 +32,12 @@ class SentencePieceTokenizer final : public Tokenizer {
     std::vector<TokenId> tokens;
     for (const int id : std::get<std::vector<int>>(encoded)) tokens.emplace_back(id);
     return tokens;
+  }
+
+  std::optional<Cut> LastCut(std::string_view text, size_t from) const override {
+    const std::optional<size_t> space = cuts_.Last(text, from);
+    if (!space.has_value()) return std::nullopt;
+    return Cut{*space, *space + (cuts_.drop_space ? 1 : 0)};
   }
 
   std::string TokenBytes(TokenId token, bool at_start) const override {
@@ -49,6 +56,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   };
 
   std::unique_ptr<const SentencePieceModel> model_;
+  const SpaceCuts cuts_;
   std::vector<Piece> pieces_;
   int max_token_bytes_ = 1;
   const int vocab_size_;
@@ -71,7 +79,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::SentencePiece(const std::s
                                                       " pieces, but the vocabulary has ",
                                                       vocab_size, " tokens"));
   }
-  return std::make_unique<SentencePieceTokenizer>(std::move(model), vocab_size);
+  return std::make_unique<SentencePieceTokenizer>(std::move(model), SpaceCuts::Of(serialized),
+                                                  vocab_size);
 }
 
 }  // namespace bst

@@ -9,7 +9,9 @@
 // tests/fuzz/utf8_fuzz.cc
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +35,15 @@ class Tokenizer {
   // U+FFFD first, except by the byte tokenizer, which takes bytes as they are.
   // Errors: kInternal when the SentencePiece library fails.
   virtual absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text) const = 0;
+
+  // Where a text may be cut: Encode(text) is Encode of [0, end) and then of [next, ...), whatever
+  // else may follow. next - end is 0, or 1 where the space between two words is left out.
+  struct Cut {
+    size_t end = 0;
+    size_t next = 0;
+  };
+  // The last such place of `text` with end >= from; nullopt: none is known. See StreamEncoder.
+  virtual std::optional<Cut> LastCut(std::string_view text, size_t from) const = 0;
 
   // The bytes that `token` contributes; possibly part of a UTF-8 character,
   // possibly empty. `at_start`: no text-bearing token came before (SentencePiece models with a

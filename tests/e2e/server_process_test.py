@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import bst_process
 from bst_process import ServerProcess, arguments, cli_json, run_cli, start_cli, write_ids
 
+EXAMPLE_FLAGS = Path(__file__).resolve().parents[2] / "deploy/server.flags.example"
 GREEDY = ("--temperature", "0", "--ignore-eos")
 LONG = ("generate", "--prompt", "x", *GREEDY, "--max-new-tokens", "1000000", "--logit-bias", "65=100")
 
@@ -27,7 +29,8 @@ class FlagsTest(unittest.TestCase):
         self.assertEqual(version.returncode, 0)
         self.assertRegex(version.stdout, r"^bst-server \d+\.\d+\.\d+\n$")
         help_text = run_server("--help").stdout
-        for flag in ("model", "listen", "metrics_listen", "control_listen", "backend", "weights", "kv", "threads",
+        for flag in ("reserved_sequences", "long_prompt_tokens", "target_step_ms", "priority_ageing_seconds",
+                     "upload_timeout_seconds", "model", "listen", "metrics_listen", "control_listen", "backend", "weights", "kv", "threads",
                      "max_sequences", "max_step_tokens", "chunk_tokens", "max_queue", "max_queue_tokens",
                      "max_prompt_tokens", "max_message_bytes", "grace_seconds", "tls_cert", "tls_key", "tls_client_ca",
                      "auth_token_file", "log_format"):
@@ -67,6 +70,24 @@ class FlagsTest(unittest.TestCase):
                              ("logged", 2, 3, "MAX_TOKENS"))
             self.assertIn("config", [event["event"] for event in events])
 
+    def test_the_example_flag_file_has_every_flag(self) -> None:
+        lines = EXAMPLE_FLAGS.read_text().splitlines()
+        example = {match[1] for line in lines if (match := re.match(r"#?--(\w+)=", line))}
+        flags = set(re.findall(r"^ +--(\w+) \(", run_server("--help").stdout, re.MULTILINE))
+        self.assertEqual(example, flags)
+        defaults = dict(re.findall(r"^ +--(\w+) \(.*?default:\s+(.*?);$", run_server("--help").stdout,
+                                   re.MULTILINE | re.DOTALL))
+        for name, value in re.findall(r"^#--(\w+)=(.*)$", EXAMPLE_FLAGS.read_text(), re.MULTILINE):
+            if not re.match("tls|auth", name):
+                self.assertEqual(value, defaults[name].strip('"'), name)
+        # All flags at the values it shows; only files and fixed ports are left out.
+        shown = [line.lstrip("#") for line in lines if re.match(r"#?--(?!tls|auth|model|listen|metrics|control)", line)]
+        with tempfile.TemporaryDirectory() as folder:
+            flagfile = Path(folder, "flags")
+            flagfile.write_text("\n".join(shown))
+            with ServerProcess(f"--flagfile={flagfile}") as server:
+                self.assertEqual(run_cli(server, "health").returncode, 0)
+
     def test_no_prompt_and_no_output_in_the_log(self) -> None:
         with ServerProcess() as server:
             cli_json(server, "generate", "--prompt", "confidential", "--max-new-tokens", "8", "--logit-bias", "65=100",
@@ -101,10 +122,20 @@ class LimitsTest(unittest.TestCase):
 
     def test_message_limit(self) -> None:
         with ServerProcess("--max_message_bytes=2000") as server, tempfile.TemporaryDirectory() as folder:
-            result = run_cli(server, "generate", "--ids-file", write_ids(Path(folder, "ids"), [200] * 3000))
-            self.assertEqual(result.returncode, 1)
-            self.assertIn("RESOURCE_EXHAUSTED", result.stderr)
-            self.assertIn("larger than the server's message limit", result.stderr)
+            ids = write_ids(Path(folder, "ids"), [200] * 3000)
+            scored = run_cli(server, "score", "--ids-file", ids)
+            self.assertEqual(scored.returncode, 1)
+            self.assertRegex(scored.stderr, r"RESOURCE_EXHAUSTED: the request has 60\d\d bytes, the server's message "
+                                            r"limit is 2000\n")
+            self.assertIn("larger than the server's message limit", scored.stderr)
+            # generate sends it in parts.
+            options = ("generate", "--ids-file", ids, *GREEDY, "--max-new-tokens", "4")
+            uploaded = cli_json(server, *options)
+            self.assertEqual(uploaded["usage"]["prompt_tokens"], 3000)
+        with ServerProcess() as server, tempfile.TemporaryDirectory() as folder:
+            ids = write_ids(Path(folder, "ids"), [200] * 3000)
+            whole = cli_json(server, "generate", "--ids-file", ids, *GREEDY, "--max-new-tokens", "4")
+            self.assertEqual(uploaded["token_ids"], whole["token_ids"])
 
     def test_full_queue(self) -> None:
         with ServerProcess("--max_sequences=1", "--max_queue=1") as server:

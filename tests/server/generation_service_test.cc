@@ -85,10 +85,11 @@ TEST_F(GenerationServiceTest, AStopStringAcrossTokensEndsTheRequestInTheEngine) 
     engine.set_on_cancel(PuppetEngine::OnCancel::kLeaveToTest);
     const SequenceId id = engine.WaitForRequest(0).id;
     engine.GenerateText(id, "the END");
-    engine.WaitForCancel(id);
+    engine.WaitForStop(id, 0);
     engine.GenerateText(id, "ing");  // what the engine did before it heard of it
-    engine.Finish(id, FinishReason::kCancelled, absl::CancelledError("cancelled"));
+    engine.EndSequence(id, 0, FinishReason::kStopped);
   });
+  EXPECT_FALSE(server_.engine().was_cancelled(server_.engine().WaitForRequest(0).id));
   EXPECT_TRUE(stream.status.ok()) << stream.status.error_message();
   EXPECT_EQ(stream.text, "the ");
   EXPECT_EQ(stream.token_ids.size(), 7u);
@@ -110,6 +111,112 @@ TEST_F(GenerationServiceTest, AStopStringInTheLastTokenBeatsTheEnginesReason) {
   EXPECT_TRUE(stream.status.ok());
   EXPECT_EQ(stream.text, "ok!");
   EXPECT_EQ(stream.finished->reason(), v1::STOP_STRING);
+}
+
+// ---- Several continuations ----
+
+v1::GenerateRequest RequestOfThree() {
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_sampling()->set_num_sequences(3);
+  request.mutable_stopping()->add_stop_strings("END");
+  return request;
+}
+
+// Continuation 1 ends with a stop string, 0 with eos, 2 with its last token.
+void PlayThree(PuppetEngine& engine) {
+  const SequenceId id = engine.WaitForRequest(0).id;
+  EXPECT_EQ(engine.WaitForRequest(0).generate->num_sequences, 3);
+  engine.GenerateText(id, "zero", 0);
+  engine.GenerateText(id, "oneEN", 1);
+  engine.GenerateText(id, "t", 2);
+  engine.GenerateText(id, "D", 1);
+  engine.WaitForStop(id, 1);
+  engine.GenerateText(id, "wo", 2);
+  engine.Generate(id, 257, -1, {}, 0);
+  engine.EndSequence(id, 0, FinishReason::kEos, 257);
+  engine.EndSequence(id, 2, FinishReason::kMaxTokens);
+}
+
+TEST_F(GenerationServiceTest, ContinuationsEndEachForItself) {
+  const Stream stream = server_.Generate(RequestOfThree(), PlayThree);
+  ASSERT_TRUE(stream.status.ok()) << stream.status.error_message();
+  EXPECT_THAT(server_.engine().stopped(), testing::SizeIs(1));
+  std::string texts[3];
+  std::vector<uint32_t> ended;
+  for (const v1::GenerateEvent& event : stream.events) {
+    if (event.has_tokens()) {
+      EXPECT_THAT(ended, testing::Not(testing::Contains(event.tokens().sequence_index())));
+      texts[event.tokens().sequence_index()] += event.tokens().text();
+    }
+    if (event.has_sequence_finished()) ended.push_back(event.sequence_finished().sequence_index());
+  }
+  EXPECT_EQ(texts[0], "zero");
+  EXPECT_EQ(texts[1], "one");
+  EXPECT_EQ(texts[2], "two");
+  EXPECT_THAT(ended, testing::UnorderedElementsAre(0, 1, 2));
+  const v1::Finished& finished = *stream.finished;
+  EXPECT_EQ(finished.reason(), v1::EOS);
+  EXPECT_EQ(finished.stop_token_id(), 257u);
+  EXPECT_EQ(finished.usage().generated_tokens(), 5u + 6u + 3u);
+  ASSERT_EQ(finished.sequences_size(), 3);
+  EXPECT_EQ(finished.sequences(0).reason(), v1::EOS);
+  EXPECT_EQ(finished.sequences(1).reason(), v1::STOP_STRING);
+  EXPECT_EQ(finished.sequences(1).stop_string(), "END");
+  EXPECT_EQ(finished.sequences(1).generated_tokens(), 6u);
+  EXPECT_EQ(finished.sequences(2).reason(), v1::MAX_TOKENS);
+  // 40 ms of decoding: 4 gaps of the longest, "oneEND" has 5; 14 - 3 tokens after the first.
+  EXPECT_NEAR(finished.timings().mean_inter_token_seconds(), 0.040 / 5, 1e-9);
+  EXPECT_NEAR(finished.timings().tokens_per_second(), 11 / 0.040, 1e-6);
+}
+
+TEST_F(GenerationServiceTest, TheUnaryAnswerHasEveryContinuation) {
+  std::thread player([this] { PlayThree(server_.engine()); });
+  grpc::ClientContext context;
+  v1::GenerateResult result;
+  EXPECT_TRUE(server_.generation().GenerateOnce(&context, RequestOfThree(), &result).ok());
+  player.join();
+  EXPECT_EQ(result.text(), "zero");
+  EXPECT_EQ(result.token_ids_size(), 5);
+  ASSERT_EQ(result.continuations_size(), 3);
+  EXPECT_EQ(result.continuations(0).text(), "zero");
+  EXPECT_EQ(result.continuations(1).text(), "one");
+  EXPECT_EQ(result.continuations(2).text(), "two");
+  EXPECT_EQ(result.continuations(2).sequence_index(), 2u);
+  EXPECT_EQ(result.continuations(1).finished().stop_string(), "END");
+  EXPECT_EQ(result.finished().sequences_size(), 3);
+}
+
+TEST_F(GenerationServiceTest, AFailureCutsOffTheContinuationsThatStillRun) {
+  const Stream stream = server_.Generate(RequestOfThree(), [](PuppetEngine& engine) {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.GenerateText(id, "done", 1);
+    engine.EndSequence(id, 1, FinishReason::kMaxTokens);
+    engine.Finish(id, FinishReason::kError, absl::InternalError("NaN"));
+  });
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INTERNAL);
+  ASSERT_TRUE(stream.finished.has_value());
+  EXPECT_EQ(stream.finished->reason(), v1::ERROR);
+  EXPECT_EQ(stream.finished->sequences(1).reason(), v1::MAX_TOKENS);
+  EXPECT_EQ(stream.finished->sequences(0).reason(), v1::ERROR);
+  EXPECT_EQ(stream.finished->sequences(2).reason(), v1::ERROR);
+}
+
+TEST_F(GenerationServiceTest, OneContinuationHasNoEventsOfItsOwn) {
+  server_.engine().AnswerWith({'o', 'k'});
+  const Stream stream = server_.Generate(TextRequest("x"));
+  for (const v1::GenerateEvent& event : stream.events) EXPECT_FALSE(event.has_sequence_finished());
+  EXPECT_EQ(stream.finished->sequences_size(), 0);
+}
+
+TEST_F(GenerationServiceTest, PrioritiesReachTheEngine) {
+  server_.engine().AnswerWith({'o'});
+  v1::GenerateRequest request = TextRequest("x");
+  request.set_priority(v1::HIGH);
+  EXPECT_TRUE(server_.Generate(request).status.ok());
+  request.clear_priority();
+  EXPECT_TRUE(server_.Generate(request).status.ok());
+  EXPECT_EQ(server_.engine().WaitForRequest(0).generate->priority, Priority::kHigh);
+  EXPECT_EQ(server_.engine().WaitForRequest(1).generate->priority, Priority::kNormal);
 }
 
 TEST_F(GenerationServiceTest, NoMessageHoldsHalfACharacter) {

@@ -131,11 +131,11 @@ TEST_F(MetricsExporterTest, CancellationsByStageAndCause) {
   const auto client = std::make_shared<CallWithCause>(CancelCause::kClient);
   const auto abort = std::make_shared<CallWithCause>(CancelCause::kAbort);
   const auto deadline = std::make_shared<CallWithCause>(CancelCause::kDeadline);
-  const auto stop_string = std::make_shared<CallWithCause>(CancelCause::kStopString);
+  const auto refused = std::make_shared<CallWithCause>(CancelCause::kRefused);
   active_.Add("client", client);
   active_.Add("abort", abort);
   active_.Add("deadline", deadline);
-  active_.Add("stop", stop_string);
+  active_.Add("stop", refused);
   const absl::Status cancelled = absl::CancelledError("");
   metrics_.OnFinished("client", Finished(RequestStats::Stage::kQueued, cancelled));
   metrics_.OnFinished("abort", Finished(RequestStats::Stage::kPrefill, cancelled));

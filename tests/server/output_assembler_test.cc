@@ -7,20 +7,21 @@
 #include <string>
 #include <vector>
 
+#include "server/prompt_echo.h"
+
 namespace bst {
 namespace {
 
 using testing::ElementsAre;
 
 GeneratedEvent Token(int32_t id, float logprob = -1, std::vector<TokenLogprob> top = {}) {
-  return {{TokenId(id), logprob}, std::move(top)};
+  return {{TokenId(id), logprob}, std::move(top), 0};
 }
 
 class OutputAssemblerTest : public testing::Test {
  protected:
-  OutputAssembler Make(OutputOptions options = {},
-                       std::vector<TokenId> prompt = {TokenId(256), TokenId('p')}) {
-    return OutputAssembler(*tokenizer_, std::move(options), prompt);
+  OutputAssembler Make(const OutputOptions& options = {}) {
+    return OutputAssembler(*tokenizer_, options, StreamDecoder::Position::kContinuation);
   }
   static void AddBytes(OutputAssembler& output, const std::string& bytes) {
     for (const char byte : bytes) output.Add(Token(static_cast<unsigned char>(byte)));
@@ -63,12 +64,6 @@ TEST_F(OutputAssemblerTest, TheEndTurnsHalfACharacterIntoAReplacement) {
   const std::optional<v1::Tokens> message = output.TakeOutput();
   EXPECT_EQ(message->token_ids_size(), 0);
   EXPECT_EQ(message->text(), "\uFFFD");
-}
-
-TEST_F(OutputAssemblerTest, HalfACharacterAtTheEndOfThePromptIsNotTheOutputs) {
-  OutputAssembler output = Make({}, {TokenId(0xE2)});
-  AddBytes(output, "ok");
-  EXPECT_EQ(output.TakeOutput()->text(), "ok");
 }
 
 TEST_F(OutputAssemblerTest, StopsAtAStopStringAndCountsTheTokenThatCompletedIt) {
@@ -128,23 +123,46 @@ TEST_F(OutputAssemblerTest, NoMessageHoldsMoreThanTheLimit) {
   EXPECT_EQ(text.substr(0, 3), "abc");
 }
 
-TEST_F(OutputAssemblerTest, EchoesThePromptInPieces) {
-  std::vector<TokenId> prompt(static_cast<size_t>(kMaxTokensPerMessage) + 1, TokenId('p'));
-  prompt[0] = TokenId(256);
-  OutputAssembler output = Make({.stop = {}, .echo = true}, prompt);
-  std::optional<v1::Tokens> message = output.TakeEcho();
-  ASSERT_TRUE(message.has_value());
-  EXPECT_TRUE(message->is_prompt());
-  EXPECT_EQ(message->token_ids_size(), kMaxTokensPerMessage);
-  EXPECT_EQ(message->token_ids(0), 256u);
-  EXPECT_EQ(message->text().size(),
-            static_cast<size_t>(kMaxTokensPerMessage) - 1);  // bos has no text
-  message = output.TakeEcho();
-  EXPECT_EQ(message->token_ids_size(), 1);
-  EXPECT_FALSE(output.TakeEcho().has_value());
+// ---- PromptEcho ----
+
+std::vector<v1::Tokens> TakeAll(PromptEcho& echo) {
+  std::vector<v1::Tokens> messages;
+  while (std::optional<v1::Tokens> message = echo.Take()) messages.push_back(*std::move(message));
+  return messages;
 }
 
-TEST_F(OutputAssemblerTest, NoEchoUnlessAsked) { EXPECT_FALSE(Make().TakeEcho().has_value()); }
+TEST(PromptEchoTest, SendsThePromptInPieces) {
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::Byte(259);
+  std::vector<TokenId> prompt(static_cast<size_t>(kMaxTokensPerMessage) + 1, TokenId('p'));
+  prompt[0] = TokenId(256);
+  PromptEcho echo(*tokenizer);
+  EXPECT_FALSE(echo.Take().has_value());
+  echo.Add(prompt, PromptEnd::kComplete);
+  const std::vector<v1::Tokens> messages = TakeAll(echo);
+  ASSERT_EQ(messages.size(), 2u);
+  EXPECT_TRUE(messages[0].is_prompt());
+  EXPECT_EQ(messages[0].token_ids_size(), kMaxTokensPerMessage);
+  EXPECT_EQ(messages[0].token_ids(0), 256u);
+  EXPECT_EQ(messages[0].text().size(),
+            static_cast<size_t>(kMaxTokensPerMessage) - 1);  // bos has no text
+  EXPECT_EQ(messages[1].token_ids_size(), 1);
+}
+
+TEST(PromptEchoTest, APromptThatArrivesInPartsIsWholeCharacters) {
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::Byte(259);
+  PromptEcho echo(*tokenizer);
+  echo.Add({TokenId('a'), TokenId(0xE2)}, PromptEnd::kMoreFollows);
+  std::vector<v1::Tokens> messages = TakeAll(echo);
+  ASSERT_EQ(messages.size(), 1u);
+  EXPECT_EQ(messages[0].text(), "a");
+  echo.Add({TokenId(0x82), TokenId(0xAC), TokenId(0xC3)}, PromptEnd::kMoreFollows);
+  EXPECT_EQ(TakeAll(echo).at(0).text(), "\u20ac");
+  echo.Add({}, PromptEnd::kComplete);
+  messages = TakeAll(echo);
+  ASSERT_EQ(messages.size(), 1u);
+  EXPECT_EQ(messages[0].token_ids_size(), 0);
+  EXPECT_EQ(messages[0].text(), "\ufffd");
+}
 
 }  // namespace
 }  // namespace bst

@@ -33,6 +33,12 @@ std::set<std::string> FieldsOf(const absl::Status& status) {
   return fields;
 }
 
+absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
+                                               const ModelInfo& info, const Tokenizer& tokenizer) {
+  PromptReader prompt(info, tokenizer);
+  return ValidateGenerate(proto, info, prompt, PromptEnd::kComplete);
+}
+
 class RequestValidationTest : public testing::Test {
  protected:
   absl::StatusOr<ValidGenerate> Validate(const v1::GenerateRequest& proto) {
@@ -95,8 +101,11 @@ const std::vector<Case>& Cases() {
        {"sampling { logit_bias { key: 258 value: 1 } }"},
        {"sampling { logit_bias { key: 259 value: 1 } }"}},
       {"sampling.num_sequences",
-       {"sampling { num_sequences: 1 }"},
-       {"sampling { num_sequences: 0 }", "sampling { num_sequences: 2 }"}},
+       {"sampling { num_sequences: 1 }", "sampling { num_sequences: 4 }"},
+       {"sampling { num_sequences: 0 }", "sampling { num_sequences: 5 }"}},
+      {"priority",
+       {"priority: PRIORITY_UNSPECIFIED", "priority: LOW", "priority: NORMAL", "priority: HIGH"},
+       {"priority: 4", "priority: -1"}},
       {"stopping.max_new_tokens",
        {"stopping { max_new_tokens: 1 }", "stopping { max_new_tokens: 1000000 }"},
        {"stopping { max_new_tokens: 0 }", "stopping { max_new_tokens: 1000001 }",
@@ -178,6 +187,7 @@ class CountingTokenizer final : public Tokenizer {
     ++encoded;
     return std::vector<TokenId>((text.size() + 2) / 3, TokenId(1));
   }
+  std::optional<Cut> LastCut(std::string_view, size_t) const override { return std::nullopt; }
   std::string TokenBytes(TokenId, bool) const override { return "abc"; }
   int vocab_size() const override { return 259; }
   int max_token_bytes() const override { return 3; }

@@ -79,6 +79,32 @@ TEST(ServerConfig, NumbersAtAndBeyondTheirBounds) {
   EXPECT_THAT(Problem(config), HasSubstr("--tls_client_ca needs"));
 }
 
+TEST(ServerConfig, SchedulingAtAndBeyondItsBounds) {
+  ServerConfig config = Good();
+  config.engine.max_sequences = 4;
+  config.engine.reserved_sequences = 3;
+  config.engine.long_prompt_tokens = 1;
+  config.engine.target_step = absl::InfiniteDuration();
+  config.engine.priority_ageing = absl::ZeroDuration();
+  config.engine.upload_timeout = absl::Milliseconds(1);
+  EXPECT_TRUE(Validate(config).ok()) << Problem(config);
+  config.engine.reserved_sequences = 4;
+  EXPECT_THAT(Problem(config), HasSubstr("--reserved_sequences is 4, must be at least -1 and less "
+                                         "than --max_sequences, 4"));
+  config.engine.reserved_sequences = -2;
+  EXPECT_THAT(Problem(config), HasSubstr("--reserved_sequences is -2"));
+  config = Good();
+  config.engine.long_prompt_tokens = 0;
+  EXPECT_THAT(Problem(config), HasSubstr("--long_prompt_tokens is 0, must be at least 1"));
+  config = Good();
+  config.engine.target_step = absl::Milliseconds(-1);
+  config.engine.priority_ageing = absl::Seconds(-1);
+  config.engine.upload_timeout = absl::ZeroDuration();
+  EXPECT_THAT(Problem(config), HasSubstr("--target_step_ms is -1, must be above 0"));
+  EXPECT_THAT(Problem(config), HasSubstr("--priority_ageing_seconds is -1, must be at least 0"));
+  EXPECT_THAT(Problem(config), HasSubstr("--upload_timeout_seconds is 0, must be above 0"));
+}
+
 TEST(ServerConfig, Addresses) {
   EXPECT_EQ(ParseHostPort("127.0.0.1:0")->port, 0);
   EXPECT_EQ(ParseHostPort("host.name:65535")->host, "host.name");

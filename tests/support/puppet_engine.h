@@ -2,7 +2,8 @@
 //
 // Submit records the request and sends Accepted; the test then pulls the strings: Generate, Score,
 // Finish. The test's thread plays the engine thread. A request can also be answered at once by a
-// script (AnswerWith). Cancel ends a request at once, unless the test wants to do that itself.
+// script (AnswerWith). Cancel ends a request at once and StopSequence a continuation, unless the
+// test wants to do that itself.
 //
 // Invariant   Every request it accepted gets exactly one FinishedEvent, as Engine promises.
 // Threads     Thread-safe.
@@ -97,10 +98,30 @@ class PuppetEngine final : public Engine {
   }
 
   // What AppendPrompt brought, in order.
+  // Blocks until AppendPrompt was called `calls` times, or completed the prompt.
+  std::vector<Appended> WaitForAppended(SequenceId id, size_t calls) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    const auto came = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      const std::vector<Appended>& appended = appended_[id];
+      return appended.size() >= calls ||
+             (!appended.empty() && appended.back().end == PromptEnd::kComplete);
+    };
+    mutex_.Await(absl::Condition(&came));
+    return appended_[id];
+  }
   std::vector<Appended> AppendedTo(SequenceId id) const ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     const auto it = appended_.find(id);
     return it == appended_.end() ? std::vector<Appended>() : it->second;
+  }
+  // Blocks until StopSequence(id, sequence_index) was called.
+  void WaitForStop(SequenceId id, int sequence_index) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    const auto came = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return std::find(stopped_.begin(), stopped_.end(), std::pair(id, sequence_index)) !=
+             stopped_.end();
+    };
+    mutex_.Await(absl::Condition(&came));
   }
   // The continuations that StopSequence named, in order.
   std::vector<std::pair<SequenceId, int>> stopped() const ABSL_LOCKS_EXCLUDED(mutex_) {
@@ -112,7 +133,7 @@ class PuppetEngine final : public Engine {
     SinkOf(id)->Push(PrefillProgressEvent{processed, total});
   }
   void Generate(SequenceId id, int32_t token, float logprob = -1,
-                std::vector<TokenLogprob> top = {}) {
+                std::vector<TokenLogprob> top = {}, int sequence_index = 0) {
     const std::shared_ptr<TokenSink> sink = SinkOf(id);
     {
       absl::MutexLock lock(&mutex_);
@@ -124,10 +145,32 @@ class PuppetEngine final : public Engine {
         observer_->OnTokens(id, absl::Milliseconds(10));
       }
     }
-    sink->Push(GeneratedEvent{{TokenId(token), logprob}, std::move(top)});
+    sink->Push(GeneratedEvent{{TokenId(token), logprob}, std::move(top), sequence_index});
   }
-  void GenerateText(SequenceId id, const std::string& bytes) {
-    for (const char byte : bytes) Generate(id, static_cast<unsigned char>(byte));
+  void GenerateText(SequenceId id, const std::string& bytes, int sequence_index = 0) {
+    for (const char byte : bytes)
+      Generate(id, static_cast<unsigned char>(byte), -1, {}, sequence_index);
+  }
+  // Ends one continuation, and with the last of them the request. No-op if it has ended.
+  void EndSequence(SequenceId id, int sequence_index, FinishReason reason, int32_t stop_token = 0)
+      ABSL_LOCKS_EXCLUDED(mutex_) {
+    std::optional<SequenceEndedEvent> first;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto found = active_.find(id);
+      if (found == active_.end()) return;
+      State& state = found->second;
+      SequenceEndedEvent ended;
+      ended.sequence_index = sequence_index;
+      ended.reason = reason;
+      ended.stop_token = TokenId(stop_token);
+      if (!state.ended.emplace(sequence_index, ended).second) return;
+      requests_[state.index].sink->Push(ended);
+      const auto& request = requests_[state.index].generate;
+      if (state.ended.size() == static_cast<size_t>(request->num_sequences))
+        first = state.ended.at(0);
+    }
+    if (first.has_value()) Finish(id, first->reason, absl::OkStatus(), first->stop_token.value());
   }
   void Score(SequenceId id, int64_t first_position, const std::vector<float>& logprobs,
              const std::vector<std::vector<TokenLogprob>>& top = {}) {
@@ -151,6 +194,15 @@ class PuppetEngine final : public Engine {
       const auto found = active_.find(id);
       if (found == active_.end()) return;
       request = requests_[found->second.index];
+      if (request.generate.has_value() && status.ok()) {
+        for (int i = 0; i < request.generate->num_sequences; ++i) {
+          SequenceEndedEvent ended;
+          ended.sequence_index = i;
+          ended.reason = reason;
+          ended.stop_token = TokenId(stop_token);
+          if (!found->second.ended.contains(i)) request.sink->Push(ended);
+        }
+      }
       stats.kind =
           request.score.has_value() ? RequestStats::Kind::kScore : RequestStats::Kind::kGenerate;
       stats.stage =
@@ -224,8 +276,12 @@ class PuppetEngine final : public Engine {
     return absl::OkStatus();
   }
   void StopSequence(SequenceId id, int sequence_index) override ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    stopped_.push_back({id, sequence_index});
+    {
+      absl::MutexLock lock(&mutex_);
+      stopped_.push_back({id, sequence_index});
+      if (on_cancel_ == OnCancel::kLeaveToTest) return;
+    }
+    EndSequence(id, sequence_index, FinishReason::kStopped);
   }
   void Cancel(SequenceId id) override ABSL_LOCKS_EXCLUDED(mutex_) {
     {
@@ -273,6 +329,7 @@ class PuppetEngine final : public Engine {
   struct State {
     size_t index = 0;  // into requests_
     int64_t generated = 0;
+    std::map<int, SequenceEndedEvent> ended;
   };
 
   absl::StatusOr<SequenceId> Accept(Request record, int64_t prompt_tokens)
@@ -287,7 +344,7 @@ class PuppetEngine final : public Engine {
       script = script_;
       // Before anybody sees the request: WaitForRequest lets the test go on with it at once.
       record.sink->Push(AcceptedEvent{prompt_tokens, 0, 0});
-      active_[id] = {requests_.size(), 0};
+      active_[id] = {requests_.size(), 0, {}};
       if (record.request_id == "warm-up") {  // the server's own; no test sees it
         active_.erase(id);
       } else {

@@ -19,15 +19,16 @@ from .errors import (AlreadyExistsError, BstError, CancelledError, DeadlineExcee
                      UnimplementedError)
 from .options import GenerateOptions, OutputOptions, Prompt, SamplingOptions, StoppingOptions
 from .retry import RetryPolicy
-from .types import (Accepted, Finished, FinishReason, GenerateEvent, GenerateResult, HealthStatus, Limits,
-                    ModelInfo, PrefillProgress, ScoreResult, Timings, TokenLogprob, Tokens, TopToken, Usage)
+from .types import (Accepted, Continuation, Finished, FinishReason, GenerateEvent, GenerateResult, HealthStatus,
+                    Limits, ModelInfo, PrefillProgress, Priority, ScoreResult, SequenceFinished, Timings,
+                    TokenLogprob, Tokens, TopToken, Usage)
 
 __all__ = [
     "Accepted", "AlreadyExistsError", "AsyncClient", "AsyncEventStream", "BstError", "CancelledError", "Client",
-    "DeadlineExceededError", "EventStream", "FieldViolation", "FinishReason", "Finished", "GenerateEvent",
+    "Continuation", "DeadlineExceededError", "EventStream", "FieldViolation", "FinishReason", "Finished", "GenerateEvent",
     "GenerateOptions", "GenerateResult", "HealthStatus", "InternalError", "InvalidArgumentError", "Limits",
     "MessageTooLargeError", "ModelInfo", "NotFoundError", "OutputOptions", "PermissionDeniedError",
-    "PrefillProgress", "Prompt", "ResourceExhaustedError", "RetryPolicy", "SamplingOptions", "ScoreResult",
-    "StoppingOptions", "Timings", "Tls", "TokenLogprob", "Tokens", "TopToken", "UnauthenticatedError",
+    "PrefillProgress", "Priority", "Prompt", "ResourceExhaustedError", "RetryPolicy", "SamplingOptions", "ScoreResult",
+    "SequenceFinished", "StoppingOptions", "Timings", "Tls", "TokenLogprob", "Tokens", "TopToken", "UnauthenticatedError",
     "UnavailableError", "UnimplementedError", "Usage",
 ]

@@ -23,11 +23,13 @@ def event(message: _wire.Message) -> types.GenerateEvent | None:
         tokens = message.tokens
         logprobs = tuple(types.TokenLogprob(entry.logprob, _top(entry.top)) for entry in tokens.logprobs)
         return types.Tokens(tuple(tokens.token_ids), tokens.text, logprobs, tokens.sequence_index, tokens.is_prompt)
+    if kind == "sequence_finished":
+        return _sequence_finished(message.sequence_finished)
     if kind == "finished":
         finished = message.finished
         return types.Finished(types.FinishReason(finished.reason), _optional(finished, "stop_string"),
                               _optional(finished, "stop_token_id"), _usage(finished.usage),
-                              _timings(finished.timings))
+                              _timings(finished.timings), tuple(map(_sequence_finished, finished.sequences)))
     return None
 
 
@@ -46,9 +48,7 @@ class GenerateCollector:
 
     def __init__(self) -> None:
         self._accepted: types.Accepted | None = None
-        self._token_ids: list[int] = []
-        self._logprobs: list[types.TokenLogprob] = []
-        self._text: list[str] = []
+        self._outputs: dict[int, _Output] = {0: _Output()}  # by sequence_index
         self._prompt_text: list[str] = []
         self._finished: types.Finished | None = None
 
@@ -58,9 +58,7 @@ class GenerateCollector:
         elif isinstance(item, types.Tokens) and item.is_prompt:
             self._prompt_text.append(item.text)
         elif isinstance(item, types.Tokens):
-            self._token_ids += item.token_ids
-            self._logprobs += item.logprobs
-            self._text.append(item.text)
+            self._outputs.setdefault(item.sequence_index, _Output()).add(item)
         elif isinstance(item, types.Finished):
             self._finished = item
 
@@ -68,10 +66,31 @@ class GenerateCollector:
         accepted, finished = self._accepted, self._finished
         if accepted is None or finished is None:
             raise truncated("Accepted" if accepted is None else "Finished")
+        first = self._outputs[0]
         return types.GenerateResult(
-            accepted.request_id, accepted.seed, tuple(self._token_ids), "".join(self._text), tuple(self._logprobs),
+            accepted.request_id, accepted.seed, tuple(first.token_ids), "".join(first.text), tuple(first.logprobs),
             "".join(self._prompt_text), finished.reason, finished.stop_string, finished.stop_token_id,
-            finished.usage, finished.timings)
+            finished.usage, finished.timings, tuple(map(self._continuation, finished.sequences)))
+
+    def _continuation(self, end: types.SequenceFinished) -> types.Continuation:
+        output = self._outputs.get(end.sequence_index, _Output())
+        return types.Continuation(end.sequence_index, tuple(output.token_ids), "".join(output.text),
+                                  tuple(output.logprobs), end.reason, end.stop_string, end.stop_token_id,
+                                  end.generated_tokens)
+
+
+class _Output:
+    """The Tokens of one continuation."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.logprobs: list[types.TokenLogprob] = []
+        self.text: list[str] = []
+
+    def add(self, tokens: types.Tokens) -> None:
+        self.token_ids += tokens.token_ids
+        self.logprobs += tokens.logprobs
+        self.text.append(tokens.text)
 
 
 class ScoreCollector:
@@ -113,6 +132,12 @@ def truncated(missing: str) -> InternalError:
 def _accepted(message: _wire.Message) -> types.Accepted:
     return types.Accepted(message.request_id, _optional(message, "seed"), message.prompt_tokens,
                           message.cached_tokens, message.queue_position)
+
+
+def _sequence_finished(message: _wire.Message) -> types.SequenceFinished:
+    return types.SequenceFinished(message.sequence_index, types.FinishReason(message.reason),
+                                  _optional(message, "stop_string"), _optional(message, "stop_token_id"),
+                                  message.generated_tokens)
 
 
 def _top(messages: Any) -> tuple[types.TopToken, ...]:

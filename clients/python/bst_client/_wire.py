@@ -41,7 +41,10 @@ def _message_class(name: str) -> Any:
 
 
 GenerateRequest = _message_class("bst.v1.GenerateRequest")
+GenerateUploadPart = _message_class("bst.v1.GenerateUploadPart")
 GenerateEvent = _message_class("bst.v1.GenerateEvent")
+GenerateResult = _message_class("bst.v1.GenerateResult")
+Finished = _message_class("bst.v1.Finished")
 ScoreRequest = _message_class("bst.v1.ScoreRequest")
 ScoreEvent = _message_class("bst.v1.ScoreEvent")
 TokenizeRequest = _message_class("bst.v1.TokenizeRequest")
@@ -66,6 +69,8 @@ class Stubs:
 
         generation = "/bst.v1.Generation/"
         self.generate = stub(channel.unary_stream, generation + "Generate", GenerateRequest, GenerateEvent)
+        self.generate_upload = stub(channel.stream_stream, generation + "GenerateUpload", GenerateUploadPart,
+                                    GenerateEvent)
         self.score = stub(channel.unary_stream, generation + "Score", ScoreRequest, ScoreEvent)
         self.tokenize = stub(channel.unary_unary, generation + "Tokenize", TokenizeRequest, TokenizeResponse)
         self.detokenize = stub(channel.unary_unary, generation + "Detokenize", DetokenizeRequest, DetokenizeResponse)

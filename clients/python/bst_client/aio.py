@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Sequence
 
 import grpc
 import grpc.aio
@@ -14,7 +14,7 @@ from .connection import Connection
 from .errors import from_rpc_error
 from .options import GenerateOptions, Prompt
 from .retry import Attempts
-from .types import Finished, GenerateEvent, GenerateResult, HealthStatus, ModelInfo, ScoreResult
+from .types import Finished, GenerateEvent, GenerateResult, HealthStatus, ModelInfo, Priority, ScoreResult
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,13 +63,29 @@ class AsyncClient(Connection):
                **kwargs: Unpack[GenerateOptions]) -> AsyncEventStream:
         """The events of a request. It is sent when the first one is asked for."""
         request = options.generate_request(prompt, kwargs)
-        return AsyncEventStream(self._responses("generate", request, timeout, "tokens"))
+
+        async def start(seconds_left: float | None) -> Any:
+            arguments = {"timeout": seconds_left, "metadata": self._metadata()}
+            if request.ByteSize() > options.SMALL_MESSAGE_BYTES:
+                if self._message_limit is None:
+                    info = await self._stubs.model_info(_wire.GetModelInfoRequest(), **arguments)
+                    self._message_limit = info.limits.max_message_bytes
+                if request.ByteSize() > self._message_limit:
+                    parts = options.upload_parts(request, self._message_limit)
+                    return self._stubs.generate_upload(parts, **arguments)
+            return self._stubs.generate(request, **arguments)
+
+        return AsyncEventStream(AsyncResponseStream(start, lambda: self._attempts(timeout), "tokens"))
 
     async def score(self, prompt: Prompt, *, top_logprobs: int | None = None, request_id: str | None = None,
-                    timeout: float | None = None) -> ScoreResult:
-        request = options.score_request(prompt, top_logprobs, request_id)
+                    priority: Priority | None = None, timeout: float | None = None) -> ScoreResult:
+        request = options.score_request(prompt, top_logprobs, request_id, priority)
         collector = _convert.ScoreCollector()
-        responses = self._responses("score", request, timeout, "scored")
+
+        async def start(seconds_left: float | None) -> Any:
+            return self._stubs.score(request, timeout=seconds_left, metadata=self._metadata())
+
+        responses = AsyncResponseStream(start, lambda: self._attempts(timeout), "scored")
         try:
             async for message in responses:
                 collector.add(message)
@@ -93,12 +109,6 @@ class AsyncClient(Connection):
         request = _wire.HealthCheckRequest(service=service)
         return HealthStatus((await self._unary(self._stubs.health, request, timeout)).status)
 
-    def _responses(self, rpc: str, request: _wire.Message, timeout: float | None, output: str) -> AsyncResponseStream:
-        def start(seconds_left: float | None) -> Any:
-            return getattr(self._stubs, rpc)(request, timeout=seconds_left, metadata=self._metadata())
-
-        return AsyncResponseStream(start, lambda: self._attempts(timeout), output)
-
     async def _unary(self, stub: Any, request: _wire.Message, timeout: float | None) -> Any:
         attempts = self._attempts(timeout)
         while True:
@@ -115,7 +125,8 @@ class AsyncClient(Connection):
 class AsyncResponseStream(AsyncIterator[Any]):
     """The messages of one streaming request, which is sent again until the first output message."""
 
-    def __init__(self, start: Callable[[float | None], Any], attempts: Callable[[], Attempts], output: str) -> None:
+    def __init__(self, start: Callable[[float | None], Awaitable[Any]], attempts: Callable[[], Attempts],
+                 output: str) -> None:
         self._closed = False
         self._start = start  # seconds left -> call
         self._make_attempts = attempts  # the time counts from the first message that is asked for
@@ -128,9 +139,9 @@ class AsyncResponseStream(AsyncIterator[Any]):
         if self._attempts is None:
             self._attempts = self._make_attempts()
         while not self._closed:
-            if self._call is None:
-                self._call = self._start(self._attempts.seconds_left())
             try:
+                if self._call is None:
+                    self._call = await self._start(self._attempts.seconds_left())
                 message = await self._call.read()
             except asyncio.CancelledError:
                 if self._closed:  # by another task; this one is not cancelled

@@ -14,7 +14,7 @@ from .connection import Connection
 from .errors import from_rpc_error
 from .options import GenerateOptions, Prompt
 from .retry import Attempts
-from .types import Finished, GenerateEvent, GenerateResult, HealthStatus, ModelInfo, ScoreResult
+from .types import Finished, GenerateEvent, GenerateResult, HealthStatus, ModelInfo, Priority, ScoreResult
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -57,16 +57,24 @@ class Client(Connection):
 
     def stream(self, prompt: Prompt, *, timeout: float | None = None,
                **kwargs: Unpack[GenerateOptions]) -> EventStream:
-        """The same, event by event. The request is sent at once."""
+        """The same, event by event. The request is sent at once, in parts where it is above the server's
+        message limit."""
         request = options.generate_request(prompt, kwargs)
-        return EventStream(self._responses(self._stubs.generate, request, timeout, "tokens"))
+        if request.ByteSize() > options.SMALL_MESSAGE_BYTES:
+            if self._message_limit is None:
+                self._message_limit = self.model_info(timeout=timeout).limits.max_message_bytes
+            limit = self._message_limit
+            if request.ByteSize() > limit:
+                return EventStream(self._responses(self._stubs.generate_upload,
+                                                   lambda: options.upload_parts(request, limit), timeout, "tokens"))
+        return EventStream(self._responses(self._stubs.generate, lambda: request, timeout, "tokens"))
 
     def score(self, prompt: Prompt, *, top_logprobs: int | None = None, request_id: str | None = None,
-              timeout: float | None = None) -> ScoreResult:
+              priority: Priority | None = None, timeout: float | None = None) -> ScoreResult:
         """The log-probability of every token of a text given the tokens before it, and the perplexity."""
-        request = options.score_request(prompt, top_logprobs, request_id)
+        request = options.score_request(prompt, top_logprobs, request_id, priority)
         collector = _convert.ScoreCollector()
-        responses = self._responses(self._stubs.score, request, timeout, "scored")
+        responses = self._responses(self._stubs.score, lambda: request, timeout, "scored")
         try:
             for message in responses:
                 collector.add(message)
@@ -91,9 +99,10 @@ class Client(Connection):
         request = _wire.HealthCheckRequest(service=service)
         return HealthStatus(self._unary(self._stubs.health, request, timeout).status)
 
-    def _responses(self, stub: Any, request: _wire.Message, timeout: float | None, output: str) -> ResponseStream:
+    def _responses(self, stub: Any, request: Callable[[], Any], timeout: float | None, output: str) -> ResponseStream:
+        """`request`: the message, or the iterator of messages, of each attempt."""
         def start(seconds_left: float | None) -> Any:
-            return stub(request, timeout=seconds_left, metadata=self._metadata())
+            return stub(request(), timeout=seconds_left, metadata=self._metadata())
 
         return ResponseStream(start, self._attempts(timeout), output)
 

@@ -73,10 +73,12 @@ class Connection:
             ("grpc.lb_policy_name", "round_robin"),
         ]
         if keepalive_seconds is not None:
-            self._options.append(("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)))
+            self._options += [("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
+                              ("grpc.http2.max_pings_without_data", 0)]  # gRPC's own limit is two
         if tls is not None and tls.server_name is not None:
             self._options.append(("grpc.ssl_target_name_override", tls.server_name))
         self._options += channel_options
+        self._message_limit: int | None = None  # the server's, once it was asked
         self._credentials = None if tls is None else tls.credentials()
         self._metadata()  # what is no token fails here, not at the first call
         self._connect()

@@ -6,9 +6,12 @@ sent: the server then takes the model's generation_config.json or its own defaul
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence, TypedDict, Union
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence, TypedDict, Union
 
 from . import _wire
+
+if TYPE_CHECKING:
+    from .types import Priority
 
 Prompt = Union[str, Sequence[int]]  # a text, which gets the bos token in front, or token ids as they are
 
@@ -26,7 +29,7 @@ class SamplingOptions(TypedDict, total=False):
     frequency_penalty: float | None  # -2 .. 2, per occurrence in the output. Default 0
     logit_bias: Mapping[int, float] | None  # -100 .. 100, or -inf, which bans the token
     seed: int | None  # 0 .. 2^64 - 1. Same request, same seed: same tokens. Default: drawn
-    num_sequences: int | None  # this server gives exactly 1
+    num_sequences: int | None  # continuations of the prompt, 1 .. limits.max_sequences. Default 1
 
 
 class StoppingOptions(TypedDict, total=False):
@@ -50,6 +53,7 @@ class OutputOptions(TypedDict, total=False):
 
 
 class GenerateOptions(SamplingOptions, StoppingOptions, OutputOptions, total=False):
+    priority: Priority | None  # who of those that wait goes first. Default Priority.NORMAL
     request_id: str | None  # 1 to 128 printable ASCII characters, unique among those in flight
     queue_timeout_ms: int | None  # not started by then: DeadlineExceededError before any token
     time_limit_ms: int | None  # by then TIME_LIMIT and what it has; without a token DeadlineExceededError
@@ -60,8 +64,12 @@ _GROUPS: dict[str, str | None] = {
     **{name: "sampling" for name in SamplingOptions.__annotations__},
     **{name: "stopping" for name in StoppingOptions.__annotations__},
     **{name: "output" for name in OutputOptions.__annotations__},
-    "request_id": None, "queue_timeout_ms": None, "time_limit_ms": None,
+    "priority": None, "request_id": None, "queue_timeout_ms": None, "time_limit_ms": None,
 }
+
+# Requests up to this size fit into one message of any server.
+SMALL_MESSAGE_BYTES = 1024
+_PART_BYTES = 1 << 20
 
 
 def generate_request(prompt: Prompt, options: GenerateOptions) -> _wire.Message:
@@ -80,13 +88,37 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> _wire.Message:
     return request
 
 
-def score_request(prompt: Prompt, top_logprobs: int | None, request_id: str | None) -> _wire.Message:
+def upload_parts(request: _wire.Message, max_message_bytes: int) -> Iterator[_wire.Message]:
+    """The messages of GenerateUpload that make up a GenerateRequest, its prompt in pieces."""
+    first = _wire.GenerateUploadPart()
+    first.request.CopyFrom(request)
+    kind = request.WhichOneof("prompt")
+    if kind is not None:
+        first.request.ClearField(kind)
+    yield first
+    size = min(_PART_BYTES, max_message_bytes) - 32  # without tags and lengths
+    if kind == "text":
+        text, step = request.text, size // 4  # characters of up to 4 bytes
+        for begin in range(0, len(text), step):
+            yield _wire.GenerateUploadPart(text=text[begin:begin + step])
+    elif kind == "token_ids":
+        ids, step = request.token_ids.ids, size // 5  # ids of up to 5 bytes
+        for begin in range(0, len(ids), step):
+            part = _wire.GenerateUploadPart()
+            part.token_ids.ids.extend(ids[begin:begin + step])
+            yield part
+
+
+def score_request(prompt: Prompt, top_logprobs: int | None, request_id: str | None,
+                  priority: Priority | None = None) -> _wire.Message:
     request = _wire.ScoreRequest()
     _set_prompt(request, prompt)
     if top_logprobs is not None:
         _set_field(request, "top_logprobs", top_logprobs)
     if request_id is not None:
         _set_field(request, "request_id", request_id)
+    if priority is not None:
+        _set_field(request, "priority", priority)
     return request
 
 

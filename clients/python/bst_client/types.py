@@ -30,6 +30,14 @@ class FinishReason(enum.IntEnum):
         return cls.UNSPECIFIED
 
 
+class Priority(enum.IntEnum):
+    """Which of the waiting requests goes first."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
 class HealthStatus(enum.IntEnum):
     UNKNOWN = 0
     SERVING = 1
@@ -58,7 +66,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens. generated_tokens has eos and the stop token, and all tokens up to a stop string's end."""
+    """Tokens. generated_tokens has eos and the stop token, and all tokens up to a stop string's end; of
+    several continuations it is the sum."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -67,7 +76,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """What did not happen is 0."""
+    """What did not happen is 0. With several continuations: the first token of any, the mean of the
+    longest, the tokens per second of all together."""
 
     queue_seconds: float
     prefill_seconds: float
@@ -112,25 +122,52 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class SequenceFinished:
+    """One of several continuations is complete; the others may go on."""
+
+    sequence_index: int
+    reason: FinishReason
+    stop_string: str | None  # which, with STOP_STRING
+    stop_token_id: int | None  # which, with STOP_TOKEN and EOS
+    generated_tokens: int
+
+
+@dataclass(frozen=True)
 class Finished:
-    """Always last."""
+    """Always last. With several continuations `reason` is that of continuation 0."""
 
     reason: FinishReason
     stop_string: str | None  # which, with STOP_STRING
     stop_token_id: int | None  # which, with STOP_TOKEN and EOS
     usage: Usage
     timings: Timings
+    sequences: tuple[SequenceFinished, ...] = ()  # of several continuations each; else none
 
 
-GenerateEvent = Union[Accepted, PrefillProgress, Tokens, Finished]
+GenerateEvent = Union[Accepted, PrefillProgress, Tokens, SequenceFinished, Finished]
 
 
 # ---- results ----
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """One of several continuations."""
+
+    sequence_index: int
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason
+    stop_string: str | None
+    stop_token_id: int | None
+    generated_tokens: int
+
+
+@dataclass(frozen=True)
 class GenerateResult:
-    """A stream put together. `text` and `token_ids` are the output alone, without the prompt."""
+    """A stream put together. `text` and `token_ids` are the output alone, without the prompt; of several
+    continuations, those of the first."""
 
     request_id: str
     seed: int | None
@@ -143,6 +180,7 @@ class GenerateResult:
     stop_token_id: int | None
     usage: Usage
     timings: Timings
+    continuations: tuple[Continuation, ...] = ()  # with num_sequences above 1: all, the first included
 
 
 @dataclass(frozen=True)
@@ -163,12 +201,13 @@ class ScoreResult:
 class Limits:
     max_prompt_tokens: int
     max_new_tokens: int
-    max_sequences: int  # requests that run at the same time
+    max_sequences: int  # continuations that run at the same time; the upper end of num_sequences
     max_step_tokens: int
     chunk_tokens: int
     max_queue: int  # requests that may wait
     max_queue_tokens: int
-    max_message_bytes: int  # of one request
+    max_message_bytes: int  # of one request; larger prompts are sent in parts
+    upload_timeout_seconds: float  # between two parts
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,20 @@ def accepted(request_id: str = "fake") -> Any:
     return event
 
 
-def tokens(*ids: int, text: str = "", is_prompt: bool = False) -> Any:
+def tokens(*ids: int, text: str = "", is_prompt: bool = False, index: int = 0) -> Any:
     event = _wire.GenerateEvent()
+    event.tokens.sequence_index = index
     event.tokens.token_ids.extend(ids)
     event.tokens.text = text
     event.tokens.is_prompt = is_prompt
+    return event
+
+
+def ended(index: int, reason: int = 4) -> Any:
+    event = _wire.GenerateEvent()
+    event.sequence_finished.sequence_index = index
+    event.sequence_finished.reason = reason
+    event.sequence_finished.generated_tokens = 1
     return event
 
 
@@ -55,14 +64,23 @@ def whole(text: str = "ab") -> Answer:
 class FakeServer:
     """Gives each call the next answer. A context manager; `target` is its address."""
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: Answer, message_limit: int = 4 << 20) -> None:
         self._answers = list(answers)
+        self._info = _wire.ModelInfo()
+        self._info.limits.max_message_bytes = message_limit
+        self.asked_for_info = 0
+        self.requests: list[Any] = []  # of Generate
+        self.uploads: list[list[Any]] = []  # the parts of each GenerateUpload
         self.metadata: list[dict[str, str]] = []  # of each call
         self.gone: queue.Queue[bool] = queue.Queue()  # one entry for each held call whose client has gone
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bst.v1.Generation", {
             "Generate": grpc.unary_stream_rpc_method_handler(
                 self._stream, _wire.GenerateRequest.FromString, lambda event: event.SerializeToString()),
+            "GenerateUpload": grpc.stream_stream_rpc_method_handler(
+                self._upload, _wire.GenerateUploadPart.FromString, lambda event: event.SerializeToString()),
+            "GetModelInfo": grpc.unary_unary_rpc_method_handler(
+                self._model_info, _wire.GetModelInfoRequest.FromString, lambda info: info.SerializeToString()),
             "Score": grpc.unary_stream_rpc_method_handler(
                 self._stream, _wire.ScoreRequest.FromString, lambda event: event.SerializeToString()),
             "Tokenize": grpc.unary_unary_rpc_method_handler(
@@ -90,7 +108,16 @@ class FakeServer:
         if answer.code != grpc.StatusCode.OK:
             context.abort(answer.code, answer.message)
 
-    def _stream(self, _: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+    def _upload(self, parts: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        self.uploads.append(list(parts))
+        yield from self._stream(None, context)
+
+    def _model_info(self, _request: Any, _context: grpc.ServicerContext) -> Any:
+        self.asked_for_info += 1
+        return self._info
+
+    def _stream(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        self.requests.append(request)
         answer = self._begin(context)
         yield from answer.events
         self._end(answer, context)

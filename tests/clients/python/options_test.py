@@ -45,7 +45,7 @@ class OptionsTest(unittest.TestCase):
         stopping = {"max_new_tokens": 9, "min_new_tokens": 2, "stop_strings": ["a", "é"], "stop_token_ids": [1, 2],
                     "ignore_eos": True, "include_stop_string": True}
         output = {"top_logprobs": 3, "echo": True, "prompt_progress": False, "logprobs": True}
-        rest = {"request_id": "me", "queue_timeout_ms": 10, "time_limit_ms": 20}
+        rest = {"priority": 3, "request_id": "me", "queue_timeout_ms": 10, "time_limit_ms": 20}
         request = generate_request("p", {**sampling, **stopping, **output, **rest})
         expected = _wire.GenerateRequest(text="p", sampling=sampling, stopping=stopping, output=output, **rest)
         self.assertEqual(request, expected)

@@ -14,7 +14,7 @@ import grpc
 import bst_client
 from bst_client import Accepted, AsyncClient, Client, Finished, FinishReason, RetryPolicy, Tokens, _wire
 from bst_client.retry import Attempts
-from fake_server import Answer, FakeServer, accepted, finished, tokens, whole
+from fake_server import Answer, FakeServer, accepted, ended, finished, tokens, whole
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -64,6 +64,84 @@ class EventsTest(unittest.TestCase):
                 client.generate("x")
             with self.assertRaisesRegex(bst_client.InternalError, "without a"):
                 client.score("x")
+
+
+class ContinuationsTest(unittest.TestCase):
+    ANSWER = Answer([accepted(), tokens(97, text="a"), tokens(98, text="b", index=1), ended(1, reason=1),
+                     tokens(99, text="c"), ended(0), _wire.GenerateEvent(finished=_wire.Finished(
+                         reason=4, sequences=[ended(0).sequence_finished, ended(1, 1).sequence_finished]))])
+
+    def check(self, result: bst_client.GenerateResult) -> None:
+        self.assertEqual((result.text, result.token_ids, result.finish_reason), ("ac", (97, 99), FinishReason.MAX_TOKENS))
+        self.assertEqual([(c.sequence_index, c.text, c.token_ids, c.finish_reason) for c in result.continuations],
+                         [(0, "ac", (97, 99), FinishReason.MAX_TOKENS), (1, "b", (98,), FinishReason.EOS)])
+
+    def test_results_have_all_of_them(self) -> None:
+        async def run(target: str) -> bst_client.GenerateResult:
+            async with AsyncClient(target) as client:
+                return await client.generate("x", num_sequences=2, priority=bst_client.Priority.LOW)
+
+        with FakeServer(self.ANSWER, self.ANSWER, whole()) as server, Client(server.target) as client:
+            self.check(client.generate("x", num_sequences=2, priority=bst_client.Priority.HIGH))
+            self.assertEqual((server.requests[0].sampling.num_sequences, server.requests[0].priority), (2, 3))
+            self.check(asyncio.run(run(server.target)))
+            self.assertEqual(server.requests[1].priority, 1)
+            self.assertEqual(client.generate("x").continuations, ())
+
+    def test_the_stream_says_when_one_is_complete(self) -> None:
+        with FakeServer(self.ANSWER) as server, Client(server.target) as client:
+            ends = [event for event in client.stream("x") if isinstance(event, bst_client.SequenceFinished)]
+            self.assertEqual([(end.sequence_index, end.reason) for end in ends],
+                             [(1, FinishReason.EOS), (0, FinishReason.MAX_TOKENS)])
+
+
+class UploadTest(unittest.TestCase):
+    """Prompts above the server's message limit."""
+
+    LIMIT = 3000
+
+    def generate(self, server: FakeServer, *prompts: Any) -> None:
+        """Each with a Client, and each with an AsyncClient."""
+        async def run() -> None:
+            async with AsyncClient(server.target) as client:
+                for prompt in prompts:
+                    self.assertEqual((await client.generate(prompt, seed=5)).text, "ab")
+
+        with Client(server.target) as client:
+            for prompt in prompts:
+                self.assertEqual(client.generate(prompt, seed=5).text, "ab")
+        asyncio.run(run())
+
+    def test_texts_and_ids_in_parts(self) -> None:
+        text, ids = "a\u20ac\U0001d11e" * 1000, list(range(200_000, 205_000))
+        with FakeServer(*[whole()] * 4, message_limit=self.LIMIT) as server:
+            self.generate(server, text, ids)
+            self.assertEqual(server.asked_for_info, 2)  # once by each client
+            self.assertEqual(len(server.uploads), 4)
+            for upload in server.uploads:
+                self.assertEqual(upload[0].request.sampling.seed, 5)
+                self.assertIsNone(upload[0].request.WhichOneof("prompt"))
+                self.assertLessEqual(max(part.ByteSize() for part in upload), self.LIMIT)
+            for upload in server.uploads[::2]:
+                self.assertEqual("".join(part.text for part in upload), text)
+            for upload in server.uploads[1::2]:
+                self.assertEqual([token for part in upload for token in part.token_ids.ids], ids)
+
+    def test_what_fits_is_one_message(self) -> None:
+        with FakeServer(*[whole()] * 4, message_limit=self.LIMIT) as server:
+            self.generate(server, "x", "y" * 2000)
+            self.assertEqual((len(server.uploads), len(server.requests)), (0, 4))
+
+    def test_small_requests_do_not_ask(self) -> None:
+        with FakeServer(*[whole()] * 2) as server:
+            self.generate(server, "x" * 900)
+            self.assertEqual(server.asked_for_info, 0)
+
+    def test_every_attempt_sends_the_whole_prompt(self) -> None:
+        answers = [Answer(code=UNAVAILABLE, trailers=AT_ONCE), whole()]
+        with FakeServer(*answers, message_limit=self.LIMIT) as server, Client(server.target, retry=RETRY) as client:
+            self.assertEqual(client.generate("z" * 10_000).text, "ab")
+            self.assertEqual(["".join(part.text for part in upload) for upload in server.uploads], ["z" * 10_000] * 2)
 
 
 class RetryTest(unittest.TestCase):

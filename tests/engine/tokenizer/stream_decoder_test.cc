@@ -18,6 +18,7 @@ class PieceTokenizer final : public Tokenizer {
   absl::StatusOr<std::vector<TokenId>> Encode(std::string_view /*text*/) const override {
     return absl::UnimplementedError("not needed here");
   }
+  std::optional<Cut> LastCut(std::string_view, size_t) const override { return std::nullopt; }
   std::string TokenBytes(TokenId token, bool at_start) const override {
     const std::string& piece = pieces_[static_cast<size_t>(token.value())];
     return at_start && piece.starts_with(' ') ? piece.substr(1) : piece;

@@ -44,10 +44,9 @@ TrainedModel::TrainedModel(const std::string& options) {
   }
   corpus.close();
   const auto status = sentencepiece::SentencePieceTrainer::Train(
-      "--input=" + prefix_ + " --model_prefix=" + prefix_ +
+      options + " --input=" + prefix_ + " --model_prefix=" + prefix_ +
       " --vocab_size=330 --model_type=bpe --byte_fallback=true --hard_vocab_limit=false"
-      " --normalization_rule_name=identity --minloglevel=2 " +
-      options);
+      " --normalization_rule_name=identity --minloglevel=2");
   if (!status.ok()) Die(status.ToString());
 }
 

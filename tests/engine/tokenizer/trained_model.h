@@ -9,7 +9,7 @@ namespace bst {
 
 class TrainedModel {
  public:
-  // `options` are appended to the trainer's command line; later ones win.
+  // `options` come first on the trainer's command line, where the first of its kind wins.
   explicit TrainedModel(const std::string& options = "");
   TrainedModel(const TrainedModel&) = delete;
   TrainedModel& operator=(const TrainedModel&) = delete;

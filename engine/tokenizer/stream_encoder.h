@@ -1,0 +1,42 @@
+// StreamEncoder: a text that arrives in pieces -> its tokens, each as soon as it is certain.
+//
+// Invariants  (1) The tokens of all pieces, joined, are Tokenizer::Encode of the whole text,
+//                 wherever the text was cut into pieces: also inside a UTF-8 character.
+//             (2) What is held back begins behind the last place where Tokenizer::LastCut knows
+//                 that the text may be cut. The byte tokenizer holds nothing back, a SentencePiece
+//                 BPE model at most from the last space between two words on; where the model has
+//                 no such places everything is held back to the end.
+// Memory      The text that is held back: the caller bounds the whole text. Each byte is looked at
+//             a bounded number of times.
+// Threads     Thread-compatible.
+// Tested by   tests/engine/tokenizer/stream_encoder_test.cc, tests/fuzz/stream_encode_fuzz.cc
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/base/ids.h"
+#include "engine/tokenizer/tokenizer.h"
+
+namespace bst {
+
+class StreamEncoder {
+ public:
+  // `tokenizer` outlives the encoder.
+  explicit StreamEncoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+
+  // The tokens that are certain now. Errors: those of Tokenizer::Encode; the encoder is of no use
+  // then.
+  absl::StatusOr<std::vector<TokenId>> Push(std::string_view text);
+  // The end of the text: the tokens of what was held back.
+  absl::StatusOr<std::vector<TokenId>> Finish();
+
+ private:
+  const Tokenizer& tokenizer_;
+  std::string held_;
+  size_t searched_ = 0;  // no cut in front of this place of held_
+};
+
+}  // namespace bst

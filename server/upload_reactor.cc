@@ -1,0 +1,134 @@
+#include "server/upload_reactor.h"
+
+#include <memory>
+#include <optional>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "server/generate_stream.h"
+
+namespace bst {
+namespace {
+
+using UploadStream =
+    GenerateStream<grpc::ServerBidiReactor<v1::GenerateUploadPart, v1::GenerateEvent>>;
+
+absl::Status InvalidPart(const char* description) { return InvalidFields({{"part", description}}); }
+
+class UploadReactor final : public UploadStream {
+ public:
+  UploadReactor(Frontend& frontend, grpc::CallbackServerContext& context)
+      : UploadStream(frontend, context, "GenerateUpload") {}
+
+  void Start(std::shared_ptr<UploadReactor> self) {
+    OwnItself(std::move(self));
+    const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
+    if (!model.ok()) return Reject(model.status());  // before anything of it is read
+    model_ = *model;
+    StartRead(&part_);
+  }
+
+  void OnReadDone(bool ok) override {
+    const bool goes_on = !prompt_.has_value() ? ReadFirst(ok) : ok ? ReadMore() : ReadEnd();
+    if (goes_on && !MustWait()) ReadNext();
+  }
+
+  void Advance() override {
+    const auto self = shared_from_this();  // it may finish
+    UploadStream::Advance();
+    if (MayGoOn()) ReadNext();
+  }
+
+ private:
+  // The parts of the prompt, one at a time. True: the next one may come.
+  bool ReadFirst(bool ok) {
+    if (!ok) return Rejected(InvalidPart("is missing, the first must be request"));
+    if (!part_.has_request()) return Rejected(InvalidPart("is not request, the first must be"));
+    prompt_.emplace(model_->engine->info(), *model_->tokenizer);
+    return Begin(*model_, part_.request(), *prompt_, PromptEnd::kMoreFollows);
+  }
+  bool ReadMore() {
+    if (part_.has_request()) return Refused(InvalidPart("is request, which only the first may be"));
+    if (part_.part_case() == v1::GenerateUploadPart::PART_NOT_SET) {
+      return Refused(InvalidPart("is not set, must be text or token_ids"));
+    }
+    Violations violations;
+    std::vector<TokenId> tokens = prompt_->Add(part_, PromptEnd::kMoreFollows, violations);
+    if (!violations.empty()) return Refused(violations.status());
+    return Append(std::move(tokens), PromptEnd::kMoreFollows);
+  }
+  bool ReadEnd() {
+    if (context().IsCancelled()) return false;
+    Violations violations;
+    std::vector<TokenId> tokens = prompt_->Finish(violations);
+    if (!violations.empty()) return Refused(violations.status());
+    Append(std::move(tokens), PromptEnd::kComplete);
+    return false;
+  }
+
+  bool Append(std::vector<TokenId> tokens, PromptEnd end) {
+    {
+      absl::MutexLock lock(&write_mutex_);
+      output_->AddPrompt(tokens, end);
+    }
+    const absl::Status status = AppendPrompt(std::move(tokens), end);
+    if (absl::IsNotFound(status)) return false;  // it has ended; its FinishedEvent says why
+    return status.ok() || Refused(status);
+  }
+
+  bool Rejected(const absl::Status& status) {
+    Reject(status);
+    return false;
+  }
+  bool Refused(const absl::Status& status) {
+    Refuse(status);
+    return false;
+  }
+
+  void ReadNext() {
+    if (!HoldFinish()) return;
+    StartRead(&part_);
+    ReleaseFinish();
+  }
+
+  // Whether the next part has to wait for the engine: then MayGoOn is true later, once.
+  bool MustWait() ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    absl::MutexLock lock(&write_mutex_);
+    go_on_at_ = prompt_->num_tokens() - kMaxUnreadTokens;
+    waits_ = processed_tokens_ < go_on_at_;
+    return waits_;
+  }
+  bool MayGoOn() ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    absl::MutexLock lock(&write_mutex_);
+    if (!waits_ || processed_tokens_ < go_on_at_) return false;
+    waits_ = false;
+    return true;
+  }
+
+  void Handle(SequenceEvent event) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+    if (const auto* progress = std::get_if<PrefillProgressEvent>(&event)) {
+      processed_tokens_ = progress->processed_tokens;
+    }
+    UploadStream::Handle(std::move(event));
+  }
+
+  const ServedModel* model_ = nullptr;  // constant after Start
+  v1::GenerateUploadPart part_;         // the one being read
+  std::optional<PromptReader> prompt_;  // after the first part; used by one read at a time
+
+  int64_t processed_tokens_ ABSL_GUARDED_BY(write_mutex_) = 0;
+  int64_t go_on_at_ ABSL_GUARDED_BY(write_mutex_) = 0;  // of processed_tokens_
+  bool waits_ ABSL_GUARDED_BY(write_mutex_) = false;
+};
+
+}  // namespace
+
+grpc::ServerBidiReactor<v1::GenerateUploadPart, v1::GenerateEvent>* StartGenerateUpload(
+    Frontend& frontend, grpc::CallbackServerContext& context) {
+  auto reactor = std::make_shared<UploadReactor>(frontend, context);
+  reactor->Start(reactor);
+  return reactor.get();
+}
+
+}  // namespace bst

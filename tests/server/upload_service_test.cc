@@ -1,0 +1,261 @@
+// GenerateUpload over loopback, with a puppet for an engine.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "server/generation_service.h"
+#include "server/upload_reactor.h"
+#include "tests/server/running_server.h"
+
+namespace bst {
+namespace {
+
+using testing::HasSubstr;
+
+using UploadStream =
+    std::unique_ptr<grpc::ClientReaderWriter<v1::GenerateUploadPart, v1::GenerateEvent>>;
+
+v1::GenerateUploadPart First(const v1::GenerateRequest& request = {}) {
+  v1::GenerateUploadPart part;
+  *part.mutable_request() = request;
+  return part;
+}
+v1::GenerateUploadPart Text(const std::string& text) {
+  v1::GenerateUploadPart part;
+  part.set_text(text);
+  return part;
+}
+v1::GenerateUploadPart Ids(size_t count, uint32_t id) {
+  v1::GenerateUploadPart part;
+  for (size_t i = 0; i < count; ++i) part.mutable_token_ids()->add_ids(id);
+  return part;
+}
+
+std::string TextOf(const std::vector<PuppetEngine::Appended>& appended) {
+  std::string text;
+  for (const auto& part : appended) {
+    for (const TokenId token : part.tokens) {
+      if (token.value() < 256) text += static_cast<char>(token.value());
+    }
+  }
+  return text;
+}
+
+class UploadServiceTest : public testing::Test {
+ protected:
+  void Open() { stream_ = server_.generation().GenerateUpload(&context_); }
+  // Reads to the end.
+  Stream Drain() {
+    Stream result;
+    v1::GenerateEvent event;
+    while (stream_->Read(&event)) result.Add(event);
+    result.status = stream_->Finish();
+    return result;
+  }
+  // Sends parts and the end of the prompt, whatever becomes of them.
+  Stream Send(const std::vector<v1::GenerateUploadPart>& parts) {
+    Open();
+    for (const auto& part : parts) {
+      if (!stream_->Write(part)) break;
+    }
+    stream_->WritesDone();
+    return Drain();
+  }
+  PuppetEngine& engine() { return server_.engine(); }
+
+  RunningServer server_;
+  grpc::ClientContext context_;
+  UploadStream stream_;
+};
+
+TEST_F(UploadServiceTest, ThePromptReachesTheEngineWhileItArrives) {
+  v1::GenerateRequest request = TextRequest("Once ", "mine");
+  request.mutable_output()->set_echo(true);
+  Open();
+  stream_->Write(First(request));
+  const PuppetEngine::Request submitted = engine().WaitForRequest(0);
+  EXPECT_TRUE(submitted.generate->prompt_open);
+  EXPECT_EQ(submitted.generate->prompt.size(), 6u);  // bos
+  stream_->Write(Text("upon"));
+  EXPECT_EQ(TextOf(engine().WaitForAppended(submitted.id, 1)), "upon");
+  engine().Progress(submitted.id, 10, 10);
+  v1::GenerateEvent event;
+  Stream head;
+  while (head.progress.empty() && stream_->Read(&event)) head.Add(event);
+  EXPECT_EQ(head.accepted->request_id(), "mine");
+  EXPECT_EQ(head.progress.front().total_tokens(), 10u);  // and the client has not finished
+  stream_->WritesDone();
+  EXPECT_EQ(engine().WaitForAppended(submitted.id, 2).back().end, PromptEnd::kComplete);
+  engine().GenerateText(submitted.id, "ok");
+  engine().Finish(submitted.id, FinishReason::kMaxTokens);
+  const Stream tail = Drain();
+  EXPECT_TRUE(tail.status.ok()) << tail.status.error_message();
+  EXPECT_EQ(tail.text, "ok");
+  EXPECT_EQ(head.echo_text + tail.echo_text, "Once upon");
+}
+
+TEST_F(UploadServiceTest, ProgressIsForClientsThatWantIt) {
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_output()->set_prompt_progress(false);
+  std::thread player([this] {
+    const SequenceId id = engine().WaitForRequest(0).id;
+    engine().WaitForAppended(id, 1);
+    engine().Progress(id, 2, 2);
+    engine().Finish(id, FinishReason::kMaxTokens);
+  });
+  const Stream stream = Send({First(request)});
+  player.join();
+  EXPECT_TRUE(stream.status.ok());
+  EXPECT_TRUE(stream.progress.empty());
+}
+
+TEST_F(UploadServiceTest, ReadsNoMoreWhileTooMuchIsUnread) {
+  RunningServer server(LoopbackConfig(), [] {
+    ModelInfo info = PuppetModelInfo();
+    info.max_prompt_tokens = 10'000'000;
+    return info;
+  }());
+  grpc::ClientContext context;
+  UploadStream stream = server.generation().GenerateUpload(&context);
+  constexpr size_t kPart = 100'000;
+  std::thread writer([&stream] {
+    stream->Write(First());
+    for (int i = 0; i < 6; ++i) stream->Write(Ids(kPart, 'x'));
+    stream->WritesDone();
+  });
+  const SequenceId id = server.engine().WaitForRequest(0).id;
+  // Three parts are more than may be unread; the fourth has to wait.
+  EXPECT_EQ(server.engine().WaitForAppended(id, 3).size(), 3u);
+  absl::SleepFor(absl::Milliseconds(200));
+  EXPECT_EQ(server.engine().AppendedTo(id).size(), 3u);
+  server.engine().Progress(id, 3 * kPart - kMaxUnreadTokens - 1, 3 * kPart);
+  absl::SleepFor(absl::Milliseconds(50));
+  EXPECT_EQ(server.engine().AppendedTo(id).size(), 3u);
+  server.engine().Progress(id, 3 * kPart - kMaxUnreadTokens, 3 * kPart);
+  EXPECT_EQ(server.engine().WaitForAppended(id, 4).size(), 4u);
+  for (size_t read = 4; read <= 6; ++read) {
+    server.engine().Progress(id, static_cast<int64_t>(read * kPart), 6 * kPart);
+  }
+  EXPECT_EQ(server.engine().WaitForAppended(id, 7).back().end, PromptEnd::kComplete);
+  server.engine().Finish(id, FinishReason::kMaxTokens);
+  writer.join();
+  v1::GenerateEvent event;
+  while (stream->Read(&event)) {
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+TEST_F(UploadServiceTest, TheFirstPartMustBeTheRequest) {
+  for (const auto& parts :
+       {std::vector<v1::GenerateUploadPart>{Text("x")}, {v1::GenerateUploadPart()}, {}}) {
+    grpc::ClientContext context;
+    const UploadStream stream = server_.generation().GenerateUpload(&context);
+    for (const auto& part : parts) stream->Write(part);
+    stream->WritesDone();
+    v1::GenerateEvent event;
+    EXPECT_FALSE(stream->Read(&event));
+    const grpc::Status status = stream->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    const auto details = DetailOf<google::rpc::BadRequest>(status);
+    ASSERT_TRUE(details.has_value());
+    EXPECT_EQ(details->field_violations(0).field(), "part");
+  }
+  EXPECT_EQ(engine().num_requests(), 0u);
+}
+
+TEST_F(UploadServiceTest, AWrongRequestIsRefusedBeforeItIsQueued) {
+  v1::GenerateRequest request;
+  request.mutable_sampling()->set_top_p(2);
+  const Stream stream = Send({First(request), Text("x")});
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_TRUE(stream.events.empty());
+  EXPECT_EQ(engine().num_requests(), 0u);
+}
+
+TEST_F(UploadServiceTest, AWrongPartEndsTheRequest) {
+  const struct {
+    std::vector<v1::GenerateUploadPart> parts;
+    const char* message;
+  } cases[] = {
+      {{First(), Text("a"), Ids(1, 1)}, "part is token_ids, must be text"},
+      {{First(), Ids(3, 1), Ids(1, 300)}, "token_ids.ids[3] is 300"},
+      {{First(TextRequest("a")), First()}, "part is request, which only the first may be"},
+      {{First(), v1::GenerateUploadPart()}, "part is not set"},
+      {{First(), Ids(100'001, 1)}, "token_ids.ids has at least 100001 tokens, limit 100000"},
+      {{First()}, "prompt is empty"},
+      {{First(), Text("")}, "text is empty"},
+  };
+  size_t n = 0;
+  for (const auto& test : cases) {
+    grpc::ClientContext context;
+    stream_ = server_.generation().GenerateUpload(&context);
+    for (const auto& part : test.parts) stream_->Write(part);
+    stream_->WritesDone();
+    const Stream stream = Drain();
+    EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << test.message;
+    EXPECT_THAT(stream.status.error_message(), HasSubstr(test.message));
+    EXPECT_TRUE(DetailOf<google::rpc::BadRequest>(stream.status).has_value()) << test.message;
+    ASSERT_TRUE(stream.finished.has_value()) << test.message;
+    EXPECT_EQ(stream.finished->reason(), v1::ERROR);
+    EXPECT_TRUE(engine().was_cancelled(engine().WaitForRequest(n).id));
+    ++n;
+  }
+}
+
+TEST_F(UploadServiceTest, ARequestThatEndsBeforeItsPromptEndsTheStream) {
+  Open();
+  stream_->Write(First(TextRequest("x")));
+  engine().Finish(engine().WaitForRequest(0).id, FinishReason::kError,
+                  absl::DeadlineExceededError("no more of the prompt came within 60 s"));
+  const Stream stream = Drain();  // without the end of the prompt
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(stream.finished->reason(), v1::ERROR);
+}
+
+TEST_F(UploadServiceTest, PartsAfterTheEndOfTheRequestAreNotWaitedFor) {
+  Open();
+  stream_->Write(First(TextRequest("x")));
+  engine().Finish(engine().WaitForRequest(0).id, FinishReason::kMaxTokens);
+  for (int i = 0; i < 100 && stream_->Write(Text(std::string(100'000, 'x'))); ++i) {
+  }
+  EXPECT_TRUE(Drain().status.ok());
+}
+
+TEST_F(UploadServiceTest, AClientThatGoesAwayInTheMiddleFreesTheEngine) {
+  Open();
+  stream_->Write(First(TextRequest("x")));
+  stream_->Write(Text("y"));
+  const SequenceId id = engine().WaitForRequest(0).id;
+  engine().WaitForAppended(id, 1);
+  context_.TryCancel();
+  engine().WaitForCancel(id);
+  EXPECT_EQ(Drain().status.error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(UploadServiceTest, ClientsWithoutAKeyAreRefusedBeforeTheirFirstPart) {
+  const std::string path = testing::TempDir() + "/upload_keys";
+  std::ofstream(path) << "secret\n";
+  ServerConfig config = LoopbackConfig();
+  config.auth_token_file = path;
+  RunningServer server(config);
+  grpc::ClientContext context;
+  const UploadStream stream = server.generation().GenerateUpload(&context);
+  v1::GenerateEvent event;
+  EXPECT_FALSE(stream->Read(&event));
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(UploadServiceTest, ADrainingServerRefusesUploads) {
+  engine().Drain();
+  const Stream stream = Send({First(TextRequest("x"))});
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+}  // namespace
+}  // namespace bst
