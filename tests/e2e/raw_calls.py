@@ -57,6 +57,8 @@ def _fill(target: Any, fields: Mapping[str, Any]) -> None:
                 getattr(target, name)[key] = entry
         elif field.label == field.LABEL_REPEATED:
             getattr(target, name).extend(value)
+        elif field.message_type is not None and not isinstance(value, dict):
+            getattr(target, name).CopyFrom(value)
         elif field.message_type is not None:
             getattr(target, name).SetInParent()
             _fill(getattr(target, name), value)
@@ -80,20 +82,28 @@ class Api:
         self.channel.close()
 
     def call(self, method: str, request: Any, timeout: float | None = 60, **kwargs: Any) -> Any:
-        """`method` is "Generation/Generate"; the answer, or the stream. Raises grpc.RpcError."""
+        """`method` is "Generation/Generate"; the answer, or the stream. Raises grpc.RpcError.
+
+        Where the client streams, `request` is an iterable of requests."""
         service, name = method.split("/")
         if "." not in service:
             service = f"bst.v1.{service}"
         rpc = POOL.FindServiceByName(service).methods_by_name[name]
-        if isinstance(request, dict):
-            request_message = message_class(rpc.input_type.full_name)()
-            _fill(request_message, request)
+        def to_message(fields: Any) -> Any:
+            if not isinstance(fields, dict):
+                return fields
+            filled = message_class(rpc.input_type.full_name)()
+            _fill(filled, fields)
+            return filled
+
+        if rpc.client_streaming:
+            kind, requests = self.channel.stream_stream, map(to_message, request)
         else:
-            request_message = request
-        kind = self.channel.unary_stream if rpc.server_streaming else self.channel.unary_unary
+            kind = self.channel.unary_stream if rpc.server_streaming else self.channel.unary_unary
+            requests = to_message(request)
         stub = kind(f"/{service}/{name}", request_serializer=lambda m: m.SerializeToString(),
                     response_deserializer=message_class(rpc.output_type.full_name).FromString)
-        return stub(request_message, timeout=timeout, **kwargs)
+        return stub(requests, timeout=timeout, **kwargs)
 
     def generate(self, timeout: float | None = 60, **fields: Any) -> Any:
         return self.call("Generation/Generate", fields, timeout)
@@ -184,10 +194,14 @@ class Http2:
     @classmethod
     def generate_bytes(cls, request: Any, stream: int = 1) -> bytes:
         """A whole Generate call as a client sends it, after the opening."""
-        body = request.SerializeToString()
-        data = b"\x00" + struct.pack(">I", len(body)) + body
         return (cls.frame(cls.HEADERS, cls.END_HEADERS, stream, cls.call_headers(b"/bst.v1.Generation/Generate")) +
-                cls.frame(cls.DATA, cls.END_STREAM, stream, data))
+                cls.frame(cls.DATA, cls.END_STREAM, stream, cls.message_bytes(request)))
+
+    @staticmethod
+    def message_bytes(request: Any) -> bytes:
+        """A message as DATA frames carry it."""
+        body = request.SerializeToString()
+        return b"\x00" + struct.pack(">I", len(body)) + body
 
     def send(self, data: bytes) -> bool:
         """False when the server has closed the connection."""

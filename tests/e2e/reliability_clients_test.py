@@ -106,6 +106,21 @@ class KilledClientsTest(unittest.TestCase):
                                   lambda _: self.control.load().running == 1)
         self.assert_still_right()
 
+    def test_in_an_upload(self) -> None:
+        """A connection that closes while the prompt arrives, as the death of its process leaves it."""
+        part = message("GenerateUploadPart", {"request": {"token_ids": {"ids": [i % 250 for i in range(1000)]}}})
+        for i in range(20):
+            with Http2(self.server.grpc) as client:
+                client.send(Http2.opening() + Http2.frame(
+                    Http2.HEADERS, Http2.END_HEADERS, 1, Http2.call_headers(b"/bst.v1.Generation/GenerateUpload")) +
+                    Http2.frame(Http2.DATA, 0, 1, Http2.message_bytes(part)))
+                wait_until(lambda: self.control.load().running == 1, "the upload runs")
+                if i % 2 == 1:  # in the middle of the next part
+                    client.send(Http2.frame(Http2.DATA, 0, 1, Http2.message_bytes(part)[:100]))
+            wait_until(lambda: self.in_flight() == 0, "the slot is free", FREE_SECONDS)
+        wait_until(lambda: self.cancelled("prefill") == 20, "they are counted", FREE_SECONDS)
+        self.assert_still_right()
+
     def test_in_the_middle_of_a_message(self) -> None:
         """The process that sends the prompt dies before the last of it: there never was a request."""
         call = Http2.generate_bytes(message("GenerateRequest", {"token_ids": {"ids": list(range(200)) * 50}}))

@@ -16,13 +16,14 @@ from bst_process import ServerProcess
 from raw_calls import POOL, Api, detail, finish, message_class
 
 MAX_PROMPT_TOKENS = 4000
+SLOTS = 4
 VOCABULARY = 259  # of the golden models
 NAN, INFINITY = math.nan, math.inf
 UINT32, UINT64 = 2**32 - 1, 2**64 - 1
 FLOAT = 3.4028234663852886e38  # the largest
 
 # path -> (values that are served, values that are INVALID_ARGUMENT and named).
-# What is beyond a type's own range cannot be sent. Enumerations and booleans have no bounds.
+# What is beyond a type's own range cannot be sent. Booleans have no bounds.
 Bounds = tuple[list[Any], list[Any]]
 ids = list(range(VOCABULARY))
 REQUEST_ID: Bounds = (["a", "~" * 128, "!#-_."], ["", "x" * 129, "a b", "a\n", "ä", "\x7f"])
@@ -45,7 +46,7 @@ FIELDS: dict[str, dict[str, Bounds]] = {
                                 [{VOCABULARY: 0.0}, {UINT32: 0.0}, {0: 100.001}, {0: -100.001}, {0: NAN},
                                  {0: INFINITY}, {i: -INFINITY for i in ids}, {i: 0.0 for i in range(VOCABULARY + 1)}]),
         "sampling.seed": ([0, 1, UINT64], []),
-        "sampling.num_sequences": ([1], [0, UINT32]),
+        "sampling.num_sequences": ([1, 2, SLOTS], [0, SLOTS + 1, UINT32]),
         "stopping.max_new_tokens": ([1, 1_000_000], [0, 1_000_001, UINT32]),
         "stopping.min_new_tokens": ([0, 2], [3, UINT32]),
         "stopping.stop_strings": ([[], ["a"] * 16, ["x" * 256]], [["a"] * 17, [""], ["x" * 257]]),
@@ -56,8 +57,15 @@ FIELDS: dict[str, dict[str, Bounds]] = {
         "output.echo": ([False, True], []),
         "output.prompt_progress": ([False, True], []),
         "output.logprobs": ([False, True], []),
+        "priority": ([0, 1, 2, 3], [4, -1, 2**31 - 1, -2**31]),
         "queue_timeout_ms": ([60_000, 86_400_000], [0, 86_400_001, UINT32]),
         "time_limit_ms": ([60_000, 86_400_000], [0, 86_400_001, UINT32]),
+    },
+    # Of the parts after the first one, which is a request of Generate.
+    "Generation/GenerateUpload": {
+        "text": (["", "a", "x" * (MAX_PROMPT_TOKENS - 7)], ["x" * (MAX_PROMPT_TOKENS - 6), "x" * 1_000_000]),
+        "token_ids.ids": ([[], [0], [VOCABULARY - 1], [7] * (MAX_PROMPT_TOKENS - 1)],
+                          [[VOCABULARY], [UINT32], [7] * MAX_PROMPT_TOKENS]),
     },
     "Generation/Score": {
         "request_id": REQUEST_ID,
@@ -65,6 +73,7 @@ FIELDS: dict[str, dict[str, Bounds]] = {
         "token_ids.ids": ([[0], [VOCABULARY - 1], [7] * MAX_PROMPT_TOKENS],
                           [[], [VOCABULARY], [UINT32], [7] * (MAX_PROMPT_TOKENS + 1)]),
         "top_logprobs": ([0, 20], [21, UINT32]),
+        "priority": ([0, 1, 2, 3], [4, -1, 2**31 - 1, -2**31]),
     },
     "Generation/Tokenize": {
         "text": (["", "a", "x" * MAX_PROMPT_TOKENS], ["x" * (MAX_PROMPT_TOKENS + 1)]),
@@ -82,6 +91,10 @@ FIELDS: dict[str, dict[str, Bounds]] = {
 }
 # RPCs that another RPC's table covers: they take the same request.
 SAME_REQUEST = {"Generation/GenerateOnce": "Generation/Generate"}
+UPLOAD = "Generation/GenerateUpload"
+# (the RPC that is called, the one whose request it is, the fields)
+TABLES = [*((rpc, rpc, table) for rpc, table in FIELDS.items()),
+          *((rpc, other, FIELDS[other]) for rpc, other in (*SAME_REQUEST.items(), (UPLOAD, "Generation/Generate")))]
 
 
 def scalar_paths(descriptor: Any, prefix: str = "") -> Iterator[str]:
@@ -105,13 +118,13 @@ def request_with(rpc: str, path: str, value: Any) -> Any:
     service, name = rpc.split("/")
     descriptor = POOL.FindServiceByName(f"bst.v1.{service}").methods_by_name[name].input_type
     request = message_class(descriptor.full_name)()
-    if rpc.startswith("Generation/Generate"):
+    if rpc == "Generation/Generate":
         request.stopping.max_new_tokens = 2
         if path == "stopping.max_new_tokens":
             request.stopping.stop_token_ids.extend(range(64))  # or a million tokens come
             request.stopping.stop_strings.append("\n")
             request.time_limit_ms = 200
-    if rpc in ("Generation/Generate", "Generation/GenerateOnce", "Generation/Score"):
+    if rpc in ("Generation/Generate", "Generation/Score"):
         request.text = "prompt"
     *parents, last = path.split(".")
     target = request
@@ -133,31 +146,41 @@ class FieldsTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         cls.server = cls.enterClassContext(ServerProcess(
-            f"--max_prompt_tokens={MAX_PROMPT_TOKENS}", "--control_listen=127.0.0.1:0"))
+            f"--max_prompt_tokens={MAX_PROMPT_TOKENS}", f"--max_sequences={SLOTS}", "--control_listen=127.0.0.1:0"))
         cls.apis = {"Generation": cls.enterClassContext(Api(cls.server.grpc)),
                     "Control": cls.enterClassContext(Api(cls.server.addresses["control"]))}
 
     def run_call(self, rpc: str, request: Any) -> tuple[str, Any]:
         """The code, and the call or error that has its details."""
         try:
-            call = self.apis[rpc.split("/")[0]].call(rpc, request)
+            call = self.apis[rpc.split("/")[0]].call(rpc, request if rpc != UPLOAD else self.parts(request))
             if isinstance(call, grpc.Call):
                 return finish(call)[1], call
             return "OK", None
         except grpc.RpcError as error:
             return error.code().name, error
 
+    @staticmethod
+    def parts(request: Any) -> list[Any]:
+        """What is uploaded for it: a first part alone, or a beginning and that part."""
+        if request.DESCRIPTOR.name == "GenerateRequest":
+            return [{"request": request}]
+        beginning = {"text": "prompt"} if request.WhichOneof("part") == "text" else {"token_ids": {"ids": [1]}}
+        return [{"request": {**beginning, "stopping": {"max_new_tokens": 2}}}, request]
+
     def test_the_table_has_every_field(self) -> None:
         for rpc, descriptor in rpcs():
-            table = FIELDS[SAME_REQUEST.get(rpc, rpc)]
-            self.assertEqual(sorted(scalar_paths(descriptor)), sorted(table), rpc)
+            paths = sorted(FIELDS[SAME_REQUEST.get(rpc, rpc)])
+            if rpc == UPLOAD:
+                paths = sorted(paths + [f"request.{path}" for path in FIELDS["Generation/Generate"]])
+            self.assertEqual(sorted(scalar_paths(descriptor)), paths, rpc)
 
     def test_at_the_bounds(self) -> None:
         calls = 0
-        for rpc, table in [*FIELDS.items(), *((rpc, FIELDS[other]) for rpc, other in SAME_REQUEST.items())]:
+        for rpc, kind, table in TABLES:
             for path, (served, _) in table.items():
                 for value in served:
-                    code, call = self.run_call(rpc, request_with(rpc, path, value))
+                    code, call = self.run_call(rpc, request_with(kind, path, value))
                     with self.subTest(rpc=rpc, path=path, value=str(value)[:50]):
                         self.assertEqual(code, "OK", call and call.details())
                     calls += 1
@@ -165,10 +188,10 @@ class FieldsTest(unittest.TestCase):
 
     def test_beyond_the_bounds(self) -> None:
         calls = 0
-        for rpc, table in [*FIELDS.items(), *((rpc, FIELDS[other]) for rpc, other in SAME_REQUEST.items())]:
+        for rpc, kind, table in TABLES:
             for path, (_, refused) in table.items():
                 for value in refused:
-                    code, call = self.run_call(rpc, request_with(rpc, path, value))
+                    code, call = self.run_call(rpc, request_with(kind, path, value))
                     with self.subTest(rpc=rpc, path=path, value=str(value)[:50]):
                         self.assertEqual(code, "INVALID_ARGUMENT")
                         named = [violation.field for violation in detail(call, "BadRequest").field_violations]

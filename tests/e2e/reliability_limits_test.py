@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import unittest
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import grpc
 
@@ -50,6 +50,18 @@ class ServerTest(unittest.TestCase):
         self.running = self.api.generate(**ENDLESS, timeout=None)  # a call that nobody holds is cancelled
         first(self.running, "tokens")
         return self.running
+
+    def upload(self, timeout: float | None = 60, **fields: Any) -> Any:
+        """A GenerateUpload of which the end never comes."""
+        end = threading.Event()
+        self.addCleanup(end.set)
+
+        def parts() -> Iterator[dict[str, Any]]:
+            yield {"request": {"token_ids": {"ids": [7] * 5000}, **fields}}
+            end.wait()
+
+        self.parts = parts()
+        return self.api.call("Generation/GenerateUpload", self.parts, timeout)
 
     def finish_of(self, stream: Any) -> tuple[Any, str]:
         """The Finished event (None without one) and the status code."""
@@ -158,6 +170,14 @@ class DeadlinesTest(ServerTest):
         self.ended(self.api.generate(**LONG_PROMPT, timeout=4), "DEADLINE_EXCEEDED", "prefill")
         self.wait_for_load(running=0)
 
+    def test_deadline_of_the_call_in_an_upload(self) -> None:
+        self.ended(self.upload(timeout=1), "DEADLINE_EXCEEDED", "prefill")
+        self.wait_for_load(running=0)
+
+    def test_time_limit_in_an_upload(self) -> None:
+        self.ended(self.upload(time_limit_ms=500), "DEADLINE_EXCEEDED", "prefill")
+        self.wait_for_load(running=0)
+
     def test_deadline_of_the_call_in_decode(self) -> None:
         self.ended(self.api.generate(**ENDLESS, timeout=0.5), "DEADLINE_EXCEEDED", "decode")
         self.wait_for_load(running=0)
@@ -203,6 +223,12 @@ class EndingTest(ServerTest):
         steps = self.control.load().steps
         self.aborted(stream, "mine", "prefill")
         self.slot_is_free_within_a_step(steps)
+
+    def test_abort_in_an_upload(self) -> None:
+        stream = self.upload(request_id="mine")
+        first(stream, "prefill_progress")
+        self.aborted(stream, "mine", "prefill")
+        self.wait_for_load(running=0)
 
     def test_abort_in_decode(self) -> None:
         stream = self.api.generate(**ENDLESS, request_id="mine")
