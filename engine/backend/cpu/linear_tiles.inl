@@ -87,16 +87,14 @@ class EmulatedTiles {
   template <int Sum, int Inputs, int Weights>
   void MultiplyAdd() {
     for (int m = 0; m < kTileRows; ++m) {
-      for (int n = 0; n < kLanes; ++n) {
-        float even = 0, odd = 0, sum = 0;
-        for (int k = 0; k < kTileRows; ++k) {
-          even = std::fma(Element(Inputs, m, 2 * k), Element(Weights, k, 2 * n), even);
-          odd = std::fma(Element(Inputs, m, 2 * k + 1), Element(Weights, k, 2 * n + 1), odd);
-        }
-        std::memcpy(&sum, tiles_[Sum][m] + 4 * n, 4);
-        sum += even + odd;
-        std::memcpy(tiles_[Sum][m] + 4 * n, &sum, 4);
+      V16 even = bst::Zero(), odd = bst::Zero();
+      for (int k = 0; k < kTileRows; ++k) {
+        const V16Pair weights = LoadPairs(reinterpret_cast<const BFloat16*>(tiles_[Weights][k]));
+        even = Fma(Set1(Element(Inputs, m, 2 * k)), weights.low, even);
+        odd = Fma(Set1(Element(Inputs, m, 2 * k + 1)), weights.high, odd);
       }
+      float* const sums = reinterpret_cast<float*>(tiles_[Sum][m]);
+      bst::Store(sums, bst::Load(sums) + (even + odd));
     }
   }
   template <int T>
@@ -110,7 +108,7 @@ class EmulatedTiles {
     std::memcpy(&x, tiles_[tile][row] + 2 * column, 2);
     return ToFloat(x);
   }
-  char tiles_[8][kTileRows][64];
+  alignas(64) char tiles_[8][kTileRows][64];
 };
 
 // Rows [row, row + 16 * RowTiles) of one panel; rows past num_rows are computed from whatever the
