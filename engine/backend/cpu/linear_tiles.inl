@@ -86,15 +86,23 @@ class EmulatedTiles {
   }
   template <int Sum, int Inputs, int Weights>
   void MultiplyAdd() {
+    V16Pair inputs[kTileRows], sums[kTileRows];
     for (int m = 0; m < kTileRows; ++m) {
-      V16 even = bst::Zero(), odd = bst::Zero();
-      for (int k = 0; k < kTileRows; ++k) {
-        const V16Pair weights = LoadPairs(reinterpret_cast<const BFloat16*>(tiles_[Weights][k]));
-        even = Fma(Set1(Element(Inputs, m, 2 * k)), weights.low, even);
-        odd = Fma(Set1(Element(Inputs, m, 2 * k + 1)), weights.high, odd);
+      inputs[m] = Pairs(Inputs, m);
+      sums[m] = {bst::Zero(), bst::Zero()};
+    }
+    for (int k = 0; k < kTileRows; ++k) {
+      const V16Pair weights = Pairs(Weights, k);
+      const __m512i lane = _mm512_set1_epi32(k);
+      for (int m = 0; m < kTileRows; ++m) {
+        const V16 even = {_mm512_permutexvar_ps(lane, inputs[m].low.v)};
+        const V16 odd = {_mm512_permutexvar_ps(lane, inputs[m].high.v)};
+        sums[m] = {Fma(even, weights.low, sums[m].low), Fma(odd, weights.high, sums[m].high)};
       }
-      float* const sums = reinterpret_cast<float*>(tiles_[Sum][m]);
-      bst::Store(sums, bst::Load(sums) + (even + odd));
+    }
+    for (int m = 0; m < kTileRows; ++m) {
+      float* const row = reinterpret_cast<float*>(tiles_[Sum][m]);
+      bst::Store(row, bst::Load(row) + (sums[m].low + sums[m].high));
     }
   }
   template <int T>
@@ -103,10 +111,8 @@ class EmulatedTiles {
   }
 
  private:
-  float Element(int tile, int row, int column) const {
-    BFloat16 x;
-    std::memcpy(&x, tiles_[tile][row] + 2 * column, 2);
-    return ToFloat(x);
+  V16Pair Pairs(int tile, int row) const {
+    return LoadPairs(reinterpret_cast<const BFloat16*>(tiles_[tile][row]));
   }
   alignas(64) char tiles_[8][kTileRows][64];
 };
