@@ -86,17 +86,23 @@ class EmulatedTiles {
   }
   template <int Sum, int Inputs, int Weights>
   void MultiplyAdd() {
+    V16Pair inputs[kTileRows], sums[kTileRows];
     for (int m = 0; m < kTileRows; ++m) {
-      for (int n = 0; n < kLanes; ++n) {
-        float even = 0, odd = 0, sum = 0;
-        for (int k = 0; k < kTileRows; ++k) {
-          even = std::fma(Element(Inputs, m, 2 * k), Element(Weights, k, 2 * n), even);
-          odd = std::fma(Element(Inputs, m, 2 * k + 1), Element(Weights, k, 2 * n + 1), odd);
-        }
-        std::memcpy(&sum, tiles_[Sum][m] + 4 * n, 4);
-        sum += even + odd;
-        std::memcpy(tiles_[Sum][m] + 4 * n, &sum, 4);
+      inputs[m] = Pairs(Inputs, m);
+      sums[m] = {bst::Zero(), bst::Zero()};
+    }
+    for (int k = 0; k < kTileRows; ++k) {
+      const V16Pair weights = Pairs(Weights, k);
+      const __m512i lane = _mm512_set1_epi32(k);
+      for (int m = 0; m < kTileRows; ++m) {
+        const V16 even = {_mm512_permutexvar_ps(lane, inputs[m].low.v)};
+        const V16 odd = {_mm512_permutexvar_ps(lane, inputs[m].high.v)};
+        sums[m] = {Fma(even, weights.low, sums[m].low), Fma(odd, weights.high, sums[m].high)};
       }
+    }
+    for (int m = 0; m < kTileRows; ++m) {
+      float* const row = reinterpret_cast<float*>(tiles_[Sum][m]);
+      bst::Store(row, bst::Load(row) + (sums[m].low + sums[m].high));
     }
   }
   template <int T>
@@ -105,12 +111,10 @@ class EmulatedTiles {
   }
 
  private:
-  float Element(int tile, int row, int column) const {
-    BFloat16 x;
-    std::memcpy(&x, tiles_[tile][row] + 2 * column, 2);
-    return ToFloat(x);
+  V16Pair Pairs(int tile, int row) const {
+    return LoadPairs(reinterpret_cast<const BFloat16*>(tiles_[tile][row]));
   }
-  char tiles_[8][kTileRows][64];
+  alignas(64) char tiles_[8][kTileRows][64];
 };
 
 // Rows [row, row + 16 * RowTiles) of one panel; rows past num_rows are computed from whatever the
