@@ -246,7 +246,9 @@ class RefusalsTest(unittest.TestCase):
         with ServerProcess("--max_message_bytes=2000") as server, Client(server.grpc, retry=RetryPolicy()) as client:
             self.assertEqual(client.model_info().limits.max_message_bytes, 2000)
             with self.assertRaises(bst_client.MessageTooLargeError):
-                client.generate([200] * 3000)
+                client.score([200] * 3000)
+            # generate() sends it in parts.
+            self.assertEqual(client.generate([200] * 3000, max_new_tokens=1).usage.prompt_tokens, 3000)
             with Client(server.grpc, max_send_message_bytes=100) as small:
                 with self.assertRaises(bst_client.MessageTooLargeError):
                     small.generate([200] * 200)

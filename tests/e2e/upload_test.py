@@ -285,18 +285,21 @@ class ContinuationsTest(unittest.TestCase):
         with ServerProcess("--max_sequences=1") as server, Client(server.grpc, timeout=120) as client:
             endless = client.stream("x", **GREEDY, logit_bias={65: 100}, max_new_tokens=1_000_000)
             next(event for event in endless if isinstance(event, bst_client.Tokens))
-            order: list[Priority] = []
+            started: list[tuple[float, Priority]] = []
 
             def generate(priority: Priority) -> None:
-                client.generate("y", **GREEDY, priority=priority, max_new_tokens=400)
-                order.append(priority)
+                submitted = time.monotonic()
+                result = client.generate("y", **GREEDY, priority=priority, max_new_tokens=2000)
+                started.append((submitted + result.timings.queue_seconds, priority))
 
             with ThreadPoolExecutor(3) as pool:
                 for count, priority in enumerate((Priority.LOW, Priority.NORMAL, Priority.HIGH), start=1):
                     pool.submit(generate, priority)
                     wait_for(server, "bst_requests_waiting", count)
                 endless.close()
-            self.assertEqual(order, [Priority.HIGH, Priority.NORMAL, Priority.LOW])
+            # Each waits for all 2000 tokens of the one before it.
+            self.assertEqual([priority for _, priority in sorted(started)],
+                             [Priority.HIGH, Priority.NORMAL, Priority.LOW], started)
 
 
 if __name__ == "__main__":
