@@ -48,10 +48,12 @@ void CheckRefusal(const absl::Status& status) {
 }
 
 void CheckGenerate(const bst::v1::GenerateRequest& proto) {
-  const auto valid = bst::ValidateGenerate(proto, Info(), Bytes());
+  bst::PromptReader prompt(Info(), Bytes());
+  const auto valid = bst::ValidateGenerate(proto, Info(), prompt, bst::PromptEnd::kComplete);
   if (!valid.ok()) return CheckRefusal(valid.status());
   Check(bst::CheckRequest(valid->request, {.vocab_size = Info().vocab_size,
-                                           .max_prompt_tokens = Info().max_prompt_tokens})
+                                           .max_prompt_tokens = Info().max_prompt_tokens,
+                                           .max_sequences = Info().max_sequences})
             .ok());
 }
 
