@@ -8,7 +8,7 @@ namespace {
 // In a scope of its own: what the library and its dependencies define is found there first, and
 // nobody else finds it. The sanitizers' runtimes cannot live with RTLD_DEEPBIND; their builds do
 // without, which is safe as long as a test does not load SentencePiece beside Protobuf.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef BST_SANITIZED  // cmake/BstTargets.cmake; the compilers each have their own name for it
 constexpr int kScope = RTLD_NOW | RTLD_LOCAL;
 #else
 constexpr int kScope = RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
