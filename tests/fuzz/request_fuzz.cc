@@ -1,15 +1,20 @@
 // Any bytes as a request on the wire, against a byte model: the first byte chooses the message, the
 // rest is its serialisation. What validation lets through, the engine takes; what it refuses, it
 // refuses with the wrong fields, few enough for the trailers of a call.
+#include <google/protobuf/stubs/logging.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/request_check.h"
 #include "google/rpc/error_details.pb.h"
+#include "server/prompt_reader.h"
 #include "server/request_validation.h"
+#include "server/violations.h"
 #include "tests/support/puppet_engine.h"
 
 namespace {
@@ -29,6 +34,12 @@ const bst::ModelInfo& Info() {
     return made;
   }();
   return *info;
+}
+
+bst::RequestLimits Limits() {
+  return {.vocab_size = Info().vocab_size,
+          .max_prompt_tokens = Info().max_prompt_tokens,
+          .max_sequences = Info().max_sequences};
 }
 
 const bst::Tokenizer& Bytes() {
@@ -51,24 +62,31 @@ void CheckGenerate(const bst::v1::GenerateRequest& proto) {
   bst::PromptReader prompt(Info(), Bytes());
   const auto valid = bst::ValidateGenerate(proto, Info(), prompt, bst::PromptEnd::kComplete);
   if (!valid.ok()) return CheckRefusal(valid.status());
-  Check(bst::CheckRequest(valid->request, {.vocab_size = Info().vocab_size,
-                                           .max_prompt_tokens = Info().max_prompt_tokens,
-                                           .max_sequences = Info().max_sequences})
-            .ok());
+  Check(bst::CheckRequest(valid->request, Limits()).ok());
+
+  // The same as the first part of an upload that ends there.
+  bst::PromptReader upload(Info(), Bytes());
+  const auto begun = bst::ValidateGenerate(proto, Info(), upload, bst::PromptEnd::kMoreFollows);
+  Check(begun.ok() && bst::CheckRequest(begun->request, Limits()).ok());
+  bst::Violations violations;
+  std::vector<bst::TokenId> tokens = begun->request.prompt;
+  for (const bst::TokenId token : upload.Finish(violations)) tokens.push_back(token);
+  Check(violations.empty() && tokens == valid->request.prompt);
 }
 
 void CheckScore(const bst::v1::ScoreRequest& proto) {
   const auto valid = bst::ValidateScore(proto, Info(), Bytes());
   if (!valid.ok()) return CheckRefusal(valid.status());
-  Check(bst::CheckRequest(*valid, {.vocab_size = Info().vocab_size,
-                                   .max_prompt_tokens = Info().max_prompt_tokens})
-            .ok());
+  Check(bst::CheckRequest(*valid, Limits()).ok());
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
+  // Or a line about every text that is not UTF-8.
+  [[maybe_unused]] static google::protobuf::LogHandler* const log =
+      google::protobuf::SetLogHandler(nullptr);
   const auto* const bytes = data + 1;
   const auto length = static_cast<int>(size - 1);
   bst::v1::GenerateRequest generate;
