@@ -20,6 +20,7 @@ inline float ElementAsFloat(const TensorView& tensor, int64_t index) {
     case DType::kBF16:
       return ToFloat(tensor.as<BFloat16>()[index]);
     case DType::kU8:
+    case DType::kI8:
       break;
   }
   BST_CHECK(false, "not a floating type: ", std::string(Name(tensor.dtype())));

@@ -160,6 +160,40 @@ void RoundToBFloat16Kernel(const float* in, float* out, int64_t n) {
   }
 }
 
+void PackBFloat16Kernel(const float* in, BFloat16* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) StoreBFloat16(out + i, Load(in + i));
+  for (; i < n; ++i) out[i] = ToBFloat16(in[i]);
+}
+
+// QuantizeInputs of int8.h, bit for bit: minimum and maximum do not depend on an order.
+QuantizedRow QuantizeInputsKernel(const float* x, int n, uint8_t* q) {
+  V16 low = Zero(), high = Zero(), poison = Zero();
+  for (int i = 0; i < n; i += kLanes) {
+    const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
+    low = Min(v, low);
+    high = Max(v, high);
+    poison = Fma(v, Zero(), poison);
+  }
+  const float least = 0.0f - ReduceMax(Zero() - low), most = ReduceMax(high);
+  const float scale = (most - least) / 255.0f, inverse = Int8Reciprocal(scale);
+  const V16 limit = Set1(255.0f);
+  const V16 zero = Min(Round(Set1(0.0f - least) * Set1(inverse)), limit);
+  for (int i = 0; i < n; i += kLanes) {
+    const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
+    const V16 rounded = Min(Max(Round(v * Set1(inverse)) + zero, Zero()), limit);
+    if (i + kLanes <= n) {
+      StoreBytes(q + i, rounded);
+    } else {
+      uint8_t last[kLanes];
+      StoreBytes(last, rounded);
+      std::memcpy(q + i, last, static_cast<size_t>(n - i));
+    }
+  }
+  const float zero_byte = ReduceMax(Max(zero, Zero()));
+  return {.scale = scale + ReduceAdd(poison), .zero = static_cast<int32_t>(zero_byte)};
+}
+
 // ---------------------------------------------------------------- attention
 
 // Which ring indices the query at offset i finds in its own block: [0, CurrentEnd).
@@ -446,11 +480,14 @@ double LogSumExpKernel(const float* x, int n) {
   return static_cast<double>(top) + std::log(sum);
 }
 
-constexpr CpuKernels MakeKernels() {
+constexpr CpuKernels MakeKernels(void (*linear_int8)(const LinearTask&)) {
   return {.linear_f32 = LinearKernel<float>,
           .linear_bf16 = LinearKernel<BFloat16>,
           .linear_bf16_takes_packed_inputs = false,
+          .linear_int8 = linear_int8,
           .round_to_bf16 = RoundToBFloat16Kernel,
+          .pack_bf16 = PackBFloat16Kernel,
+          .quantize_inputs = QuantizeInputsKernel,
           .attend_f32 = AttendKernel<float>,
           .attend_bf16 = AttendKernel<BFloat16>,
           .ssm = SsmKernel,

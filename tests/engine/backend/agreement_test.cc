@@ -26,7 +26,7 @@ TEST_P(AgreementTest, Linear) {
           continue;  // a third of the larger ones
         ++seed;
         std::vector<float> w = RandomVector(static_cast<size_t>(in * out), seed, 1 / std::sqrt(in));
-        for (const DType type : {DType::kF32, DType::kBF16}) {
+        for (const DType type : {DType::kF32, DType::kBF16, DType::kI8}) {
           for (const LinearEpilogue epilogue : {LinearEpilogue::kStore, LinearEpilogue::kRelu,
                                                 LinearEpilogue::kGelu, LinearEpilogue::kAdd}) {
             const auto apply = [&](Backend& backend) {
@@ -51,7 +51,7 @@ TEST_P(AgreementTest, Linear) {
 
 TEST_P(AgreementTest, LinearStacksItsPartsInOrder) {
   std::vector<float> a = RandomVector(7 * 20, 1), b = RandomVector(40 * 20, 2);
-  for (const DType type : {DType::kF32, DType::kBF16}) {
+  for (const DType type : {DType::kF32, DType::kBF16, DType::kI8}) {
     ExpectAgreement(
         [&](Backend& backend) {
           const auto packed =
@@ -66,7 +66,7 @@ TEST_P(AgreementTest, LinearStacksItsPartsInOrder) {
 
 // A row's result must not depend on how many rows there are: the batch law at its root.
 TEST_P(AgreementTest, LinearRowsDoNotDependOnTheirNumber) {
-  for (const DType type : {DType::kF32, DType::kBF16}) {
+  for (const DType type : {DType::kF32, DType::kBF16, DType::kI8}) {
     std::vector<float> w = RandomVector(333 * 90, 4);
     const auto packed = *tested_->PackLinear({Contiguous(w, {90, 333})}, type);
     Matrix x = Matrix::Random(130, 333, 5);
@@ -295,7 +295,7 @@ TEST_P(AgreementTest, EmbeddingGatherAndLogprobs) {
       tokens.emplace_back((i * 7919) % vocab);
       indices.push_back(8 - i);
     }
-    for (const DType type : {DType::kF32, DType::kBF16}) {
+    for (const DType type : {DType::kF32, DType::kBF16, DType::kI8}) {
       ExpectAgreement(
           [&](Backend& backend) {
             const auto packed = *backend.PackEmbedding(Contiguous(table, {vocab, 21}), type);

@@ -219,7 +219,7 @@ std::vector<Case> Cases() {
   for (const std::string& gpu : GpuBackendNames()) backends.push_back(gpu);
   for (const Variant& variant : kVariants) {
     for (const std::string& backend : backends) {
-      for (const DType type : {DType::kF32, DType::kBF16})
+      for (const DType type : {DType::kF32, DType::kBF16, DType::kI8})
         cases.push_back({variant, backend, type});
     }
   }
