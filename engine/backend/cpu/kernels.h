@@ -7,7 +7,8 @@
 //   linear BF16   [panels][K / 2][32][2]    pairs along K, K padded with zeros to a multiple of 32
 //   linear INT8   [panels][K / 4][32][4]    groups of four along K, K padded with zeros to 64s
 //   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
-//                 indices 16 j .. 16 j + 15
+//                 indices 16 j .. 16 j + 15; INT8: then float32 scales of keys and of values, each
+//                 [tiles][16]
 //   ssm           [groups] x { d [16], modes [M][4][16] }: re, im of E and 2 B C (cpu_ssm.h) of the
 //                 group's sixteen features; state [groups][M][2][16]: re, im
 //   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and 2
@@ -63,6 +64,12 @@ struct AttendTask {
   const void* current_values;  // [W][value_stride]
   const void* previous_keys;
   const void* previous_values;
+  // INT8 (also of a float32 copy of it): what the keys' scores and the values' weights are
+  // multiplied with; nullptr otherwise.
+  const float* current_key_scales;
+  const float* current_value_scales;
+  const float* previous_key_scales;
+  const float* previous_value_scales;
   bool previous_visible;  // false: scope block, or nothing before the document
   const float* q;         // [num_queries][q_stride]
   int64_t q_stride;
@@ -158,6 +165,10 @@ struct CpuKernels {
   QuantizedRow (*quantize_inputs)(const float* x, int n, uint8_t* q);  // int8.h
   void (*attend_f32)(const AttendTask& task);                          // keys and values in float32
   void (*attend_bf16)(const AttendTask& task);                         // in BF16
+  void (*attend_int8)(const AttendTask& task);                         // in INT8
+  // QuantizeSymmetric of int8.h; the second stores the integers as float32.
+  float (*quantize_symmetric)(const float* x, int n, int8_t* q, int64_t stride);
+  float (*quantize_symmetric_as_floats)(const float* x, int n, float* q, int64_t stride);
   void (*ssm)(const RecurrenceTask& task);
   void (*dplr)(const RecurrenceTask& task);
   void (*scan)(const ScanTask& task);

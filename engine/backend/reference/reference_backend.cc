@@ -8,6 +8,7 @@
 #include "engine/backend/int8.h"
 #include "engine/backend/reference/reference_context_attention.h"
 #include "engine/backend/reference/reference_convolution.h"
+#include "engine/backend/reference/reference_key_values.h"
 #include "engine/backend/reference/reference_recurrence.h"
 #include "engine/backend/reference/reference_sequence.h"
 #include "engine/base/status_macros.h"
@@ -77,39 +78,9 @@ class ReferenceAttention : public AttentionWeights {
 double Gelu(double x) { return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0))); }
 double Silu(double x) { return x / (1.0 + std::exp(-x)); }
 
-// The ring of one slot: rows of keys and of values by ring index.
-class Ring {
- public:
-  Ring(const AttentionSpec& spec, std::byte* slot) : spec_(spec), slot_(slot) {}
-
-  float Key(int64_t index, int64_t column) const { return Load(index * width() + column); }
-  float Value(int64_t index, int64_t column) const {
-    return Load((spec_.window + index) * width() + column);
-  }
-  void Write(int64_t index, const float* key, const float* value) {
-    for (int64_t c = 0; c < width(); ++c) {
-      Store(index * width() + c, key[c]);
-      Store((spec_.window + index) * width() + c, value[c]);
-    }
-  }
-
- private:
-  int64_t width() const { return int64_t{spec_.num_heads} * spec_.head_dim; }
-  float Load(int64_t i) const {
-    return spec_.kv_type == DType::kBF16 ? ToFloat(reinterpret_cast<const BFloat16*>(slot_)[i])
-                                         : reinterpret_cast<const float*>(slot_)[i];
-  }
-  void Store(int64_t i, float x) {
-    if (spec_.kv_type == DType::kBF16) {
-      reinterpret_cast<BFloat16*>(slot_)[i] = ToBFloat16(x);
-    } else {
-      reinterpret_cast<float*>(slot_)[i] = x;
-    }
-  }
-
-  const AttentionSpec& spec_;
-  std::byte* slot_;
-};
+ReferenceKeyValues Ring(const AttentionSpec& spec, const std::byte* slot) {
+  return {spec.window, spec.num_heads, spec.head_dim, spec.kv_type, slot};
+}
 
 class ReferenceBackend : public Backend {
  public:
@@ -172,8 +143,7 @@ class ReferenceBackend : public Backend {
   }
 
   size_t RingBytes(const AttentionSpec& spec) const override {
-    return size_t{2} * static_cast<size_t>(spec.window) * static_cast<size_t>(spec.num_heads) *
-           static_cast<size_t>(spec.head_dim) * SizeOf(spec.kv_type);
+    return ReferenceKeyValues::Bytes(spec.window, spec.num_heads, spec.head_dim, spec.kv_type);
   }
   size_t ContextBytes(const ContextSpec& spec) const override {
     return ReferenceContextAttention::ContextBytes(spec);
@@ -325,7 +295,7 @@ class ReferenceBackend : public Backend {
     const AttentionSpec& spec = w.spec();
     const int64_t window = spec.window;
     for (const Row& row : rows) {
-      Ring ring(spec, ring_pool.slot<std::byte>(row.slot));
+      const ReferenceKeyValues ring = Ring(spec, ring_pool.slot<std::byte>(row.slot));
       for (int t = row.begin; t < row.end; ++t) {
         const int64_t position = row.position + (t - row.begin);
         if (spec.include_self) ring.Write(position % window, k.row<float>(t), v.row<float>(t));
@@ -420,8 +390,8 @@ class ReferenceBackend : public Backend {
 
  private:
   // The output of one head for the query at `position`.
-  static void Attend(const ReferenceAttention& w, const Ring& ring, int head, int64_t position,
-                     const float* q, float* out) {
+  static void Attend(const ReferenceAttention& w, const ReferenceKeyValues& ring, int head,
+                     int64_t position, const float* q, float* out) {
     const AttentionSpec& spec = w.spec();
     const int64_t window = spec.window;
     const int64_t column = int64_t{head} * spec.head_dim;

@@ -176,7 +176,7 @@ TEST_P(AgreementTest, AttentionOverChunksAndSteps) {
         .scope = sliding ? AttentionScope::kSliding : AttentionScope::kBlock,
         .include_self = random() % 2 == 0,
         .empty_prefix = sliding && random() % 2 == 0 ? EmptyPrefix::kZeros : EmptyPrefix::kMasked,
-        .kv_type = random() % 2 == 0 ? DType::kBF16 : DType::kF32};
+        .kv_type = RingTypes()[random() % 3]};
     const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
     std::vector<float> scale = RandomVector(static_cast<size_t>(spec.num_heads), 12);
     for (float& s : scale) s = std::fabs(s) / std::sqrt(static_cast<float>(spec.head_dim));

@@ -111,7 +111,8 @@ class ModelLawTest : public testing::TestWithParam<Case> {
     auto backend = MakeBackend(GetParam().backend);
     ASSERT_TRUE(backend.ok()) << backend.status();
     backend_ = *std::move(backend);
-    auto runner = ModelRunner::Create(directory_, *backend_, GetParam().type, 256, kSlots);
+    auto runner =
+        ModelRunner::Create(directory_, *backend_, GetParam().type, 256, kSlots, GetParam().type);
     ASSERT_TRUE(runner.ok()) << runner.status();
     runner_ = *std::move(runner);
   }
