@@ -32,8 +32,9 @@ constexpr int kTileFilters = 2;
 #include "engine/backend/cpu/recurrences.inl"
 #include "engine/backend/cpu/convolution.inl"
 #include "engine/backend/cpu/kernels.inl"
-#include "engine/backend/cpu/linear_dots.inl"
+#include "engine/backend/cpu/linear_formats.inl"
 #include "engine/backend/cpu/dots_avx2.inl"
+#include "engine/backend/cpu/linear_dots.inl"
 // clang-format on
 
 }  // namespace

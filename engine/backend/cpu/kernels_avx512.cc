@@ -35,11 +35,15 @@ constexpr int kTileFilters = 4;
 #include "engine/backend/cpu/recurrences.inl"
 #include "engine/backend/cpu/convolution.inl"
 #include "engine/backend/cpu/kernels.inl"
-#include "engine/backend/cpu/linear_dots.inl"
+#include "engine/backend/cpu/linear_formats.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
 #pragma GCC push_options
 #pragma GCC target("avx512vnni,avx512bf16")
 #include "engine/backend/cpu/dots_avx512.inl"
+#include "engine/backend/cpu/linear_dots.inl"
+
+void LinearInt8Vnni(const LinearTask& task) { LinearDotsKernel<Int8DotVnni>(task); }
+void LinearBf16Dots(const LinearTask& task) { LinearDotsKernel<Bf16Dot>(task); }
 #pragma GCC pop_options
 // clang-format on
 

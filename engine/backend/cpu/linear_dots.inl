@@ -1,6 +1,7 @@
 // Linear layers on dot-product instructions: four bytes of a row's inputs, two BF16 or four bytes,
 // against as many weights of sixteen outputs at once. Included by kernels_<isa>.cc after
-// kernels.inl.
+// linear_formats.inl and the Dots, in their target region: code compiled for fewer instructions
+// would call them one by one, not contain them.
 //
 // Written over a `Dot`, which names the instructions:
 //   Sum        sixteen outputs' sums
@@ -8,13 +9,6 @@
 //   Inputs     kGroup inputs, in every lane
 //   kRows      of a register tile of 2 kHalves vectors
 // Batch law: one order along K for every number of rows; padding along K adds exact zeros.
-
-// Sums of INT8 products to float32 outputs (int8.h). Outputs and rows as in StoreOutputs.
-inline V16 Dequantize(const LinearTask& task, int row, int first, V16Int sum) {
-  const QuantizedRow x = task.quantized_rows[row];
-  const V16Int exact = SubtractProduct(sum, x.zero, LoadInts(task.weight_sums + first));
-  return ToFloats(exact) * Set1(x.scale) * Load(task.weight_scales + first);
-}
 
 template <typename Dot, int Rows, int Halves>
 inline void DotTile(const LinearTask& task, int row, int first_half) {
@@ -88,17 +82,3 @@ void LinearDotsKernel(const LinearTask& task) {
     }
   }
 }
-
-// Where a row's inputs lie, for each type of weights.
-struct Bf16Rows {
-  static int64_t RowBytes(const LinearTask& task) { return 2 * RoundUpInputs(task.in_features); }
-  static const char* Row(const LinearTask& task, int row) {
-    return reinterpret_cast<const char*>(task.packed_x) + row * RowBytes(task);
-  }
-};
-struct Int8Rows {
-  static int64_t RowBytes(const LinearTask& task) { return RoundUpInt8Inputs(task.in_features); }
-  static const char* Row(const LinearTask& task, int row) {
-    return reinterpret_cast<const char*>(task.quantized_x) + row * RowBytes(task);
-  }
-};

@@ -1,4 +1,4 @@
-// BF16 and INT8 linear layers on AMX tiles. Included by kernels_avx512.cc after linear_dots.inl.
+// BF16 and INT8 linear layers on AMX tiles. Included by kernels_avx512.cc after linear_formats.inl.
 //
 // The kernel is written over a `Tiles` type: the processor's eight tile registers, or plain arrays
 // that do the same, so that every machine can test it. A tile is 16 rows of 64 bytes: 16 x 32 BF16
