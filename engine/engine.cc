@@ -206,8 +206,8 @@ absl::Status CheckOptions(const EngineOptions& options) {
   Problems problems;
   problems.Require(!options.model_directory.empty(), "model_directory is empty");
   problems.RequireOneOf("backend", options.backend, {"auto", "cpu", "cuda", "reference"});
-  problems.RequireOneOf("weights", options.weights, {"auto", "f32", "bf16"});
-  problems.RequireOneOf("kv", options.kv, {"auto", "f32", "bf16"});
+  problems.RequireOneOf("weights", options.weights, {"auto", "f32", "bf16", "int8"});
+  problems.RequireOneOf("kv", options.kv, {"auto", "f32", "bf16", "int8"});
   const auto require_at_least = [&problems](absl::string_view name, int64_t value, int64_t least) {
     problems.Require(value >= least, name, " is ", value, ", must be at least ", least);
   };
@@ -276,10 +276,14 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& option
 
 DType ParseType(absl::string_view name, DType otherwise) {
   if (name == "auto") return otherwise;
+  if (name == "int8") return DType::kI8;
   return name == "f32" ? DType::kF32 : DType::kBF16;
 }
 
-std::string TypeName(DType type) { return type == DType::kF32 ? "f32" : "bf16"; }
+std::string TypeName(DType type) {
+  if (type == DType::kI8) return "int8";
+  return type == DType::kF32 ? "f32" : "bf16";
+}
 
 }  // namespace
 
@@ -297,7 +301,11 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
 
   const DType weights =
       ParseType(options.weights, checkpoint.has_f32_matrices() ? DType::kF32 : DType::kBF16);
-  const DType kv = ParseType(options.kv, weights);
+  const DType kv = ParseType(options.kv, weights == DType::kI8 ? DType::kBF16 : weights);
+  if ((weights == DType::kI8 || kv == DType::kI8) && !parts.backend->HasInt8()) {
+    return absl::UnimplementedError(
+        absl::StrCat("the backend ", parts.backend->name(), " has no int8; use f32 or bf16"));
+  }
   const int chunk_tokens = std::max(options.chunk_tokens / window, 1) * window;
   BST_ASSIGN_OR_RETURN(
       std::unique_ptr<Model> model,

@@ -33,11 +33,12 @@ namespace bst {
 struct EngineOptions {
   std::string model_directory;
   std::string backend = "auto";  // auto (cuda where it can be, else cpu), cpu, cuda or reference
-  // auto, f32 or bf16; auto: f32 if any matrix in the file is F32, else bf16
+  // auto, f32, bf16 or int8; auto: f32 if any matrix in the file is F32, else bf16
   std::string weights = "auto";
-  std::string kv = "auto";  // rings and context rows: auto (as weights), f32 or bf16
-  int threads = 0;          // 0: all cores this process may use
-  int max_sequences = 32;   // slots, at most a million
+  // Rings and context rows: auto, f32, bf16 or int8; auto: as weights, bf16 with int8 weights.
+  std::string kv = "auto";
+  int threads = 0;         // 0: all cores this process may use
+  int max_sequences = 32;  // slots, at most a million
   // Tokens of one step, decode rows and prompt chunks together; at least W + max_sequences - 1: a
   // block of a prompt and a token of every other slot. 0: 2048, or that many if they are more.
   int max_step_tokens = 0;
@@ -67,7 +68,7 @@ enum class PromptEnd { kMoreFollows, kComplete };
 struct ModelInfo {
   std::string name;
   std::string backend;      // "cpu (avx512)"
-  std::string weights, kv;  // "f32", "bf16"
+  std::string weights, kv;  // "f32", "bf16", "int8"
   std::string config_json;  // the checkpoint's own config.json
   std::string directory;
   int vocab_size = 0, hidden_size = 0, num_heads = 0, head_dim = 0, ffn_size = 0, window = 0;

@@ -25,12 +25,13 @@ ABSL_FLAG(std::string, backend, "auto",
           "reference (slow, for comparison).");
 ABSL_FLAG(
     std::string, weights, "auto",
-    "Number type of the weights: auto, f32 or bf16. auto: f32 if any matrix in the file is F32, "
-    "else bf16. bf16 halves memory and the bytes read per token.");
+    "Number type of the weights: auto, f32, bf16 or int8. auto: f32 if any matrix in the file is "
+    "F32, else bf16. bf16 halves memory and the bytes read per token, int8 quarters them and "
+    "quantises the inputs of matrix products too.");
 ABSL_FLAG(
     std::string, kv, "auto",
-    "Number type of the attention state: auto, f32 or bf16. auto: as the weights. bf16 halves the "
-    "memory of a sequence.");
+    "Number type of the attention state: auto, f32, bf16 or int8. auto: as the weights, bf16 with "
+    "int8 weights. bf16 halves the memory of a sequence, int8 about quarters it.");
 ABSL_FLAG(int, threads, 0, "Threads that compute. 0: all cores this process may use.");
 ABSL_FLAG(int, max_sequences, bst::EngineOptions().max_sequences,
           "Slots: continuations that run at the same time, of all requests. Each costs its state's "

@@ -10,6 +10,7 @@
 //           kBlock                        those of t's own block among the above
 //           kZeros                        positions before the document hold k = v = 0, as far as
 //                                         the window reaches; kMasked: they do not exist
+// I8        Keys and values are kept as int8.h says, each with one scale per position and head.
 // Formula   s_j = (<q, k_j> + bias[h][t - t_j]) * scale_h,  o = softmax(s) v;  no visible key: o =
 // 0
 #pragma once
@@ -31,7 +32,7 @@ struct AttentionSpec {
   AttentionScope scope = AttentionScope::kSliding;
   bool include_self = true;
   EmptyPrefix empty_prefix = EmptyPrefix::kMasked;
-  DType kv_type = DType::kF32;  // of the ring: F32 or BF16
+  DType kv_type = DType::kF32;  // of the ring: F32, BF16 or I8
 };
 
 // Host tensors, copied by Backend::PackAttention.
@@ -50,7 +51,7 @@ struct ContextSpec {
   int num_heads = 0;
   int head_dim = 0;
   int capacity = 0;
-  DType kv_type = DType::kF32;  // of the rows: F32 or BF16
+  DType kv_type = DType::kF32;  // of the rows: F32, BF16 or I8
 };
 
 // Host tensors, copied by Backend::PackContextAttention.

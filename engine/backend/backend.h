@@ -103,6 +103,9 @@ class Backend {
 
   virtual std::string name() const = 0;  // "cpu (avx512, 2 threads)"
   virtual int num_threads() const = 0;
+  // Whether I8 is among the types of PackLinear and of keys and values. Without, nobody asks for
+  // it.
+  virtual bool HasInt8() const { return false; }
 
   // ---- Memory and weights: at load ----
 
@@ -114,8 +117,9 @@ class Backend {
   // table [V, D] of any floating type, kept as `type` (F32 or BF16).
   virtual absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,
                                                                           DType type) = 0;
-  // parts: [out_i, in] each, of any floating type, stacked along `out`, kept as `type`. With BF16
-  // the inputs of Linear are rounded to BF16 as well; sums are float32.
+  // parts: [out_i, in] each, of any floating type, stacked along `out`, kept as `type`: F32, BF16
+  // or I8. With BF16 the inputs of Linear are rounded to BF16 as well; sums are float32. With I8
+  // weights and inputs are quantised as int8.h says; more than kMaxInt8Inputs inputs make it BF16.
   virtual absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(
       absl::Span<const TensorView> parts, DType type) = 0;
   virtual absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(

@@ -48,6 +48,7 @@ std::optional<int64_t> FirstNonFinite(const TensorView& tensor) {
     case DType::kBF16:
       return Scan<uint16_t>(tensor.as<uint16_t>(), count, 0x7f80u);
     case DType::kU8:
+    case DType::kI8:
       break;
   }
   BST_CHECK(false, "not a floating type: ", std::string(Name(tensor.dtype())));

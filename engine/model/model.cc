@@ -47,7 +47,11 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Checkpoint& checkpoin
   }
 
   const TensorView embedding = checkpoint.Tensor("embed.weight");
-  BST_ASSIGN_OR_RETURN(model->embedding_, backend.PackEmbedding(embedding, options.weights));
+  // A table that is read one row per token gains nothing from INT8.
+  BST_ASSIGN_OR_RETURN(
+      model->embedding_,
+      backend.PackEmbedding(embedding,
+                            options.weights == DType::kI8 ? DType::kBF16 : options.weights));
   model->workspace_ = std::make_unique<Workspace>();
   // A row of n tokens has at most n / W + 1 block ends, and at most n.
   const int max_rows = std::min(options.max_rows, options.max_step_tokens);

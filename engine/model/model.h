@@ -29,8 +29,8 @@
 namespace bst {
 
 struct ModelOptions {
-  DType weights = DType::kF32;  // F32 or BF16
-  DType kv = DType::kF32;       // rings and context rows: F32 or BF16
+  DType weights = DType::kF32;  // F32, BF16 or, where the backend has it, I8
+  DType kv = DType::kF32;       // rings and context rows: likewise
   int max_step_tokens = 2048;   // capacity of the workspace, in tokens
   int max_logit_rows = 256;     // capacity of the logits, in rows
   int max_rows = 256;           // sequences in one step

@@ -14,6 +14,7 @@ size_t SizeOf(DType dtype) {
     case DType::kBF16:
       return 2;
     case DType::kU8:
+    case DType::kI8:
       return 1;
   }
   BST_CHECK(false, "unknown DType ", static_cast<int>(dtype));
@@ -29,6 +30,8 @@ std::string_view Name(DType dtype) {
       return "BF16";
     case DType::kU8:
       return "U8";
+    case DType::kI8:
+      return "I8";
   }
   BST_CHECK(false, "unknown DType ", static_cast<int>(dtype));
 }

@@ -11,7 +11,7 @@
 
 namespace bst {
 
-enum class DType { kF32, kF16, kBF16, kU8 };
+enum class DType { kF32, kF16, kBF16, kU8, kI8 };
 
 size_t SizeOf(DType dtype);          // bytes of one element
 std::string_view Name(DType dtype);  // "F32", as safetensors spells it

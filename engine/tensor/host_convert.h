@@ -1,4 +1,4 @@
-// Reads elements of host tensors of any floating type as float32, and writes them.
+// Reads elements of host tensors of any floating type as float32.
 //
 // Threads   Pure functions.
 // Tested by tests/engine/tensor/dtype_test.cc
@@ -20,18 +20,10 @@ inline float ElementAsFloat(const TensorView& tensor, int64_t index) {
     case DType::kBF16:
       return ToFloat(tensor.as<BFloat16>()[index]);
     case DType::kU8:
+    case DType::kI8:
       break;
   }
   BST_CHECK(false, "not a floating type: ", std::string(Name(tensor.dtype())));
-}
-
-// Rounds to the tensor's type, F32 or BF16.
-inline void SetElement(const TensorView& tensor, int64_t index, float x) {
-  if (tensor.dtype() == DType::kBF16) {
-    tensor.as<BFloat16>()[index] = ToBFloat16(x);
-  } else {
-    tensor.as<float>()[index] = x;
-  }
 }
 
 // All elements of a contiguous tensor, in order.

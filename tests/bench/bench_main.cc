@@ -16,6 +16,8 @@ int main(int argc, char** argv) {
       "end?\n"
       "  bst-bench interference --model models/bst-books-4m   what do others feel of a long "
       "prompt?\n"
+      "  bst-bench targets                                 a 100M model against the machine's "
+      "limits\n"
       "  bst-bench operators                               the CPU backend's operators, at a 100M "
       "model's shapes");
   app.require_subcommand(1);
@@ -26,8 +28,9 @@ int main(int argc, char** argv) {
   context_app->add_option("--model", context.model, "checkpoint directory")->required();
   context_app->add_option("--backend", context.backend, "auto, cpu or reference")
       ->capture_default_str();
-  context_app->add_option("--weights", context.weights, "auto, f32 or bf16")->capture_default_str();
-  context_app->add_option("--kv", context.kv, "auto, f32 or bf16")->capture_default_str();
+  context_app->add_option("--weights", context.weights, "auto, f32, bf16 or int8")
+      ->capture_default_str();
+  context_app->add_option("--kv", context.kv, "auto, f32, bf16 or int8")->capture_default_str();
   context_app->add_option("--threads", context.threads, "0: all cores")->capture_default_str();
   context_app->add_option("--lengths", context.lengths, "prompt lengths in tokens")
       ->capture_default_str();
@@ -80,6 +83,27 @@ int main(int argc, char** argv) {
   interference_app->add_option("--chunk-tokens", interference.chunk_tokens,
                                "0: the engine's default");
 
+  bst::TargetBenchOptions targets;
+  CLI::App* targets_app = app.add_subcommand(
+      "targets",
+      "Prefill, decode and state of a 100M-parameter model beside the machine's limits.");
+  targets_app->add_option("--threads", targets.threads, "0: all cores")->capture_default_str();
+  targets_app->add_option("--lengths", targets.lengths, "prompt lengths in tokens, to 1048576")
+      ->capture_default_str();
+  targets_app->add_option("--max-f32-length", targets.max_f32_length, "of the float32 weights")
+      ->capture_default_str();
+  targets_app->add_option("--rounds", targets.rounds, "the median over them is quoted")
+      ->capture_default_str();
+  targets_app->add_option("--chunk-tokens", targets.chunk_tokens, "tokens per forward pass")
+      ->capture_default_str();
+  targets_app->add_option("--streams", targets.streams, "sequences that decode together")
+      ->capture_default_str();
+  targets_app->add_option("--decode-steps", targets.decode_steps, "the median over them is quoted")
+      ->capture_default_str();
+  targets_app->add_option("--types", targets.types, "these alone, e.g. bf16 int8+kv")
+      ->check(CLI::IsMember({"f32", "bf16", "int8", "int8+kv"}));
+  targets_app->add_option("--json", targets.json, "write the numbers to this file");
+
   std::string filter = ".";
   double min_time = 0.2;
   CLI::App* operators_app =
@@ -92,5 +116,6 @@ int main(int argc, char** argv) {
   if (*context_app) return bst::RunContextBench(context);
   if (*interference_app) return bst::RunInterferenceBench(interference);
   if (*layers_app) return bst::RunLayerBench(layers);
+  if (*targets_app) return bst::RunTargetBench(targets);
   return bst::RunOperatorBench(argv[0], filter, min_time);
 }

@@ -119,10 +119,11 @@ absl::Status Run(const ContextBenchOptions& options) {
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options.model));
   const bool f32 =
       options.weights == "f32" || (options.weights == "auto" && checkpoint.has_f32_matrices());
-  const DType weights = f32 ? DType::kF32 : DType::kBF16;
-  const DType kv = options.kv == "auto"  ? weights
-                   : options.kv == "f32" ? DType::kF32
-                                         : DType::kBF16;
+  const DType weights = options.weights == "int8" ? DType::kI8 : f32 ? DType::kF32 : DType::kBF16;
+  const DType kv = options.kv == "int8"                             ? DType::kI8
+                   : options.kv == "f32"                            ? DType::kF32
+                   : options.kv == "auto" && weights == DType::kF32 ? DType::kF32
+                                                                    : DType::kBF16;
   const int window = checkpoint.config().window;
   const int chunk = std::max(options.chunk_tokens / window, 1) * window;
   BST_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Create(checkpoint, *backend,

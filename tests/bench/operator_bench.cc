@@ -36,12 +36,14 @@ struct Floats {
   Shape shape_;
 };
 
-// args: rows, in, out, BF16 or not
+// args of benchmarks: 0 is F32, 1 BF16, 2 INT8
+DType TypeOf(int64_t arg) { return arg == 0 ? DType::kF32 : arg == 1 ? DType::kBF16 : DType::kI8; }
+
+// args: rows, in, out, type of the weights
 void Linear(benchmark::State& state) {
   const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
   Floats w({out, in}, 0.03f), x({rows, in}), y({rows, out});
-  const auto packed =
-      *Cpu().PackLinear({w.view()}, state.range(3) != 0 ? DType::kBF16 : DType::kF32);
+  const auto packed = *Cpu().PackLinear({w.view()}, TypeOf(state.range(3)));
   for (auto _ : state) {
     Cpu().Linear(x.view(), *packed, {}, y.view());
     benchmark::DoNotOptimize(y.values.data());
@@ -52,11 +54,11 @@ void Linear(benchmark::State& state) {
                                                benchmark::Counter::kIsIterationInvariantRate);
 }
 BENCHMARK(Linear)
-    ->ArgNames({"rows", "in", "out", "bf16"})
-    ->ArgsProduct({{1, 8, 32, 512}, {768}, {3072}, {0, 1}})
+    ->ArgNames({"rows", "in", "out", "type"})
+    ->ArgsProduct({{1, 8, 32, 512}, {768}, {3072}, {0, 1, 2}})
     ->UseRealTime();
 
-// args: rows (1: decode), BF16 rings or not
+// args: rows (1: decode), type of the rings
 void Attention(benchmark::State& state) {
   const int rows = static_cast<int>(state.range(0));
   const AttentionSpec spec = {.num_heads = 12,
@@ -65,7 +67,7 @@ void Attention(benchmark::State& state) {
                               .scope = AttentionScope::kSliding,
                               .include_self = true,
                               .empty_prefix = EmptyPrefix::kMasked,
-                              .kv_type = state.range(1) != 0 ? DType::kBF16 : DType::kF32};
+                              .kv_type = TypeOf(state.range(1))};
   Floats scale({12}), q({rows, 768}), k({rows, 768}), v({rows, 768}), out({rows, 768});
   const auto weights = *Cpu().PackAttention({.spec = spec, .scale = scale.view(), .bias = {}});
   const Buffer memory = *Cpu().Allocate(Cpu().RingBytes(spec));
@@ -79,7 +81,7 @@ void Attention(benchmark::State& state) {
   state.counters["flop"] =
       benchmark::Counter(4.0 * rows * 512 * 768, benchmark::Counter::kIsIterationInvariantRate);
 }
-BENCHMARK(Attention)->ArgNames({"rows", "bf16"})->ArgsProduct({{1, 512}, {0, 1}})->UseRealTime();
+BENCHMARK(Attention)->ArgNames({"rows", "type"})->ArgsProduct({{1, 512}, {0, 1, 2}})->UseRealTime();
 
 // args: rows, filters
 void RunSsm(benchmark::State& state, const SsmWeights& weights) {

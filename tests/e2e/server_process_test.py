@@ -37,10 +37,10 @@ class FlagsTest(unittest.TestCase):
             self.assertIn(f"--{flag} (", help_text)
 
     def test_all_mistakes_together(self) -> None:
-        result = run_server("--backend=tpu", "--weights=int8", "--kv=int8", "--listen=x", "--log_format=xml")
+        result = run_server("--backend=tpu", "--weights=int3", "--kv=f64", "--listen=x", "--log_format=xml")
         self.assertEqual(result.returncode, 2)
-        for part in ("--model is required", "--backend is 'tpu', must be one of auto, cpu, cuda, reference", "this build has no int8 weights",
-                     "this build has no int8 kv", "--listen: 'x'", "--log_format is 'xml'"):
+        for part in ("--model is required", "--backend is 'tpu', must be one of auto, cpu, cuda, reference",
+                     "--weights is 'int3'", "--kv is 'f64'", "--listen: 'x'", "--log_format is 'xml'"):
             self.assertIn(part, result.stderr)
         self.assertNotEqual(run_server("--nonsense=1").returncode, 0)
         self.assertEqual(run_server(f"--model={arguments.model}", "stray").returncode, 2)

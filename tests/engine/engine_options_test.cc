@@ -232,6 +232,11 @@ TEST(EngineOptionsTest, TypesFollowTheCheckpointUnlessChosen) {
   options.weights = "f32";
   options.kv = "bf16";
   EXPECT_EQ(types(options), "f32 bf16");
+  options.weights = "int8";
+  options.kv = "auto";
+  EXPECT_EQ(types(options), "int8 bf16");
+  options.kv = "int8";
+  EXPECT_EQ(types(options), "int8 int8");
 }
 
 TEST(EngineOptionsTest, GenerationConfigSetsTheDefaults) {

@@ -31,6 +31,7 @@ class FaultyBackend final : public Backend {
 
   std::string name() const override { return "faulty " + inner_->name(); }
   int num_threads() const override { return inner_->num_threads(); }
+  bool HasInt8() const override { return inner_->HasInt8(); }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {
     if (MustFail()) return OutOfMemory();

@@ -26,7 +26,9 @@ struct Options {
 absl::Status Run(const Options& options, const std::string& directory) {
   BST_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeBackend(options.backend));
   BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, ReadTokens(directory + "/tokens.json"));
-  DType type = options.weights == "bf16" ? DType::kBF16 : DType::kF32;
+  DType type = options.weights == "int8"   ? DType::kI8
+               : options.weights == "bf16" ? DType::kBF16
+                                           : DType::kF32;
   if (options.weights == "auto") {
     BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(directory));
     type = checkpoint.has_f32_matrices() ? DType::kF32 : DType::kBF16;
@@ -55,8 +57,8 @@ int main(int argc, char** argv) {
   bst::Options options;
   app.add_option("--backend", options.backend, "reference or cpu[:avx2|:avx512[:threads]]")
       ->capture_default_str();
-  app.add_option("--weights", options.weights, "f32, bf16 or auto (as stored)")
-      ->check(CLI::IsMember({"f32", "bf16", "auto"}))
+  app.add_option("--weights", options.weights, "f32, bf16, int8 or auto (as stored)")
+      ->check(CLI::IsMember({"f32", "bf16", "int8", "auto"}))
       ->capture_default_str();
   app.add_option("--split", options.split,
                  "tokens of the prompt; the others are fed one by one (0: all are prompt)");

@@ -19,19 +19,20 @@
 namespace bst {
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const std::string& directory,
-                                                                 Backend& backend, DType type,
-                                                                 int max_step_tokens,
-                                                                 int num_slots) {
+                                                                 Backend& backend, DType weights,
+                                                                 int max_step_tokens, int num_slots,
+                                                                 std::optional<DType> kv) {
   auto runner = std::unique_ptr<ModelRunner>(new ModelRunner());
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(directory));
   runner->config_ = checkpoint.config();
   runner->backend_ = &backend;
-  BST_ASSIGN_OR_RETURN(runner->model_,
-                       Model::Create(checkpoint, backend,
-                                     {.weights = type,
-                                      .kv = type,
-                                      .max_step_tokens = max_step_tokens,
-                                      .max_logit_rows = std::min(max_step_tokens, 256)}));
+  BST_ASSIGN_OR_RETURN(
+      runner->model_,
+      Model::Create(checkpoint, backend,
+                    {.weights = weights,
+                     .kv = kv.value_or(weights == DType::kI8 ? DType::kBF16 : weights),
+                     .max_step_tokens = max_step_tokens,
+                     .max_logit_rows = std::min(max_step_tokens, 256)}));
   BST_ASSIGN_OR_RETURN(runner->pool_,
                        StatePool::Create(backend, runner->model_->state_layout(), num_slots));
   return runner;
@@ -103,6 +104,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
   if (parts.size() > 1) {
     if (parts[1] == "avx2") options.isa = CpuIsa::kAvx2;
     if (parts[1] == "avx512") options.isa = CpuIsa::kAvx512;
+    if (parts[1] == "avx512vnni") options.isa = CpuIsa::kAvx512Vnni;
+    if (parts[1] == "avx512bf16") options.isa = CpuIsa::kAvx512Bf16;
     if (parts[1] == "amx") options.isa = CpuIsa::kAmx;
     options.emulate_amx = parts[1] == "amx-emulated";
     if (!options.isa && !options.emulate_amx)
@@ -138,7 +141,9 @@ std::vector<std::string> CpuBackendNames() {
   const CpuIsa best = DetectCpuIsa();
   if (best >= CpuIsa::kAvx512)
     names.insert(names.end(), {"cpu:avx512:1", "cpu:avx512:3", "cpu:amx-emulated:2"});
-  if (best >= CpuIsa::kAmx) names.push_back("cpu:amx:2");
+  if (Supports(best, CpuIsa::kAvx512Vnni)) names.push_back("cpu:avx512vnni:2");
+  if (Supports(best, CpuIsa::kAvx512Bf16)) names.push_back("cpu:avx512bf16:2");
+  if (Supports(best, CpuIsa::kAmx)) names.push_back("cpu:amx:2");
   return names;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,11 +18,11 @@ namespace bst {
 
 class ModelRunner {
  public:
-  // `backend` outlives the runner. Weights and rings in `type`, for steps of up to max_step_tokens.
-  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(const std::string& directory,
-                                                             Backend& backend, DType type,
-                                                             int max_step_tokens,
-                                                             int num_slots = 1);
+  // `backend` outlives the runner. Steps of up to max_step_tokens; unless `kv` says otherwise,
+  // rings have the type of the weights, BF16 with I8.
+  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(
+      const std::string& directory, Backend& backend, DType weights, int max_step_tokens,
+      int num_slots = 1, std::optional<DType> kv = std::nullopt);
 
   // Logits after every token, [tokens.size(), V], of one document fed in rows of the given lengths
   // (which sum to tokens.size()), one row per step.

@@ -10,10 +10,28 @@ namespace {
 
 KeyValueLayout RingLayout(const AttentionSpec& spec) { return {spec.window, spec.head_dim}; }
 
+size_t ScoreBytes(const AttentionSpec& spec) {
+  return static_cast<size_t>(kMaxQueries * RoundUp(spec.window, kLanes)) * sizeof(float);
+}
+
 template <typename Kv>
 HeadKeyValues<Kv> RingHead(const AttentionSpec& spec, PoolView ring, SlotId slot, int head) {
   const KeyValueLayout layout = RingLayout(spec);
-  return {layout, ring.slot<Kv>(slot) + head * layout.elements()};
+  return {layout,
+          ring.slot<std::byte>(slot) + static_cast<size_t>(head) * layout.HeadBytes(spec.kv_type)};
+}
+
+template <typename Kv>
+void SetKeyValues(const HeadKeyValues<Kv>& current, const HeadKeyValues<Kv>& previous,
+                  AttendTask& task) {
+  task.current_keys = current.keys;
+  task.current_values = current.values;
+  task.current_key_scales = current.key_scales;
+  task.current_value_scales = current.value_scales;
+  task.previous_keys = previous.keys;
+  task.previous_values = previous.values;
+  task.previous_key_scales = previous.key_scales;
+  task.previous_value_scales = previous.value_scales;
 }
 
 }  // namespace
@@ -41,14 +59,12 @@ absl::StatusOr<std::unique_ptr<CpuAttention>> CpuAttention::Pack(
       }
     }
   }
-  const auto scratch = static_cast<size_t>(2 * RingLayout(spec).elements() +
-                                           kMaxQueries * RoundUp(spec.window, kLanes));
-  BST_RETURN_IF_ERROR(context.ReserveScratch(scratch * sizeof(float)));
+  BST_RETURN_IF_ERROR(context.ReserveScratch(ScoreBytes(spec) + 2 * RingLayout(spec).CopyBytes()));
   return attention;
 }
 
 size_t CpuAttention::RingBytes(const AttentionSpec& spec) {
-  return static_cast<size_t>(spec.num_heads * RingLayout(spec).elements()) * SizeOf(spec.kv_type);
+  return static_cast<size_t>(spec.num_heads) * RingLayout(spec).HeadBytes(spec.kv_type);
 }
 
 const float* CpuAttention::bias(int head) const {
@@ -90,6 +106,8 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
   }
   if (spec().kv_type == DType::kBF16) {
     RunTyped<BFloat16>(context, q, k, v, rows, ring, out, segments);
+  } else if (spec().kv_type == DType::kI8) {
+    RunTyped<int8_t>(context, q, k, v, rows, ring, out, segments);
   } else {
     RunTyped<float>(context, q, k, v, rows, ring, out, segments);
   }
@@ -116,8 +134,9 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
     const HeadKeyValues<Kv> head_ring = RingHead<Kv>(spec(), ring, row.slot, head);
     const int64_t column = int64_t{head} * spec().head_dim;
     for (int t = std::max(row.begin, row.end - spec().window); t < row.end; ++t) {
-      head_ring.Write((row.position + (t - row.begin)) % spec().window, k.row<float>(t) + column,
-                      v.row<float>(t) + column);
+      head_ring.template Write<Kv>(context.kernels(),
+                                   (row.position + (t - row.begin)) % spec().window,
+                                   k.row<float>(t) + column, v.row<float>(t) + column);
     }
   });
 }
@@ -142,20 +161,23 @@ void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& se
   if (row.num_tokens() == 1) {
     const float* key = k.row<float>(segment.begin) + column;
     const float* value = v.row<float>(segment.begin) + column;
-    if (spec().include_self) head_ring.Write(segment.offset, key, value);
-    task.current_keys = task.previous_keys = head_ring.keys;
-    task.current_values = task.previous_values = head_ring.values;
-    (sizeof(Kv) == sizeof(float) ? context.kernels().attend_f32
-                                 : context.kernels().attend_bf16)(task);
-    if (!spec().include_self) head_ring.Write(segment.offset, key, value);
+    const auto write = [&] {
+      head_ring.template Write<Kv>(context.kernels(), segment.offset, key, value);
+    };
+    if (spec().include_self) write();
+    SetKeyValues(head_ring, head_ring, task);
+    AttendKernel<Kv>(context.kernels())(task);
+    if (!spec().include_self) write();
     return;
   }
 
-  // Float32 copies of the two blocks, the values rounded as the ring will round them. What precedes
+  // Float32 copies of the two blocks, rounded as the ring will round them. What precedes
   // the row comes from the ring, the rest from the row itself.
-  float* copies = scores + kMaxQueries * RoundUp(spec().window, kLanes);
-  const HeadKeyValues<float> current(RingLayout(spec()), copies);
-  const HeadKeyValues<float> previous(RingLayout(spec()), copies + RingLayout(spec()).elements());
+  std::byte* copies = reinterpret_cast<std::byte*>(scores) + ScoreBytes(spec());
+  const KeyValueLayout layout = RingLayout(spec());
+  constexpr bool kScaled = std::is_same_v<Kv, int8_t>;
+  const HeadKeyValues<float> current(layout, copies, kScaled);
+  const HeadKeyValues<float> previous(layout, copies + layout.CopyBytes(), kScaled);
   const auto fill = [&](const HeadKeyValues<float>& copy, int64_t block, int begin, int end) {
     for (int j = begin; j < end; ++j) {
       const int64_t in_row = block * spec().window + j - row.position;
@@ -164,22 +186,12 @@ void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& se
         continue;
       }
       const int64_t t = row.begin + in_row;
-      copy.Write(j, k.row<float>(t) + column, v.row<float>(t) + column);
-      if constexpr (sizeof(Kv) != sizeof(float)) {
-        float* tile = copy.keys + j / kLanes * spec().head_dim * kLanes + j % kLanes;
-        for (int i = 0; i < spec().head_dim; ++i)
-          tile[i * kLanes] = ToFloat(ToBFloat16(tile[i * kLanes]));
-        float* values = copy.values + j * copy.value_stride;
-        for (int i = 0; i < spec().head_dim; ++i) values[i] = ToFloat(ToBFloat16(values[i]));
-      }
+      copy.Write<Kv>(context.kernels(), j, k.row<float>(t) + column, v.row<float>(t) + column);
     }
   };
   fill(current, segment.block, 0, segment.offset + segment.count);
   if (task.previous_visible) fill(previous, segment.block - 1, segment.offset, spec().window);
-  task.current_keys = current.keys;
-  task.current_values = current.values;
-  task.previous_keys = previous.keys;
-  task.previous_values = previous.values;
+  SetKeyValues(current, previous, task);
   context.kernels().attend_f32(task);
 }
 

@@ -62,6 +62,7 @@ class CpuBackend : public Backend {
                         num_threads() == 1 ? " thread)" : " threads)");
   }
   int num_threads() const override { return threads(); }
+  bool HasInt8() const override { return true; }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return Buffer::Allocate(bytes); }
 
@@ -317,6 +318,13 @@ class CpuBackend : public Backend {
 // have been seen to report instructions that they do not deliver.
 bool AmxComputes() {
   constexpr int kIn = 64, kOut = 32, kRows = 32;
+  std::vector<uint8_t> input_bytes(kRows * kIn);
+  std::vector<int8_t> weight_bytes(kIn * kOut);
+  for (size_t i = 0; i < input_bytes.size(); ++i) input_bytes[i] = static_cast<uint8_t>(i * 11);
+  for (size_t i = 0; i < weight_bytes.size(); ++i) weight_bytes[i] = static_cast<int8_t>(i * 13);
+  const std::vector<QuantizedRow> rows(kRows, {.scale = 1.0f, .zero = 3});
+  const std::vector<float> scales(kOut, 1.0f);
+  const std::vector<int32_t> sums(kOut, 5);
   std::vector<BFloat16> weights(kIn * kOut), inputs(kRows * kIn);
   for (size_t i = 0; i < weights.size(); ++i)
     weights[i] = ToBFloat16(static_cast<float>(i * 7 % 31) - 15.0f);
@@ -333,11 +341,20 @@ bool AmxComputes() {
   task.last_panel = 1;
   task.epilogue = CpuEpilogue::kStore;
   task.scale = 1.0f;
-  task.out = tiles.data();
-  AmxKernels().linear_bf16(task);
-  task.out = emulated.data();
-  EmulatedAmxKernels().linear_bf16(task);
-  return tiles == emulated;  // small integers: exact whatever the order
+  const auto same = [&](void (*linear)(const LinearTask&), void (*emulation)(const LinearTask&)) {
+    task.out = tiles.data();
+    linear(task);
+    task.out = emulated.data();
+    emulation(task);
+    return tiles == emulated;  // small integers: exact whatever the order
+  };
+  if (!same(AmxKernels().linear_bf16, EmulatedAmxKernels().linear_bf16)) return false;
+  task.quantized_x = input_bytes.data();
+  task.quantized_rows = rows.data();
+  task.weights = weight_bytes.data();
+  task.weight_scales = scales.data();
+  task.weight_sums = sums.data();
+  return same(AmxKernels().linear_int8, EmulatedAmxKernels().linear_int8);
 }
 
 int ProcessorsOfThisProcess() {
@@ -357,7 +374,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
   const CpuIsa best = DetectCpuIsa();
   CpuIsa isa = options.isa.value_or(best);
   if (options.emulate_amx) isa = CpuIsa::kAvx512;
-  if (isa == CpuIsa::kNone || isa > best) {
+  if (isa == CpuIsa::kNone || !Supports(best, isa)) {
     return absl::UnimplementedError(absl::StrCat(
         "the cpu backend needs a processor with AVX2 and FMA (asked for ", std::string(Name(isa)),
         ", found ", std::string(Name(best)), "); use the reference backend"));
@@ -368,10 +385,15 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
     switch (isa) {
       case CpuIsa::kAmx:
         if (AmxComputes()) return std::make_unique<CpuBackend>(Name(isa), AmxKernels(), threads);
-        Log(LogLevel::kError, "amx_self_test_failed", {{"fallback", "avx512"}});
+        Log(LogLevel::kError, "amx_self_test_failed", {{"fallback", "avx512vnni"}});
         [[fallthrough]];
+      case CpuIsa::kAvx512Vnni:
+        return std::make_unique<CpuBackend>(Name(CpuIsa::kAvx512Vnni), Avx512VnniKernels(),
+                                            threads);
+      case CpuIsa::kAvx512Bf16:
+        return std::make_unique<CpuBackend>(Name(isa), Avx512Bf16Kernels(), threads);
       case CpuIsa::kAvx512:
-        return std::make_unique<CpuBackend>(Name(CpuIsa::kAvx512), Avx512Kernels(), threads);
+        return std::make_unique<CpuBackend>(Name(isa), Avx512Kernels(), threads);
       default:
         return std::make_unique<CpuBackend>(Name(isa), Avx2Kernels(), threads);
     }

@@ -1,5 +1,5 @@
-// What every operator of the CPU backend works with: kernels, threads and scratch memory per
-// thread.
+// What every operator of the CPU backend works with: kernels, threads and scratch memory, each
+// thread's own and all threads'.
 #pragma once
 
 #include <algorithm>
@@ -30,6 +30,13 @@ class CpuContext {
     }
     return absl::OkStatus();
   }
+  // Likewise of memory that the tasks of one operator share.
+  absl::Status ReserveShared(size_t bytes) {
+    if (shared_.bytes() >= bytes) return absl::OkStatus();
+    BST_ASSIGN_OR_RETURN(shared_, Buffer::Allocate(bytes));
+    return absl::OkStatus();
+  }
+  std::byte* shared() { return static_cast<std::byte*>(shared_.data()); }
   float* scratch(int thread) {
     return static_cast<float*>(scratch_[static_cast<size_t>(thread)].data());
   }
@@ -38,6 +45,7 @@ class CpuContext {
   const CpuKernels& kernels_;
   ThreadPool pool_;
   std::vector<Buffer> scratch_;  // one per thread
+  Buffer shared_;
 };
 
 inline int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }

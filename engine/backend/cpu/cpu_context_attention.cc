@@ -28,13 +28,15 @@ absl::StatusOr<std::unique_ptr<CpuContextAttention>> CpuContextAttention::Pack(
 }
 
 size_t CpuContextAttention::ContextBytes(const ContextSpec& spec) {
-  return static_cast<size_t>(spec.num_heads * Layout(spec).elements()) * SizeOf(spec.kv_type);
+  return static_cast<size_t>(spec.num_heads) * Layout(spec).HeadBytes(spec.kv_type);
 }
 
 void CpuContextAttention::Store(CpuContext& context, TensorView k, TensorView v,
                                 absl::Span<const ContextRows> rows, PoolView contexts) const {
   if (spec().kv_type == DType::kBF16) {
     StoreTyped<BFloat16>(context, k, v, rows, contexts);
+  } else if (spec().kv_type == DType::kI8) {
+    StoreTyped<int8_t>(context, k, v, rows, contexts);
   } else {
     StoreTyped<float>(context, k, v, rows, contexts);
   }
@@ -45,15 +47,17 @@ void CpuContextAttention::StoreTyped(CpuContext& context, TensorView k, TensorVi
                                      absl::Span<const ContextRows> rows, PoolView contexts) const {
   const int heads = spec().num_heads;
   const KeyValueLayout layout = Layout(spec());
+  const size_t head_bytes = layout.HeadBytes(spec().kv_type);
   const auto store = [&](int index, int) {
     const ContextRows& part = rows[static_cast<size_t>(index / heads)];
     BST_DCHECK(part.first_row + part.end - part.begin <= spec().capacity);
     const int head = index % heads;
     const int64_t column = int64_t{head} * spec().head_dim;
-    const HeadKeyValues<Kv> to(layout, contexts.slot<Kv>(part.slot) + head * layout.elements());
+    const HeadKeyValues<Kv> to(
+        layout, contexts.slot<std::byte>(part.slot) + static_cast<size_t>(head) * head_bytes);
     for (int i = part.begin; i < part.end; ++i) {
-      to.Write(part.first_row + (i - part.begin), k.row<float>(i) + column,
-               v.row<float>(i) + column);
+      to.template Write<Kv>(context.kernels(), part.first_row + (i - part.begin),
+                            k.row<float>(i) + column, v.row<float>(i) + column);
     }
   };
   const int tasks = static_cast<int>(rows.size()) * heads;
@@ -72,6 +76,8 @@ void CpuContextAttention::Attend(CpuContext& context, TensorView q,
   BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
   if (spec().kv_type == DType::kBF16) {
     AttendTyped<BFloat16>(context, q, uses, out);
+  } else if (spec().kv_type == DType::kI8) {
+    AttendTyped<int8_t>(context, q, uses, out);
   } else {
     AttendTyped<float>(context, q, uses, out);
   }
@@ -82,15 +88,19 @@ void CpuContextAttention::AttendTyped(CpuContext& context, TensorView q,
                                       absl::Span<const ContextUse> uses, TensorView out) const {
   const int heads = spec().num_heads;
   const KeyValueLayout layout = Layout(spec());
+  const size_t head_bytes = layout.HeadBytes(spec().kv_type);
   const auto attend = [&](int index, int thread) {
     const ContextUse& use = uses[static_cast<size_t>(index / heads)];
     BST_DCHECK(1 <= use.num_rows && use.num_rows <= spec().capacity);
     const int head = index % heads;
     const int64_t column = int64_t{head} * spec().head_dim;
-    const Kv* base = reinterpret_cast<const Kv*>(use.context) + head * layout.elements();
+    const HeadKeyValues<Kv> stored(
+        layout, const_cast<std::byte*>(use.context) + static_cast<size_t>(head) * head_bytes);
     AttendTask task = {};
-    task.current_keys = task.previous_keys = base;
-    task.current_values = task.previous_values = base + layout.KeyElements();
+    task.current_keys = task.previous_keys = stored.keys;
+    task.current_values = task.previous_values = stored.values;
+    task.current_key_scales = stored.key_scales;
+    task.current_value_scales = stored.value_scales;
     task.previous_visible = false;
     task.q = q.row<float>(use.begin) + column;
     task.q_stride = q.row_stride();
@@ -103,8 +113,7 @@ void CpuContextAttention::AttendTyped(CpuContext& context, TensorView q,
     task.value_stride = layout.value_stride();
     task.scale = static_cast<const float*>(scale_.data())[head];
     task.scores = context.scratch(thread);
-    (sizeof(Kv) == sizeof(float) ? context.kernels().attend_f32
-                                 : context.kernels().attend_bf16)(task);
+    AttendKernel<Kv>(context.kernels())(task);
   };
   context.pool().Run(static_cast<int>(uses.size()) * heads, attend);
 }

@@ -20,14 +20,27 @@ class CpuLinear : public LinearWeights {
   // See Backend::Linear.
   void Run(CpuContext& context, TensorView x, const LinearOptions& options, TensorView out) const;
 
-  size_t bytes() const override { return packed_.bytes(); }
+  size_t bytes() const override { return packed_.bytes() + channels_.bytes(); }
 
  private:
-  CpuLinear(int in, int out, DType type) : LinearWeights(in, out), type_(type) {}
+  // What the kernels take for inputs.
+  enum class Inputs { kAsTheyAre, kRounded, kBf16, kInt8 };
+
+  CpuLinear(int in, int out, DType type, bool packs_bf16);
   int num_panels() const { return (out_features() + kPanelOutputs - 1) / kPanelOutputs; }
+  void PackOutput(int64_t output, absl::Span<const float> row);
+  // Inputs of up to a block of rows, into the context's shared memory: QuantizedRow [rows], then
+  // the rows.
+  void PrepareInputs(CpuContext& context, TensorView x) const;
+  void RunBlock(CpuContext& context, TensorView x, const LinearOptions& options,
+                TensorView out) const;
 
   DType type_;
+  Inputs inputs_;
+  int64_t padded_in_;      // of the weights, and of inputs other than float32
+  int64_t row_bytes_ = 0;  // of prepared inputs
   Buffer packed_;
+  Buffer channels_;  // INT8: scales [panels * 32], then the sums of each output's weights
 };
 
 }  // namespace bst

@@ -5,8 +5,10 @@
 //
 //   linear F32    [panels][K][32]           panel p holds outputs 32 p .. 32 p + 31
 //   linear BF16   [panels][K / 2][32][2]    pairs along K, K padded with zeros to a multiple of 32
+//   linear INT8   [panels][K / 4][32][4]    groups of four along K, K padded with zeros to 64s
 //   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
-//                 indices 16 j .. 16 j + 15
+//                 indices 16 j .. 16 j + 15; INT8: then float32 scales of keys and of values, each
+//                 [tiles][16]
 //   ssm           [groups] x { d [16], modes [M][4][16] }: re, im of E and 2 B C (cpu_ssm.h) of the
 //                 group's sixteen features; state [groups][M][2][16]: re, im
 //   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and 2
@@ -14,8 +16,8 @@
 //                 (cpu_dplr.h); state as ssm
 //
 // Batch law: each output element is one fixed sequence of operations, whatever the number of rows:
-// a linear layer adds along K one by one; a score adds along dh one by one; attention adds values
-// in ring order.
+// a linear layer adds along K in one order (INT8: exactly, in any); a score adds along dh one by
+// one; attention adds values in ring order.
 //
 // Threads   Pure functions over the memory they are given.
 #pragma once
@@ -23,6 +25,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "engine/backend/int8.h"
 #include "engine/tensor/dtype.h"
 
 namespace bst {
@@ -36,11 +39,15 @@ enum class CpuEpilogue { kStore, kRelu, kGelu, kAdd };
 struct LinearTask {
   const float* x;  // [rows][x_stride]; for BF16 weights already rounded to BF16
   int64_t x_stride;
-  const BFloat16* packed_x;  // instead of x where linear_bf16_takes_packed_inputs: [rows up to a
-                             // multiple of 32][K padded as the weights, the padding finite]
-  const void* weights;       // packed, from panel 0 on
-  int in_features;           // K
-  int out_features;          // of the whole layer
+  const BFloat16* packed_x;    // instead of x where linear_bf16_takes_packed_inputs: [rows up to a
+                               // multiple of 32][K padded as the weights, the padding finite]
+  const uint8_t* quantized_x;  // INT8 (int8.h): [rows up to a multiple of 32][K padded]
+  const QuantizedRow* quantized_rows;  // of each row
+  const void* weights;                 // packed, from panel 0 on
+  const float* weight_scales;          // INT8: [panels * 32]
+  const int32_t* weight_sums;          // INT8: [panels * 32] sums of an output's weights
+  int in_features;                     // K
+  int out_features;                    // of the whole layer
   float* out;
   int64_t out_stride;
   int num_rows;
@@ -57,6 +64,12 @@ struct AttendTask {
   const void* current_values;  // [W][value_stride]
   const void* previous_keys;
   const void* previous_values;
+  // INT8 (also of a float32 copy of it): what the keys' scores and the values' weights are
+  // multiplied with; nullptr otherwise.
+  const float* current_key_scales;
+  const float* current_value_scales;
+  const float* previous_key_scales;
+  const float* previous_value_scales;
   bool previous_visible;  // false: scope block, or nothing before the document
   const float* q;         // [num_queries][q_stride]
   int64_t q_stride;
@@ -139,14 +152,23 @@ struct ConvolveEndsTask {
 
 // K of the packed BF16 layouts.
 inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
+// K of the packed INT8 layouts.
+inline int64_t RoundUpInt8Inputs(int64_t k) { return (k + 63) / 64 * 64; }
 
 struct CpuKernels {
   void (*linear_f32)(const LinearTask& task);
   void (*linear_bf16)(const LinearTask& task);
-  bool linear_bf16_takes_packed_inputs;  // AMX: inputs as BF16, not as rounded float32
+  bool linear_bf16_takes_packed_inputs;  // inputs as BF16, not as rounded float32
+  void (*linear_int8)(const LinearTask& task);
   void (*round_to_bf16)(const float* in, float* out, int64_t n);
-  void (*attend_f32)(const AttendTask& task);   // keys and values in float32
-  void (*attend_bf16)(const AttendTask& task);  // in BF16
+  void (*pack_bf16)(const float* in, BFloat16* out, int64_t n);
+  QuantizedRow (*quantize_inputs)(const float* x, int n, uint8_t* q);  // int8.h
+  void (*attend_f32)(const AttendTask& task);                          // keys and values in float32
+  void (*attend_bf16)(const AttendTask& task);                         // in BF16
+  void (*attend_int8)(const AttendTask& task);                         // in INT8
+  // QuantizeSymmetric of int8.h; the second stores the integers as float32.
+  float (*quantize_symmetric)(const float* x, int n, int8_t* q, int64_t stride);
+  float (*quantize_symmetric_as_floats)(const float* x, int n, float* q, int64_t stride);
   void (*ssm)(const RecurrenceTask& task);
   void (*dplr)(const RecurrenceTask& task);
   void (*scan)(const ScanTask& task);
@@ -173,9 +195,16 @@ struct CpuKernels {
   double (*log_sum_exp)(const float* x, int n);
 };
 
+// INT8 linear layers without byte dot products: also the AVX-512 kernels' before VNNI.
+void LinearInt8Avx2(const LinearTask& task);
+
 const CpuKernels& Avx2Kernels();
 const CpuKernels& Avx512Kernels();
-// Those of AVX-512, the BF16 linear layers on AMX tiles.
+// Those of AVX-512, the INT8 linear layers on byte dot products (VNNI).
+const CpuKernels& Avx512VnniKernels();
+// Those besides, the BF16 linear layers on BF16 dot products.
+const CpuKernels& Avx512Bf16Kernels();
+// Those of AVX-512, the BF16 and INT8 linear layers on AMX tiles.
 const CpuKernels& AmxKernels();
 // The same with the tiles emulated: slow, for tests on machines without AMX.
 const CpuKernels& EmulatedAmxKernels();

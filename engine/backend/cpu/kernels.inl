@@ -160,6 +160,61 @@ void RoundToBFloat16Kernel(const float* in, float* out, int64_t n) {
   }
 }
 
+void PackBFloat16Kernel(const float* in, BFloat16* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) StoreBFloat16(out + i, Load(in + i));
+  for (; i < n; ++i) out[i] = ToBFloat16(in[i]);
+}
+
+// QuantizeInputs of int8.h, bit for bit: minimum and maximum do not depend on an order.
+QuantizedRow QuantizeInputsKernel(const float* x, int n, uint8_t* q) {
+  V16 low = Zero(), high = Zero(), poison = Zero();
+  for (int i = 0; i < n; i += kLanes) {
+    const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
+    low = Min(v, low);
+    high = Max(v, high);
+    poison = Fma(v, Zero(), poison);
+  }
+  const float least = 0.0f - ReduceMax(Zero() - low), most = ReduceMax(high);
+  const float scale = (most - least) / 255.0f, inverse = Int8Reciprocal(scale);
+  const V16 limit = Set1(255.0f);
+  const V16 zero = Min(Round(Set1(0.0f - least) * Set1(inverse)), limit);
+  for (int i = 0; i < n; i += kLanes) {
+    const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
+    const V16 rounded = Min(Max(Round(v * Set1(inverse)) + zero, Zero()), limit);
+    if (i + kLanes <= n) {
+      StoreBytes(q + i, rounded);
+    } else {
+      uint8_t last[kLanes];
+      StoreBytes(last, rounded);
+      std::memcpy(q + i, last, static_cast<size_t>(n - i));
+    }
+  }
+  const float zero_byte = ReduceMax(Max(zero, Zero()));
+  return {.scale = scale + ReduceAdd(poison), .zero = static_cast<int32_t>(zero_byte)};
+}
+
+// QuantizeSymmetric of int8.h, bit for bit.
+template <typename Out>
+float QuantizeSymmetricKernel(const float* x, int n, Out* q, int64_t stride) {
+  V16 largest = Zero(), poison = Zero();
+  for (int i = 0; i < n; i += kLanes) {
+    const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
+    largest = Max(Abs(v), largest);
+    poison = Fma(v, Zero(), poison);
+  }
+  const float scale = ReduceMax(largest) / 127.0f;
+  const V16 inverse = Set1(Int8Reciprocal(scale));
+  for (int i = 0; i < n; i += kLanes) {
+    const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
+    float rounded[kLanes];
+    Store(rounded, Min(Max(Round(v * inverse), Set1(-127.0f)), Set1(127.0f)));
+    for (int lane = 0; lane < std::min(kLanes, n - i); ++lane)
+      q[(i + lane) * stride] = static_cast<Out>(rounded[lane]);
+  }
+  return scale + ReduceAdd(poison);
+}
+
 // ---------------------------------------------------------------- attention
 
 // Which ring indices the query at offset i finds in its own block: [0, CurrentEnd).
@@ -190,6 +245,24 @@ inline void QueryDots(const AttendTask& task, const Kv* keys, int query, V16* do
     const V16 a = Set1(q[i]);
     for (int c = 0; c < Tiles; ++c)
       dots[c] = Fma(a, Load(keys + c * tile_size + i * kLanes), dots[c]);
+  }
+}
+
+// What the integers of INT8 keys lack.
+inline V16 ScaleDots(V16 dots, const float* scales, int first_index) {
+  return scales == nullptr ? dots : dots * Load(scales + first_index);
+}
+
+// Likewise of INT8 values: their scales go into one query's weights, [0, visible) of them, of which
+// [0, own) meet values of its own block.
+inline void ScaleWeights(const AttendTask& task, float* weights, int own, int visible) {
+  if (task.current_value_scales == nullptr) return;
+  for (int j = 0; j < visible; j += kLanes) {
+    const int n = std::clamp(own - j, 0, kLanes);
+    V16 scales = n > 0 ? Load(task.current_value_scales + j) : Zero();
+    if (n < kLanes && task.previous_visible)
+      scales = SelectFirst(n, scales, Load(task.previous_value_scales + j));
+    Store(weights + j, Load(weights + j) * scales);
   }
 }
 
@@ -300,8 +373,9 @@ inline void AttendQueries(const AttendTask& task, int query) {
       V16 dots[kTiles];
       QueryDots<Kv, kTiles>(task, current + j / kLanes * tile_size, query, dots);
       for (int c = 0; c < kTiles; ++c) {
-        Store(task.scores + query * padded + j + c * kLanes,
-              TileScore(task, dots[c], j + c * kLanes, offset));
+        const int first = j + c * kLanes;
+        Store(task.scores + query * padded + first,
+              TileScore(task, ScaleDots(dots[c], task.current_key_scales, first), first, offset));
       }
       j += kTiles * kLanes;
     }
@@ -309,16 +383,22 @@ inline void AttendQueries(const AttendTask& task, int query) {
   for (; j < visible_end; j += kLanes) {
     const int64_t tile = j / kLanes * tile_size;
     V16 dots[Queries];
+    // A tile is the own block's, the previous one's, or holds the borders between the two.
     if (j + kLanes <= low || current == previous) {
       TileDots<Kv, Queries>(task, current + tile, query, dots);
+      for (int r = 0; r < Queries; ++r) dots[r] = ScaleDots(dots[r], task.current_key_scales, j);
     } else if (j >= high) {
       TileDots<Kv, Queries>(task, previous + tile, query, dots);
+      for (int r = 0; r < Queries; ++r) dots[r] = ScaleDots(dots[r], task.previous_key_scales, j);
     } else {
       V16 before[Queries];
       TileDots<Kv, Queries>(task, current + tile, query, dots);
       TileDots<Kv, Queries>(task, previous + tile, query, before);
-      for (int r = 0; r < Queries; ++r)
-        dots[r] = SelectFirst(std::clamp(low + r * step - j, 0, kLanes), dots[r], before[r]);
+      for (int r = 0; r < Queries; ++r) {
+        dots[r] = SelectFirst(std::clamp(low + r * step - j, 0, kLanes),
+                              ScaleDots(dots[r], task.current_key_scales, j),
+                              ScaleDots(before[r], task.previous_key_scales, j));
+      }
     }
     for (int r = 0; r < Queries; ++r) {
       Store(task.scores + (query + r) * padded + j, TileScore(task, dots[r], j, offset + r));
@@ -326,8 +406,10 @@ inline void AttendQueries(const AttendTask& task, int query) {
   }
   float normalizer[Queries];
   for (int r = 0; r < Queries; ++r) {
-    normalizer[r] = SoftmaxWeights(task, task.scores + (query + r) * padded,
-                                   task.previous_visible ? task.window : low + r * step);
+    float* weights = task.scores + (query + r) * padded;
+    const int own = low + r * step, visible = task.previous_visible ? task.window : own;
+    normalizer[r] = SoftmaxWeights(task, weights, visible);
+    ScaleWeights(task, weights, own, visible);
   }
   int column = 0;
   // Values are padded to whole vectors; only the stores are ragged.
@@ -446,13 +528,19 @@ double LogSumExpKernel(const float* x, int n) {
   return static_cast<double>(top) + std::log(sum);
 }
 
-constexpr CpuKernels MakeKernels() {
+constexpr CpuKernels MakeKernels(void (*linear_int8)(const LinearTask&)) {
   return {.linear_f32 = LinearKernel<float>,
           .linear_bf16 = LinearKernel<BFloat16>,
           .linear_bf16_takes_packed_inputs = false,
+          .linear_int8 = linear_int8,
           .round_to_bf16 = RoundToBFloat16Kernel,
+          .pack_bf16 = PackBFloat16Kernel,
+          .quantize_inputs = QuantizeInputsKernel,
           .attend_f32 = AttendKernel<float>,
           .attend_bf16 = AttendKernel<BFloat16>,
+          .attend_int8 = AttendKernel<int8_t>,
+          .quantize_symmetric = QuantizeSymmetricKernel<int8_t>,
+          .quantize_symmetric_as_floats = QuantizeSymmetricKernel<float>,
           .ssm = SsmKernel,
           .dplr = DplrKernel,
           .scan = ScanKernel,

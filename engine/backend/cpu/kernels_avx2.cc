@@ -32,12 +32,17 @@ constexpr int kTileFilters = 2;
 #include "engine/backend/cpu/recurrences.inl"
 #include "engine/backend/cpu/convolution.inl"
 #include "engine/backend/cpu/kernels.inl"
+#include "engine/backend/cpu/linear_formats.inl"
+#include "engine/backend/cpu/dots_avx2.inl"
+#include "engine/backend/cpu/linear_dots.inl"
 // clang-format on
 
 }  // namespace
 
+void LinearInt8Avx2(const LinearTask& task) { LinearDotsKernel<Int8DotAvx2>(task); }
+
 const CpuKernels& Avx2Kernels() {
-  static constexpr CpuKernels kernels = MakeKernels();
+  static constexpr CpuKernels kernels = MakeKernels(LinearInt8Avx2);
   return kernels;
 }
 

@@ -1,5 +1,6 @@
-// The kernels compiled for AVX-512, and with AMX tiles for BF16 linear layers. (The compiler emits
-// no tile instruction of its own, so naming AMX here costs the AVX-512 kernels nothing.)
+// The kernels compiled for AVX-512, and with dot products or AMX tiles for linear layers. (The
+// compiler emits no tile instruction of its own, so naming AMX here costs the AVX-512 kernels
+// nothing; dot products have a region of their own.)
 //
 // Standard headers come before the target region: a function they define must not be compiled for
 // this instruction set, lest the linker keeps that copy for all.
@@ -12,7 +13,7 @@
 #include "engine/backend/cpu/kernels.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-bf16")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-bf16,amx-int8")
 
 namespace bst {
 namespace {
@@ -34,23 +35,47 @@ constexpr int kTileFilters = 4;
 #include "engine/backend/cpu/recurrences.inl"
 #include "engine/backend/cpu/convolution.inl"
 #include "engine/backend/cpu/kernels.inl"
+#include "engine/backend/cpu/linear_formats.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
+#pragma GCC push_options
+#pragma GCC target("avx512vnni,avx512bf16")
+#include "engine/backend/cpu/dots_avx512.inl"
+#include "engine/backend/cpu/linear_dots.inl"
+
+void LinearInt8Vnni(const LinearTask& task) { LinearDotsKernel<Int8DotVnni>(task); }
+void LinearBf16Dots(const LinearTask& task) { LinearDotsKernel<Bf16Dot>(task); }
+#pragma GCC pop_options
 // clang-format on
 
 }  // namespace
 
 const CpuKernels& Avx512Kernels() {
-  static constexpr CpuKernels kernels = MakeKernels();
+  static constexpr CpuKernels kernels = MakeKernels(LinearInt8Avx2);
+  return kernels;
+}
+
+const CpuKernels& Avx512VnniKernels() {
+  static constexpr CpuKernels kernels = MakeKernels(LinearInt8Vnni);
+  return kernels;
+}
+
+const CpuKernels& Avx512Bf16Kernels() {
+  static constexpr CpuKernels kernels = [] {
+    CpuKernels with_dots = MakeKernels(LinearInt8Vnni);
+    with_dots.linear_bf16 = LinearBf16Dots;
+    with_dots.linear_bf16_takes_packed_inputs = true;
+    return with_dots;
+  }();
   return kernels;
 }
 
 const CpuKernels& AmxKernels() {
-  static constexpr CpuKernels kernels = MakeTileKernels(LinearTilesKernel<HardwareTiles>);
+  static constexpr CpuKernels kernels = MakeTileKernels<HardwareTiles>();
   return kernels;
 }
 
 const CpuKernels& EmulatedAmxKernels() {
-  static constexpr CpuKernels kernels = MakeTileKernels(LinearTilesKernel<EmulatedTiles>);
+  static constexpr CpuKernels kernels = MakeTileKernels<EmulatedTiles>();
   return kernels;
 }
 

@@ -1,14 +1,14 @@
-// BF16 linear layers on AMX tiles. Included by kernels_avx512.cc after kernels.inl.
+// BF16 and INT8 linear layers on AMX tiles. Included by kernels_avx512.cc after linear_formats.inl.
 //
 // The kernel is written over a `Tiles` type: the processor's eight tile registers, or plain arrays
 // that do the same, so that every machine can test it. A tile is 16 rows of 64 bytes: 16 x 32 BF16
-// inputs, 16 k-pairs x 16 outputs of weights (a panel's own layout), or 16 x 16 float32 sums.
+// or 16 x 64 INT8 inputs, 16 groups of two or four k x 16 outputs of weights (a panel's own
+// layout), or 16 x 16 float32 or int32 sums.
 //
 // Batch law: a row of sums depends on its own row of inputs; along K the order is the tile's,
-// always 32 at a time from the start.
+// always one tile at a time from the start.
 
 constexpr int kTileRows = 16;
-constexpr int kTileInputs = 32;
 
 // The instruction set's registers. One thread configures them for the length of a kernel.
 class HardwareTiles {
@@ -37,19 +37,26 @@ class HardwareTiles {
     if constexpr (T == 3) _tile_zero(3);
   }
   template <int T>
-  void Load(const BFloat16* from, int64_t stride_bytes) {
+  void Load(const char* from, int64_t stride_bytes) {
     if constexpr (T == 4) _tile_loadd(4, from, stride_bytes);
     if constexpr (T == 5) _tile_loadd(5, from, stride_bytes);
     if constexpr (T == 6) _tile_loadd(6, from, stride_bytes);
     if constexpr (T == 7) _tile_loadd(7, from, stride_bytes);
   }
-  template <int Sum, int Inputs, int Weights>
+  // Tiles 4 and 5 hold inputs, 6 and 7 weights.
+  template <int Sum>
   void MultiplyAdd() {
     if constexpr (Sum == 0) _tile_dpbf16ps(0, 4, 6);
     if constexpr (Sum == 1) _tile_dpbf16ps(1, 4, 7);
     if constexpr (Sum == 2) _tile_dpbf16ps(2, 5, 6);
     if constexpr (Sum == 3) _tile_dpbf16ps(3, 5, 7);
-    static_assert(Inputs == 4 + Sum / 2 && Weights == 6 + Sum % 2);
+  }
+  template <int Sum>
+  void MultiplyAddBytes() {
+    if constexpr (Sum == 0) _tile_dpbusd(0, 4, 6);
+    if constexpr (Sum == 1) _tile_dpbusd(1, 4, 7);
+    if constexpr (Sum == 2) _tile_dpbusd(2, 5, 6);
+    if constexpr (Sum == 3) _tile_dpbusd(3, 5, 7);
   }
   template <int T>
   void Store(float* to) {
@@ -80,19 +87,19 @@ class EmulatedTiles {
     std::memset(tiles_[T], 0, sizeof(tiles_[T]));
   }
   template <int T>
-  void Load(const BFloat16* from, int64_t stride_bytes) {
-    for (int r = 0; r < kTileRows; ++r)
-      std::memcpy(tiles_[T][r], reinterpret_cast<const char*>(from) + r * stride_bytes, 64);
+  void Load(const char* from, int64_t stride_bytes) {
+    for (int r = 0; r < kTileRows; ++r) std::memcpy(tiles_[T][r], from + r * stride_bytes, 64);
   }
-  template <int Sum, int Inputs, int Weights>
+  template <int Sum>
   void MultiplyAdd() {
+    constexpr int kInputs = 4 + Sum / 2, kWeights = 6 + Sum % 2;
     V16Pair inputs[kTileRows], sums[kTileRows];
     for (int m = 0; m < kTileRows; ++m) {
-      inputs[m] = Pairs(Inputs, m);
+      inputs[m] = Pairs(kInputs, m);
       sums[m] = {bst::Zero(), bst::Zero()};
     }
     for (int k = 0; k < kTileRows; ++k) {
-      const V16Pair weights = Pairs(Weights, k);
+      const V16Pair weights = Pairs(kWeights, k);
       const __m512i lane = _mm512_set1_epi32(k);
       for (int m = 0; m < kTileRows; ++m) {
         const V16 even = {_mm512_permutexvar_ps(lane, inputs[m].low.v)};
@@ -103,6 +110,23 @@ class EmulatedTiles {
     for (int m = 0; m < kTileRows; ++m) {
       float* const row = reinterpret_cast<float*>(tiles_[Sum][m]);
       bst::Store(row, bst::Load(row) + (sums[m].low + sums[m].high));
+    }
+  }
+  template <int Sum>
+  void MultiplyAddBytes() {
+    for (int m = 0; m < kTileRows; ++m) {
+      for (int n = 0; n < kLanes; ++n) {
+        uint32_t sum;
+        std::memcpy(&sum, tiles_[Sum][m] + 4 * n, 4);
+        for (int k = 0; k < kTileRows; ++k) {
+          for (int i = 0; i < 4; ++i) {
+            const int x = static_cast<uint8_t>(tiles_[4 + Sum / 2][m][4 * k + i]);
+            const int w = static_cast<int8_t>(tiles_[6 + Sum % 2][k][4 * n + i]);
+            sum += static_cast<uint32_t>(x * w);
+          }
+        }
+        std::memcpy(tiles_[Sum][m] + 4 * n, &sum, 4);
+      }
     }
   }
   template <int T>
@@ -117,35 +141,52 @@ class EmulatedTiles {
   alignas(64) char tiles_[8][kTileRows][64];
 };
 
+// A tile of products and what becomes of a vector of sums, for each type of weights.
+struct Bf16Tiles : Bf16Rows {
+  template <int Sum, typename Tiles>
+  static void MultiplyAdd(Tiles& tiles) {
+    tiles.template MultiplyAdd<Sum>();
+  }
+  static V16 Finish(const LinearTask&, int, int, const float* sums) { return Load(sums); }
+};
+struct Int8Tiles : Int8Rows {
+  template <int Sum, typename Tiles>
+  static void MultiplyAdd(Tiles& tiles) {
+    tiles.template MultiplyAddBytes<Sum>();
+  }
+  static V16 Finish(const LinearTask& task, int row, int first, const float* sums) {
+    return Dequantize(task, row, first, LoadInts(reinterpret_cast<const int32_t*>(sums)));
+  }
+};
+
 // Rows [row, row + 16 * RowTiles) of one panel; rows past num_rows are computed from whatever the
 // caller's padding holds and not stored.
-template <int RowTiles, typename Tiles>
+template <typename Format, int RowTiles, typename Tiles>
 inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int panel) {
-  const int64_t padded_in = RoundUpInputs(task.in_features);
-  const BFloat16* w =
-      static_cast<const BFloat16*>(task.weights) + panel * padded_in * kPanelOutputs;
-  const BFloat16* x = task.packed_x + row * padded_in;
-  const int64_t x_stride = padded_in * 2;
-  constexpr int64_t kWeightStride = kPanelOutputs * 2 * 2;  // bytes from one pair of k to the next
+  const int64_t row_bytes = Format::RowBytes(task);
+  // 64 bytes of a row meet sixteen groups of four bytes of each of the panel's outputs.
+  constexpr int64_t kWeightStride = 4 * kPanelOutputs;
+  const char* w = static_cast<const char*>(task.weights) + panel * (row_bytes / 4 * kWeightStride);
+  const char* x = Format::Row(task, row);
   tiles.template Zero<0>();
   tiles.template Zero<1>();
   if constexpr (RowTiles == 2) {
     tiles.template Zero<2>();
     tiles.template Zero<3>();
   }
-  for (int64_t k = 0; k < padded_in; k += kTileInputs) {
+  for (int64_t k = 0; k < row_bytes; k += 64) {
     tiles.template Load<6>(w + k * kPanelOutputs, kWeightStride);
-    tiles.template Load<7>(w + k * kPanelOutputs + 2 * kLanes, kWeightStride);
-    tiles.template Load<4>(x + k, x_stride);
-    tiles.template MultiplyAdd<0, 4, 6>();
-    tiles.template MultiplyAdd<1, 4, 7>();
+    tiles.template Load<7>(w + k * kPanelOutputs + kWeightStride / 2, kWeightStride);
+    tiles.template Load<4>(x + k, row_bytes);
+    Format::template MultiplyAdd<0>(tiles);
+    Format::template MultiplyAdd<1>(tiles);
     if constexpr (RowTiles == 2) {
-      tiles.template Load<5>(x + kTileRows * padded_in + k, x_stride);
-      tiles.template MultiplyAdd<2, 5, 6>();
-      tiles.template MultiplyAdd<3, 5, 7>();
+      tiles.template Load<5>(x + kTileRows * row_bytes + k, row_bytes);
+      Format::template MultiplyAdd<2>(tiles);
+      Format::template MultiplyAdd<3>(tiles);
     }
   }
-  alignas(64) float sums[2 * RowTiles][kTileRows][kLanes];
+  alignas(64) float sums[2 * RowTiles][kTileRows][kLanes];  // or int32
   tiles.template Store<0>(&sums[0][0][0]);
   tiles.template Store<1>(&sums[1][0][0]);
   if constexpr (RowTiles == 2) {
@@ -157,26 +198,28 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
     const int n = std::min(kLanes, task.out_features - first);
     if (n <= 0) break;
     for (int r = 0; r < RowTiles * kTileRows && row + r < task.num_rows; ++r) {
-      StoreOutputs(task, task.out + (row + r) * task.out_stride + first,
-                   Load(sums[r / kTileRows * 2 + half][r % kTileRows]), n);
+      StoreOutputs(
+          task, task.out + (row + r) * task.out_stride + first,
+          Format::Finish(task, row + r, first, sums[r / kTileRows * 2 + half][r % kTileRows]), n);
     }
   }
 }
 
-template <typename Tiles>
+template <typename Format, typename Tiles>
 void LinearTilesKernel(const LinearTask& task) {
   Tiles tiles;
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
     int row = 0;
     for (; row + kTileRows < task.num_rows; row += 2 * kTileRows)
-      LinearTileBlock<2>(tiles, task, row, panel);
-    if (row < task.num_rows) LinearTileBlock<1>(tiles, task, row, panel);
+      LinearTileBlock<Format, 2>(tiles, task, row, panel);
+    if (row < task.num_rows) LinearTileBlock<Format, 1>(tiles, task, row, panel);
   }
 }
 
-constexpr CpuKernels MakeTileKernels(void (*linear)(const LinearTask&)) {
-  CpuKernels kernels = MakeKernels();
-  kernels.linear_bf16 = linear;
+template <typename Tiles>
+constexpr CpuKernels MakeTileKernels() {
+  CpuKernels kernels = MakeKernels(LinearTilesKernel<Int8Tiles, Tiles>);
+  kernels.linear_bf16 = LinearTilesKernel<Bf16Tiles, Tiles>;
   kernels.linear_bf16_takes_packed_inputs = true;
   return kernels;
 }

@@ -13,6 +13,11 @@ inline __m256 WidenBFloat16(const BFloat16* p) {
       _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
 inline V16 Load(const BFloat16* p) { return {WidenBFloat16(p), WidenBFloat16(p + 8)}; }
+inline V16 Load(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
 // Lanes [0, n) of a half: all ones.
 inline __m256i FirstLanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -87,6 +92,38 @@ inline __m256 RoundHalfToBFloat16(__m256 a) {
 }
 // To the nearest BF16, as float32.
 inline V16 RoundToBFloat16(V16 a) { return {RoundHalfToBFloat16(a.lo), RoundHalfToBFloat16(a.hi)}; }
+// To the nearest BF16, as the bits of one.
+inline void StoreBFloat16(BFloat16* p, V16 a) {
+  const V16 rounded = RoundToBFloat16(a);
+  const __m256i packed =
+      _mm256_packus_epi32(_mm256_srli_epi32(_mm256_castps_si256(rounded.lo), 16),
+                          _mm256_srli_epi32(_mm256_castps_si256(rounded.hi), 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_permute4x64_epi64(packed, 0b11'01'10'00));
+}
+// Integral lanes in 0 .. 255, as bytes.
+inline void StoreBytes(uint8_t* p, V16 a) {
+  const __m256i halves = _mm256_permute4x64_epi64(
+      _mm256_packus_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)), 0b11'01'10'00);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
+}
+// Sixteen int32 lanes.
+struct V16Int {
+  __m256i lo, hi;
+};
+inline V16Int LoadInts(const int32_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
+}
+inline V16 ToFloats(V16Int a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+// c - a b
+inline V16Int SubtractProduct(V16Int c, int32_t a, V16Int b) {
+  const __m256i x = _mm256_set1_epi32(a);
+  return {_mm256_sub_epi32(c.lo, _mm256_mullo_epi32(x, b.lo)),
+          _mm256_sub_epi32(c.hi, _mm256_mullo_epi32(x, b.hi))};
+}
 // Sixteen 32-bit lanes of two BF16: the low one of each lane, and the high one.
 struct V16Pair {
   V16 low, high;

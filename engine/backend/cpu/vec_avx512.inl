@@ -11,6 +11,10 @@ inline V16 Load(const BFloat16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(
       _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
 }
+inline V16 Load(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 // The first n lanes, the rest zero. 0 <= n <= 16.
 inline __mmask16 FirstLanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 inline V16 LoadPartial(const float* p, int n) { return {_mm512_maskz_loadu_ps(FirstLanes(n), p)}; }
@@ -49,6 +53,26 @@ inline V16 RoundToBFloat16(V16 a) {
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   return {_mm512_castsi512_ps(
       _mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+// To the nearest BF16, as the bits of one.
+inline void StoreBFloat16(BFloat16* p, V16 a) {
+  const __m512i bits = _mm512_castps_si512(RoundToBFloat16(a).v);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+}
+// Integral lanes in 0 .. 255, as bytes.
+inline void StoreBytes(uint8_t* p, V16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+// Sixteen int32 lanes.
+struct V16Int {
+  __m512i v;
+};
+inline V16Int LoadInts(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline V16 ToFloats(V16Int a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// c - a b
+inline V16Int SubtractProduct(V16Int c, int32_t a, V16Int b) {
+  return {_mm512_sub_epi32(c.v, _mm512_mullo_epi32(_mm512_set1_epi32(a), b.v))};
 }
 // Sixteen 32-bit lanes of two BF16: the low one of each lane, and the high one.
 struct V16Pair {

@@ -5,8 +5,10 @@
 #include <cstring>
 #include <vector>
 
+#include "engine/backend/int8.h"
 #include "engine/backend/reference/reference_context_attention.h"
 #include "engine/backend/reference/reference_convolution.h"
+#include "engine/backend/reference/reference_key_values.h"
 #include "engine/backend/reference/reference_recurrence.h"
 #include "engine/backend/reference/reference_sequence.h"
 #include "engine/base/status_macros.h"
@@ -14,6 +16,8 @@
 
 namespace bst {
 namespace {
+
+float Round(float x, DType type) { return type == DType::kBF16 ? ToFloat(ToBFloat16(x)) : x; }
 
 class ReferenceEmbedding : public EmbeddingWeights {
  public:
@@ -30,13 +34,27 @@ class ReferenceEmbedding : public EmbeddingWeights {
 class ReferenceLinear : public LinearWeights {
  public:
   ReferenceLinear(std::vector<float> weights, DType type, int in, int out)
-      : LinearWeights(in, out), weights_(std::move(weights)), type_(type) {}
+      : LinearWeights(in, out), weights_(std::move(weights)), type_(type) {
+    if (type_ == DType::kI8 && in > kMaxInt8Inputs) type_ = DType::kBF16;
+    if (type_ == DType::kI8) {
+      std::vector<int8_t> bytes(static_cast<size_t>(in));
+      for (int o = 0; o < out; ++o) {
+        float* row = weights_.data() + int64_t{o} * in;
+        scales_.push_back(QuantizeSymmetric({row, bytes.size()}, bytes.data()));
+        std::copy(bytes.begin(), bytes.end(), row);
+      }
+    } else {
+      for (float& x : weights_) x = Round(x, type_);
+    }
+  }
   const float* row(int64_t i) const { return weights_.data() + i * in_features(); }
+  float scale(int64_t i) const { return scales_[static_cast<size_t>(i)]; }
   DType type() const { return type_; }
-  size_t bytes() const override { return weights_.size() * sizeof(float); }
+  size_t bytes() const override { return (weights_.size() + scales_.size()) * sizeof(float); }
 
  private:
-  std::vector<float> weights_;  // [out, in], already rounded to type_
+  std::vector<float> weights_;  // [out, in], already rounded to type_; I8: the integers
+  std::vector<float> scales_;   // I8: [out]
   DType type_;
 };
 
@@ -57,49 +75,18 @@ class ReferenceAttention : public AttentionWeights {
   std::vector<float> bias_;   // [H, W + 1]
 };
 
-float Round(float x, DType type) { return type == DType::kBF16 ? ToFloat(ToBFloat16(x)) : x; }
-
 double Gelu(double x) { return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0))); }
 double Silu(double x) { return x / (1.0 + std::exp(-x)); }
 
-// The ring of one slot: rows of keys and of values by ring index.
-class Ring {
- public:
-  Ring(const AttentionSpec& spec, std::byte* slot) : spec_(spec), slot_(slot) {}
-
-  float Key(int64_t index, int64_t column) const { return Load(index * width() + column); }
-  float Value(int64_t index, int64_t column) const {
-    return Load((spec_.window + index) * width() + column);
-  }
-  void Write(int64_t index, const float* key, const float* value) {
-    for (int64_t c = 0; c < width(); ++c) {
-      Store(index * width() + c, key[c]);
-      Store((spec_.window + index) * width() + c, value[c]);
-    }
-  }
-
- private:
-  int64_t width() const { return int64_t{spec_.num_heads} * spec_.head_dim; }
-  float Load(int64_t i) const {
-    return spec_.kv_type == DType::kBF16 ? ToFloat(reinterpret_cast<const BFloat16*>(slot_)[i])
-                                         : reinterpret_cast<const float*>(slot_)[i];
-  }
-  void Store(int64_t i, float x) {
-    if (spec_.kv_type == DType::kBF16) {
-      reinterpret_cast<BFloat16*>(slot_)[i] = ToBFloat16(x);
-    } else {
-      reinterpret_cast<float*>(slot_)[i] = x;
-    }
-  }
-
-  const AttentionSpec& spec_;
-  std::byte* slot_;
-};
+ReferenceKeyValues Ring(const AttentionSpec& spec, const std::byte* slot) {
+  return {spec.window, spec.num_heads, spec.head_dim, spec.kv_type, slot};
+}
 
 class ReferenceBackend : public Backend {
  public:
   std::string name() const override { return "reference"; }
   int num_threads() const override { return 1; }
+  bool HasInt8() const override { return true; }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return Buffer::Allocate(bytes); }
 
@@ -120,7 +107,6 @@ class ReferenceBackend : public Backend {
       values.insert(values.end(), rows.begin(), rows.end());
       out += static_cast<int>(part.dim(0));
     }
-    for (float& x : values) x = Round(x, type);
     return std::make_unique<ReferenceLinear>(std::move(values), type,
                                              static_cast<int>(parts[0].dim(1)), out);
   }
@@ -157,8 +143,7 @@ class ReferenceBackend : public Backend {
   }
 
   size_t RingBytes(const AttentionSpec& spec) const override {
-    return size_t{2} * static_cast<size_t>(spec.window) * static_cast<size_t>(spec.num_heads) *
-           static_cast<size_t>(spec.head_dim) * SizeOf(spec.kv_type);
+    return ReferenceKeyValues::Bytes(spec.window, spec.num_heads, spec.head_dim, spec.kv_type);
   }
   size_t ContextBytes(const ContextSpec& spec) const override {
     return ReferenceContextAttention::ContextBytes(spec);
@@ -207,11 +192,22 @@ class ReferenceBackend : public Backend {
     BST_CHECK(x.dim(1) == w.in_features(), "inputs ", x.dim(1), ", weights take ", w.in_features());
     BST_CHECK_SHAPE(out, {x.dim(0), w.out_features()});
     std::vector<float> input(static_cast<size_t>(w.in_features()));
+    std::vector<uint8_t> bytes(input.size());
     for (int64_t t = 0; t < x.dim(0); ++t) {
-      for (size_t i = 0; i < input.size(); ++i) input[i] = Round(x.row<float>(t)[i], w.type());
+      QuantizedRow quantized = {};
+      if (w.type() == DType::kI8) {
+        quantized = QuantizeInputs({x.row<float>(t), input.size()}, bytes.data());
+        for (size_t i = 0; i < input.size(); ++i)
+          input[i] = static_cast<float>(bytes[i] - quantized.zero);
+      } else {
+        for (size_t i = 0; i < input.size(); ++i) input[i] = Round(x.row<float>(t)[i], w.type());
+      }
       for (int64_t o = 0; o < w.out_features(); ++o) {
         double sum = 0;
         for (size_t i = 0; i < input.size(); ++i) sum += double{input[i]} * w.row(o)[i];
+        // Exact so far; the factors in float32, as every backend applies them.
+        if (w.type() == DType::kI8)
+          sum = double{static_cast<float>(sum) * quantized.scale * w.scale(o)};
         float& y = out.row<float>(t)[o];
         switch (options.epilogue) {
           case LinearEpilogue::kStore:
@@ -299,7 +295,7 @@ class ReferenceBackend : public Backend {
     const AttentionSpec& spec = w.spec();
     const int64_t window = spec.window;
     for (const Row& row : rows) {
-      Ring ring(spec, ring_pool.slot<std::byte>(row.slot));
+      const ReferenceKeyValues ring = Ring(spec, ring_pool.slot<std::byte>(row.slot));
       for (int t = row.begin; t < row.end; ++t) {
         const int64_t position = row.position + (t - row.begin);
         if (spec.include_self) ring.Write(position % window, k.row<float>(t), v.row<float>(t));
@@ -394,8 +390,8 @@ class ReferenceBackend : public Backend {
 
  private:
   // The output of one head for the query at `position`.
-  static void Attend(const ReferenceAttention& w, const Ring& ring, int head, int64_t position,
-                     const float* q, float* out) {
+  static void Attend(const ReferenceAttention& w, const ReferenceKeyValues& ring, int head,
+                     int64_t position, const float* q, float* out) {
     const AttentionSpec& spec = w.spec();
     const int64_t window = spec.window;
     const int64_t column = int64_t{head} * spec.head_dim;

@@ -1,5 +1,4 @@
-// Attention to contexts as the obvious loop. A context is [2][capacity][H * dh]: keys, then values,
-// in kv_type.
+// Attention to contexts (reference_key_values.h) as the obvious loop.
 #pragma once
 
 #include <vector>

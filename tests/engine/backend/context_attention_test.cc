@@ -25,7 +25,7 @@ Problem RandomProblem(std::mt19937& random) {
   Problem problem = {.spec = {.num_heads = pick({1, 2, 3}),
                               .head_dim = pick({1, 7, 16, 24, 64, 80}),
                               .capacity = pick({1, 2, 7, 15, 16, 17, 32, 40, 128, 256}),
-                              .kv_type = random() % 2 == 0 ? DType::kBF16 : DType::kF32},
+                              .kv_type = RingTypes()[random() % 3]},
                      .scale = {},
                      .num_contexts = 3,
                      .seed = static_cast<uint32_t>(random())};
@@ -92,7 +92,7 @@ TEST_P(ContextAttentionTest, AQueryDoesNotDependOnItsNeighbours) {
   std::mt19937 random(2);
   for (int trial = 0; trial < 20; ++trial) {
     Problem problem = RandomProblem(random);
-    problem.spec.kv_type = trial % 2 == 0 ? DType::kF32 : DType::kBF16;
+    problem.spec.kv_type = RingTypes()[static_cast<size_t>(trial) % 3];
     // Uses take contexts 0, 1, 2 in turn: the same 31 queries of context 1 in one group and in
     // many.
     const std::vector<float> whole = Attend(*tested_, problem, {1, 31}).values();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <random>
 #include <string>
@@ -18,6 +19,9 @@ namespace bst {
 // n = 4096. Elementary functions are good to 2e-7.
 inline constexpr double kTolerance = 5e-6;
 inline constexpr float kSentinel = -12345.5f;
+
+// What keys and values may be kept as.
+inline std::array<DType, 3> RingTypes() { return {DType::kF32, DType::kBF16, DType::kI8}; }
 
 // A matrix inside a larger one: `margin` columns on the right and one row below hold sentinels.
 class Matrix {

@@ -52,8 +52,8 @@ class GoldenTest : public testing::TestWithParam<Case> {
     ASSERT_TRUE(expected.ok()) << expected.status();
     expected_ = *expected;
   }
-  std::unique_ptr<ModelRunner> Runner(DType type) {
-    auto runner = ModelRunner::Create(directory_, *backend_, type, 64);
+  std::unique_ptr<ModelRunner> Runner(DType type, std::optional<DType> kv = std::nullopt) {
+    auto runner = ModelRunner::Create(directory_, *backend_, type, 64, /*num_slots=*/1, kv);
     EXPECT_TRUE(runner.ok()) << runner.status();
     return *std::move(runner);
   }
@@ -84,6 +84,18 @@ TEST_P(GoldenTest, LogitsAgreeInFloat32HoweverThePromptIsCut) {
 TEST_P(GoldenTest, LogitsAgreeInBFloat16) {
   const auto runner = Runner(DType::kBF16);
   EXPECT_LT(RelativeRms(runner->Logits(tokens_, Chunks(64)), expected_.values), 2e-2);
+}
+
+// What INT8 costs in accuracy, and that a cut costs nothing on top.
+TEST_P(GoldenTest, LogitsAgreeInInt8HoweverThePromptIsCut) {
+  for (const DType kv : {DType::kBF16, DType::kI8}) {
+    const auto runner = Runner(DType::kI8, kv);
+    const std::vector<float> whole = runner->Logits(tokens_, Chunks(64));
+    EXPECT_LT(RelativeRms(whole, expected_.values), 5e-2) << Name(kv);
+    for (const int chunk : {16, 7, 1})
+      EXPECT_EQ(runner->Logits(tokens_, Chunks(chunk)), whole)
+          << Name(kv) << " in " << chunk << "s";
+  }
 }
 
 TEST_P(GoldenTest, GreedyContinuationIsTheExpectedOne) {

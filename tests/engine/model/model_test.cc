@@ -111,7 +111,8 @@ class ModelLawTest : public testing::TestWithParam<Case> {
     auto backend = MakeBackend(GetParam().backend);
     ASSERT_TRUE(backend.ok()) << backend.status();
     backend_ = *std::move(backend);
-    auto runner = ModelRunner::Create(directory_, *backend_, GetParam().type, 256, kSlots);
+    auto runner =
+        ModelRunner::Create(directory_, *backend_, GetParam().type, 256, kSlots, GetParam().type);
     ASSERT_TRUE(runner.ok()) << runner.status();
     runner_ = *std::move(runner);
   }
@@ -219,7 +220,7 @@ std::vector<Case> Cases() {
   for (const std::string& gpu : GpuBackendNames()) backends.push_back(gpu);
   for (const Variant& variant : kVariants) {
     for (const std::string& backend : backends) {
-      for (const DType type : {DType::kF32, DType::kBF16})
+      for (const DType type : {DType::kF32, DType::kBF16, DType::kI8})
         cases.push_back({variant, backend, type});
     }
   }

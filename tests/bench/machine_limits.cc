@@ -1,0 +1,139 @@
+#include "tests/bench/machine_limits.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "engine/backend/cpu/cpu_isa.h"
+#include "engine/base/check.h"
+#include "engine/tensor/buffer.h"
+
+namespace bst {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kRuns = 5;
+
+// Twelve independent sums hide the latency of any of these instructions. Assembly, so that the
+// file needs no instruction set of its own and nothing is optimised away.
+#define BST_SUMS(line)                                                                      \
+  line("0") line("1") line("2") line("3") line("4") line("5") line("6") line("7") line("8") \
+      line("9") line("10") line("11")
+#define BST_FMA_YMM(n) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" n "\n"
+#define BST_FMA_ZMM(n) "vfmadd231ps %%zmm14, %%zmm15, %%zmm" n "\n"
+#define BST_BF16_ZMM(n) "vdpbf16ps %%zmm14, %%zmm15, %%zmm" n "\n"
+#define BST_INT8_ZMM(n) "vpdpbusd %%zmm14, %%zmm15, %%zmm" n "\n"
+#define BST_INT16_YMM(n) \
+  "vpmaddwd %%ymm14, %%ymm15, %%ymm13\n vpaddd %%ymm13, %%ymm" n ", %%ymm" n "\n"
+#define BST_ZERO_YMM(n) "vpxor %%xmm" n ", %%xmm" n ", %%xmm" n "\n"
+#define BST_REPEAT(line)                                                                         \
+  asm volatile(BST_SUMS(BST_ZERO_YMM) BST_ZERO_YMM("14")                                         \
+                   BST_ZERO_YMM("15") "1:\n" BST_SUMS(line) "dec %0\n jnz 1b\n vzeroupper\n"     \
+               : "+r"(count)                                                                     \
+               :                                                                                 \
+               : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
+                 "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "cc")
+
+constexpr int kSums = 12;
+void RepeatFmaYmm(int64_t count) { BST_REPEAT(BST_FMA_YMM); }
+void RepeatFmaZmm(int64_t count) { BST_REPEAT(BST_FMA_ZMM); }
+void RepeatBf16Zmm(int64_t count) { BST_REPEAT(BST_BF16_ZMM); }
+void RepeatInt8Zmm(int64_t count) { BST_REPEAT(BST_INT8_ZMM); }
+void RepeatInt16Ymm(int64_t count) { BST_REPEAT(BST_INT16_YMM); }
+
+// Four sums in tiles, as the linear layers keep.
+constexpr int kTileSums = 4;
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+#define BST_REPEAT_TILES(op)                                                                     \
+  const TileConfig config;                                                                       \
+  asm volatile(                                                                                  \
+      "ldtilecfg %1\n tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n"                     \
+      "tilezero %%tmm3\n tilezero %%tmm4\n tilezero %%tmm5\n tilezero %%tmm6\n"                  \
+      "tilezero %%tmm7\n"                                                                        \
+      "1:\n" op " %%tmm6, %%tmm4, %%tmm0\n" op " %%tmm7, %%tmm4, %%tmm1\n" op                    \
+      " %%tmm6, %%tmm5, %%tmm2\n" op " %%tmm7, %%tmm5, %%tmm3\n dec %0\n jnz 1b\n tilerelease\n" \
+      : "+r"(count)                                                                              \
+      : "m"(config)                                                                              \
+      : "cc", "memory")
+void RepeatBf16Tiles(int64_t count) { BST_REPEAT_TILES("tdpbf16ps"); }
+void RepeatInt8Tiles(int64_t count) { BST_REPEAT_TILES("tdpbusd"); }
+
+// The best rate of a few runs in which every thread does `work(thread)` and counts `amount` each.
+template <typename Work>
+double BestRate(int threads, double amount, const Work& work) {
+  double best = 0;
+  for (int run = 0; run < kRuns; ++run) {
+    const auto start = Clock::now();
+    std::vector<std::thread> others;
+    for (int t = 1; t < threads; ++t) others.emplace_back([&work, t] { work(t); });
+    work(0);
+    for (std::thread& other : others) other.join();
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    best = std::max(best, threads * amount / seconds);
+  }
+  return best;
+}
+
+double OperationRate(int threads, void (*repeat)(int64_t), double operations_each) {
+  constexpr int64_t kCount = 4'000'000;  // some tens of milliseconds
+  return BestRate(threads, static_cast<double>(kCount) * operations_each,
+                  [repeat](int) { repeat(kCount); });
+}
+
+void Read(const std::byte* from, int64_t bytes) {
+  constexpr int64_t kStep = 256;
+  int64_t count = bytes / kStep;
+  asm volatile(
+      "1:\n vmovups (%0), %%ymm0\n vmovups 32(%0), %%ymm1\n vmovups 64(%0), %%ymm2\n"
+      "vmovups 96(%0), %%ymm3\n vmovups 128(%0), %%ymm4\n vmovups 160(%0), %%ymm5\n"
+      "vmovups 192(%0), %%ymm6\n vmovups 224(%0), %%ymm7\n add $256, %0\n dec %1\n jnz 1b\n"
+      "vzeroupper\n"
+      : "+r"(from), "+r"(count)
+      :
+      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "cc", "memory");
+}
+
+double ReadRate(int threads) {
+  const int64_t each = (int64_t{512} << 20) / threads / 4096 * 4096;
+  absl::StatusOr<Buffer> buffer = Buffer::Allocate(static_cast<size_t>(each * threads));
+  BST_CHECK(buffer.ok(), buffer.status().ToString());
+  std::memset(buffer->data(), 1, buffer->bytes());
+  const auto* base = static_cast<const std::byte*>(buffer->data());
+  return BestRate(threads, static_cast<double>(each),
+                  [base, each](int t) { Read(base + t * each, each); });
+}
+
+}  // namespace
+
+MachineLimits MeasureMachineLimits(int threads) {
+  const CpuIsa isa = DetectCpuIsa();
+  const bool wide = isa >= CpuIsa::kAvx512;
+  MachineLimits limits = {};
+  limits.f32_operations = wide ? OperationRate(threads, RepeatFmaZmm, kSums * 2.0 * 16)
+                               : OperationRate(threads, RepeatFmaYmm, kSums * 2.0 * 8);
+  if (isa == CpuIsa::kAmx) {
+    limits.bf16_operations =
+        OperationRate(threads, RepeatBf16Tiles, kTileSums * 2.0 * 16 * 16 * 32);
+    limits.int8_operations =
+        OperationRate(threads, RepeatInt8Tiles, kTileSums * 2.0 * 16 * 16 * 64);
+  } else {
+    limits.bf16_operations = isa == CpuIsa::kAvx512Bf16
+                                 ? OperationRate(threads, RepeatBf16Zmm, kSums * 2.0 * 32)
+                                 : limits.f32_operations;
+    limits.int8_operations = isa >= CpuIsa::kAvx512Vnni
+                                 ? OperationRate(threads, RepeatInt8Zmm, kSums * 2.0 * 64)
+                                 : OperationRate(threads, RepeatInt16Ymm, kSums * 2.0 * 16);
+  }
+  limits.read_bytes = ReadRate(threads);
+  return limits;
+}
+
+}  // namespace bst

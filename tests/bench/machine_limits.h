@@ -1,0 +1,19 @@
+// What this machine can do at most, measured: the multiply instructions that the CPU backend's
+// kernels use, on registers alone, and reading memory.
+#pragma once
+
+namespace bst {
+
+// All threads together, per second; a multiplication with its addition is two operations.
+struct MachineLimits {
+  double f32_operations;   // float32 fused multiply-add
+  double bf16_operations;  // what BF16 linear layers run on: BF16 dot products where the backend
+                           // uses them, else float32 multiply-adds
+  double int8_operations;  // byte dot products; without VNNI 16-bit multiply-adds
+  double read_bytes;       // a buffer far larger than any cache
+};
+
+// Takes about a second. The best of several runs, so that a busy neighbour does not lower a limit.
+MachineLimits MeasureMachineLimits(int threads);
+
+}  // namespace bst
