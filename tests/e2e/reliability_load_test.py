@@ -5,10 +5,12 @@
 
 What a queue limit promises: a request that was accepted gets its first token within
 
-    max_queue / (0.9 x capacity)  +  its own prefill beside full slots
+    (max_queue + max_sequences) / (0.9 x capacity)  +  its own prefill beside full slots
 
 where capacity is the rate of completed requests with all slots full, measured right before (1x), and 0.9 is what
-the rate may lose to the work of refusing. Set --max_queue to the wait you accept times the rate you measured.
+the rate may lose to the work of refusing. max_sequences is there because requests of one length that start together
+end together: who comes when all slots have just been filled waits for these before the queue moves. Set --max_queue
+to the wait you accept times the rate you measured, less the slots.
 """
 
 from __future__ import annotations
@@ -117,7 +119,7 @@ class OverloadTest(LoadTest):
 
         throughputs = [report["request_throughput"] for report in (before, after, twice)]
         slowest = 0.5 * min(throughputs) if self.short else 0.9 * min(throughputs[:2])
-        promise = QUEUE / slowest + prefill
+        promise = (QUEUE + SLOTS) / slowest + prefill
         first_token = twice["p99_ttft_ms"] / 1000
         kept = self.rate_of(twice) / min(self.rate_of(before), self.rate_of(after))
         codes, refusals = twice["status_codes"], twice["refusals"]
