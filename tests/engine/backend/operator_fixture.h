@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <random>
 #include <string>
@@ -19,9 +18,6 @@ namespace bst {
 // n = 4096. Elementary functions are good to 2e-7.
 inline constexpr double kTolerance = 5e-6;
 inline constexpr float kSentinel = -12345.5f;
-
-// What keys and values may be kept as.
-inline std::array<DType, 3> RingTypes() { return {DType::kF32, DType::kBF16, DType::kI8}; }
 
 // A matrix inside a larger one: `margin` columns on the right and one row below hold sentinels.
 class Matrix {
@@ -82,6 +78,13 @@ class OperatorTest : public testing::TestWithParam<std::string> {
     reference_ = *std::move(reference);
     tested_ = *std::move(tested);
   }
+
+  // What the backend under test keeps weights, keys and values as.
+  std::vector<DType> Types() const {
+    return tested_->HasInt8() ? std::vector<DType>{DType::kF32, DType::kBF16, DType::kI8}
+                              : std::vector<DType>{DType::kF32, DType::kBF16};
+  }
+  DType AnyType(uint32_t random) const { return Types()[random % Types().size()]; }
 
   // Runs `apply(backend)`, which returns a Matrix, on both and compares.
   template <typename Apply>

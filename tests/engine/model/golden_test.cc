@@ -15,9 +15,14 @@ namespace {
 
 constexpr char kGolden[] = "tests/golden/";
 
-std::vector<std::string> Backends() {
+std::vector<std::string> Int8Backends() {
   std::vector<std::string> names = CpuBackendNames();
   names.push_back("reference");
+  return names;
+}
+
+std::vector<std::string> Backends() {
+  std::vector<std::string> names = Int8Backends();
   for (const std::string& cuda : EmulatedBackendNames()) names.push_back(cuda);
   for (const std::string& gpu : GpuBackendNames()) names.push_back(gpu);
   return names;
@@ -28,12 +33,12 @@ struct Case {
 };
 void PrintTo(const Case& c, std::ostream* out) { *out << c.checkpoint << " on " << c.backend; }
 
-std::vector<Case> Cases() {
+std::vector<Case> CasesOn(const std::vector<std::string>& backends) {
   std::vector<Case> cases;
   for (const char* checkpoint :
        {"transformer", "bst_single_head_s4d", "bst_multi_head_s4", "bst_multi_filter_dss", "bst_s5",
         "bst_explicit", "brect", "hybrid"}) {
-    for (const std::string& backend : Backends()) cases.push_back({checkpoint, backend});
+    for (const std::string& backend : backends) cases.push_back({checkpoint, backend});
   }
   return cases;
 }
@@ -87,7 +92,8 @@ TEST_P(GoldenTest, LogitsAgreeInBFloat16) {
 }
 
 // What INT8 costs in accuracy, and that a cut costs nothing on top.
-TEST_P(GoldenTest, LogitsAgreeInInt8HoweverThePromptIsCut) {
+using Int8GoldenTest = GoldenTest;
+TEST_P(Int8GoldenTest, LogitsAgreeHoweverThePromptIsCut) {
   for (const DType kv : {DType::kBF16, DType::kI8}) {
     const auto runner = Runner(DType::kI8, kv);
     const std::vector<float> whole = runner->Logits(tokens_, Chunks(64));
@@ -122,12 +128,15 @@ TEST_P(GoldenTest, GreedyContinuationIsTheExpectedOne) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GoldenTest, testing::ValuesIn(Cases()), [](const auto& param) {
+std::string CaseName(const testing::TestParamInfo<Case>& param) {
   std::string name = param.param.checkpoint + "_" + param.param.backend;
   std::replace_if(
       name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
   return name;
-});
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GoldenTest, testing::ValuesIn(CasesOn(Backends())), CaseName);
+INSTANTIATE_TEST_SUITE_P(All, Int8GoldenTest, testing::ValuesIn(CasesOn(Int8Backends())), CaseName);
 
 }  // namespace
 }  // namespace bst
