@@ -42,9 +42,13 @@ constexpr int kMaxSequences = 1'000'000;
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(ModelInfo info, std::unique_ptr<Backend> backend, const Clock& clock,
+  EngineImpl(ModelInfo info, int long_slots, std::unique_ptr<Backend> backend, const Clock& clock,
              const InboxLimits& limits)
-      : info_(std::move(info)), backend_(std::move(backend)), clock_(clock), inbox_(limits) {}
+      : info_(std::move(info)),
+        long_slots_(long_slots),
+        backend_(std::move(backend)),
+        clock_(clock),
+        inbox_(limits) {}
   ~EngineImpl() override { EngineImpl::Shutdown(); }
 
   absl::Status Start(std::unique_ptr<Model> model, std::unique_ptr<StatePool> pool,
@@ -70,11 +74,12 @@ class EngineImpl final : public Engine {
 
  private:
   RequestLimits limits() const {
-    return {info_.vocab_size, info_.max_prompt_tokens, info_.max_sequences};
+    return {info_.vocab_size, info_.max_prompt_tokens, info_.max_sequences, long_slots_};
   }
   void Loop();
 
   ModelInfo info_;
+  const int long_slots_;
   const std::unique_ptr<Backend> backend_;  // Destroyed after all that lives on it.
   const Clock& clock_;
   Inbox inbox_;
@@ -346,8 +351,8 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
       .long_slots = options.max_sequences - ReservedSequences(options),
       .priority_ageing = options.priority_ageing,
       .upload_timeout = options.upload_timeout};
-  auto engine = std::make_unique<EngineImpl>(std::move(info), std::move(parts.backend),
-                                             *parts.clock, inbox_limits);
+  auto engine = std::make_unique<EngineImpl>(std::move(info), scheduler_limits.long_slots,
+                                             std::move(parts.backend), *parts.clock, inbox_limits);
   BST_RETURN_IF_ERROR(engine->Start(std::move(model), std::move(pool), scheduler_limits,
                                     options.target_step, observer));
   engine->SetLoadTime(parts.clock->Now() - begin);

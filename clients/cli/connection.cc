@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <string>
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -39,12 +40,15 @@ ExitCode ReportFailure(const grpc::Status& status) {
       }
     }
   }
-  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED && !may_retry) {
-    std::fprintf(
-        stderr,
-        "The request is larger than the server's message limit: shorten the prompt, send it as "
-        "token ids "
-        "(--ids-file), or start the server with a larger --max_message_bytes (see `bst info`).\n");
+  // In gRPC's words or in TooLarge's; where anything else is exhausted, the server says what helps.
+  const std::string& message = status.error_message();
+  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED && !may_retry &&
+      (message.find("message larger than max") != std::string::npos ||
+       message.find("message limit") != std::string::npos)) {
+    std::fprintf(stderr,
+                 "The request is larger than the server's message limit: shorten the text, send it "
+                 "as token ids (--ids-file), or start the server with a larger "
+                 "--max_message_bytes (see `bst info`).\n");
   }
   return kRequestFailed;
 }

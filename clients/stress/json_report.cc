@@ -126,7 +126,7 @@ Json ServerMetricsJson(const RunResult& result) {
   }
   Json counters = Json::object();
   for (const SampleChange& change : CounterChanges(*result.before, *result.after))
-    counters[change.sample] = Round(change.after - change.before);
+    counters[change.sample] = change.after - change.before;  // exact: counts are compared
   return {{"counters", counters},
           {"histograms", histograms},
           {"before", SamplesJson(*result.before)},

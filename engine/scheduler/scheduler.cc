@@ -232,10 +232,11 @@ void Scheduler::Impl::PlanDecode(const Request& request) {
 std::vector<Request*> Scheduler::Impl::Startable() {
   std::vector<Request*> startable;
   int free = pool.num_free();
-  int64_t held_by_long = 0;
+  int64_t held_by_long = 0, held_by_open = 0;
   for (const std::vector<Request*>* running : {&prefill, &decode}) {
     for (const Request* request : *running) {
       if (request->IsLong(limits)) held_by_long += request->num_slots();
+      if (!request->is_complete) held_by_open += request->num_slots();
     }
   }
   auto next_short = waiting_short.begin();
@@ -248,6 +249,10 @@ std::vector<Request*> Scheduler::Impl::Startable() {
     const int slots = request->num_slots();
     if (is_long && held_by_long > 0 && held_by_long + slots > limits.long_slots) {
       next_long = waiting_long.end();  // Long ones let short ones pass, but not one another.
+      continue;
+    }
+    if (slots > pool.num_slots() - held_by_open) {
+      ++next;  // It waits for clients, who may take their time: nothing is kept for it meanwhile.
       continue;
     }
     if (slots > free) break;  // What is free is kept for this one.
@@ -432,7 +437,10 @@ void Scheduler::Append(SequenceId id, absl::Span<const TokenId> tokens, bool is_
   BST_CHECK(!is_complete || request->prompt_tokens > 0, "sequence ", id.value(), " has no prompt");
 
   const bool is_dry = request->Readable(impl_->limits.window) == 0;
-  request->dry_since = is_dry ? now : absl::InfiniteFuture();
+  // What holds slots has its time for each block; crumbs do not begin it anew.
+  request->dry_since = !is_dry ? absl::InfiniteFuture()
+                       : waits ? now
+                               : std::min(request->dry_since, now);
   if (waits) {
     impl_->QueueOf(*request).emplace(request->order, request);
     impl_->waiting_tokens += static_cast<int64_t>(tokens.size());

@@ -17,8 +17,9 @@
 //   (3) A request may start when slots are free for all its sequences and for those of all before
 //   it,
 //       and does so with its first chunk. So slots that come free are kept for the one that has
-//       waited longest, however many it needs. Long prompts together hold no more than long_slots,
-//       unless one has them alone; a long prompt that waits for that rule lets short ones pass.
+//       waited longest, however many it needs, unless open prompts hold some of them. Long prompts
+//       together hold no more than long_slots, unless one has them alone; a long prompt that waits
+//       for that rule lets short ones pass.
 //       Nothing is ever preempted: state is constant-size, so a running sequence cannot run out of
 //       memory.
 //   (4) Half of the tokens left for prompts goes to those with the fewest tokens left, the rest to
@@ -67,7 +68,8 @@ struct SchedulerLimits {
   int64_t long_prompt_tokens = std::numeric_limits<int64_t>::max();
   int long_slots = std::numeric_limits<int>::max();  // that long prompts may hold together, >= 1
   absl::Duration priority_ageing = absl::Seconds(30);
-  // An open prompt that can run nothing ends when nothing has come for so long.
+  // An open prompt that can run nothing ends after so long: since the last of it came while it
+  // waits, since it could run last while it holds slots.
   absl::Duration upload_timeout = absl::InfiniteDuration();
 };
 

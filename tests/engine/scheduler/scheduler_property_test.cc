@@ -148,11 +148,12 @@ class Replay {
   // Those that wait and may start, rule (3) of the policy word by word.
   std::set<const Known*> Startable() {
     std::set<const Known*> startable;
-    int free = slots_, held_by_long = 0;
+    int free = slots_, held_by_long = 0, held_by_open = 0;
     for (const Known* known : Live()) {
       if (!known->started) continue;
       free -= static_cast<int>(known->drawn.size());
       if (IsLong(*known)) held_by_long += static_cast<int>(known->drawn.size());
+      if (!known->complete) held_by_open += static_cast<int>(known->drawn.size());
     }
     bool a_long_one_waits = false;
     for (const Known* known : Waiting()) {
@@ -163,6 +164,7 @@ class Replay {
         if (a_long_one_waits) continue;
         if (needs <= free) held_by_long += needs;
       }
+      if (needs > slots_ - held_by_open) continue;
       if (needs > free) break;
       free -= needs;
       startable.insert(known);
@@ -241,7 +243,9 @@ class Replay {
     known.complete = !known.prompt.empty() && Below(3) == 0;
     absl::StrAppend(&log_, "append ", tokens.size(), " to ", known.id,
                     known.complete ? " and no more\n" : "\n");
-    known.dry_since = known.Readable(limits_.window) == 0 ? now_ : kNever;
+    known.dry_since = known.Readable(limits_.window) > 0 ? kNever
+                      : known.started                    ? std::min(known.dry_since, now_)
+                                                         : now_;
     scheduler_->Append(SequenceId(known.id), tokens, known.complete, At(now_));
     Counters();
   }

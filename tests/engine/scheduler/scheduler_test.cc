@@ -492,11 +492,27 @@ TEST_F(SchedulerTest, AnOpenPromptThatNothingComesOfEnds) {
   EXPECT_THAT(Step(510), IsEmpty());
   EXPECT_EQ(scheduler_->next_deadline(), At(570));
   scheduler_->Append(SequenceId(1), Numbers(9, 10), false, At(560));
-  EXPECT_EQ(scheduler_->next_deadline(), At(620));
-  StepPlan plan = Plan(620);
+  EXPECT_EQ(scheduler_->next_deadline(), At(570));  // Less than a block buys no time.
+  StepPlan plan = Plan(570);
   EXPECT_THAT(Describe(updates_), ElementsAre("1 ended: upload timeout"));
   EXPECT_EQ(pool_->num_free(), 2);
   Commit(std::move(plan));
+}
+
+TEST_F(SchedulerTest, NoSlotIsKeptForOneThatWaitsForAnOpenPrompt) {
+  Make(3, {.max_step_tokens = 32, .chunk_tokens = 8, .window = 4});
+  SequenceSpec open = Spec(1, 6, 5);
+  open.prompt_open = true;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(open)).ok());
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
+  SequenceSpec all = Spec(2, 2, 1);
+  all.num_sequences = 3;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(all)).ok());
+  ASSERT_TRUE(scheduler_->Enqueue(Spec(3, 2, 1)).ok());
+  EXPECT_THAT(Step(), ElementsAre("3: prompt 0..2 samples"));
+  scheduler_->Append(SequenceId(1), {}, true, At(0));
+  ASSERT_TRUE(scheduler_->Enqueue(Spec(4, 2, 1)).ok());  // Now slots are kept for the second.
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples"));
 }
 
 TEST_F(SchedulerTest, AnOpenPromptCountsAsLongUntilItIsComplete) {
