@@ -146,7 +146,8 @@ class FieldsTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         cls.server = cls.enterClassContext(ServerProcess(
-            f"--max_prompt_tokens={MAX_PROMPT_TOKENS}", f"--max_sequences={SLOTS}", "--control_listen=127.0.0.1:0"))
+            f"--max_prompt_tokens={MAX_PROMPT_TOKENS}", f"--max_sequences={SLOTS}", "--reserved_sequences=0",
+            "--control_listen=127.0.0.1:0"))
         cls.apis = {"Generation": cls.enterClassContext(Api(cls.server.grpc)),
                     "Control": cls.enterClassContext(Api(cls.server.addresses["control"]))}
 

@@ -18,9 +18,11 @@ from raw_calls import Api, detail, finish
 ENDLESS: dict[str, Any] = {"text": "x", "sampling": {"temperature": 0, "logit_bias": {65: 100}},
                            "stopping": {"max_new_tokens": 1_000_000, "ignore_eos": True}}
 # Is read for many seconds.
-LONG_PROMPT: dict[str, Any] = {"token_ids": {"ids": [i % 250 for i in range(3_000_000)]}}
+LONG_PROMPT: dict[str, Any] = {"token_ids": {"ids": [i % 250 for i in range(4_000_000)]}}
 SHORT: dict[str, Any] = {"text": "y", "stopping": {"max_new_tokens": 2, "ignore_eos": True}}
 ONE_SLOT = ("--max_sequences=1", "--control_listen=127.0.0.1:0", "--chunk_tokens=1024")
+# So that a long prompt takes its time on a fast machine too.
+SMALL_CHUNKS = "--chunk_tokens=16"
 
 
 def first(stream: Any, kind: str) -> Any:
@@ -122,7 +124,7 @@ class DeadlinesTest(ServerTest):
     """Each deadline in each phase: the code, the cause in the metrics, and a slot that is free again."""
 
     def setUp(self) -> None:
-        self.start(*ONE_SLOT)
+        self.start(*ONE_SLOT, SMALL_CHUNKS)
 
     def ended(self, stream: Any, code: str, stage: str, cause: str = "deadline") -> Any:
         finished, seen = self.finish_of(stream)
