@@ -57,7 +57,8 @@ struct EngineOptions {
   absl::Duration target_step = absl::Milliseconds(50);
   // So much longer must a request have waited to go before one of the next higher priority.
   absl::Duration priority_ageing = absl::Seconds(30);
-  // An open prompt ends with kDeadlineExceeded when nothing of it came for so long.
+  // An open prompt ends with kDeadlineExceeded when it waits and nothing of it came for so long, or
+  // when it holds slots and no block of it did.
   absl::Duration upload_timeout = absl::Seconds(60);
 };
 

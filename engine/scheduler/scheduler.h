@@ -14,10 +14,9 @@
 //   (2) Requests are in order of their virtual arrival: arrival, less priority_ageing for kHigh,
 //       plus it for kLow; then by id. So a request can only be overtaken by those that come within
 //       a fixed time after it.
-//   (3) A request may start when slots are free for all its sequences and for those of all before
-//   it,
-//       and does so with its first chunk. So slots that come free are kept for the one that has
-//       waited longest, however many it needs, unless open prompts hold some of them. Long prompts
+//   (3) A request may start, with its first chunk, when slots are free for all its sequences and
+//       for those of all before it. So slots that come free are kept for the one that has waited
+//       longest, however many it needs, unless open prompts hold some of these. Long prompts
 //       together hold no more than long_slots, unless one has them alone; a long prompt that waits
 //       for that rule lets short ones pass.
 //       Nothing is ever preempted: state is constant-size, so a running sequence cannot run out of
