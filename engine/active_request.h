@@ -34,7 +34,6 @@ struct ActiveRequest {
   SequenceId id;
   std::string request_id;
   RequestStats::Kind kind = RequestStats::Kind::kGenerate;
-  int64_t queued_tokens = 0;     // of the prompt, as it was submitted
   StoppingParams stopping;       // kGenerate
   bool prompt_progress = false;  // kGenerate; always for an open prompt
   int top_logprobs = 0;

@@ -131,7 +131,7 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(GenerateRequest request,
   auto active = std::make_unique<ActiveRequest>();
   active->request_id = std::move(request.request_id);
   active->kind = RequestStats::Kind::kGenerate;
-  active->queued_tokens = active->prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  active->prompt_tokens = static_cast<int64_t>(request.prompt.size());
   active->prompt_open = request.prompt_open;
   // Whoever sends an open prompt must know how far it has been read.
   active->prompt_progress = request.prompt_progress || request.prompt_open;
@@ -162,7 +162,7 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(ScoreRequest request,
   auto active = std::make_unique<ActiveRequest>();
   active->request_id = std::move(request.request_id);
   active->kind = RequestStats::Kind::kScore;
-  active->queued_tokens = active->prompt_tokens = static_cast<int64_t>(request.tokens.size());
+  active->prompt_tokens = static_cast<int64_t>(request.tokens.size());
   active->priority = request.priority;
   active->top_logprobs = request.top_logprobs;
   active->submitted = clock_.Now();

@@ -44,7 +44,8 @@ struct EngineOptions {
   int max_step_tokens = 0;
   int chunk_tokens = 1024;  // largest prompt chunk; rounded down to a multiple of W, at least W
   int max_queue = 1024;     // requests in flight beyond max_sequences
-  // Prompt tokens that may wait; an empty queue takes any prompt.
+  // Prompt tokens that may wait, of all requests, what has come of open prompts included; a prompt
+  // that waits alone may have any number.
   int64_t max_queue_tokens = 16'000'000;
   int64_t max_prompt_tokens = 4'000'000;
   // Prompts of more tokens than long_prompt_tokens are long: together they hold at most
@@ -125,7 +126,7 @@ class EngineObserver {
 // A consistent-enough snapshot of the gauges; each is read atomically.
 struct EngineLoad {
   int running = 0, waiting = 0;
-  int64_t queue_tokens = 0;  // prompt tokens of waiting requests
+  int64_t queue_tokens = 0;  // prompt tokens that have come of waiting requests
   // What max_sequences + max_queue bounds. Exact, where the sum of running and waiting is not: the
   // two are read one after the other.
   int64_t in_flight = 0;
@@ -157,12 +158,14 @@ class Engine {
   virtual absl::StatusOr<SequenceId> Submit(ScoreRequest request,
                                             std::shared_ptr<TokenSink> sink) = 0;
 
-  // Appends to the prompt of a request that was submitted with prompt_open; does not block. The
-  // tokens are not counted in max_queue_tokens: the caller bounds what is appended and not yet read
-  // (PrefillProgressEvent). After an error the prompt is what it was before.
+  // Appends to the prompt of a request that was submitted with prompt_open; does not block. While
+  // the request waits the tokens count in max_queue_tokens; from then on the caller bounds what is
+  // appended and not yet read (PrefillProgressEvent). After an error the prompt is what it was
+  // before.
   // Errors: kNotFound when the request is not in flight (any more); kFailedPrecondition when its
   //         prompt is complete; kInvalidArgument when a token is not in the vocabulary, or the
-  //         prompt would exceed max_prompt_tokens or be complete and empty.
+  //         prompt would exceed max_prompt_tokens or be complete and empty; kResourceExhausted when
+  //         max_queue_tokens is reached.
   virtual absl::Status AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end) = 0;
   // Ends one continuation as if it were complete (SequenceEndedEvent, kStopped); the others go on.
   // When none is left the request finishes with OK. No-op if it is unknown or done.

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/status_macros.h"
 
 namespace bst {
 
@@ -25,12 +26,7 @@ absl::StatusOr<SequenceId> Inbox::Submit(std::unique_ptr<ActiveRequest> request)
                                                      " requests run and wait, limit ",
                                                      limits_.max_in_flight));
   }
-  if (waiting_tokens_ > 0 &&
-      request->queued_tokens > limits_.max_waiting_tokens - waiting_tokens_) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "queue is full: ", waiting_tokens_, " prompt tokens wait, ", request->queued_tokens,
-        " more exceed the limit of ", limits_.max_waiting_tokens));
-  }
+  BST_RETURN_IF_ERROR(CheckRoom(request->prompt_tokens, /*own=*/0));
   const SequenceId id(++last_id_);
   request->id = id;
   if (!request->request_id.empty()) request_ids_.insert(request->request_id);
@@ -38,7 +34,7 @@ absl::StatusOr<SequenceId> Inbox::Submit(std::unique_ptr<ActiveRequest> request)
                                   .prompt_open = request->prompt_open,
                                   .stopped = std::vector<bool>(request->continuations.size())});
   ++num_waiting_;
-  waiting_tokens_ += request->queued_tokens;
+  waiting_tokens_ += request->prompt_tokens;
   pending_.requests.push_back(std::move(request));
   asleep_ = false;
   return id;
@@ -61,6 +57,10 @@ absl::Status Inbox::AppendPrompt(SequenceId id, std::vector<TokenId> tokens, Pro
   }
   if (end == PromptEnd::kComplete && request.prompt_tokens + more == 0) {
     return absl::InvalidArgumentError("prompt is empty");
+  }
+  if (request.waits) {
+    BST_RETURN_IF_ERROR(CheckRoom(more, request.prompt_tokens));
+    waiting_tokens_ += more;
   }
   request.prompt_tokens += more;
   request.prompt_open = end == PromptEnd::kMoreFollows;
@@ -143,19 +143,16 @@ void Inbox::Take(absl::Duration patience, Delivery& delivery) {
 
 void Inbox::Started(const ActiveRequest& request) {
   absl::MutexLock lock(&mutex_);
-  --num_waiting_;
-  waiting_tokens_ -= request.queued_tokens;
+  StopWaiting(in_flight_.at(request.id));
 }
 
 void Inbox::Finished(const ActiveRequest& request) {
   absl::MutexLock lock(&mutex_);
-  const size_t erased = in_flight_.erase(request.id);
-  BST_CHECK(erased == 1, "request ", request.id.value(), " is not in flight");
+  const auto it = in_flight_.find(request.id);
+  BST_CHECK(it != in_flight_.end(), "request ", request.id.value(), " is not in flight");
+  if (it->second.waits) StopWaiting(it->second);
+  in_flight_.erase(it);
   request_ids_.erase(request.request_id);
-  if (!request.has_started()) {
-    --num_waiting_;
-    waiting_tokens_ -= request.queued_tokens;
-  }
 }
 
 void Inbox::Retire() {
@@ -166,6 +163,21 @@ void Inbox::Retire() {
 void Inbox::Fail(const absl::Status& why) {
   absl::MutexLock lock(&mutex_);
   failure_ = why;
+}
+
+absl::Status Inbox::CheckRoom(int64_t more, int64_t own) const {
+  if (more == 0 || waiting_tokens_ == own || more <= limits_.max_waiting_tokens - waiting_tokens_) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrCat("queue is full: ", waiting_tokens_, " prompt tokens wait, ", more,
+                   " more exceed the limit of ", limits_.max_waiting_tokens));
+}
+
+void Inbox::StopWaiting(InFlight& request) {
+  request.waits = false;
+  --num_waiting_;
+  waiting_tokens_ -= request.prompt_tokens;
 }
 
 }  // namespace bst

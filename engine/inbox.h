@@ -8,7 +8,9 @@
 // Invariants  (1) At most max_in_flight requests are in flight: submitted and not finished.
 //             (2) A request that Submit accepted is delivered exactly once, and its cancellation
 //                 and the stop of a continuation at most once, not before it.
-//             (3) Memory is bounded by (1) and by what callers append before it is taken.
+//             (3) The prompt tokens of all waiting requests together, parts that came later
+//                 included, are at most max_waiting_tokens, or one request's. What callers append
+//                 to a request that has started is theirs to bound.
 // Threads     Thread-safe; Take, Started, Finished, Retire and Fail are the engine thread's.
 //             No lock is held outside a call.
 // Tested by   tests/engine/engine_inbox_test.cc
@@ -33,9 +35,10 @@
 namespace bst {
 
 struct InboxLimits {
-  int64_t max_in_flight = 0;       // requests that may run and wait
-  int64_t max_waiting_tokens = 0;  // prompt tokens that may wait; an empty queue takes any prompt
-  int64_t max_prompt_tokens = 0;   // of an open prompt, all parts together
+  int64_t max_in_flight = 0;  // requests that may run and wait
+  // Prompt tokens that may wait; a prompt that waits alone may have any number.
+  int64_t max_waiting_tokens = 0;
+  int64_t max_prompt_tokens = 0;  // of an open prompt, all parts together
 };
 
 class Inbox {
@@ -48,7 +51,8 @@ class Inbox {
   absl::StatusOr<SequenceId> Submit(std::unique_ptr<ActiveRequest> request)
       ABSL_LOCKS_EXCLUDED(mutex_);
   // More of an open prompt. Errors: kNotFound (not in flight), kFailedPrecondition (complete),
-  // kInvalidArgument (too long, or complete and empty); nothing has changed then.
+  // kInvalidArgument (too long, or complete and empty), kResourceExhausted (it waits, and too many
+  // tokens would); nothing has changed then.
   absl::Status AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end)
       ABSL_LOCKS_EXCLUDED(mutex_);
   // No-op if the request or the continuation is not in flight.
@@ -101,15 +105,21 @@ class Inbox {
            !pending_.stopped.empty() || !pending_.cancelled.empty() || pending_.closed;
   }
 
-  const InboxLimits limits_;
-  mutable absl::Mutex mutex_;
-  Delivery pending_ ABSL_GUARDED_BY(mutex_);  // not delivered yet
   struct InFlight {
-    int64_t prompt_tokens = 0;
+    int64_t prompt_tokens = 0;  // that have come
     bool prompt_open = false;
+    bool waits = true;  // prompt_tokens are in waiting_tokens_
     bool cancelled = false;
     std::vector<bool> stopped;  // by sequence index
   };
+
+  // Whether `more` tokens may wait of a prompt of which `own` do. Errors: kResourceExhausted.
+  absl::Status CheckRoom(int64_t more, int64_t own) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StopWaiting(InFlight& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const InboxLimits limits_;
+  mutable absl::Mutex mutex_;
+  Delivery pending_ ABSL_GUARDED_BY(mutex_);  // not delivered yet
   absl::flat_hash_map<SequenceId, InFlight> in_flight_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<std::string> request_ids_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;

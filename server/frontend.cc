@@ -2,6 +2,8 @@
 
 #include <grpcpp/server_context.h>
 
+#include <algorithm>
+#include <limits>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -15,8 +17,21 @@
 
 namespace bst {
 
+namespace {
+
+// Of so many tokens in memory, as far as that is a number.
+int64_t BytesOf(int64_t tokens) {
+  constexpr int64_t kTokenBytes = sizeof(TokenId);
+  return std::min(tokens, std::numeric_limits<int64_t>::max() / kTokenBytes) * kTokenBytes;
+}
+
+}  // namespace
+
 Frontend::Frontend(ServerConfig config, AuthTokens auth)
-    : config_(std::move(config)), auth_(std::move(auth)), metrics_(active_) {}
+    : config_(std::move(config)),
+      auth_(std::move(auth)),
+      held_text_(BytesOf(config_.engine.max_queue_tokens)),
+      metrics_(active_) {}
 
 // The metrics outlive the engine, which reports to them to its end, but must not read it any more.
 Frontend::~Frontend() { metrics_.Unpublish(); }
@@ -59,6 +74,10 @@ absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
         absl::StrCat("queue is full: ", load.queue_tokens, " prompt tokens wait"));
   }
   return model;
+}
+
+bool Frontend::QueueIsFilling() const {
+  return model()->engine->load().queue_tokens > config_.engine.max_queue_tokens / 2;
 }
 
 bool Frontend::RequestsAreFull(const EngineLoad& load) const {

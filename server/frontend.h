@@ -24,6 +24,7 @@
 #include "server/active_requests.h"
 #include "server/auth_tokens.h"
 #include "server/delivery_thread.h"
+#include "server/held_text.h"
 #include "server/metrics_exporter.h"
 #include "server/server_config.h"
 
@@ -74,6 +75,9 @@ class Frontend {
   ActiveRequests& active() { return active_; }
   MetricsExporter& metrics() { return metrics_; }
   DeliveryThread& delivery() { return delivery_; }
+  HeldText& held_text() { return held_text_; }
+  // Whether half of the prompt tokens that may wait do.
+  bool QueueIsFilling() const;
 
   void set_addresses(Addresses addresses) ABSL_LOCKS_EXCLUDED(mutex_);
   Addresses addresses() const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -86,6 +90,7 @@ class Frontend {
   mutable absl::Mutex mutex_;
   Addresses addresses_ ABSL_GUARDED_BY(mutex_);
   ActiveRequests active_;
+  HeldText held_text_;
   MetricsExporter metrics_;  // reads active_
   DeliveryThread delivery_;
   ServedModel model_;  // after what its engine calls

@@ -6,7 +6,8 @@
 // Errors      Violations that name the field, its value and the limit; nothing may be added after
 //             one. Texts of more than max_prompt_tokens times max_token_bytes() bytes are refused
 //             before they are tokenised: no token covers more, and so what a request can cost is
-//             bounded before any work. So is the memory for what the tokenizer holds back.
+//             bounded before any work. So is the memory for what the tokenizer holds back; of
+//             many prompts together HeldText bounds it.
 // Threads     Thread-compatible.
 // Tested by   tests/server/prompt_reader_test.cc, tests/server/request_validation_test.cc
 #pragma once
@@ -43,6 +44,8 @@ class PromptReader {
 
   // Tokens returned so far.
   int64_t num_tokens() const { return static_cast<int64_t>(num_tokens_); }
+  // Bytes of text held back that are no tokens yet.
+  int64_t held_bytes() const { return static_cast<int64_t>(encoder_.held_bytes()); }
 
  private:
   enum class Kind { kNone, kText, kIds };

@@ -47,8 +47,11 @@ ABSL_FLAG(
     "least W. More: as for --max_step_tokens.");
 ABSL_FLAG(int, max_queue, bst::EngineOptions().max_queue,
           "Requests that may wait for a slot; the next is answered with RESOURCE_EXHAUSTED.");
-ABSL_FLAG(int64_t, max_queue_tokens, bst::EngineOptions().max_queue_tokens,
-          "Prompt tokens that may wait, of all requests; 4 bytes of memory each.");
+ABSL_FLAG(
+    int64_t, max_queue_tokens, bst::EngineOptions().max_queue_tokens,
+    "Prompt tokens that may wait, of all requests, what has come of uploads included; 4 bytes "
+    "of memory each. Text of uploads that cannot be tokenised before its end may take as much "
+    "again. What exceeds either is answered with RESOURCE_EXHAUSTED.");
 ABSL_FLAG(int64_t, max_prompt_tokens, bst::EngineOptions().max_prompt_tokens,
           "Tokens of one prompt; a longer one is answered with INVALID_ARGUMENT.");
 ABSL_FLAG(

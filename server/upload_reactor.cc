@@ -19,7 +19,7 @@ absl::Status InvalidPart(const char* description) { return InvalidFields({{"part
 class UploadReactor final : public UploadStream {
  public:
   UploadReactor(Frontend& frontend, grpc::CallbackServerContext& context)
-      : UploadStream(frontend, context, "GenerateUpload") {}
+      : UploadStream(frontend, context, "GenerateUpload"), held_text_(frontend.held_text()) {}
 
   void Start(std::shared_ptr<UploadReactor> self) {
     OwnItself(std::move(self));
@@ -31,7 +31,8 @@ class UploadReactor final : public UploadStream {
 
   void OnReadDone(bool ok) override {
     const bool goes_on = !prompt_.has_value() ? ReadFirst(ok) : ok ? ReadMore() : ReadEnd();
-    if (goes_on && !MustWait()) ReadNext();
+    part_.Clear();  // the next one may have to wait for long
+    if (goes_on && HoldsLittleText() && !MustWait()) ReadNext();
   }
 
   void Advance() override {
@@ -62,6 +63,7 @@ class UploadReactor final : public UploadStream {
     if (context().IsCancelled()) return false;
     Violations violations;
     std::vector<TokenId> tokens = prompt_->Finish(violations);
+    held_text_.Release();
     if (!violations.empty()) return Refused(violations.status());
     Append(std::move(tokens), PromptEnd::kComplete);
     return false;
@@ -92,16 +94,31 @@ class UploadReactor final : public UploadStream {
     ReleaseFinish();
   }
 
+  bool HoldsLittleText() {
+    const absl::Status status = held_text_.Hold(prompt_->held_bytes());
+    return status.ok() || Refused(status);
+  }
+
   // Whether the next part has to wait for the engine: then MayGoOn is true later, once.
+  //
+  // Nobody waits here for another upload, which may wait for him: what is unread, a block at the
+  // least, will be read when its turn comes. In a queue that is filling that block is all it takes.
   bool MustWait() ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    const bool queue_is_filling = frontend().QueueIsFilling();
     absl::MutexLock lock(&write_mutex_);
-    go_on_at_ = prompt_->num_tokens() - kMaxUnreadTokens;
-    waits_ = processed_tokens_ < go_on_at_;
+    came_tokens_ = prompt_->num_tokens();
+    const bool has_started = processed_tokens_ > 0;
+    const int64_t limit =
+        queue_is_filling && !has_started ? model_->engine->info().window : kMaxUnreadTokens;
+    waits_ = came_tokens_ - processed_tokens_ > limit;
     return waits_;
   }
   bool MayGoOn() ABSL_LOCKS_EXCLUDED(write_mutex_) {
     absl::MutexLock lock(&write_mutex_);
-    if (!waits_ || processed_tokens_ < go_on_at_) return false;
+    const bool has_started = processed_tokens_ > 0;
+    if (!waits_ || !has_started || came_tokens_ - processed_tokens_ > kMaxUnreadTokens) {
+      return false;
+    }
     waits_ = false;
     return true;
   }
@@ -116,9 +133,10 @@ class UploadReactor final : public UploadStream {
   const ServedModel* model_ = nullptr;  // constant after Start
   v1::GenerateUploadPart part_;         // the one being read
   std::optional<PromptReader> prompt_;  // after the first part; used by one read at a time
+  HeldText::Share held_text_;           // of prompt_
 
   int64_t processed_tokens_ ABSL_GUARDED_BY(write_mutex_) = 0;
-  int64_t go_on_at_ ABSL_GUARDED_BY(write_mutex_) = 0;  // of processed_tokens_
+  int64_t came_tokens_ ABSL_GUARDED_BY(write_mutex_) = 0;  // when the last part had come
   bool waits_ ABSL_GUARDED_BY(write_mutex_) = false;
 };
 

@@ -6,6 +6,12 @@
 // At most kMaxUnreadTokens and one part wait for the engine: then nothing is read from the client,
 // and HTTP/2 stops it. A part that is wrong ends the request.
 //
+// Memory      Of all uploads that wait in the queue, with the other requests there, at most
+//             max_queue_tokens; of those that have started kMaxUnreadTokens and a part each, and
+//             they are at most max_sequences. Text that cannot be tokenised before its end takes as
+//             many bytes as max_queue_tokens do (HeldText). A part that would exceed either ends
+//             its request with kResourceExhausted. From half of max_queue_tokens on an upload in
+//             the queue is read no further than it takes to have its turn.
 // Ownership   Owns itself until gRPC's OnDone.
 // Threads     Thread-safe.
 // Tested by   tests/server/upload_service_test.cc

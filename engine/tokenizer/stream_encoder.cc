@@ -14,7 +14,7 @@ absl::StatusOr<std::vector<TokenId>> StreamEncoder::Push(std::string_view text) 
   if (!cut.has_value()) return std::vector<TokenId>();
   absl::StatusOr<std::vector<TokenId>> tokens =
       tokenizer_.Encode(std::string_view(held_).substr(0, cut->end));
-  held_.erase(0, cut->next);
+  held_ = std::string(held_, cut->next);  // erase() would keep the memory of the whole piece
   searched_ -= std::min(searched_, cut->next);
   return tokens;
 }

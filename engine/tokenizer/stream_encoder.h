@@ -6,12 +6,14 @@
 //                 that the text may be cut. The byte tokenizer holds nothing back, a SentencePiece
 //                 BPE model at most from the last space between two words on; where the model has
 //                 no such places everything is held back to the end.
-// Memory      The text that is held back: the caller bounds the whole text. Each byte is looked at
-//             a bounded number of times.
+// Memory      The text that is held back, up to twice: the caller bounds the whole text, and what
+//             many encoders hold together by held_bytes(). Each byte is looked at a bounded number
+//             of times.
 // Threads     Thread-compatible.
 // Tested by   tests/engine/tokenizer/stream_encoder_test.cc, tests/fuzz/stream_encode_fuzz.cc
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +34,9 @@ class StreamEncoder {
   absl::StatusOr<std::vector<TokenId>> Push(std::string_view text);
   // The end of the text: the tokens of what was held back.
   absl::StatusOr<std::vector<TokenId>> Finish();
+
+  // The text that is held back.
+  size_t held_bytes() const { return held_.size(); }
 
  private:
   const Tokenizer& tokenizer_;

@@ -20,7 +20,7 @@ using ::testing::IsEmpty;
 std::unique_ptr<ActiveRequest> Request(std::string request_id, int64_t prompt_tokens = 1) {
   auto request = std::make_unique<ActiveRequest>();
   request->request_id = std::move(request_id);
-  request->prompt_tokens = request->queued_tokens = prompt_tokens;
+  request->prompt_tokens = prompt_tokens;
   return request;
 }
 
@@ -139,7 +139,7 @@ TEST(InboxTest, AppendsToOpenPromptsOfRequestsInFlight) {
   EXPECT_EQ(append(open, 2, PromptEnd::kComplete), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(append(open, 1, PromptEnd::kComplete), absl::StatusCode::kOk);
   EXPECT_EQ(append(open, 0, PromptEnd::kComplete), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(inbox.waiting_tokens(), 5);  // What was submitted.
+  EXPECT_EQ(inbox.waiting_tokens(), 11);
 
   Inbox::Delivery delivery;
   inbox.Take(absl::InfiniteDuration(), delivery);
@@ -153,6 +153,47 @@ TEST(InboxTest, AppendsToOpenPromptsOfRequestsInFlight) {
   EXPECT_THAT(delivery.prompt_parts, IsEmpty());
   inbox.Finished(*taken);
   EXPECT_EQ(append(open, 1, PromptEnd::kComplete), absl::StatusCode::kNotFound);
+}
+
+// Else a thousand uploads that wait would each hold as much as their clients care to send.
+TEST(InboxTest, WhatIsAppendedToAWaitingPromptCountsInTheQueue) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100, .max_prompt_tokens = 1000});
+  const auto open = [&inbox](std::string request_id) {
+    auto request = Request(std::move(request_id), 10);
+    request->prompt_open = true;
+    return *inbox.Submit(std::move(request));
+  };
+  const auto append = [&inbox](SequenceId id, size_t tokens, PromptEnd end) {
+    return inbox.AppendPrompt(id, std::vector<TokenId>(tokens, TokenId(1)), end);
+  };
+  const SequenceId first = open("first");
+  ASSERT_TRUE(append(first, 200, PromptEnd::kMoreFollows).ok());  // It waits alone.
+  EXPECT_EQ(inbox.waiting_tokens(), 210);
+  EXPECT_EQ(inbox.Submit(Request("b", 1)).status().code(), absl::StatusCode::kResourceExhausted);
+
+  Inbox::Delivery delivery;
+  inbox.Take(absl::ZeroDuration(), delivery);
+  const std::unique_ptr<ActiveRequest> started = std::move(delivery.requests[0]);
+  inbox.Started(*started);
+  EXPECT_EQ(inbox.waiting_tokens(), 0);
+  const SequenceId second = open("second"), third = open("third");
+  ASSERT_TRUE(append(second, 40, PromptEnd::kMoreFollows).ok());
+  EXPECT_EQ(inbox.waiting_tokens(), 60);
+  const absl::Status full = append(third, 41, PromptEnd::kMoreFollows);
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("60 prompt tokens wait, 41 more"));
+  EXPECT_EQ(inbox.waiting_tokens(), 60);
+  ASSERT_TRUE(append(third, 40, PromptEnd::kMoreFollows).ok());   // The error changed nothing.
+  ASSERT_TRUE(append(third, 0, PromptEnd::kComplete).ok());       // The end takes no room,
+  ASSERT_TRUE(append(first, 500, PromptEnd::kMoreFollows).ok());  // nor does what has started.
+  EXPECT_EQ(inbox.waiting_tokens(), 100);
+
+  inbox.Take(absl::ZeroDuration(), delivery);
+  for (const auto& request : delivery.requests) inbox.Finished(*request);
+  EXPECT_EQ(inbox.waiting_tokens(), 0);
+  EXPECT_EQ(inbox.num_waiting(), 0);
+  inbox.Finished(*started);
+  EXPECT_EQ(inbox.waiting_tokens(), 0);
 }
 
 TEST(InboxTest, AnOpenPromptThatIsEmptyCannotBeComplete) {

@@ -536,13 +536,35 @@ TEST_F(EngineUploadTest, ShutdownEndsUnfinishedPrompts) {
   }
 }
 
-TEST_F(EngineUploadTest, OnlyWhatIsSubmittedCountsInTheQueue) {
+TEST_F(EngineUploadTest, WhatHasComeCountsInTheQueueUntilItStarts) {
   Make();
   const Stream stream = StartOpen(LongPrompt(5));
   EXPECT_TRUE(Append(stream, LongPrompt(3)).ok());
-  EXPECT_EQ(engine_->load().queue_tokens, 5);
+  EXPECT_EQ(engine_->load().queue_tokens, 8);
   EXPECT_TRUE(Append(stream, LongPrompt(30), PromptEnd::kComplete).ok());
   EXPECT_EQ(stream.sink->WaitFinished().prompt_tokens, 38);
+  EXPECT_EQ(engine_->load().queue_tokens, 0);
+}
+
+// None of them waits for another's room in the queue for ever.
+TEST_F(EngineUploadTest, UploadsInAFullQueueAreRefusedAndTheOthersFinish) {
+  Make([](EngineOptions& options) {
+    options.max_sequences = 1;
+    options.max_queue_tokens = 50;
+  });
+  Gate gate;
+  const Stream held = StartHeld(gate);  // 4 tokens, which wait until the gate opens
+  const Stream first = StartOpen(LongPrompt(20), "first");
+  const Stream second = StartOpen(LongPrompt(20), "second");
+  EXPECT_EQ(Append(first, LongPrompt(7)).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Append(second, LongPrompt(6), PromptEnd::kComplete).code(), absl::StatusCode::kOk);
+  engine_->Cancel(held.id);
+  gate.Open();
+  EXPECT_EQ(held.sink->WaitFinished().reason, FinishReason::kCancelled);
+  first.sink->WaitEvents(2);  // 16 tokens are read, so it has started:
+  EXPECT_TRUE(Append(first, LongPrompt(100), PromptEnd::kComplete).ok());
+  EXPECT_EQ(first.sink->WaitFinished().prompt_tokens, 120);
+  EXPECT_EQ(second.sink->WaitFinished().prompt_tokens, 26);
   EXPECT_EQ(engine_->load().queue_tokens, 0);
 }
 

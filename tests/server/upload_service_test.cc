@@ -151,6 +151,91 @@ TEST_F(UploadServiceTest, ReadsNoMoreWhileTooMuchIsUnread) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
+// It might wait for slots that others hold who wait for room in the queue: so it is read until its
+// turn can come, and no further.
+TEST_F(UploadServiceTest, AFillingQueueReadsNoMoreThanABlockAhead) {
+  ServerConfig config = LoopbackConfig();
+  config.engine.max_queue_tokens = 1000;
+  RunningServer server(config);
+  const auto window = static_cast<size_t>(server.engine().info().window);
+  server.engine().set_queue_tokens(501);
+  grpc::ClientContext context;
+  const UploadStream stream = server.generation().GenerateUpload(&context);
+  stream->Write(First());
+  stream->Write(Ids(window, 'x'));  // Not a block: its last token might be the prompt's.
+  stream->Write(Ids(1, 'x'));
+  stream->Write(Ids(1, 'y'));
+  stream->WritesDone();
+  const SequenceId id = server.engine().WaitForRequest(0).id;
+  EXPECT_EQ(server.engine().WaitForAppended(id, 2).size(), 2u);
+  absl::SleepFor(absl::Milliseconds(200));
+  EXPECT_EQ(server.engine().AppendedTo(id).size(), 2u);
+  server.engine().Progress(id, 1, static_cast<int64_t>(window) + 1);  // It has started.
+  EXPECT_EQ(server.engine().WaitForAppended(id, 4).back().end, PromptEnd::kComplete);
+  server.engine().Finish(id, FinishReason::kMaxTokens);
+  v1::GenerateEvent event;
+  while (stream->Read(&event)) {
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+// Refused for what others hold: RESOURCE_EXHAUSTED that asks to come back.
+void ExpectComeBackLater(const Stream& stream, const grpc::ClientContext& context) {
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(DetailOf<google::rpc::RetryInfo>(stream.status).has_value());
+  EXPECT_EQ(context.GetServerTrailingMetadata().count("grpc-retry-pushback-ms"), 1u);
+  ASSERT_TRUE(stream.finished.has_value());
+  EXPECT_EQ(stream.finished->reason(), v1::ERROR);
+}
+
+TEST_F(UploadServiceTest, APartThatFindsTheQueueFullEndsTheRequestWithAdvice) {
+  Open();
+  stream_->Write(First(TextRequest("a")));
+  const SequenceId id = engine().WaitForRequest(0).id;
+  engine().RefuseToAppendWith(absl::ResourceExhaustedError("queue is full"));
+  stream_->Write(Text("b"));
+  ExpectComeBackLater(Drain(), context_);
+  EXPECT_TRUE(engine().was_cancelled(id));
+}
+
+// A text without a space has no place where it can be cut: the server holds all of it.
+TEST_F(UploadServiceTest, TextThatCannotBeCutIsBoundedOfAllUploadsTogether) {
+  ServerConfig config = LoopbackConfig();
+  config.engine.max_queue_tokens = 5000;  // so 20,000 bytes
+  RunningServer server(config, [] {
+    ModelInfo info = PuppetModelInfo();
+    info.tokenizer_type = "sentencepiece";
+    info.tokenizer_path = "models/bst-books-4m/tokenizer.model";
+    info.vocab_size = 4096;
+    return info;
+  }());
+  const std::string word(12'000, 'x');
+  grpc::ClientContext first_context, second_context;
+  const UploadStream first = server.generation().GenerateUpload(&first_context);
+  first->Write(First());
+  first->Write(Text(word));
+  const SequenceId first_id = server.engine().WaitForRequest(0).id;
+  EXPECT_TRUE(server.engine().WaitForAppended(first_id, 1).front().tokens.empty());
+
+  stream_ = server.generation().GenerateUpload(&second_context);
+  stream_->Write(First());
+  for (int i = 0; i < 10; ++i) stream_->Write(Text("Words that can be cut cost nothing. "));
+  const SequenceId second_id = server.engine().WaitForRequest(1).id;
+  EXPECT_EQ(server.engine().WaitForAppended(second_id, 10).size(), 10u);
+  stream_->Write(Text(word));
+  ExpectComeBackLater(Drain(), second_context);
+  EXPECT_TRUE(server.engine().was_cancelled(second_id));
+
+  first->Write(Text(word));  // Alone it may hold what it likes.
+  first->WritesDone();
+  EXPECT_EQ(server.engine().WaitForAppended(first_id, 3).back().end, PromptEnd::kComplete);
+  server.engine().Finish(first_id, FinishReason::kMaxTokens);
+  v1::GenerateEvent event;
+  while (first->Read(&event)) {
+  }
+  EXPECT_TRUE(first->Finish().ok());
+}
+
 TEST_F(UploadServiceTest, TheFirstPartMustBeTheRequest) {
   for (const auto& parts :
        {std::vector<v1::GenerateUploadPart>{Text("x")}, {v1::GenerateUploadPart()}, {}}) {

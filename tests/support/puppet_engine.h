@@ -234,6 +234,15 @@ class PuppetEngine final : public Engine {
     absl::MutexLock lock(&mutex_);
     refusal_ = std::move(status);
   }
+  // What AppendPrompt answers from now on, and changes nothing; OK: it appends.
+  void RefuseToAppendWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    append_refusal_ = std::move(status);
+  }
+  void set_queue_tokens(int64_t queue_tokens) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    queue_tokens_ = queue_tokens;
+  }
   void set_on_cancel(OnCancel on_cancel) ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     on_cancel_ = on_cancel;
@@ -272,6 +281,7 @@ class PuppetEngine final : public Engine {
       ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     if (!active_.contains(id)) return absl::NotFoundError("not in flight");
+    if (!append_refusal_.ok()) return append_refusal_;
     appended_[id].push_back({std::move(tokens), end});
     return absl::OkStatus();
   }
@@ -317,6 +327,7 @@ class PuppetEngine final : public Engine {
     EngineLoad load;
     load.running = load.slots_used = static_cast<int>(active_.size());
     load.in_flight = load.running;
+    load.queue_tokens = queue_tokens_;
     load.slots_total = info_.max_sequences;
     load.steps = steps_;
     load.last_step = absl::UnixEpoch() + absl::Seconds(1'700'000'000);
@@ -383,6 +394,8 @@ class PuppetEngine final : public Engine {
   std::vector<std::pair<SequenceId, int>> stopped_ ABSL_GUARDED_BY(mutex_);
   std::optional<std::vector<int32_t>> script_ ABSL_GUARDED_BY(mutex_);
   absl::Status refusal_ ABSL_GUARDED_BY(mutex_);
+  absl::Status append_refusal_ ABSL_GUARDED_BY(mutex_);
+  int64_t queue_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   OnCancel on_cancel_ ABSL_GUARDED_BY(mutex_) = OnCancel::kFinish;
   RequestStats::Stage stage_before_tokens_ ABSL_GUARDED_BY(mutex_) = RequestStats::Stage::kQueued;
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;

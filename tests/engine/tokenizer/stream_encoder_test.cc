@@ -35,6 +35,18 @@ std::vector<TokenId> Whole(const Tokenizer& tokenizer, const std::string& text) 
   return tokens.value_or(std::vector<TokenId>());
 }
 
+TEST(StreamEncoderTest, SaysWhatItHolds) {
+  const std::unique_ptr<Tokenizer> books = Load("models/bst-books-4m/tokenizer.model");
+  ASSERT_NE(books, nullptr);
+  StreamEncoder encoder(*books);
+  ASSERT_THAT(encoder.Push(std::string(1'000'000, 'x')), IsOk());
+  EXPECT_EQ(encoder.held_bytes(), 1'000'000u);
+  ASSERT_THAT(encoder.Push("y and more"), IsOk());
+  EXPECT_EQ(encoder.held_bytes(), std::string_view(" more").size());
+  ASSERT_THAT(encoder.Finish(), IsOk());
+  EXPECT_EQ(encoder.held_bytes(), 0u);
+}
+
 struct Streamed {
   std::vector<TokenId> tokens;
   size_t before_the_end = 0;  // of these, those that came from Push
