@@ -1,6 +1,7 @@
 #include "server/active_requests.h"
 
 #include <utility>
+#include <vector>
 
 namespace bst {
 
@@ -30,6 +31,27 @@ bool ActiveRequests::Abort(const std::string& request_id) {
 CancelCause ActiveRequests::CauseOf(const std::string& request_id) const {
   const std::shared_ptr<Abortable> call = Find(request_id);
   return call == nullptr ? CancelCause::kNone : call->cancel_cause();
+}
+
+void ActiveRequests::AddAwaiting(const std::shared_ptr<AwaitsRequest>& call) {
+  absl::MutexLock lock(&mutex_);
+  awaiting_.emplace(call.get(), call);
+}
+
+void ActiveRequests::RemoveAwaiting(const AwaitsRequest& call) {
+  absl::MutexLock lock(&mutex_);
+  awaiting_.erase(&call);
+}
+
+void ActiveRequests::GiveUpAwaiting(const absl::Status& why) {
+  std::vector<std::weak_ptr<AwaitsRequest>> awaiting;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& [call, weak] : awaiting_) awaiting.push_back(weak);
+  }
+  for (const auto& weak : awaiting) {
+    if (const std::shared_ptr<AwaitsRequest> call = weak.lock()) call->GiveUp(why);
+  }
 }
 
 void ActiveRequests::OpenRpc() {

@@ -1,4 +1,5 @@
-// ActiveRequests: the RPCs that are open, and by request id those that the engine works for.
+// ActiveRequests: the RPCs that are open, by request id those that the engine works for, and those
+// whose client has not sent its request yet.
 //
 // Ownership   Knows calls weakly; each is owned by its RPC.
 // Threads     Thread-safe. No lock is held while a call is used.
@@ -10,6 +11,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
@@ -33,6 +35,14 @@ class Abortable {
   virtual CancelCause cancel_cause() const = 0;
 };
 
+// A call whose request is still to come from its client.
+class AwaitsRequest {
+ public:
+  virtual ~AwaitsRequest() = default;
+  // Ends the call with `why` unless the request has come.
+  virtual void GiveUp(const absl::Status& why) = 0;
+};
+
 class ActiveRequests {
  public:
   // False if a request of this id is in flight.
@@ -46,6 +56,12 @@ class ActiveRequests {
   // kNone too if no request of this id is in flight.
   CancelCause CauseOf(const std::string& request_id) const ABSL_LOCKS_EXCLUDED(mutex_);
 
+  void AddAwaiting(const std::shared_ptr<AwaitsRequest>& call) ABSL_LOCKS_EXCLUDED(mutex_);
+  // No-op if it is unknown.
+  void RemoveAwaiting(const AwaitsRequest& call) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Gives up all that were added and not removed.
+  void GiveUpAwaiting(const absl::Status& why) ABSL_LOCKS_EXCLUDED(mutex_);
+
   // RPCs that use the engine, from their first to their last moment (longer than a request).
   void OpenRpc() ABSL_LOCKS_EXCLUDED(mutex_);
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -57,6 +73,8 @@ class ActiveRequests {
 
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::weak_ptr<Abortable>> calls_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<const AwaitsRequest*, std::weak_ptr<AwaitsRequest>> awaiting_
+      ABSL_GUARDED_BY(mutex_);
   int open_rpcs_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

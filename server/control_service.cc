@@ -134,7 +134,7 @@ grpc::ServerWriteReactor<v1::DrainProgress>* ControlService::Drain(
     refusal->Start(refusal, ToGrpcStatus(model.status(), *context));
     return refusal.get();
   }
-  (*model)->engine->Drain();
+  frontend_.Drain();
   health_.Refresh();
   auto reactor = std::make_shared<DrainReactor>(*(*model)->engine);
   reactor->Start(reactor);

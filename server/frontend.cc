@@ -25,6 +25,10 @@ int64_t BytesOf(int64_t tokens) {
   return std::min(tokens, std::numeric_limits<int64_t>::max() / kTokenBytes) * kTokenBytes;
 }
 
+absl::Status Draining() {
+  return absl::UnavailableError("the engine is draining and takes no more requests");
+}
+
 }  // namespace
 
 Frontend::Frontend(ServerConfig config, AuthTokens auth)
@@ -62,9 +66,7 @@ absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
     const grpc::CallbackServerContext& context) const {
   BST_ASSIGN_OR_RETURN(const ServedModel* const model, Admit(context));
   const EngineLoad load = model->engine->load();
-  if (load.draining) {
-    return absl::UnavailableError("the engine is draining and takes no more requests");
-  }
+  if (load.draining) return Draining();
   if (RequestsAreFull(load)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("queue is full: ", load.in_flight, " requests run and wait"));
@@ -74,6 +76,12 @@ absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
         absl::StrCat("queue is full: ", load.queue_tokens, " prompt tokens wait"));
   }
   return model;
+}
+
+void Frontend::Drain() {
+  // In this order: who comes to wait in between finds the engine draining.
+  model()->engine->Drain();
+  active_.GiveUpAwaiting(Draining());
 }
 
 bool Frontend::QueueIsFilling() const {

@@ -62,6 +62,10 @@ class Frontend {
   // The credentials alone.
   absl::Status CheckCredentials(const grpc::CallbackServerContext& context) const;
 
+  // No request is taken from now on: the engine drains, and calls whose request has not come yet
+  // end with kUnavailable. REQUIRES: a model is served.
+  void Drain();
+
   // Counts a request that was refused with `status` before it was queued.
   void CountRejected(const absl::Status& status);
   // Counts and logs a call that ended without the engine: refused, or nothing to generate. `start`:

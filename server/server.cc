@@ -223,7 +223,7 @@ std::string Server::ReadyLine() const {
 void Server::Drain() {
   Engine& engine = *parts_->frontend.model()->engine;
   const absl::Time deadline = absl::Now() + parts_->frontend.config().grace;
-  engine.Drain();
+  parts_->frontend.Drain();
   parts_->monitor.Refresh();
   const EngineLoad load = engine.load();
   Log(LogLevel::kInfo, "drain", {{"running", load.running}, {"waiting", load.waiting}});

@@ -1,11 +1,16 @@
 #include "server/upload_reactor.h"
 
+#include <grpcpp/alarm.h>
+
 #include <memory>
 #include <optional>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "server/generate_stream.h"
 
 namespace bst {
@@ -16,17 +21,23 @@ using UploadStream =
 
 absl::Status InvalidPart(const char* description) { return InvalidFields({{"part", description}}); }
 
-class UploadReactor final : public UploadStream {
+class UploadReactor final : public UploadStream, public AwaitsRequest {
  public:
   UploadReactor(Frontend& frontend, grpc::CallbackServerContext& context)
       : UploadStream(frontend, context, "GenerateUpload"), held_text_(frontend.held_text()) {}
 
   void Start(std::shared_ptr<UploadReactor> self) {
-    OwnItself(std::move(self));
+    OwnItself(self);
+    frontend().active().AddAwaiting(self);  // before the look at whether the engine drains
     const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
-    if (!model.ok()) return Reject(model.status());  // before anything of it is read
+    if (!model.ok()) return GiveUp(model.status());  // before anything of it is read
     model_ = *model;
-    StartRead(&part_);
+    SetTimer(self, frontend().config().engine.upload_timeout);
+    ReadNext();
+  }
+
+  void GiveUp(const absl::Status& why) override {
+    if (EndAwaiting()) Reject(why);
   }
 
   void OnReadDone(bool ok) override {
@@ -42,8 +53,36 @@ class UploadReactor final : public UploadStream {
   }
 
  private:
+  // Gives the call up if its first part has not come within `timeout`: nobody else would look after
+  // it, since the engine does not know of it yet.
+  void SetTimer(std::weak_ptr<UploadReactor> self, absl::Duration timeout)
+      ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    absl::MutexLock lock(&write_mutex_);
+    if (!awaits_first_) return;
+    first_timer_.Set(
+        absl::ToChronoTime(absl::Now() + timeout), [self = std::move(self), timeout](bool fired) {
+          const std::shared_ptr<UploadReactor> call = fired ? self.lock() : nullptr;
+          if (call == nullptr) return;
+          call->GiveUp(absl::DeadlineExceededError(
+              absl::StrCat("the first part did not come within ", absl::FormatDuration(timeout))));
+        });
+  }
+  // The first part has come, or is waited for no longer. True: for the caller to act on, who is the
+  // first to say so.
+  bool EndAwaiting() ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    {
+      absl::MutexLock lock(&write_mutex_);
+      if (!awaits_first_) return false;
+      awaits_first_ = false;
+      first_timer_.Cancel();
+    }
+    frontend().active().RemoveAwaiting(*this);
+    return true;
+  }
+
   // The parts of the prompt, one at a time. True: the next one may come.
   bool ReadFirst(bool ok) {
+    if (!EndAwaiting()) return false;
     if (!ok) return Rejected(InvalidPart("is missing, the first must be request"));
     if (!part_.has_request()) return Rejected(InvalidPart("is not request, the first must be"));
     prompt_.emplace(model_->engine->info(), *model_->tokenizer);
@@ -135,6 +174,8 @@ class UploadReactor final : public UploadStream {
   std::optional<PromptReader> prompt_;  // after the first part; used by one read at a time
   HeldText::Share held_text_;           // of prompt_
 
+  bool awaits_first_ ABSL_GUARDED_BY(write_mutex_) = true;
+  grpc::Alarm first_timer_ ABSL_GUARDED_BY(write_mutex_);
   int64_t processed_tokens_ ABSL_GUARDED_BY(write_mutex_) = 0;
   int64_t came_tokens_ ABSL_GUARDED_BY(write_mutex_) = 0;  // when the last part had come
   bool waits_ ABSL_GUARDED_BY(write_mutex_) = false;

@@ -4,7 +4,9 @@
 //   Advance       PrefillProgress: so much was read; StartRead if that was waited for
 //
 // At most kMaxUnreadTokens and one part wait for the engine: then nothing is read from the client,
-// and HTTP/2 stops it. A part that is wrong ends the request.
+// and HTTP/2 stops it. A part that is wrong ends the request. One whose first part does not come
+// within upload_timeout ends with kDeadlineExceeded, when the engine drains with kUnavailable; the
+// parts after it are the engine's to wait for.
 //
 // Memory      Of all uploads that wait in the queue, with the other requests there, at most
 //             max_queue_tokens; of those that have started kMaxUnreadTokens and a part each, and

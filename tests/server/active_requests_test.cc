@@ -45,6 +45,24 @@ TEST(ActiveRequests, ACallThatIsGoneCannotBeAborted) {
   EXPECT_EQ(active.CauseOf("a"), CancelCause::kNone);
 }
 
+class FakeAwaiting : public AwaitsRequest {
+ public:
+  void GiveUp(const absl::Status& why) override { gave_up = why; }
+  absl::Status gave_up;
+};
+
+TEST(ActiveRequests, GivesUpThoseWhoseRequestHasNotCome) {
+  ActiveRequests active;
+  const auto waits = std::make_shared<FakeAwaiting>(), came = std::make_shared<FakeAwaiting>();
+  active.AddAwaiting(waits);
+  active.AddAwaiting(came);
+  active.AddAwaiting(std::make_shared<FakeAwaiting>());  // is gone
+  active.RemoveAwaiting(*came);
+  active.GiveUpAwaiting(absl::UnavailableError("draining"));
+  EXPECT_EQ(waits->gave_up.code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(came->gave_up.ok());
+}
+
 TEST(ActiveRequests, WaitsUntilNoRpcIsOpen) {
   ActiveRequests active;
   EXPECT_TRUE(active.WaitUntilNoneOpen(absl::ZeroDuration()));

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -334,6 +335,67 @@ TEST_F(UploadServiceTest, ClientsWithoutAKeyAreRefusedBeforeTheirFirstPart) {
   v1::GenerateEvent event;
   EXPECT_FALSE(stream->Read(&event));
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+// The engine, which has a timeout for the parts after it, does not know of the call yet.
+TEST_F(UploadServiceTest, AFirstPartThatNeverComesIsGivenUp) {
+  ServerConfig config = LoopbackConfig();
+  config.engine.upload_timeout = absl::Milliseconds(100);
+  RunningServer server(config);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
+  const absl::Time begin = absl::Now();
+  stream_ = server.generation().GenerateUpload(&context);
+  const Stream silent = Drain();
+  EXPECT_EQ(silent.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_THAT(silent.status.error_message(), HasSubstr("first part did not come within 100ms"));
+  EXPECT_GE(absl::Now() - begin, absl::Milliseconds(100));
+  EXPECT_EQ(server.engine().num_requests(), 0u);
+
+  // What comes in time is the engine's to wait for.
+  grpc::ClientContext begun;
+  stream_ = server.generation().GenerateUpload(&begun);
+  stream_->Write(First(TextRequest("x")));
+  const SequenceId id = server.engine().WaitForRequest(0).id;
+  absl::SleepFor(absl::Milliseconds(300));
+  stream_->WritesDone();
+  EXPECT_EQ(server.engine().WaitForAppended(id, 1).back().end, PromptEnd::kComplete);
+  server.engine().Finish(id, FinishReason::kMaxTokens);
+  EXPECT_TRUE(Drain().status.ok());
+}
+
+// The timer and the first part at the same moment: one of them ends it, once.
+TEST_F(UploadServiceTest, AFirstPartThatComesWithItsTimerIsTakenOrGivenUp) {
+  ServerConfig config = LoopbackConfig();
+  config.engine.upload_timeout = absl::Milliseconds(2);
+  RunningServer server(config);
+  server.engine().AnswerWith({'y'});
+  for (int i = 0; i < 200; ++i) {
+    grpc::ClientContext context;
+    stream_ = server.generation().GenerateUpload(&context);
+    absl::SleepFor(absl::Microseconds(1000 + 10 * i));
+    stream_->Write(First(TextRequest("x")));
+    stream_->WritesDone();
+    const Stream stream = Drain();
+    if (stream.status.ok()) {
+      EXPECT_EQ(stream.text, "y");
+    } else {
+      EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+      EXPECT_TRUE(stream.events.empty());
+    }
+  }
+  server.server().Drain();  // would wait for an RPC that never ended
+}
+
+TEST_F(UploadServiceTest, ADrainDoesNotWaitForFirstParts) {
+  Open();
+  absl::SleepFor(absl::Milliseconds(200));  // The server has seen it by then, or refuses it.
+  const absl::Time begin = absl::Now();
+  server_.server().Drain();  // has 10 s for what runs
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(5));
+  const Stream silent = Drain();
+  EXPECT_EQ(silent.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(DetailOf<google::rpc::RetryInfo>(silent.status).has_value());
 }
 
 TEST_F(UploadServiceTest, ADrainingServerRefusesUploads) {
