@@ -111,7 +111,7 @@ void Frontend::CountRejected(const absl::Status& status) {
       break;
     }
     default:
-      break;  // credentials: not the queue's business
+      break;  // not for want of room, nor for what it asks
   }
 }
 

@@ -122,7 +122,7 @@ class StreamReactor : public Base, public EngineCall {
     Advance();
   }
 
-  grpc::CallbackServerContext& context() { return context_; }
+  grpc::CallbackServerContext& context() const { return context_; }
 
   absl::Mutex write_mutex_;
 

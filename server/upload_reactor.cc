@@ -41,6 +41,8 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   }
 
   void OnReadDone(bool ok) override {
+    // A client that leaves looks like the end of its parts. What has begun OnCancel ends.
+    if (!ok && context().IsCancelled()) return GiveUp(LeftBeforeTheFirst());
     const bool goes_on = !prompt_.has_value() ? ReadFirst(ok) : ok ? ReadMore() : ReadEnd();
     part_.Clear();  // the next one may have to wait for long
     if (goes_on && HoldsLittleText() && !MustWait()) ReadNext();
@@ -53,6 +55,12 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   }
 
  private:
+  absl::Status LeftBeforeTheFirst() const {
+    return CauseOfCancellation(context()) == CancelCause::kDeadline
+               ? absl::DeadlineExceededError("the call's deadline passed before the first part")
+               : absl::CancelledError("the client left before the first part");
+  }
+
   // Gives the call up if its first part has not come within `timeout`: nobody else would look after
   // it, since the engine does not know of it yet.
   void SetTimer(std::weak_ptr<UploadReactor> self, absl::Duration timeout)
@@ -99,7 +107,6 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     return Append(std::move(tokens), PromptEnd::kMoreFollows);
   }
   bool ReadEnd() {
-    if (context().IsCancelled()) return false;
     Violations violations;
     std::vector<TokenId> tokens = prompt_->Finish(violations);
     held_text_.Release();

@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "server/generation_service.h"
 #include "server/upload_reactor.h"
+#include "tests/server/http_get.h"
 #include "tests/server/running_server.h"
 
 namespace bst {
@@ -322,6 +323,38 @@ TEST_F(UploadServiceTest, AClientThatGoesAwayInTheMiddleFreesTheEngine) {
   context_.TryCancel();
   engine().WaitForCancel(id);
   EXPECT_EQ(Drain().status.error_code(), grpc::StatusCode::CANCELLED);
+}
+
+// gRPC tells of it as of the end of the parts.
+TEST_F(UploadServiceTest, AClientThatLeavesHasNotCompletedItsPrompt) {
+  engine().set_on_cancel(PuppetEngine::OnCancel::kLeaveToTest);
+  for (size_t i = 0; i < 200; ++i) {
+    grpc::ClientContext context;
+    stream_ = server_.generation().GenerateUpload(&context);
+    stream_->Write(First(TextRequest("x")));
+    const SequenceId id = engine().WaitForRequest(i).id;
+    context.TryCancel();
+    EXPECT_EQ(Drain().status.error_code(), grpc::StatusCode::CANCELLED);
+    engine().WaitForCancel(id);
+    EXPECT_TRUE(engine().AppendedTo(id).empty()) << i;
+    engine().Finish(id, FinishReason::kCancelled, absl::CancelledError("cancelled"));
+  }
+}
+
+TEST_F(UploadServiceTest, AClientThatLeavesBeforeItsFirstPartMadeNoMistake) {
+  RunningServer server(ConfigWithMetrics());
+  for (int i = 0; i < 20; ++i) {
+    grpc::ClientContext context;
+    stream_ = server.generation().GenerateUpload(&context);
+    absl::SleepFor(absl::Milliseconds(20));  // so that the server has seen the call
+    context.TryCancel();
+    EXPECT_EQ(Drain().status.error_code(), grpc::StatusCode::CANCELLED);
+  }
+  server.server().Drain();  // waits for what is counted last
+  const std::string metrics = HttpGet(server.server().addresses().metrics, "/metrics");
+  EXPECT_THAT(metrics, HasSubstr("bst_requests_total{code=\"CANCELLED\",finish_reason=\"\","
+                                 "rpc=\"GenerateUpload\"}"));
+  EXPECT_THAT(metrics, testing::Not(HasSubstr("code=\"INVALID_ARGUMENT\"")));
 }
 
 TEST_F(UploadServiceTest, ClientsWithoutAKeyAreRefusedBeforeTheirFirstPart) {
