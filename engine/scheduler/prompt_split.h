@@ -36,7 +36,7 @@ struct SplitLimits {
 };
 
 // Who comes first when a step has room for less than two blocks, or should be short because it ends
-// a prompt: the oldest, if it was passed over the last time.
+// a prompt: the oldest, if the last step passed over the oldest or an earlier one this very prompt.
 enum class SplitTurn { kShortest, kOldest };
 
 // `claims`: oldest first; their `tokens` are 0 and become what each one reads.

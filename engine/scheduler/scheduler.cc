@@ -58,6 +58,7 @@ struct Request {
   Stage stage = Stage::kWaiting;
   std::vector<Continuation> live;                 // by index; the first one's slot reads the prompt
   int64_t prompt_done = 0;                        // tokens of the prompt in committed steps
+  bool passed_over = false;                       // as the oldest, and has read nothing since
   absl::Time dry_since = absl::InfiniteFuture();  // an open prompt: nothing of it can be read
   absl::Time watched = absl::InfiniteFuture();    // its entry in Impl::deadlines; infinite: none
 
@@ -288,12 +289,18 @@ void Scheduler::Impl::PlanPrompts(int short_step_tokens, std::vector<SequenceUpd
   if (must_be_short) {
     budget = std::min(budget, std::max(limits.window, short_step_tokens - decode_rows));
   }
+  // The oldest may be another one than last time: an upload can be read now and then. So it counts
+  // both that somebody was passed over and whether this one was.
+  Request& oldest = *readers.front();
+  if (oldest.passed_over) turn = SplitTurn::kOldest;
   SplitPromptTokens({.chunk_tokens = limits.chunk_tokens, .window = limits.window}, budget, turn,
                     absl::MakeSpan(claims));
-  turn = claims.front().tokens > 0 ? SplitTurn::kShortest : SplitTurn::kOldest;
+  oldest.passed_over = claims.front().tokens == 0;
+  turn = oldest.passed_over ? SplitTurn::kOldest : SplitTurn::kShortest;
 
   for (size_t i = 0; i < readers.size(); ++i) {
     if (claims[i].tokens == 0) continue;
+    readers[i]->passed_over = false;
     if (readers[i]->stage == Stage::kWaiting) Start(*readers[i], updates);
     PlanChunk(*readers[i], claims[i].tokens);
   }

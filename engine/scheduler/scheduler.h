@@ -27,7 +27,8 @@
 //   (5) A step that decodes, or may end one of several prompts, is kept short: to the token limit
 //       that Plan is given, though never below a block of prompt. One that does end a short prompt
 //       may pass over the oldest, as may one in which only one block fits: never twice in a row,
-//       and in its turn the oldest has a block, or as much as the short ones.
+//       nor the same one twice before it has read, though others were the oldest in between. In
+//       its turn the oldest has a block, or as much as the short ones.
 //   So of two steps that read prompts at least one advances the oldest that can run, by a block or
 //   to its end, and nobody starves.
 //

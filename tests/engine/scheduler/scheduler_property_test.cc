@@ -5,9 +5,9 @@
 // prompt stands and end at a multiple of window or at its end; every decoding sequence gets one
 // token per step; requests start only when those before them could too; steps keep to their token
 // limits; the oldest prompt that can run advances, and may be passed over once where only a block
-// fits or another one ends; long prompts keep to their slots; slots are neither shared nor leaked,
-// and those of one prompt's sequences are copies; every request and every sequence ends once, for
-// the right reason.
+// fits or another one ends, whoever is the oldest in the steps between; long prompts keep to their
+// slots; slots are neither shared nor leaked, and those of one prompt's sequences are copies; every
+// request and every sequence ends once, for the right reason.
 #include <algorithm>
 #include <cstdint>
 #include <map>
@@ -44,6 +44,7 @@ struct Known {
   std::map<int, std::vector<TokenId>> drawn;  // of each sequence that has not ended
   std::map<int, SlotId> slots;                // likewise, once it has one
   bool started = false;
+  bool passed_over = false;  // when it last was the oldest that could run, and nothing read since
   bool cancelled = false;
   std::set<int> stopped;  // to be ended by the next Plan
   bool ended = false;
@@ -514,9 +515,10 @@ class Replay {
 
   // Somebody reads if anybody can; the oldest is passed over only for a reason and not twice.
   void CheckOldest(const StepPlan& plan, const std::map<uint64_t, int>& rows_of, int decode_rows) {
-    const Known* oldest = nullptr;
+    Known* oldest = nullptr;
     bool anyone = false, ends_one = false;
-    for (const Known* known : Live()) {
+    for (Known* known : Live()) {
+      if (rows_of.contains(known->id)) known->passed_over = false;
       if (known->decodes() || known->Readable(limits_.window) == 0) continue;
       if (!known->started && !startable_.contains(known)) continue;
       if (oldest == nullptr) oldest = known;
@@ -534,6 +536,9 @@ class Replay {
     Expect(advances || ends_one || room < 2 * limits_.window, oldest->id,
            " is the oldest and does not advance");
     Expect(advances || oldest_advanced_, oldest->id, " is the oldest and waits for a second step");
+    Expect(advances || !oldest->passed_over, oldest->id,
+           " is the oldest again and is passed over again");
+    oldest->passed_over = !advances;
     oldest_advanced_ = advances;
   }
 
