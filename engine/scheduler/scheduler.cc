@@ -35,7 +35,6 @@ absl::Time VirtualArrival(const SequenceSpec& spec, absl::Duration ageing) {
 
 // One of the request's sequences that has not ended.
 struct Continuation {
-  int index = 0;
   std::optional<SlotLease> lease = std::nullopt;  // kPrefill, kDecode
   TokenId last_token = TokenId(0);                // kDecode: drawn, not yet seen by the model
   int generated = 0;
@@ -47,7 +46,7 @@ struct Request {
         order(VirtualArrival(spec, limits.priority_ageing), spec.id),
         prompt_tokens(static_cast<int64_t>(spec.prompt.size())),
         is_complete(!spec.prompt_open) {
-    for (int i = 0; i < spec.num_sequences; ++i) live.push_back({.index = i});
+    for (int i = 0; i < spec.num_sequences; ++i) live.try_emplace(live.end(), i);
   }
 
   SequenceSpec spec;  // its prompt: tokens from prompt_begin on; dropped once it has been read
@@ -56,7 +55,8 @@ struct Request {
   int64_t prompt_tokens;  // that have come
   bool is_complete;       // no more will come
   Stage stage = Stage::kWaiting;
-  std::vector<Continuation> live;                 // by index; the first one's slot reads the prompt
+  // By index; the first one's slot reads the prompt. A map, for all of them may end in one step.
+  absl::btree_map<int, Continuation> live;
   int64_t prompt_done = 0;                        // tokens of the prompt in committed steps
   bool passed_over = false;                       // as the oldest, and has read nothing since
   absl::Time dry_since = absl::InfiniteFuture();  // an open prompt: nothing of it can be read
@@ -172,8 +172,7 @@ void Scheduler::Impl::End(Request& request, SequenceEnd end, std::vector<Sequenc
 
 void Scheduler::Impl::EndContinuation(Request& request, int index, SequenceEnd end,
                                       std::vector<SequenceUpdate>& updates) {
-  const auto it =
-      absl::c_find_if(request.live, [index](const Continuation& c) { return c.index == index; });
+  const auto it = request.live.find(index);
   if (it == request.live.end()) return;
   updates.push_back({.kind = SequenceUpdate::Kind::kSequenceEnded,
                      .id = request.spec.id,
@@ -186,7 +185,7 @@ void Scheduler::Impl::EndContinuation(Request& request, int index, SequenceEnd e
   }
   // The slot that reads the prompt stays with the first that is left.
   if (it == request.live.begin() && request.stage == Stage::kPrefill) {
-    std::swap(it->lease, std::next(it)->lease);
+    std::swap(it->second.lease, std::next(it)->second.lease);
   }
   request.live.erase(it);  // The lease goes with it.
 }
@@ -210,16 +209,16 @@ void Scheduler::Impl::EndStoppedAndExpired(absl::Time now, std::vector<SequenceU
       continue;
     }
     for (int left = request.num_slots(); left > 0; --left) {  // The last one ends the request.
-      EndContinuation(request, request.live.front().index, end, updates);
+      EndContinuation(request, request.live.begin()->first, end, updates);
     }
   }
 }
 
 void Scheduler::Impl::PlanDecode(const Request& request) {
-  for (const Continuation& continuation : request.live) {
+  for (const auto& [index, continuation] : request.live) {
     const int begin = static_cast<int>(plan.tokens_.size());
     plan.tokens_.push_back(continuation.last_token);
-    plan.samples_.push_back({static_cast<int>(plan.rows_.size()), continuation.index});
+    plan.samples_.push_back({static_cast<int>(plan.rows_.size()), index});
     plan.rows_.push_back({.id = request.spec.id,
                           .row = {.slot = continuation.lease->id(),
                                   .begin = begin,
@@ -309,7 +308,7 @@ void Scheduler::Impl::PlanPrompts(int short_step_tokens, std::vector<SequenceUpd
 void Scheduler::Impl::Start(Request& request, std::vector<SequenceUpdate>& updates) {
   QueueOf(request).erase(request.order);
   waiting_tokens -= request.prompt_tokens;
-  for (Continuation& continuation : request.live) {
+  for (auto& [index, continuation] : request.live) {
     continuation.lease = pool.Acquire();
     BST_CHECK(continuation.lease.has_value(), "no slot for what may start");
   }
@@ -326,7 +325,7 @@ void Scheduler::Impl::PlanChunk(const Request& request, int chunk_tokens) {
   const auto from = request.spec.prompt.begin() + (request.prompt_done - request.prompt_begin);
   const auto to = from + chunk_tokens;
   plan.tokens_.insert(plan.tokens_.end(), from, to);
-  const SlotId slot = request.live.front().lease->id();
+  const SlotId slot = request.live.begin()->second.lease->id();
   PlannedRow row = {.id = request.spec.id,
                     .row = {.slot = slot,
                             .begin = begin,
@@ -339,8 +338,8 @@ void Scheduler::Impl::PlanChunk(const Request& request, int chunk_tokens) {
       request.is_complete && request.prompt_done + chunk_tokens == request.prompt_tokens;
   if (is_last && request.spec.max_new_tokens > 0) {
     row.num_samples = request.num_slots();
-    for (const Continuation& continuation : request.live) {
-      plan.samples_.push_back({static_cast<int>(plan.rows_.size()), continuation.index});
+    for (const auto& [index, continuation] : request.live) {
+      plan.samples_.push_back({static_cast<int>(plan.rows_.size()), index});
       if (continuation.lease->id() == slot) continue;
       plan.copies_.push_back({slot, continuation.lease->id()});
     }
@@ -371,8 +370,7 @@ void Scheduler::Impl::CommitToken(Request& request, int index, const SampledRow&
     End(request, SequenceEnd::kFailed, updates);
     return;
   }
-  Continuation& continuation =
-      *absl::c_find_if(request.live, [index](const Continuation& c) { return c.index == index; });
+  Continuation& continuation = request.live.at(index);
   continuation.last_token = sampled.token;
   ++continuation.generated;
   if (sampled.ends_sequence) {

@@ -1,7 +1,9 @@
 // Scheduler: each rule of the policy on its own, by replaying calls.
 #include "engine/scheduler/scheduler.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <ctime>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -742,6 +744,31 @@ TEST_F(SchedulerTest, ThePlansMemoryIsReused) {
   EXPECT_EQ(plan.tokens().data(), tokens);
   EXPECT_EQ(plan.rows().data(), rows);
   Commit(std::move(plan));
+}
+
+// Eight times the sequences of one request take eight times as long, not sixty-four times: neither
+// a step of them all nor the one in which all of them end.
+TEST_F(SchedulerTest, AStepIsLinearInTheSequencesOfARequest) {
+  const auto seconds_of = [this](int sequences) {
+    Make(sequences, {.max_step_tokens = sequences + 4, .chunk_tokens = 4, .window = 4});
+    SequenceSpec spec = Spec(1, 4, 4);
+    spec.num_sequences = sequences;
+    EXPECT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
+    Step();
+    const std::clock_t begin = std::clock();
+    for (int step = 0; step < 3; ++step) Step();
+    const double seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
+    EXPECT_EQ(updates_.size(), static_cast<size_t>(sequences) + 1);
+    EXPECT_EQ(scheduler_->num_running(), 0);
+    return seconds;
+  };
+  // Another process may slow some of them down, hardly all.
+  double few = seconds_of(4'000), many = seconds_of(32'000);
+  for (int i = 0; i < 4; ++i) {
+    few = std::min(few, seconds_of(4'000));
+    many = std::min(many, seconds_of(32'000));
+  }
+  EXPECT_LT(many, 24 * few);
 }
 
 TEST_F(SchedulerTest, MisuseOfTheProtocolIsABug) {
