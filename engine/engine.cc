@@ -109,8 +109,7 @@ void EngineImpl::Loop() {
     inbox_.Take(runner_->Patience(), delivery);
     for (std::unique_ptr<ActiveRequest>& request : delivery.requests)
       runner_->Accept(std::move(request));
-    for (const Inbox::PromptPart& part : delivery.prompt_parts)
-      runner_->AppendPrompt(part.id, part.tokens, part.end);
+    for (const Inbox::PromptPart& part : delivery.prompt_parts) runner_->AppendPrompt(part);
     for (const auto& [id, index] : delivery.stopped) runner_->StopSequence(id, index);
     for (const SequenceId id : delivery.cancelled) runner_->Cancel(id);
     if (!delivery.closed) runner_->Step();
@@ -173,7 +172,12 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(ScoreRequest request,
 
 absl::Status EngineImpl::AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end) {
   BST_RETURN_IF_ERROR(CheckPromptPart(tokens, info_.vocab_size));
-  return inbox_.AppendPrompt(id, std::move(tokens), end);
+  Inbox::PromptPart part = {.id = id, .tokens = std::move(tokens), .end = end};
+  // Made here, not on the engine thread, as the sampler was: penalties look at all of the part.
+  if (inbox_.SamplerLooksAtPrompt(id)) {
+    part.for_sampler = DistinctTokens(part.tokens, info_.vocab_size);
+  }
+  return inbox_.AppendPrompt(std::move(part));
 }
 
 EngineLoad EngineImpl::load() const {

@@ -32,6 +32,8 @@ absl::StatusOr<SequenceId> Inbox::Submit(std::unique_ptr<ActiveRequest> request)
   if (!request->request_id.empty()) request_ids_.insert(request->request_id);
   in_flight_.emplace(id, InFlight{.prompt_tokens = request->prompt_tokens,
                                   .prompt_open = request->prompt_open,
+                                  .sampler_looks_at_prompt = request->sampler != nullptr &&
+                                                             request->sampler->looks_at_prompt(),
                                   .stopped = std::vector<bool>(request->continuations.size())});
   ++num_waiting_;
   waiting_tokens_ += request->prompt_tokens;
@@ -40,22 +42,22 @@ absl::StatusOr<SequenceId> Inbox::Submit(std::unique_ptr<ActiveRequest> request)
   return id;
 }
 
-absl::Status Inbox::AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end) {
+absl::Status Inbox::AppendPrompt(PromptPart part) {
   absl::MutexLock lock(&mutex_);
-  const auto it = in_flight_.find(id);
+  const auto it = in_flight_.find(part.id);
   if (it == in_flight_.end()) {
-    return absl::NotFoundError(absl::StrCat("request ", id.value(), " is not in flight"));
+    return absl::NotFoundError(absl::StrCat("request ", part.id.value(), " is not in flight"));
   }
   InFlight& request = it->second;
   if (!request.prompt_open) {
     return absl::FailedPreconditionError("the prompt is complete already");
   }
-  const auto more = static_cast<int64_t>(tokens.size());
+  const auto more = static_cast<int64_t>(part.tokens.size());
   if (more > limits_.max_prompt_tokens - request.prompt_tokens) {
     return absl::InvalidArgumentError(absl::StrCat("prompt has ", request.prompt_tokens + more,
                                                    " tokens, limit ", limits_.max_prompt_tokens));
   }
-  if (end == PromptEnd::kComplete && request.prompt_tokens + more == 0) {
+  if (part.end == PromptEnd::kComplete && request.prompt_tokens + more == 0) {
     return absl::InvalidArgumentError("prompt is empty");
   }
   if (request.waits) {
@@ -63,10 +65,16 @@ absl::Status Inbox::AppendPrompt(SequenceId id, std::vector<TokenId> tokens, Pro
     waiting_tokens_ += more;
   }
   request.prompt_tokens += more;
-  request.prompt_open = end == PromptEnd::kMoreFollows;
-  pending_.prompt_parts.push_back({id, std::move(tokens), end});
+  request.prompt_open = part.end == PromptEnd::kMoreFollows;
+  pending_.prompt_parts.push_back(std::move(part));
   asleep_ = false;
   return absl::OkStatus();
+}
+
+bool Inbox::SamplerLooksAtPrompt(SequenceId id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto it = in_flight_.find(id);
+  return it != in_flight_.end() && it->second.sampler_looks_at_prompt;
 }
 
 void Inbox::StopSequence(SequenceId id, int sequence_index) {

@@ -53,8 +53,15 @@ class Inbox {
   // More of an open prompt. Errors: kNotFound (not in flight), kFailedPrecondition (complete),
   // kInvalidArgument (too long, or complete and empty), kResourceExhausted (it waits, and too many
   // tokens would); nothing has changed then.
-  absl::Status AppendPrompt(SequenceId id, std::vector<TokenId> tokens, PromptEnd end)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  struct PromptPart {
+    SequenceId id;
+    std::vector<TokenId> tokens;
+    PromptEnd end = PromptEnd::kMoreFollows;
+    std::vector<TokenId> for_sampler = {};  // what Sampler::AddPrompt needs of them
+  };
+  absl::Status AppendPrompt(PromptPart part) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Whether the request's sampler looks at its prompt; false too if it is not in flight.
+  bool SamplerLooksAtPrompt(SequenceId id) const ABSL_LOCKS_EXCLUDED(mutex_);
   // No-op if the request or the continuation is not in flight.
   void StopSequence(SequenceId id, int sequence_index) ABSL_LOCKS_EXCLUDED(mutex_);
   // No-op if the request is not in flight.
@@ -74,11 +81,6 @@ class Inbox {
 
   // ---- Engine thread ----
 
-  struct PromptPart {
-    SequenceId id;
-    std::vector<TokenId> tokens;
-    PromptEnd end = PromptEnd::kMoreFollows;
-  };
   // To be taken in this order.
   struct Delivery {
     std::vector<std::unique_ptr<ActiveRequest>> requests;  // in order of arrival
@@ -109,6 +111,7 @@ class Inbox {
     int64_t prompt_tokens = 0;  // that have come
     bool prompt_open = false;
     bool waits = true;  // prompt_tokens are in waiting_tokens_
+    bool sampler_looks_at_prompt = false;
     bool cancelled = false;
     std::vector<bool> stopped;  // by sequence index
   };

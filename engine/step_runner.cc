@@ -172,15 +172,15 @@ void StepRunner::Accept(std::unique_ptr<ActiveRequest> owned) {
                                    .queue_position = scheduler_.QueuePosition(request.id)});
 }
 
-void StepRunner::AppendPrompt(SequenceId id, absl::Span<const TokenId> tokens, PromptEnd end) {
+void StepRunner::AppendPrompt(const Inbox::PromptPart& part) {
   CheckThread();
-  const auto it = requests_.find(id);
+  const auto it = requests_.find(part.id);
   if (it == requests_.end()) return;
   ActiveRequest& request = *it->second;
-  request.prompt_tokens += static_cast<int64_t>(tokens.size());
-  request.prompt_open = end == PromptEnd::kMoreFollows;
-  request.sampler->AddPrompt(tokens);
-  scheduler_.Append(id, tokens, end == PromptEnd::kComplete, clock_.Now());
+  request.prompt_tokens += static_cast<int64_t>(part.tokens.size());
+  request.prompt_open = part.end == PromptEnd::kMoreFollows;
+  request.sampler->AddPrompt(part.for_sampler);
+  scheduler_.Append(part.id, part.tokens, !request.prompt_open, clock_.Now());
 }
 
 void StepRunner::StopSequence(SequenceId id, int sequence_index) {

@@ -51,7 +51,7 @@ class StepRunner {
   // Takes a request over from the inbox.
   void Accept(std::unique_ptr<ActiveRequest> request);
   // More of the request's open prompt. No-op if it is unknown or done.
-  void AppendPrompt(SequenceId id, absl::Span<const TokenId> tokens, PromptEnd end);
+  void AppendPrompt(const Inbox::PromptPart& part);
   // Ends the continuation in the next Step(). No-op if it is unknown or done.
   void StopSequence(SequenceId id, int sequence_index);
   // Ends the request with kCancelled in the next Step(). No-op if it is unknown or done.

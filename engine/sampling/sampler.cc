@@ -99,7 +99,7 @@ Sampler::Sampler(Options options, absl::Span<const TokenId> prompt) : options_(s
 }
 
 void Sampler::AddPrompt(absl::Span<const TokenId> tokens) {
-  if (options_.params.repetition_penalty == 1) return;  // Only this one looks at the prompt.
+  if (!looks_at_prompt()) return;
   for (const TokenId token : tokens) {
     BST_CHECK(InVocabulary(token, static_cast<size_t>(options_.vocab_size)), "token ",
               token.value());
@@ -174,6 +174,18 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, uin
   const TokenId token(static_cast<int32_t>(drawn));
   if (has_penalties()) ++output_counts_[token];
   return Describe(logits, token, options_.top_logprobs, log_sum);
+}
+
+std::vector<TokenId> DistinctTokens(absl::Span<const TokenId> tokens, int vocab_size) {
+  std::vector<bool> seen(static_cast<size_t>(vocab_size));
+  std::vector<TokenId> distinct;
+  for (const TokenId token : tokens) {
+    BST_CHECK(InVocabulary(token, seen.size()), "token ", token.value());
+    if (seen[Index(token)]) continue;
+    seen[Index(token)] = true;
+    distinct.push_back(token);
+  }
+  return distinct;
 }
 
 absl::StatusOr<SampledToken> ScoreToken(absl::Span<const float> logits, TokenId token,

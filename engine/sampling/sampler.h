@@ -55,7 +55,10 @@ class Sampler {
   // REQUIRES: Validate(params, vocab_size) is OK; the prompt's ids are in the vocabulary.
   Sampler(Options options, absl::Span<const TokenId> prompt);
 
-  // More of the prompt. REQUIRES: nothing was drawn yet; the ids are in the vocabulary.
+  // Whether the prompt's tokens matter to what is drawn; else AddPrompt does nothing.
+  bool looks_at_prompt() const { return options_.params.repetition_penalty != 1; }
+  // More of the prompt; order and number of its tokens do not matter, so DistinctTokens will do.
+  // REQUIRES: nothing was drawn yet; the ids are in the vocabulary.
   void AddPrompt(absl::Span<const TokenId> tokens);
   // The sampler of another sequence of the same request. REQUIRES: nothing was drawn yet.
   Sampler ForSequence(uint32_t sequence_index) const;
@@ -78,6 +81,10 @@ class Sampler {
   // With penalties only: tokens of prompt and output, and how often each is in the output.
   absl::flat_hash_map<TokenId, int> output_counts_;
 };
+
+// Each of `tokens` once, in the order in which they come first. REQUIRES: they are in the
+// vocabulary. Any thread.
+std::vector<TokenId> DistinctTokens(absl::Span<const TokenId> tokens, int vocab_size);
 
 // The log-probability of a given token under the softmax of `logits`, with `top_logprobs`
 // likeliest. Errors: kInternal when a logit is NaN or +infinity or all are -infinity. REQUIRES: 0

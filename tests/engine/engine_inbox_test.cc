@@ -127,7 +127,7 @@ TEST(InboxTest, ACancellationIsDeliveredOnceAndOnlyForRequestsInFlight) {
 TEST(InboxTest, AppendsToOpenPromptsOfRequestsInFlight) {
   Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100, .max_prompt_tokens = 10});
   const auto append = [&inbox](SequenceId id, size_t tokens, PromptEnd end) {
-    return inbox.AppendPrompt(id, std::vector<TokenId>(tokens, TokenId(1)), end).code();
+    return inbox.AppendPrompt({id, std::vector<TokenId>(tokens, TokenId(1)), end}).code();
   };
   const SequenceId whole = *inbox.Submit(Request("whole"));
   auto request = Request("open", 4);
@@ -164,7 +164,7 @@ TEST(InboxTest, WhatIsAppendedToAWaitingPromptCountsInTheQueue) {
     return *inbox.Submit(std::move(request));
   };
   const auto append = [&inbox](SequenceId id, size_t tokens, PromptEnd end) {
-    return inbox.AppendPrompt(id, std::vector<TokenId>(tokens, TokenId(1)), end);
+    return inbox.AppendPrompt({id, std::vector<TokenId>(tokens, TokenId(1)), end});
   };
   const SequenceId first = open("first");
   ASSERT_TRUE(append(first, 200, PromptEnd::kMoreFollows).ok());  // It waits alone.
@@ -201,10 +201,27 @@ TEST(InboxTest, AnOpenPromptThatIsEmptyCannotBeComplete) {
   auto request = Request("open", 0);
   request->prompt_open = true;
   const SequenceId open = *inbox.Submit(std::move(request));
-  EXPECT_EQ(inbox.AppendPrompt(open, {}, PromptEnd::kComplete).code(),
+  EXPECT_EQ(inbox.AppendPrompt({open, {}, PromptEnd::kComplete}).code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_TRUE(inbox.AppendPrompt(open, {}, PromptEnd::kMoreFollows).ok());
-  EXPECT_TRUE(inbox.AppendPrompt(open, {TokenId(1)}, PromptEnd::kComplete).ok());
+  EXPECT_TRUE(inbox.AppendPrompt({open, {}, PromptEnd::kMoreFollows}).ok());
+  EXPECT_TRUE(inbox.AppendPrompt({open, {TokenId(1)}, PromptEnd::kComplete}).ok());
+}
+
+TEST(InboxTest, KnowsWhetherTheSamplerLooksAtThePrompt) {
+  Inbox inbox({.max_in_flight = 10, .max_waiting_tokens = 100, .max_prompt_tokens = 10});
+  const auto submit = [&inbox](std::string request_id, float repetition_penalty) {
+    auto request = Request(std::move(request_id));
+    Sampler::Options options;
+    options.vocab_size = 300;
+    options.params.repetition_penalty = repetition_penalty;
+    request->sampler = std::make_unique<Sampler>(options, absl::Span<const TokenId>());
+    return *inbox.Submit(std::move(request));
+  };
+  const SequenceId scored = *inbox.Submit(Request("has none"));
+  EXPECT_FALSE(inbox.SamplerLooksAtPrompt(scored));
+  EXPECT_FALSE(inbox.SamplerLooksAtPrompt(submit("looks away", 1)));
+  EXPECT_TRUE(inbox.SamplerLooksAtPrompt(submit("looks", 1.5)));
+  EXPECT_FALSE(inbox.SamplerLooksAtPrompt(SequenceId(99)));
 }
 
 TEST(InboxTest, AStopIsDeliveredOnceAndOnlyForSequencesInFlight) {

@@ -267,7 +267,7 @@ TEST(SamplerTest, APromptInPartsAndAnotherSequenceAreAsIfMadeSo) {
   std::vector<float> logits(50);
   for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i % 5);
   Sampler first(options, absl::MakeConstSpan(prompt).first(1));
-  first.AddPrompt(absl::MakeConstSpan(prompt).subspan(1));
+  first.AddPrompt(DistinctTokens(absl::MakeConstSpan(prompt).subspan(1), 50));
   Sampler::Options third_options = options;
   third_options.sequence_index = 2;
   Sampler third(third_options, prompt), of_first = first.ForSequence(2);
@@ -282,6 +282,15 @@ TEST(SamplerTest, APromptInPartsAndAnotherSequenceAreAsIfMadeSo) {
     differ |= token != expected;
   }
   EXPECT_TRUE(differ);
+}
+
+TEST(SamplerTest, DistinctTokensAreEachOnce) {
+  const std::vector<TokenId> tokens = {TokenId(49), TokenId(0), TokenId(49), TokenId(7),
+                                       TokenId(0)};
+  EXPECT_EQ(DistinctTokens(tokens, 50),
+            (std::vector<TokenId>{TokenId(49), TokenId(0), TokenId(7)}));
+  EXPECT_TRUE(DistinctTokens({}, 50).empty());
+  EXPECT_DEATH(DistinctTokens(tokens, 49), "token 49");
 }
 
 TEST(SamplerTest, FrequenciesFollowTheProbabilities) {
