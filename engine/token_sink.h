@@ -1,13 +1,16 @@
 // TokenSink: where the engine puts what a sequence produces; the one callback across the boundary.
 //
-// Order per request:  Accepted (PrefillProgress)* (Generated | Scored | SequenceEnded)* Finished;
-// Finished is last and comes exactly once, whatever happens. Of the events with one sequence_index,
-// SequenceEnded is last.
+// Order per request:  Accepted (PrefillProgress | Scored | SequenceEnded)*
+//                     (Generated | SequenceEnded)* Finished
+// Scored positions come while the prompt is read, a chunk's before its PrefillProgress. A
+// continuation may end by Engine::StopSequence before the prompt is read. Finished is last and
+// comes exactly once, whatever happens. Of the events with one sequence_index, SequenceEnded is
+// last.
 //
 // Ownership   The engine shares the sink with whoever waits for the events, until Finished.
 // Threads     Push is called by the engine thread only (Accepted too). It must not block and may
-// call
-//             back into the engine only Cancel, StopSequence and AppendPrompt.
+//             call back into the engine only Cancel, StopSequence and AppendPrompt.
+// Tested by   tests/engine/engine_test.cc, tests/engine/engine_lifecycle_test.cc
 #pragma once
 
 #include <cstdint>
