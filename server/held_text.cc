@@ -19,6 +19,7 @@ absl::Status HeldText::Share::Hold(int64_t bytes) {
 }
 
 void HeldText::Share::Release() {
+  if (bytes_ == 0) return;
   absl::MutexLock lock(&all_.mutex_);
   all_.bytes_ -= bytes_;
   bytes_ = 0;

@@ -6,7 +6,7 @@
 // Invariant   The shares above kWordBytes sum to at most the limit, or there is one such share. Up
 //             to kWordBytes are free, so that an upload whose text can be cut is never refused for
 //             what others hold.
-// Ownership   Outlives its shares. It counts; the text is the uploads'.
+// Ownership   Outlives what its shares hold. It counts; the text is the uploads'.
 // Threads     HeldText is thread-safe, a share thread-compatible.
 // Tested by   tests/server/held_text_test.cc, tests/server/upload_service_test.cc
 #pragma once

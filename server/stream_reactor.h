@@ -70,7 +70,7 @@ class StreamReactor : public Base, public EngineCall {
     Cancel(CauseOfCancellation(context_));
   }
 
-  void OnDone() final {
+  void OnDone() override {
     frontend().active().CloseRpc();
     self_.reset();
   }

@@ -48,6 +48,11 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     if (goes_on && HoldsLittleText() && !MustWait()) ReadNext();
   }
 
+  void OnDone() override {
+    held_text_.Release();  // now: the timer may keep this for longer than the frontend lives
+    UploadStream::OnDone();
+  }
+
   void Advance() override {
     const auto self = shared_from_this();  // it may finish
     UploadStream::Advance();
