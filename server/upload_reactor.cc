@@ -135,6 +135,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     return false;
   }
   bool Refused(const absl::Status& status) {
+    if (absl::IsResourceExhausted(status)) frontend().CountRejected(status);
     Refuse(status);
     return false;
   }

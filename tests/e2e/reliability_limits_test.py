@@ -119,6 +119,27 @@ class QueueLimitsTest(ServerTest):
         running.cancel()
         self.assertEqual([self.finish_of(half)[1], self.finish_of(rest)[1]], ["OK", "OK"])
 
+    def test_in_prompt_tokens_of_uploads(self) -> None:
+        self.start("--max_sequences=1", "--max_queue_tokens=1000")
+        running = self.hold_the_slot()
+        waiting = self.upload(token_ids={"ids": [7] * 600}, stopping={"max_new_tokens": 1})
+        self.wait_for_load(queue_tokens=600)
+        parts = [{"request": {}}, {"token_ids": {"ids": [7] * 401}}]
+        self.refused(lambda: self.api.call("Generation/GenerateUpload", iter(parts)), "queue_tokens")
+        self.wait_for_load(queue_tokens=600)
+        waiting.cancel()
+        running.cancel()
+        self.wait_for_load(queue_tokens=0, slots_used=0)
+
+    def test_uploads_that_share_a_small_queue_end(self) -> None:
+        self.start("--max_sequences=2", "--max_queue_tokens=500")
+        parts = [{"request": {"stopping": {"max_new_tokens": 1}}}, *[{"token_ids": {"ids": [7] * 40}}] * 10]
+        calls = [self.api.call("Generation/GenerateUpload", iter(parts)) for _ in range(40)]
+        codes = [self.finish_of(call)[1] for call in calls]
+        self.assertLessEqual(set(codes), {"OK", "RESOURCE_EXHAUSTED"})
+        self.assertGreaterEqual(codes.count("OK"), 2)  # none that has started is refused
+        self.wait_for_load(queue_tokens=0, slots_used=0)
+
 
 class DeadlinesTest(ServerTest):
     """Each deadline in each phase: the code, the cause in the metrics, and a slot that is free again."""
