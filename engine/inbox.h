@@ -50,15 +50,15 @@ class Inbox {
   //         kUnavailable (draining, closed or failed).
   absl::StatusOr<SequenceId> Submit(std::unique_ptr<ActiveRequest> request)
       ABSL_LOCKS_EXCLUDED(mutex_);
-  // More of an open prompt. Errors: kNotFound (not in flight), kFailedPrecondition (complete),
-  // kInvalidArgument (too long, or complete and empty), kResourceExhausted (it waits, and too many
-  // tokens would); nothing has changed then.
   struct PromptPart {
     SequenceId id;
     std::vector<TokenId> tokens;
     PromptEnd end = PromptEnd::kMoreFollows;
     std::vector<TokenId> for_sampler = {};  // what Sampler::AddPrompt needs of them
   };
+  // More of an open prompt. Errors: kNotFound (not in flight), kFailedPrecondition (complete),
+  // kInvalidArgument (too long, or complete and empty), kResourceExhausted (it waits, and too many
+  // tokens would); nothing has changed then.
   absl::Status AppendPrompt(PromptPart part) ABSL_LOCKS_EXCLUDED(mutex_);
   // Whether the request's sampler looks at its prompt; false too if it is not in flight.
   bool SamplerLooksAtPrompt(SequenceId id) const ABSL_LOCKS_EXCLUDED(mutex_);

@@ -73,7 +73,7 @@ ABSL_FLAG(
     "waited to go before one of the next higher level. 0: priorities do not count.");
 ABSL_FLAG(
     double, upload_timeout_seconds, absl::ToDoubleSeconds(bst::EngineOptions().upload_timeout),
-    "Seconds for which the client of a GenerateUpload may send nothing more of its prompt; then "
+    "Seconds for which no further part of a GenerateUpload need come, the first one included; then "
     "the request ends with DEADLINE_EXCEEDED.");
 ABSL_FLAG(
     int64_t, max_message_bytes, bst::ServerConfig().max_message_bytes,
