@@ -22,7 +22,8 @@ enum class CancelCause {
   kDeadline,
   kAbort,
   kRefused /* a later part of it */,
-  kOutboxFull
+  kOutboxFull,
+  kWriteTimeout
 };
 
 // A request in flight, as an operator can see and end it.
@@ -51,6 +52,10 @@ class ActiveRequests {
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
   // Waits until none is open. False: `timeout` passed first.
   bool WaitUntilNoneOpen(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Of the open ones those whose request has ended: only their clients keep them.
+  void EnterUnread() ABSL_LOCKS_EXCLUDED(mutex_);
+  void LeaveUnread() ABSL_LOCKS_EXCLUDED(mutex_);
+  int unread() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   std::shared_ptr<Abortable> Find(const std::string& request_id) const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -58,6 +63,7 @@ class ActiveRequests {
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::weak_ptr<Abortable>> calls_ ABSL_GUARDED_BY(mutex_);
   int open_rpcs_ ABSL_GUARDED_BY(mutex_) = 0;
+  int unread_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace bst

@@ -79,6 +79,7 @@ int CauseIndex(const FinishedEvent& finished, CancelCause cause) {
   switch (cause) {
     case CancelCause::kClient:
     case CancelCause::kOutboxFull:
+    case CancelCause::kWriteTimeout:
       return 0;
     case CancelCause::kDeadline:
       return 1;

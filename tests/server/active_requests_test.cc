@@ -45,6 +45,15 @@ TEST(ActiveRequests, ACallThatIsGoneCannotBeAborted) {
   EXPECT_EQ(active.CauseOf("a"), CancelCause::kNone);
 }
 
+TEST(ActiveRequests, CountsTheUnread) {
+  ActiveRequests active;
+  active.EnterUnread();
+  active.EnterUnread();
+  EXPECT_EQ(active.unread(), 2);
+  active.LeaveUnread();
+  EXPECT_EQ(active.unread(), 1);
+}
+
 TEST(ActiveRequests, WaitsUntilNoRpcIsOpen) {
   ActiveRequests active;
   EXPECT_TRUE(active.WaitUntilNoneOpen(absl::ZeroDuration()));
