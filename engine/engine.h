@@ -18,6 +18,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -109,6 +110,9 @@ struct RequestStats {
   Kind kind = Kind::kGenerate;
   Stage stage = Stage::kQueued;  // where it was when it ended
   FinishedEvent finished;
+  // Of the continuation that has most of finished.generated_tokens: it decodes for all of
+  // finished.timings.decode.
+  int64_t longest_tokens = 0;
   absl::Duration total;
 };
 
@@ -117,8 +121,9 @@ class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
   virtual void OnStep(const StepStats& step) = 0;
-  // One call per token but a sequence's first. Each continuation of a request is a sequence here.
-  virtual void OnTokens(SequenceId id, absl::Duration since_previous_token) = 0;
+  // One call per token. `since_previous`: the gap in its continuation; none for the first of it.
+  virtual void OnToken(SequenceId id, std::optional<absl::Duration> since_previous) = 0;
+  // One call per request, before OnToken, at the first token of any continuation.
   virtual void OnFirstToken(SequenceId id, absl::Duration since_submission) = 0;
   virtual void OnFinished(const std::string& request_id, const RequestStats& request) = 0;
 };

@@ -28,6 +28,15 @@ std::vector<TokenLogprob> ToTop(const std::vector<std::pair<TokenId, float>>& li
   return top;
 }
 
+// In tokens.
+int64_t LongestOf(const ActiveRequest& request) {
+  int64_t longest = 0;
+  for (const ContinuationRecord& continuation : request.continuations) {
+    longest = std::max(longest, continuation.generated_tokens);
+  }
+  return longest;
+}
+
 RequestStats::Stage StageOf(const ActiveRequest& request) {
   if (!request.has_started()) return RequestStats::Stage::kQueued;
   return request.has_read_prompt() ? RequestStats::Stage::kDecode : RequestStats::Stage::kPrefill;
@@ -434,11 +443,12 @@ void StepRunner::ReportTokens(absl::Time now) {
     ContinuationRecord& continuation =
         request.continuations[static_cast<size_t>(drawn_[i].event.sequence_index)];
     if (observer_ != nullptr) {
-      if (continuation.generated_tokens == 0) {
+      if (request.generated_tokens == 0) {
         observer_->OnFirstToken(request.id, now - request.submitted);
-      } else {
-        observer_->OnTokens(request.id, now - continuation.last_token);
       }
+      std::optional<absl::Duration> gap;
+      if (continuation.generated_tokens > 0) gap = now - continuation.last_token;
+      observer_->OnToken(request.id, gap);
     }
     if (request.generated_tokens == 0) request.first_token = now;
     request.last_token = now;
@@ -494,6 +504,7 @@ void StepRunner::Finish(ActiveRequest& request, SequenceEnd end, absl::Time now)
     observer_->OnFinished(request.request_id, {.kind = request.kind,
                                                .stage = StageOf(request),
                                                .finished = finished,
+                                               .longest_tokens = LongestOf(request),
                                                .total = now - request.submitted});
   }
   // The request is forgotten first: a sink may hold what its owner waits for.

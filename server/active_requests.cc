@@ -64,6 +64,21 @@ void ActiveRequests::CloseRpc() {
   --open_rpcs_;
 }
 
+void ActiveRequests::EnterUnread() {
+  absl::MutexLock lock(&mutex_);
+  ++unread_;
+}
+
+void ActiveRequests::LeaveUnread() {
+  absl::MutexLock lock(&mutex_);
+  --unread_;
+}
+
+int ActiveRequests::unread() const {
+  absl::MutexLock lock(&mutex_);
+  return unread_;
+}
+
 bool ActiveRequests::WaitUntilNoneOpen(absl::Duration timeout) {
   absl::MutexLock lock(&mutex_);
   const auto none_open = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return open_rpcs_ == 0; };

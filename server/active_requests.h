@@ -24,7 +24,8 @@ enum class CancelCause {
   kDeadline,
   kAbort,
   kRefused /* a later part of it */,
-  kOutboxFull
+  kOutboxFull,
+  kWriteTimeout
 };
 
 // A request in flight, as an operator can see and end it.
@@ -67,6 +68,10 @@ class ActiveRequests {
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
   // Waits until none is open. False: `timeout` passed first.
   bool WaitUntilNoneOpen(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Of the open ones those whose request has ended: only their clients keep them.
+  void EnterUnread() ABSL_LOCKS_EXCLUDED(mutex_);
+  void LeaveUnread() ABSL_LOCKS_EXCLUDED(mutex_);
+  int unread() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   std::shared_ptr<Abortable> Find(const std::string& request_id) const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -76,6 +81,7 @@ class ActiveRequests {
   absl::flat_hash_map<const AwaitsRequest*, std::weak_ptr<AwaitsRequest>> awaiting_
       ABSL_GUARDED_BY(mutex_);
   int open_rpcs_ ABSL_GUARDED_BY(mutex_) = 0;
+  int unread_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace bst

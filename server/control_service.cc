@@ -111,6 +111,7 @@ grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* c
     response->set_steps(static_cast<uint64_t>(load.steps));
     response->set_healthy(load.healthy);
     response->set_draining(load.draining);
+    response->set_unread_calls(static_cast<uint32_t>(frontend_.active().unread()));
     return absl::OkStatus();
   });
 }

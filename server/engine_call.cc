@@ -107,11 +107,41 @@ std::vector<SequenceEvent> EngineCall::TakeEvents() {
     absl::MutexLock lock(&mutex_);
     events.swap(outbox_);
     posted_ = false;
+    if (events.empty() || !std::holds_alternative<FinishedEvent>(events.back())) return events;
+    ended_ = true;
   }
-  if (!events.empty() && std::holds_alternative<FinishedEvent>(events.back())) {
-    frontend_.active().Remove(request_id_);
-  }
+  frontend_.active().EnterUnread();
+  frontend_.active().Remove(request_id_);
   return events;
+}
+
+void EngineCall::CloseRpc() {
+  bool ended;
+  {
+    absl::MutexLock lock(&mutex_);
+    ended = ended_;
+  }
+  if (ended) frontend_.active().LeaveUnread();
+  frontend_.active().CloseRpc();
+}
+
+bool EngineCall::BoundOutbox(size_t bytes) {
+  if (bytes <= kMaxOutboxBytes) return false;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (ended_ || dropped_) return false;
+    dropped_ = true;
+  }
+  Cancel(CancelCause::kOutboxFull);
+  return true;
+}
+
+void EngineCall::EndForWriteTimeout() {
+  Log(LogLevel::kWarning, "write_timeout",
+      {{"id", request_id_},
+       {"rpc", rpc_},
+       {"write_timeout_ms", Milliseconds(frontend_.config().write_timeout)}});
+  Cancel(CancelCause::kWriteTimeout);
 }
 
 CancelCause EngineCall::CauseOfCancellation(const grpc::CallbackServerContext& context) const {
@@ -124,10 +154,11 @@ CancelCause EngineCall::CauseOfCancellation(const grpc::CallbackServerContext& c
 }
 
 Ending EngineCall::EndingOf(const FinishedEvent& finished, bool complete) const {
-  if (complete || finished.status.ok()) return {WireReason(finished.reason), absl::OkStatus()};
-  if (!absl::IsCancelled(finished.status)) return {v1::ERROR, finished.status};
   absl::MutexLock lock(&mutex_);
-  switch (cause_) {
+  const bool is_whole = complete || finished.status.ok();
+  if (is_whole && !dropped_) return {WireReason(finished.reason), absl::OkStatus()};
+  if (!is_whole && !absl::IsCancelled(finished.status)) return {v1::ERROR, finished.status};
+  switch (is_whole ? CancelCause::kOutboxFull : cause_) {
     case CancelCause::kRefused:
       return {v1::ERROR, refusal_};
     case CancelCause::kDeadline:
@@ -139,6 +170,10 @@ Ending EngineCall::EndingOf(const FinishedEvent& finished, bool complete) const 
                              "the reader is too slow: more than ", kMaxOutboxBytes >> 20,
                              " MB of output waited for it; read faster, stream, or ask for fewer "
                              "top_logprobs")))};
+    case CancelCause::kWriteTimeout:
+      return {v1::ERROR, WithoutRetry(absl::ResourceExhaustedError(absl::StrCat(
+                             "the reader is too slow: a message waited ",
+                             absl::FormatDuration(frontend_.config().write_timeout), " for it")))};
     default:
       return {v1::CANCELLED, finished.status};
   }

@@ -10,7 +10,8 @@
 // aborted.
 //             (2) The first cause of a cancellation stays.
 // Memory      What waits for the reader is bounded by the request's tokens, and by kMaxOutboxBytes:
-//             a request whose reader is further behind ends with kResourceExhausted.
+//             a request whose reader is further behind ends with kResourceExhausted, and what
+//             waited is dropped. ServerConfig::write_timeout bounds how long anything waits.
 // Ownership   Shared by its RPC (until OnDone), the engine (until FinishedEvent) and the delivery
 // thread
 //             (while posted).
@@ -64,8 +65,12 @@ class EngineCall : public TokenSink,
   void Cancel(CancelCause cause) ABSL_LOCKS_EXCLUDED(mutex_);
 
  protected:
-  // `rpc`: the method's name, for logs and metrics.
-  EngineCall(Frontend& frontend, const char* rpc) : frontend_(frontend), rpc_(rpc) {}
+  // The RPC is open from now on. `rpc`: the method's name, for logs and metrics.
+  EngineCall(Frontend& frontend, const char* rpc) : frontend_(frontend), rpc_(rpc) {
+    frontend.active().OpenRpc();
+  }
+  // The RPC is done (gRPC's OnDone): the frontend may be gone afterwards.
+  void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Hands the request to the engine. `kind` is what the log line needs of it.
   // Errors: those of Engine::Submit; kAlreadyExists for a request id in flight.
@@ -88,12 +93,14 @@ class EngineCall : public TokenSink,
   CancelCause CauseOfCancellation(const grpc::CallbackServerContext& context) const;
 
   // Ends the request if its reader is too far behind. `bytes`: what was taken and not written.
-  void BoundOutbox(size_t bytes) {
-    if (bytes > kMaxOutboxBytes) Cancel(CancelCause::kOutboxFull);
-  }
+  // True, once: they must be dropped, and all output that still comes, or the reader would find a
+  // gap; the request does not end with OK then. A request that has ended keeps its last output.
+  bool BoundOutbox(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Ends the request, if it has not ended, because a write to its reader took too long.
+  void EndForWriteTimeout() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // How `finished` reads on the wire. `complete`: the RPC has all it was asked for, which overrides
-  // how the engine ended.
+  // how the engine ended, but not that output was dropped.
   Ending EndingOf(const FinishedEvent& finished, bool complete) const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Counts the RPC that was refused with `status` before it was queued.
@@ -115,6 +122,8 @@ class EngineCall : public TokenSink,
   mutable absl::Mutex mutex_;
   std::vector<SequenceEvent> outbox_ ABSL_GUARDED_BY(mutex_);
   bool posted_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;    // FinishedEvent was taken
+  bool dropped_ ABSL_GUARDED_BY(mutex_) = false;  // BoundOutbox returned true
   std::optional<SequenceId> id_ ABSL_GUARDED_BY(mutex_);
   CancelCause cause_ ABSL_GUARDED_BY(mutex_) = CancelCause::kNone;
   absl::Status refusal_ ABSL_GUARDED_BY(mutex_);         // kRefused: why

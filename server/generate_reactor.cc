@@ -7,6 +7,7 @@
 
 #include "engine/base/status_macros.h"
 #include "server/generate_stream.h"
+#include "server/write_watch.h"
 
 namespace bst {
 namespace {
@@ -57,9 +58,11 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
  public:
   GenerateOnceReactor(Frontend& frontend, grpc::CallbackServerContext& context,
                       v1::GenerateResult& response)
-      : EngineCall(frontend, "GenerateOnce"), context_(context), response_(response) {
-    frontend.active().OpenRpc();
-  }
+      : EngineCall(frontend, "GenerateOnce"),
+        context_(context),
+        response_(response),
+        watch_(std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
+                                            [this] { EndForWriteTimeout(); })) {}
 
   void Start(std::shared_ptr<GenerateOnceReactor> self, const v1::GenerateRequest& request) {
     self_ = std::move(self);
@@ -78,15 +81,18 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
           StopSequence(*stopped);
         }
       }
-      BoundOutbox(output_->pending_bytes());
+      if (BoundOutbox(output_->pending_bytes())) output_->Drop();
     }
-    if (end.has_value()) Finish(ToGrpcStatus(*end, context_));
+    if (!end.has_value()) return;
+    watch_->Begin();  // this writes the answer
+    Finish(ToGrpcStatus(*end, context_));
   }
 
   void OnCancel() override { Cancel(CauseOfCancellation(context_)); }
 
   void OnDone() override {
-    frontend().active().CloseRpc();
+    watch_->Close();
+    CloseRpc();
     self_.reset();
   }
 
@@ -127,6 +133,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
 
   grpc::CallbackServerContext& context_;
   v1::GenerateResult& response_;
+  const std::shared_ptr<WriteWatch> watch_;  // shared with the alarm's callback
   std::shared_ptr<GenerateOnceReactor> self_;
   absl::Mutex handle_mutex_;
   // Set by Submit, before the first event.

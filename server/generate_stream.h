@@ -53,6 +53,8 @@ class GenerateStream : public StreamReactor<v1::GenerateEvent, Base> {
     return output_.has_value() ? output_->pending_bytes() : 0;
   }
 
+  void DropOutput() override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) { output_->Drop(); }
+
   std::optional<v1::GenerateEvent> NextMessage() override
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
     return output_.has_value() ? output_->Next() : std::nullopt;

@@ -53,7 +53,8 @@ std::optional<int> GenerationOutput::Add(const SequenceEvent& event) {
     if (shows_progress_) progress_ = ProgressOf(*progress);
   } else if (const auto* generated = std::get_if<GeneratedEvent>(&event)) {
     return AddToken(*generated);
-  } else if (const auto* ended = std::get_if<SequenceEndedEvent>(&event)) {
+  } else if (const auto* ended = std::get_if<SequenceEndedEvent>(&event);
+             ended != nullptr && !dropped_) {
     End(static_cast<size_t>(ended->sequence_index), WireReason(ended->reason), ended->stop_token);
   }
   return std::nullopt;
@@ -63,7 +64,8 @@ std::optional<int> GenerationOutput::AddToken(const GeneratedEvent& event) {
   const auto index = static_cast<size_t>(event.sequence_index);
   Continuation& continuation = At(index);
   ++continuation.engine_tokens;
-  if (continuation.ended.has_value()) return std::nullopt;  // what came before it was stopped
+  // Over already: what came before the engine knew.
+  if (continuation.ended.has_value() || dropped_) return std::nullopt;
   continuation.output.Add(event);
   if (!continuation.output.stop_match().has_value()) return std::nullopt;
   End(index, v1::STOP_STRING, TokenId());
@@ -73,7 +75,7 @@ std::optional<int> GenerationOutput::AddToken(const GeneratedEvent& event) {
 void GenerationOutput::End(size_t index, v1::FinishReason reason, TokenId stop_token) {
   Continuation& continuation = At(index);
   if (continuation.ended.has_value()) return;
-  continuation.output.Finish();
+  if (!dropped_) continuation.output.Finish();
   v1::SequenceFinished& ended = continuation.ended.emplace();
   ended.set_sequence_index(static_cast<uint32_t>(index));
   ended.set_reason(reason);
@@ -117,6 +119,18 @@ size_t GenerationOutput::pending_bytes() const {
     bytes += continuation.output.pending_bytes();
   }
   return bytes;
+}
+
+void GenerationOutput::Drop() {
+  dropped_ = true;
+  echo_.Drop();
+  for (Continuation& continuation : continuations_) {
+    continuation.output.DropPending();
+    if (continuation.ended.has_value() && !continuation.announced) {
+      continuation.ended.reset();
+      --num_ended_;
+    }
+  }
 }
 
 std::optional<v1::GenerateEvent> GenerationOutput::Next() {

@@ -45,6 +45,9 @@ class GenerationOutput {
 
   // The memory of the output that was not taken yet.
   size_t pending_bytes() const;
+  // Forgets it and adds no more: of its messages only Accepted, PrefillProgress and Finished still
+  // come. A continuation whose end was not taken is not complete any more. REQUIRES: before Finish.
+  void Drop();
 
   // The next message; nullopt when nothing is ready.
   std::optional<v1::GenerateEvent> Next();
@@ -76,6 +79,7 @@ class GenerationOutput {
   std::vector<Continuation> continuations_;  // none, or num_sequences
   size_t num_ended_ = 0;
   size_t turn_ = 0;  // the continuation that is asked first
+  bool dropped_ = false;
 
   std::optional<v1::Accepted> accepted_;
   bool was_accepted_ = false;

@@ -79,6 +79,7 @@ int CauseIndex(const FinishedEvent& finished, CancelCause cause) {
   switch (cause) {
     case CancelCause::kClient:
     case CancelCause::kOutboxFull:
+    case CancelCause::kWriteTimeout:
       return 0;
     case CancelCause::kDeadline:
       return 1;
@@ -142,14 +143,16 @@ void MetricsExporter::BuildRequestMetrics() {
 
 void MetricsExporter::BuildLatencyMetrics() {
   prometheus::Registry& registry = *registry_;
-  time_to_first_token_ = Histogram(registry, "bst_time_to_first_token_seconds",
-                                   "From submission to the first token.", FirstTokenBuckets());
+  time_to_first_token_ =
+      Histogram(registry, "bst_time_to_first_token_seconds",
+                "From submission to the first token of a request.", FirstTokenBuckets());
   inter_token_latency_ =
       Histogram(registry, "bst_inter_token_latency_seconds",
                 "Between two tokens of a stream, each gap.", InterTokenBuckets());
   time_per_output_token_ =
       Histogram(registry, "bst_time_per_output_token_seconds",
-                "Mean gap between the tokens of a finished request.", InterTokenBuckets());
+                "Mean gap between the tokens of a finished request's longest continuation.",
+                InterTokenBuckets());
   queue_time_ =
       Histogram(registry, "bst_request_queue_seconds",
                 "From submission to the first step, or to the end without one.", RequestBuckets());
@@ -236,15 +239,15 @@ void MetricsExporter::OnStep(const StepStats& step) {
   }
 }
 
-void MetricsExporter::OnTokens(SequenceId, absl::Duration since_previous_token) {
+void MetricsExporter::OnToken(SequenceId, std::optional<absl::Duration> since_previous) {
   if (!published_.load(std::memory_order_acquire)) return;
   generation_tokens_->Increment();
-  inter_token_latency_->Observe(absl::ToDoubleSeconds(since_previous_token));
+  if (!since_previous.has_value()) return;
+  inter_token_latency_->Observe(absl::ToDoubleSeconds(*since_previous));
 }
 
 void MetricsExporter::OnFirstToken(SequenceId, absl::Duration since_submission) {
   if (!published_.load(std::memory_order_acquire)) return;
-  generation_tokens_->Increment();
   time_to_first_token_->Observe(absl::ToDoubleSeconds(since_submission));
 }
 
@@ -263,9 +266,9 @@ void MetricsExporter::OnFinished(const std::string& request_id, const RequestSta
   if (request.kind == RequestStats::Kind::kScore || finished.generated_tokens == 0) return;
   request_generation_tokens_->Observe(static_cast<double>(finished.generated_tokens));
   decode_time_->Observe(absl::ToDoubleSeconds(finished.timings.decode));
-  if (finished.generated_tokens > 1) {
+  if (request.longest_tokens > 1) {
     time_per_output_token_->Observe(absl::ToDoubleSeconds(finished.timings.decode) /
-                                    static_cast<double>(finished.generated_tokens - 1));
+                                    static_cast<double>(request.longest_tokens - 1));
   }
 }
 

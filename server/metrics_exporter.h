@@ -18,6 +18,7 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -57,7 +58,7 @@ class MetricsExporter : public EngineObserver {
   std::string Render() const;
 
   void OnStep(const StepStats& step) override;
-  void OnTokens(SequenceId id, absl::Duration since_previous_token) override;
+  void OnToken(SequenceId id, std::optional<absl::Duration> since_previous) override;
   void OnFirstToken(SequenceId id, absl::Duration since_submission) override;
   void OnFinished(const std::string& request_id, const RequestStats& request) override;
 

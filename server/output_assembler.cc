@@ -64,6 +64,11 @@ std::optional<v1::Tokens> OutputAssembler::TakeOutput() {
   return message;
 }
 
+void OutputAssembler::DropPending() {
+  pending_.clear();
+  pending_bytes_ = 0;
+}
+
 size_t OutputAssembler::MemoryOfMessage(const Pending& pending) {
   size_t bytes = pending.tokens.size() * sizeof(TokenLogprob) + pending.text.size();
   for (const auto& top : pending.top) {

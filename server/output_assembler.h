@@ -58,6 +58,8 @@ class OutputAssembler {
 
   // The memory of the output that was not taken yet.
   size_t pending_bytes() const { return pending_bytes_; }
+  // Forgets it. Nothing may be added afterwards.
+  void DropPending();
 
   // The stop string that was found, if any.
   const std::optional<std::string>& stop_match() const { return matcher_.match(); }

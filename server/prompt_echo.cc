@@ -11,6 +11,11 @@ void PromptEcho::Add(absl::Span<const TokenId> tokens, PromptEnd end) {
   complete_ |= end == PromptEnd::kComplete;
 }
 
+void PromptEcho::Drop() {
+  tokens_ = std::vector<TokenId>();
+  ended_ = true;
+}
+
 std::optional<v1::Tokens> PromptEcho::Take() {
   if (ended_ || (taken_ == tokens_.size() && !complete_)) return std::nullopt;
   v1::Tokens message;

@@ -24,6 +24,8 @@ class PromptEcho {
   void Add(absl::Span<const TokenId> tokens, PromptEnd end);
   // The next message; nullopt when nothing is ready.
   std::optional<v1::Tokens> Take();
+  // Forgets what was not taken; nothing more comes. REQUIRES: the prompt is complete.
+  void Drop();
 
  private:
   StreamDecoder decoder_;

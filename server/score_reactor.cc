@@ -59,7 +59,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
   }
 
   void Add(ScoredEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
-    if (event.tokens.empty()) return;
+    if (event.tokens.empty() || dropped_) return;
     for (const TokenLogprob& token : event.tokens) sum_logprobs_ += token.logprob;
     num_scored_ += static_cast<int64_t>(event.tokens.size());
     pending_bytes_ += MemoryOfRun(event);
@@ -73,6 +73,12 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
 
   size_t PendingBytes() const override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
     return pending_bytes_;
+  }
+
+  void DropOutput() override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+    dropped_ = true;
+    pending_.clear();
+    pending_bytes_ = 0;
   }
 
   // Moves what waits into `run`, as much as a message holds.
@@ -120,6 +126,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
   std::deque<ScoredEvent> pending_;
   size_t taken_ = 0;  // tokens of the first of them that were sent
   size_t pending_bytes_ = 0;
+  bool dropped_ = false;
   std::optional<v1::ScoreFinished> finished_;
 };
 

@@ -101,6 +101,10 @@ absl::Status Validate(const ServerConfig& config) {
   problems.Require(config.max_message_bytes <= std::numeric_limits<int32_t>::max(),
                    absl::StrCat("--max_message_bytes is ", config.max_message_bytes,
                                 ", must be at most ", std::numeric_limits<int32_t>::max()));
+  problems.Require(
+      config.write_timeout >= absl::Milliseconds(1) && config.write_timeout <= absl::Hours(24),
+      absl::StrCat("--write_timeout_seconds is ", absl::ToDoubleSeconds(config.write_timeout),
+                   ", must be 0.001 to 86400"));
   problems.Require(config.grace >= absl::ZeroDuration(), "--grace_seconds must be at least 0");
   problems.Require(config.tls_cert.empty() == config.tls_key.empty(),
                    "--tls_cert and --tls_key go together: set both or none");
@@ -132,6 +136,7 @@ void LogConfig(const ServerConfig& config) {
        {"priority_ageing_seconds", absl::ToDoubleSeconds(engine.priority_ageing)},
        {"upload_timeout_seconds", absl::ToDoubleSeconds(engine.upload_timeout)},
        {"max_message_bytes", config.max_message_bytes},
+       {"write_timeout_seconds", absl::ToDoubleSeconds(config.write_timeout)},
        {"grace_seconds", absl::ToDoubleSeconds(config.grace)},
        {"tls_cert", config.tls_cert},
        {"tls_key", config.tls_key},

@@ -29,6 +29,8 @@ struct ServerConfig {
   // PEM files. cert and key go together; client_ca, if set, demands client certificates it signed.
   std::string tls_cert, tls_key, tls_client_ca;
   std::string auth_token_file;  // see AuthTokens::Load; empty: no credentials needed
+  // A client that takes longer to receive one message loses its RPC. 1 ms to a day.
+  absl::Duration write_timeout = absl::Seconds(60);
 
   // No flags; tests make them shorter. The server pings its clients, so that one that vanished
   // without a word frees its slot. The stall limit is the longest step of a machine that still

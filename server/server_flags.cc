@@ -79,6 +79,11 @@ ABSL_FLAG(
     int64_t, max_message_bytes, bst::ServerConfig().max_message_bytes,
     "Bytes of one request message; a larger one is answered with RESOURCE_EXHAUSTED. A token id "
     "takes 1 to 3 bytes. Larger prompts come by GenerateUpload.");
+ABSL_FLAG(
+    double, write_timeout_seconds, absl::ToDoubleSeconds(bst::ServerConfig().write_timeout),
+    "Seconds that a client may take to receive one message, 1 MB at most in a stream; then its "
+    "call is cancelled. More: readers may pause longer; unread output, up to 64 MB of a "
+    "call, stays in memory for longer.");
 ABSL_FLAG(double, grace_seconds, 30,
           "Seconds that SIGTERM leaves running streams to finish; what is left then ends with "
           "UNAVAILABLE.");
@@ -150,6 +155,7 @@ absl::StatusOr<ServerConfig> ConfigFromCommandLine(int argc, char** argv) {
   config.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   config.control_listen = absl::GetFlag(FLAGS_control_listen);
   config.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes);
+  config.write_timeout = absl::Seconds(absl::GetFlag(FLAGS_write_timeout_seconds));
   config.grace = absl::Seconds(absl::GetFlag(FLAGS_grace_seconds));
   config.tls_cert = absl::GetFlag(FLAGS_tls_cert);
   config.tls_key = absl::GetFlag(FLAGS_tls_key);

@@ -4,7 +4,8 @@
 //
 // At most one write is in flight. While it is, events are taken in and merged, so a slow reader
 // gets fewer, fuller messages, and a stop string is found when its last token comes, not when the
-// reader gets there.
+// reader gets there. A reader that is too far behind, or takes no message for too long, loses the
+// stream: see EngineCall and WriteWatch.
 //
 // Ownership   Owns itself (self_) from Start until gRPC's OnDone, the last reaction.
 // Threads     Thread-safe. Reactions come on gRPC threads, Advance on any.
@@ -23,6 +24,7 @@
 #include "absl/synchronization/mutex.h"
 #include "server/engine_call.h"
 #include "server/grpc_status.h"
+#include "server/write_watch.h"
 
 namespace bst {
 
@@ -34,7 +36,7 @@ class StreamReactor : public Base, public EngineCall {
     {
       absl::MutexLock lock(&write_mutex_);
       for (SequenceEvent& event : TakeEvents()) Handle(std::move(event));
-      BoundOutbox(PendingBytes());
+      if (BoundOutbox(PendingBytes())) DropOutput();
       if (writing_ || finishing_) return;
       std::optional<Message> message;
       if (!reader_gone_) message = NextMessage();
@@ -48,11 +50,15 @@ class StreamReactor : public Base, public EngineCall {
       }
     }
     // Outside the lock: whoever set writing_ or finishing_ is the only one here.
-    if (next == Next::kWrite) this->StartWrite(&message_);
+    if (next == Next::kWrite) {
+      watch_->Begin();
+      this->StartWrite(&message_);
+    }
     if (next == Next::kFinish) this->Finish(ToGrpcStatus(*end_, context_));
   }
 
   void OnWriteDone(bool ok) final ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    watch_->End();
     {
       absl::MutexLock lock(&write_mutex_);
       writing_ = false;
@@ -71,15 +77,17 @@ class StreamReactor : public Base, public EngineCall {
   }
 
   void OnDone() override {
-    frontend().active().CloseRpc();
+    watch_->Close();
+    CloseRpc();
     self_.reset();
   }
 
  protected:
   StreamReactor(Frontend& frontend, grpc::CallbackServerContext& context, const char* rpc)
-      : EngineCall(frontend, rpc), context_(context) {
-    frontend.active().OpenRpc();
-  }
+      : EngineCall(frontend, rpc),
+        context_(context),
+        watch_(std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
+                                            [this] { EndForWriteTimeout(); })) {}
 
   // From now on the reactor lives until OnDone.
   void OwnItself(std::shared_ptr<StreamReactor> self) { self_ = std::move(self); }
@@ -98,6 +106,8 @@ class StreamReactor : public Base, public EngineCall {
   virtual void Handle(SequenceEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
   // Memory of what was taken in and is not written yet.
   virtual size_t PendingBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
+  // Forgets it, and takes in no more of it; what ends the stream stays.
+  virtual void DropOutput() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
   // What to write next, if anything is ready.
   virtual std::optional<Message> NextMessage() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
   // The RPC ends with `status` once all messages are written.
@@ -128,6 +138,7 @@ class StreamReactor : public Base, public EngineCall {
 
  private:
   grpc::CallbackServerContext& context_;
+  const std::shared_ptr<WriteWatch> watch_;  // shared with the alarm's callback
   std::shared_ptr<StreamReactor> self_;
   Message message_;  // being written while writing_
   bool writing_ ABSL_GUARDED_BY(write_mutex_) = false;

@@ -40,8 +40,8 @@ constexpr char kExamples[] =
     "  The same answers whatever the load:\n"
     "    bst-stress --verify --requests 64 --concurrency 32\n"
     "Latency counts from the moment a request was due, not from when it could be sent.\n"
-    "Exit code: 0 passed; 1 an SLO did not hold, a status was unexpected, answers differed, or "
-    "the server did not answer; 2 wrong usage.";
+    "Exit code: 0 passed; 1 an SLO did not hold, a status was unexpected, answers differed, "
+    "nothing was answered, or the server was not there; 2 wrong usage.";
 
 void WriteFile(const std::string& path, const std::string& text) {
   std::FILE* const file = path == "-" ? stdout : std::fopen(path.c_str(), "w");

@@ -38,7 +38,14 @@ std::vector<std::string> RunResult::Complaints() const {
                                                     100 * static_cast<double>(count.within) /
                                                         static_cast<double>(count.total))));
   }
-  if (totals.requests == 0 && !was_interrupted) complaints.push_back("no request was measured");
+  if (was_interrupted) return complaints;
+  // Streams that outlast the run have no end to judge, but their tokens were measured. Without any
+  // the server did nothing of what it was asked.
+  if (totals.requests == 0) {
+    complaints.push_back("no request was measured");
+  } else if (totals.completed == 0 && totals.output_tokens == 0) {
+    complaints.push_back("no request completed, and none had a token");
+  }
   return complaints;
 }
 

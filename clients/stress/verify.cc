@@ -10,8 +10,13 @@
 namespace bst::stress {
 namespace {
 
+bool Failed(const Answer& answer) {
+  return answer.code != grpc::StatusCode::OK || !answer.defect.empty();
+}
+
 std::string Failure(const Answer& answer) {
-  return client::CodeName(answer.code) + ": " + answer.message;
+  return client::CodeName(answer.code) + ": " +
+         (answer.defect.empty() ? answer.message : answer.defect);
 }
 
 // `bits` as a number and as what was compared.
@@ -23,8 +28,8 @@ std::string LogprobText(uint32_t bits) {
 }
 
 std::optional<std::string> Difference(const Answer& a, const Answer& b) {
-  if (a.code != grpc::StatusCode::OK) return "alone it failed with " + Failure(a);
-  if (b.code != grpc::StatusCode::OK) return "together it failed with " + Failure(b);
+  if (Failed(a)) return "alone it failed with " + Failure(a);
+  if (Failed(b)) return "together it failed with " + Failure(b);
   const size_t common = std::min(a.token_ids.size(), b.token_ids.size());
   for (size_t i = 0; i < common; ++i) {
     const std::string where = "token " + std::to_string(i) + " ";
@@ -47,11 +52,12 @@ std::optional<std::string> Difference(const Answer& a, const Answer& b) {
 }  // namespace
 
 Answer TakeAnswer(RequestRecord& record) {
-  return {record.code, record.defect.empty() ? record.message : record.defect,
-          std::move(record.token_ids), std::move(record.logprob_bits)};
+  return {record.code, record.message, record.defect, std::move(record.token_ids),
+          std::move(record.logprob_bits)};
 }
 
 std::optional<std::string> FirstDifference(const Answers& alone, const Answers& together) {
+  if (alone.empty()) return "no request was answered alone";
   for (const auto& [index, answer] : alone) {
     const std::string request = "request " + std::to_string(index) + ": ";
     const auto other = together.find(index);

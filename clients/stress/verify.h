@@ -18,6 +18,7 @@ namespace bst::stress {
 struct Answer {
   grpc::StatusCode code = grpc::StatusCode::OK;
   std::string message;
+  std::string defect;  // of the record; not empty: as good as failed
   std::vector<uint32_t> token_ids, logprob_bits;
 };
 
@@ -26,8 +27,8 @@ using Answers = std::map<uint64_t, Answer>;  // by the request's index
 // Moves the output out of `record`.
 Answer TakeAnswer(RequestRecord& record);
 
-// The first place where the two differ, for people; nothing if they do not. An answer that failed
-// or is missing is a difference.
+// The first place where the two differ, for people; nothing if they do not. An answer that failed,
+// has a defect or is missing is a difference, and so is that there is none at all.
 std::optional<std::string> FirstDifference(const Answers& alone, const Answers& together);
 
 }  // namespace bst::stress

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -37,8 +38,10 @@ class Recorder final : public EngineObserver {
     step_ms.push_back(absl::ToDoubleMilliseconds(step.duration));
     step_tokens.push_back(step.tokens);
   }
-  void OnTokens(SequenceId, absl::Duration since_previous_token) override {
-    if (on_) gap_ms.push_back(absl::ToDoubleMilliseconds(since_previous_token));
+  void OnToken(SequenceId, std::optional<absl::Duration> since_previous) override {
+    if (on_ && since_previous.has_value()) {
+      gap_ms.push_back(absl::ToDoubleMilliseconds(*since_previous));
+    }
   }
   void OnFirstToken(SequenceId, absl::Duration) override {}
   void OnFinished(const std::string&, const RequestStats&) override {}

@@ -4,12 +4,9 @@
 //
 // A one-layer model is driven through Model::Forward without logits; the embedding is a copy of 2
 // KB per token. Every layer reads the same tokens in the same chunks.
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <fstream>
 #include <random>
 
@@ -17,10 +14,10 @@
 #include "engine/backend/cpu/cpu_backend.h"
 #include "engine/backend/reference/reference_backend.h"
 #include "engine/base/status_macros.h"
-#include "engine/checkpoint/random_checkpoint.h"
 #include "engine/model/model.h"
 #include "nlohmann/json.hpp"
 #include "tests/bench/bench.h"
+#include "tests/bench/random_model.h"
 
 namespace bst {
 namespace {
@@ -60,55 +57,24 @@ constexpr LayerKind kLayers[] = {
 // The layers of the paper's figure.
 constexpr int kFigureLayers = 5;
 
-constexpr char kConfigBefore[] = R"({
-  "model_type": "block_state_transformer", "format_version": 1,
-  "vocab_size": 256, "hidden_size": 512, "num_heads": 16, "head_dim": 32, "ffn_size": 2048,
-  "ffn_activation": "relu", "window": 128, "norm_eps": 1e-6, "logit_scale": 1.0,
-  "tie_embeddings": true,
-  "attention": {"scope": "sliding", "include_self": true, "empty_prefix": "masked",
-                "qk_norm": true, "position": "t5", "t5_num_buckets": 32, "t5_max_distance": 128,
-                "rope_theta": 10000.0},
-  "layers": [)";
-constexpr char kConfigAfter[] = R"(], "tokenizer": {"type": "byte"},
-  "bos_token_id": null, "eos_token_id": null, "pad_token_id": null})";
-
 double Median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
 }
 
-// A directory that goes with the value.
-class ScratchDirectory {
- public:
-  ScratchDirectory()
-      : path_(std::filesystem::temp_directory_path() / absl::StrCat("bst_layers_", ::getpid())) {}
-  ~ScratchDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
 // A model of one layer with random weights.
 class OneLayer {
  public:
   static absl::StatusOr<std::unique_ptr<OneLayer>> Create(const LayerKind& kind, Backend& backend,
                                                           DType type, int chunk) {
-    const ScratchDirectory scratch;
-    std::filesystem::create_directories(scratch.path());
-    const std::string config = scratch.path() / "layer.json";
-    std::ofstream(config) << kConfigBefore << kind.config << kConfigAfter;
-    const std::string directory = scratch.path() / "checkpoint";
-    RandomCheckpointOptions options;
-    options.config_path = config;
-    options.directory = directory;
-    options.dtype = type;
-    BST_RETURN_IF_ERROR(WriteRandomCheckpoint(options));
-    BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(directory));
+    BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, OpenRandomModel({.vocab_size = 256,
+                                                                       .hidden_size = 512,
+                                                                       .num_heads = 16,
+                                                                       .ffn_size = 2048,
+                                                                       .window = 128,
+                                                                       .layers = {kind.config},
+                                                                       .dtype = type}));
     auto layer = std::unique_ptr<OneLayer>(new OneLayer());
     BST_ASSIGN_OR_RETURN(layer->model_, Model::Create(checkpoint, backend,
                                                       {.weights = type,

@@ -5,44 +5,30 @@
 // Every figure stands beside its limit, measured in the same run on the same threads: operations of
 // the weights' matrix products over the rate of the kernel's own multiply instruction, or bytes of
 // weights and state over the bandwidth of reading memory. A fraction of 1 is the machine's.
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <fstream>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cpu/cpu_backend.h"
 #include "engine/base/status_macros.h"
-#include "engine/checkpoint/random_checkpoint.h"
 #include "engine/model/model.h"
 #include "nlohmann/json.hpp"
 #include "tests/bench/bench.h"
 #include "tests/bench/machine_limits.h"
+#include "tests/bench/random_model.h"
 
 namespace bst {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kLayers = 12, kWidth = 768, kFfn = 3072, kWindow = 512, kVocab = 32'000;
-constexpr char kConfig[] = R"({
-  "model_type": "block_state_transformer", "format_version": 1,
-  "vocab_size": 32000, "hidden_size": 768, "num_heads": 12, "head_dim": 64, "ffn_size": 3072,
-  "ffn_activation": "relu", "window": 512, "norm_eps": 1e-6, "logit_scale": 1.0,
-  "tie_embeddings": true,
-  "attention": {"scope": "sliding", "include_self": true, "empty_prefix": "masked",
-                "qk_norm": true, "position": "t5", "t5_num_buckets": 32, "t5_max_distance": 128,
-                "rope_theta": 10000.0},
-  "layers": [)";
+constexpr int kLayers = 12, kWidth = 768, kHeads = 12, kFfn = 3072, kWindow = 512, kVocab = 32'000;
 constexpr char kTransformer[] = R"({"type": "transformer"})";
 constexpr char kBst[] =
     R"({"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 16}})";
-constexpr char kConfigEnd[] = R"(], "tokenizer": {"type": "byte"},
-  "bos_token_id": null, "eos_token_id": null, "pad_token_id": null})";
 
 bool IsBst(int layer) { return layer % 4 == 3; }
 
@@ -148,35 +134,16 @@ class TargetModel {
   std::vector<TokenId> ids_;
 };
 
-class ScratchDirectory {
- public:
-  ScratchDirectory()
-      : path_(std::filesystem::temp_directory_path() / absl::StrCat("bst_targets_", ::getpid())) {
-    std::filesystem::create_directories(path_);
-  }
-  ~ScratchDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
-absl::StatusOr<Checkpoint> WriteModel(const std::filesystem::path& directory) {
-  const std::string config = directory / "source.json";
-  std::ofstream file(config);
-  file << kConfig;
-  for (int n = 0; n < kLayers; ++n) file << (n > 0 ? ", " : "") << (IsBst(n) ? kBst : kTransformer);
-  file << kConfigEnd;
-  file.close();
-  RandomCheckpointOptions options;
-  options.config_path = config;
-  options.directory = directory;
-  options.dtype = DType::kBF16;
-  BST_RETURN_IF_ERROR(WriteRandomCheckpoint(options));
-  return Checkpoint::Open(directory);
+RandomModel TheModel() {
+  RandomModel model = {.vocab_size = kVocab,
+                       .hidden_size = kWidth,
+                       .num_heads = kHeads,
+                       .ffn_size = kFfn,
+                       .window = kWindow,
+                       .layers = {},
+                       .dtype = DType::kBF16};
+  for (int n = 0; n < kLayers; ++n) model.layers.push_back(IsBst(n) ? kBst : kTransformer);
+  return model;
 }
 
 absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkpoint,
@@ -233,8 +200,7 @@ absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkp
 absl::Status Run(const TargetBenchOptions& options) {
   BST_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                        MakeCpuBackend({.threads = options.threads, .isa = std::nullopt}));
-  const ScratchDirectory scratch;
-  BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, WriteModel(scratch.path()));
+  BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, OpenRandomModel(TheModel()));
   const MachineLimits limits = MeasureMachineLimits(backend->num_threads());
   std::printf(
       "%s; limits measured now: %.2f TFLOP/s F32, %.2f BF16, %.2f TOP/s INT8, reads %.1f GB/s\n\n",

@@ -8,7 +8,7 @@ from typing import Any
 
 import bst_process
 from bst_process import ServerProcess
-from raw_calls import Api, finish
+from raw_calls import Api, finish, message
 
 MB = 1e6
 OUTBOX_MB = 64  # kMaxOutboxBytes of server/engine_call.h, and what may come on top of it: messages in
@@ -20,9 +20,12 @@ SHORT: dict[str, Any] = {"text": "y", "stopping": {"max_new_tokens": 50, "ignore
 SMALL_WINDOW = (("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0))
 
 
-class SlowReaderTest(unittest.TestCase):
+class ReaderTest(unittest.TestCase):
+    WRITE_TIMEOUT = 900  # so long that what is not read stays
+
     def setUp(self) -> None:
-        self.server = self.enterContext(ServerProcess("--control_listen=127.0.0.1:0"))
+        self.server = self.enterContext(ServerProcess("--control_listen=127.0.0.1:0",
+                                                      f"--write_timeout_seconds={self.WRITE_TIMEOUT}"))
         self.slow = self.enterContext(Api(self.server.grpc, options=SMALL_WINDOW))
         self.api = self.enterContext(Api(self.server.grpc))
         self.control = self.enterContext(Api(self.server.addresses["control"]))
@@ -39,6 +42,8 @@ class SlowReaderTest(unittest.TestCase):
             time.sleep(0.02)
         return max(most, self.server.resident_bytes)
 
+
+class SlowReaderTest(ReaderTest):
     def test_a_score_with_alternatives_is_bounded_and_ends(self) -> None:
         """Whole, this one would be 1,000,000 x 20 alternatives."""
         request = {"token_ids": {"ids": [i % 250 for i in range(1_000_000)]}, "top_logprobs": 20}
@@ -50,11 +55,13 @@ class SlowReaderTest(unittest.TestCase):
         self.assertLess(grown, OUTBOX_MB + SLACK_MB + prompt_mb)
         self.assertLess(self.server.metric("bst_prompt_tokens_total"), 1_000_000)  # the slot was free early
         self.assertEqual(self.control.load().slots_used, 0)
-        _, code = finish(stream)
+        events, code = finish(stream)
         self.assertEqual(code, "RESOURCE_EXHAUSTED")
         self.assertIn("the reader is too slow", stream.details())
         self.assertNotIn("grpc-retry-pushback-ms", dict(stream.trailing_metadata()))
         self.assertEqual(self.server.metric('bst_requests_cancelled_total{cause="client",stage="prefill"}'), 1)
+        self.assertGreater(self.server.metric("bst_prompt_tokens_total"),
+                           4 * sum(len(event.scored.token_ids) for event in events))  # the rest was dropped
         print(f"unread Score with 20 alternatives: +{grown:.0f} MB", flush=True)
 
     def test_text_is_bounded_by_max_new_tokens_and_whole(self) -> None:
@@ -103,6 +110,36 @@ class SlowReaderTest(unittest.TestCase):
         for _ in range(4):
             last = round_of_streams()
         self.assertLess(last - warm, 10 * MB)
+
+
+class WriteTimeoutTest(ReaderTest):
+    """Readers that take nothing for longer than they may."""
+
+    WRITE_TIMEOUT = 1
+
+    def wait_until_read(self) -> None:
+        deadline = time.monotonic() + 60
+        while self.control.load().unread_calls > 0:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+
+    def test_they_lose_what_their_requests_left(self) -> None:
+        request = ENDLESS | {"stopping": {"max_new_tokens": 30_000, "ignore_eos": True}, "output": {"top_logprobs": 20}}
+        calls = [self.slow.generate(**ENDLESS, timeout=None),
+                 self.slow.score(token_ids={"ids": [i % 250 for i in range(100_000)]}, top_logprobs=20, timeout=None),
+                 self.slow.channel.unary_stream(  # as a stream, or the library reads the answer by itself
+                     "/bst.v1.Generation/GenerateOnce",
+                     request_serializer=lambda fields: message("GenerateRequest", fields).SerializeToString())(request)]
+        self.wait_until_idle()
+        self.wait_until_read()
+        for call in calls:
+            self.assertEqual(finish(call)[1], "CANCELLED")
+        # What was over was counted for what it was; the endless one ended for this.
+        for name, reason, rpc in (("OK", "MAX_TOKENS", "GenerateOnce"), ("RESOURCE_EXHAUSTED", "ERROR", "Generate")):
+            self.assertEqual(self.server.metric(
+                f'bst_requests_total{{code="{name}",finish_reason="{reason}",rpc="{rpc}"}}'), 1)
+        self.server.terminate()
+        self.assertEqual(sum(" write_timeout " in line for line in self.server.lines), 3)
 
 
 if __name__ == "__main__":

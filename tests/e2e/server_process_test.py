@@ -30,7 +30,7 @@ class FlagsTest(unittest.TestCase):
         self.assertRegex(version.stdout, r"^bst-server \d+\.\d+\.\d+\n$")
         help_text = run_server("--help").stdout
         for flag in ("reserved_sequences", "long_prompt_tokens", "target_step_ms", "priority_ageing_seconds",
-                     "upload_timeout_seconds", "model", "listen", "metrics_listen", "control_listen", "backend", "weights", "kv", "threads",
+                     "upload_timeout_seconds", "write_timeout_seconds", "model", "listen", "metrics_listen", "control_listen", "backend", "weights", "kv", "threads",
                      "max_sequences", "max_step_tokens", "chunk_tokens", "max_queue", "max_queue_tokens",
                      "max_prompt_tokens", "max_message_bytes", "grace_seconds", "tls_cert", "tls_key", "tls_client_ca",
                      "auth_token_file", "log_format"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import bst_process
-from bst_process import ServerProcess, arguments
+from bst_process import ServerProcess, arguments, start_cli
 
 SHORT = ("--prompt-tokens", "4-40", "--max-new-tokens", "8-24", "--ignore-eos")
 
@@ -41,6 +41,12 @@ class StressTest(unittest.TestCase):
         deadline = time.monotonic() + 20
         while server.metric("bst_requests_running") + server.metric("bst_requests_waiting") > 0:
             self.assertLess(time.monotonic(), deadline, "requests are left on the server")
+            time.sleep(0.05)
+
+    def wait_until_running(self, server: ServerProcess, requests: int) -> None:
+        deadline = time.monotonic() + 20
+        while server.metric("bst_requests_running") < requests:
+            self.assertLess(time.monotonic(), deadline)
             time.sleep(0.05)
 
     def test_closed_loop(self) -> None:
@@ -154,6 +160,20 @@ class StressTest(unittest.TestCase):
         self.assertGreater(report["total_output_tokens"], 0)
         self.assert_idle(self.server)
 
+    def test_a_server_that_answers_nothing_is_no_success(self) -> None:
+        """Two requests that wait behind another for all of the run are cut, and nobody is to blame."""
+        with ServerProcess("--max_sequences=1") as server:
+            holder = start_cli(server, "generate", "--prompt", "x", "--max-new-tokens", "1000000", "--ignore-eos")
+            try:
+                self.wait_until_running(server, 1)
+                report = self.report("--concurrency", "2", "--duration", "200ms", "--drain", "100ms", *SHORT,
+                                     server=server, code=1)
+            finally:
+                holder.kill()
+                holder.communicate()
+        self.assertEqual(report["status_codes"], {"CANCELLED": 2})
+        self.assertEqual(report["complaints"], ["no request completed, and none had a token"])
+
     def test_overload_is_refused_with_advice(self) -> None:
         flags = ("--concurrency", "12", "--requests", "36", "--prompt-tokens", "8", "--max-new-tokens", "40",
                  "--ignore-eos")
@@ -203,10 +223,7 @@ class StressTest(unittest.TestCase):
         running = subprocess.Popen(command(self.server, "--concurrency", "3", "--duration", "60s", "--max-new-tokens",
                                            "1000000", "--ignore-eos", "--json", "-"), stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 20
-        while self.server.metric("bst_requests_running") < 3:
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.05)
+        self.wait_until_running(self.server, 3)
         running.send_signal(signal.SIGINT)
         stdout, stderr = running.communicate(timeout=30)
         self.assertEqual(running.returncode, 1, stderr)
@@ -219,10 +236,7 @@ class StressTest(unittest.TestCase):
             running = subprocess.Popen(command(server, "--concurrency", "2", "--duration", "3s", "--metrics",
                                                server.addresses["metrics"], "--max-new-tokens", "1000000", "--ignore-eos",
                                                "--json", "-"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            deadline = time.monotonic() + 20
-            while server.metric("bst_requests_running") < 2:
-                self.assertLess(time.monotonic(), deadline)
-                time.sleep(0.05)
+            self.wait_until_running(server, 2)
             server.process.kill()
             stdout, stderr = running.communicate(timeout=30)
         self.assertEqual(running.returncode, 1, stderr)

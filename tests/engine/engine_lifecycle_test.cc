@@ -34,8 +34,9 @@ using ::testing::UnorderedElementsAre;
 class CountingObserver final : public EngineObserver {
  public:
   void OnStep(const StepStats& step) override { steps.push_back(step); }
-  void OnTokens(SequenceId id, absl::Duration since_previous_token) override {
-    gaps[id].push_back(since_previous_token);
+  void OnToken(SequenceId id, std::optional<absl::Duration> since_previous) override {
+    ++num_tokens;
+    if (since_previous.has_value()) gaps[id].push_back(*since_previous);
   }
   void OnFirstToken(SequenceId id, absl::Duration since_submission) override {
     first_tokens[id] = since_submission;
@@ -48,7 +49,7 @@ class CountingObserver final : public EngineObserver {
   std::vector<StepStats> steps;
   std::map<SequenceId, std::vector<absl::Duration>> gaps;
   std::map<SequenceId, absl::Duration> first_tokens;
-  int num_first_tokens = 0;
+  int num_first_tokens = 0, num_tokens = 0;
   std::map<std::string, std::vector<RequestStats>> finished;
 };
 
@@ -388,6 +389,7 @@ TEST_F(EngineSequencesTest, AStoppedOneLeavesTheOthersRunning) {
   EXPECT_TRUE(finished.status.ok());
   EXPECT_EQ(finished.reason, FinishReason::kMaxTokens);  // Sequence 0's.
   EXPECT_EQ(finished.generated_tokens, 9 + 2 + 5);
+  EXPECT_EQ(StatsOf("three").longest_tokens, 9);
   std::vector<std::pair<int, FinishReason>> ends;
   for (const SequenceEndedEvent& event : stream.sink->Events<SequenceEndedEvent>()) {
     ends.push_back({event.sequence_index, event.reason});
@@ -438,7 +440,8 @@ TEST_F(EngineSequencesTest, EachIsASequenceToTheObserver) {
       StartThree([](SequenceId, const SequenceEvent&) {}, Greedy(LongPrompt(20), 4));
   stream.sink->WaitFinished();
   ASSERT_TRUE(engine_->WaitIdle(absl::InfiniteFuture()));
-  EXPECT_EQ(observer_.num_first_tokens, 3);
+  EXPECT_EQ(observer_.num_first_tokens, 1);
+  EXPECT_EQ(observer_.num_tokens, 12);
   EXPECT_THAT(observer_.gaps[stream.id], SizeIs(9));
   EXPECT_EQ(StatsOf("three").finished.generated_tokens, 12);
   EXPECT_EQ(observer_.steps.back().sequences, 3);
@@ -784,6 +787,7 @@ TEST_F(EngineLifecycleTest, TimingsAndCountsAreThoseOfTheClock) {
   EXPECT_EQ(stats.kind, RequestStats::Kind::kGenerate);
   EXPECT_EQ(stats.stage, RequestStats::Stage::kDecode);
   EXPECT_EQ(stats.finished.generated_tokens, 4);
+  EXPECT_EQ(stats.longest_tokens, 4);
   EXPECT_EQ(stats.finished.prompt_tokens, 50);
   EXPECT_EQ(stats.total, absl::Seconds(12));
   EXPECT_EQ(observer_.first_tokens[stream.id], absl::Seconds(7));

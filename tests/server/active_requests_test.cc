@@ -63,6 +63,15 @@ TEST(ActiveRequests, GivesUpThoseWhoseRequestHasNotCome) {
   EXPECT_TRUE(came->gave_up.ok());
 }
 
+TEST(ActiveRequests, CountsTheUnread) {
+  ActiveRequests active;
+  active.EnterUnread();
+  active.EnterUnread();
+  EXPECT_EQ(active.unread(), 2);
+  active.LeaveUnread();
+  EXPECT_EQ(active.unread(), 1);
+}
+
 TEST(ActiveRequests, WaitsUntilNoRpcIsOpen) {
   ActiveRequests active;
   EXPECT_TRUE(active.WaitUntilNoneOpen(absl::ZeroDuration()));

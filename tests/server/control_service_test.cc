@@ -45,6 +45,7 @@ TEST_F(ControlServiceTest, Load) {
   EXPECT_EQ(load.slots_total(), 4u);
   EXPECT_TRUE(load.healthy());
   EXPECT_FALSE(load.draining());
+  EXPECT_EQ(load.unread_calls(), 0u);
   server_.engine().Finish(id, FinishReason::kMaxTokens);
 }
 

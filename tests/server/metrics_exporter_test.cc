@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "tests/support/puppet_engine.h"
@@ -34,7 +35,7 @@ class MetricsExporterTest : public testing::Test {
     stats.total = absl::Milliseconds(62.5);
     stats.finished.status = std::move(status);
     stats.finished.prompt_tokens = 7;
-    stats.finished.generated_tokens = 5;
+    stats.finished.generated_tokens = stats.longest_tokens = 5;
     stats.finished.timings = {absl::Milliseconds(2), absl::Milliseconds(20), absl::Milliseconds(22),
                               absl::Milliseconds(40)};
     return stats;
@@ -109,7 +110,8 @@ TEST_F(MetricsExporterTest, StepsByPhase) {
 TEST_F(MetricsExporterTest, TokensAndFinishedRequests) {
   metrics_.Publish(engine_);
   metrics_.OnFirstToken(SequenceId(1), absl::Milliseconds(22));
-  metrics_.OnTokens(SequenceId(1), absl::Milliseconds(10));
+  metrics_.OnToken(SequenceId(1), std::nullopt);
+  metrics_.OnToken(SequenceId(1), absl::Milliseconds(10));
   metrics_.OnFinished("r", Finished(RequestStats::Stage::kDecode));
   const std::string text = metrics_.Render();
   for (const char* const line :
@@ -124,6 +126,19 @@ TEST_F(MetricsExporterTest, TokensAndFinishedRequests) {
         "bst_request_prompt_tokens_bucket{le=\"5000000\"} 1\n"}) {
     EXPECT_THAT(text, HasSubstr(line));
   }
+}
+
+// 40 ms for three continuations of 5, 3 and 1 tokens: four gaps of 10 ms, one after the other.
+TEST_F(MetricsExporterTest, TheLongestContinuationTellsTheTimePerToken) {
+  metrics_.Publish(engine_);
+  RequestStats stats = Finished(RequestStats::Stage::kDecode);
+  stats.finished.generated_tokens = 9;
+  metrics_.OnFinished("r", stats);
+  EXPECT_THAT(metrics_.Render(), HasSubstr("bst_time_per_output_token_seconds_sum 0.01\n"));
+  stats.finished.generated_tokens = 3;
+  stats.longest_tokens = 1;  // no gap at all
+  metrics_.OnFinished("s", stats);
+  EXPECT_THAT(metrics_.Render(), HasSubstr("bst_time_per_output_token_seconds_count 1\n"));
 }
 
 TEST_F(MetricsExporterTest, CancellationsByStageAndCause) {

@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "bst/v1/control.grpc.pb.h"
 #include "bst/v1/generation.grpc.pb.h"
 #include "engine/base/check.h"
@@ -109,6 +111,35 @@ class RunningServer {
   v1::Generation::Stub& generation() { return *generation_; }
   v1::Control::Stub& control() { return *control_; }
   grpc::health::v1::Health::Stub& health() { return *health_; }
+
+  v1::Load Load() {
+    grpc::ClientContext context;
+    v1::Load load;
+    const grpc::Status status = control_->GetLoad(&context, v1::GetLoadRequest(), &load);
+    BST_CHECK(status.ok(), status.error_message());
+    return load;
+  }
+  // Waits until the request has ended also for its RPC.
+  void WaitForEnd(const std::string& request_id) {
+    v1::AbortRequest request;
+    request.set_request_id(request_id);
+    for (;; absl::SleepFor(absl::Milliseconds(2))) {
+      grpc::ClientContext context;
+      v1::AbortResponse response;
+      if (!control_->Abort(&context, request, &response).ok()) return;
+    }
+  }
+  // Waits until so many calls are unread, for some seconds at most.
+  ::testing::AssertionResult WaitForUnreadCalls(uint32_t calls) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    while (Load().unread_calls() != calls) {
+      if (absl::Now() > deadline) {
+        return ::testing::AssertionFailure() << Load().unread_calls() << " calls are unread";
+      }
+      absl::SleepFor(absl::Milliseconds(2));
+    }
+    return ::testing::AssertionSuccess();
+  }
 
   // Runs Generate to its end. `play` pulls the engine's strings meanwhile.
   Stream Generate(const v1::GenerateRequest& request,

@@ -139,8 +139,35 @@ TEST_F(ScoreServiceTest, AReaderThatIsTooFarBehindEndsItsRequest) {
   v1::ScoreEvent event;
   while (reader->Read(&event)) tokens += static_cast<size_t>(event.scored().token_ids_size());
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_EQ(tokens, runs * kRun);
+  // What waited was dropped; what was under way, up to some messages of 4096 tokens, was not.
+  EXPECT_GT(tokens, 0u);
+  EXPECT_LT(tokens, runs * kRun / 4);
   EXPECT_EQ(event.finished().reason(), v1::ERROR);
+}
+
+TEST(ScoreWriteTimeout, ScoresThatNobodyReadsAreGoneSoonAfterTheirRequest) {
+  constexpr size_t kRun = 4000;
+  ServerConfig config = LoopbackConfig();
+  config.write_timeout = absl::Milliseconds(200);
+  RunningServer server(config);
+  server.engine().set_on_cancel(PuppetEngine::OnCancel::kLeaveToTest);
+  v1::ScoreRequest request;
+  request.set_request_id("scores");
+  request.set_text(std::string(kRun, 'x'));
+  request.set_top_logprobs(20);
+  grpc::ClientContext context;
+  const auto reader = server.generation().Score(&context, request);
+  const SequenceId id = server.engine().WaitForRequest(0).id;
+  const std::vector<std::vector<TokenLogprob>> top(kRun, {20, {TokenId('a'), -1}});
+  for (int run = 0; run < 40; ++run) {  // less than kMaxOutboxBytes
+    server.engine().Score(id, 1, std::vector<float>(kRun, -1), top);
+  }
+  server.engine().Finish(id, FinishReason::kMaxTokens);
+  server.WaitForEnd("scores");
+  EXPECT_TRUE(server.WaitForUnreadCalls(0));
+  v1::ScoreEvent event;
+  while (reader->Read(&event)) EXPECT_FALSE(event.has_finished());
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
 TEST_F(ScoreServiceTest, FailuresAndRefusals) {

@@ -70,6 +70,16 @@ TEST(ServerConfig, NumbersAtAndBeyondTheirBounds) {
   config.grace = absl::Seconds(-1);
   EXPECT_THAT(Problem(config), HasSubstr("--grace_seconds"));
   config = Good();
+  for (const double seconds : {0.001, 86400.0}) {
+    config.write_timeout = absl::Seconds(seconds);
+    EXPECT_TRUE(Validate(config).ok()) << Problem(config);
+  }
+  for (const absl::Duration wrong :
+       {absl::ZeroDuration(), absl::Microseconds(999), absl::InfiniteDuration()}) {
+    config.write_timeout = wrong;
+    EXPECT_THAT(Problem(config), HasSubstr("must be 0.001 to 86400")) << wrong;
+  }
+  config = Good();
   config.tls_client_ca = "ca.pem";
   EXPECT_THAT(Problem(config), HasSubstr("--tls_client_ca needs"));
 }

@@ -139,10 +139,14 @@ class PuppetEngine final : public Engine {
       absl::MutexLock lock(&mutex_);
       State& state = active_.at(id);
       ++steps_;
-      if (++state.generated == 1) {
-        if (observer_ != nullptr) observer_->OnFirstToken(id, absl::Milliseconds(20));
-      } else if (observer_ != nullptr) {
-        observer_->OnTokens(id, absl::Milliseconds(10));
+      int64_t& of_sequence = state.generated_by_sequence[sequence_index];
+      ++of_sequence;
+      if (++state.generated == 1 && observer_ != nullptr) {
+        observer_->OnFirstToken(id, absl::Milliseconds(20));
+      }
+      if (observer_ != nullptr) {
+        observer_->OnToken(id,
+                           of_sequence == 1 ? std::nullopt : std::optional(absl::Milliseconds(10)));
       }
     }
     sink->Push(GeneratedEvent{{TokenId(token), logprob}, std::move(top), sequence_index});
@@ -207,6 +211,9 @@ class PuppetEngine final : public Engine {
           request.score.has_value() ? RequestStats::Kind::kScore : RequestStats::Kind::kGenerate;
       stats.stage =
           found->second.generated > 0 ? RequestStats::Stage::kDecode : stage_before_tokens_;
+      for (const auto& [index, tokens] : found->second.generated_by_sequence) {
+        stats.longest_tokens = std::max(stats.longest_tokens, tokens);
+      }
       stats.total = absl::Milliseconds(100);
       FinishedEvent& finished = stats.finished;
       finished.reason = reason;
@@ -340,6 +347,7 @@ class PuppetEngine final : public Engine {
   struct State {
     size_t index = 0;  // into requests_
     int64_t generated = 0;
+    std::map<int, int64_t> generated_by_sequence;
     std::map<int, SequenceEndedEvent> ended;
   };
 
@@ -355,7 +363,7 @@ class PuppetEngine final : public Engine {
       script = script_;
       // Before anybody sees the request: WaitForRequest lets the test go on with it at once.
       record.sink->Push(AcceptedEvent{prompt_tokens, 0, 0});
-      active_[id] = {requests_.size(), 0, {}};
+      active_[id].index = requests_.size();
       if (record.request_id == "warm-up") {  // the server's own; no test sees it
         active_.erase(id);
       } else {

@@ -134,14 +134,24 @@ class AsyncResponseStream(AsyncIterator[Any]):
         self._output = output  # the kind of event after which nothing is sent again
         self._output_seen = False
         self._call: Any = None
+        self._beginning: asyncio.Task[None] | None = None  # of _call: a task, so that close() can end it
+
+    async def _begin(self, attempts: Attempts, delay: float) -> None:
+        async def begin() -> None:
+            await asyncio.sleep(delay)
+            self._call = await self._start(attempts.seconds_left())
+
+        if self._call is None:
+            self._beginning = asyncio.ensure_future(begin())
+            await self._beginning
 
     async def __anext__(self) -> Any:
         if self._attempts is None:
             self._attempts = self._make_attempts()
+        delay = 0.0
         while not self._closed:
             try:
-                if self._call is None:
-                    self._call = await self._start(self._attempts.seconds_left())
+                await self._begin(self._attempts, delay)
                 message = await self._call.read()
             except asyncio.CancelledError:
                 if self._closed:  # by another task; this one is not cancelled
@@ -152,11 +162,11 @@ class AsyncResponseStream(AsyncIterator[Any]):
                 if self._closed:
                     break
                 failure = from_rpc_error(error)
-                delay = None if self._output_seen else self._attempts.delay_after(failure)
-                if delay is None:
+                retry_after = None if self._output_seen else self._attempts.delay_after(failure)
+                if retry_after is None:
                     self.close()
                     raise failure from error
-                await asyncio.sleep(delay)
+                delay = retry_after
                 self._call = None
             else:
                 if message is grpc.aio.EOF:
@@ -167,8 +177,16 @@ class AsyncResponseStream(AsyncIterator[Any]):
 
     def close(self) -> None:
         self._closed = True
+        if self._beginning is not None:
+            self._beginning.cancel()
         if self._call is not None:
             self._call.cancel()
+
+    async def aclose(self) -> None:
+        """close(), and nothing of the stream is left in the event loop."""
+        self.close()
+        if self._beginning is not None:
+            await asyncio.wait({self._beginning})
 
 
 class AsyncEventStream(AsyncIterator[GenerateEvent]):
@@ -192,7 +210,7 @@ class AsyncEventStream(AsyncIterator[GenerateEvent]):
 
     async def aclose(self) -> None:
         self._closed = True
-        self._responses.close()
+        await self._responses.aclose()
 
     async def __aenter__(self) -> AsyncEventStream:
         return self

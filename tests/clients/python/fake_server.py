@@ -64,7 +64,9 @@ def whole(text: str = "ab") -> Answer:
 class FakeServer:
     """Gives each call the next answer. A context manager; `target` is its address."""
 
-    def __init__(self, *answers: Answer, message_limit: int = 4 << 20) -> None:
+    def __init__(self, *answers: Answer, message_limit: int = 4 << 20, hold_info: bool = False) -> None:
+        """hold_info: GetModelInfo is not answered; it is a held call."""
+        self._hold_info = hold_info
         self._answers = list(answers)
         self._info = _wire.ModelInfo()
         self._info.limits.max_message_bytes = message_limit
@@ -112,8 +114,11 @@ class FakeServer:
         self.uploads.append(list(parts))
         yield from self._stream(None, context)
 
-    def _model_info(self, _request: Any, _context: grpc.ServicerContext) -> Any:
+    def _model_info(self, _request: Any, context: grpc.ServicerContext) -> Any:
         self.asked_for_info += 1
+        if self._hold_info:
+            context.add_callback(lambda: self.gone.put(True))
+            self._end(Answer(hold=True), context)
         return self._info
 
     def _stream(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:

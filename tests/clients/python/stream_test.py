@@ -316,6 +316,43 @@ class CancellationTest(unittest.TestCase):
             with self.subTest(use.__name__):
                 self.run_async(use, self.HELD)
 
+    def run_closed_early(self, server: FakeServer, prompt: str, has_begun: Callable[[], bool]) -> None:
+        """Closes a stream that has not come to its request; nothing may be left in the event loop."""
+        complaints: list[dict[str, Any]] = []
+
+        async def run() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+            async with AsyncClient(server.target, retry=RETRY) as client:
+                before = asyncio.all_tasks()
+                events = client.stream(prompt)
+
+                async def read() -> list[Any]:
+                    return [event async for event in events]
+
+                reader = asyncio.ensure_future(read())
+                while not has_begun():
+                    await asyncio.sleep(0.01)
+                await events.aclose()
+                self.assertLessEqual(asyncio.all_tasks() - {reader}, before)
+                self.assertLessEqual(len(await asyncio.wait_for(reader, 10)), 1)  # Accepted
+                self.assertEqual([event async for event in events], [])
+
+        asyncio.run(run())
+        gc.collect()
+        self.assertEqual(complaints, [])
+
+    def test_async_close_while_the_limit_is_asked_for(self) -> None:
+        with FakeServer(self.HELD, hold_info=True) as server:
+            self.run_closed_early(server, "x" * 2000, lambda: server.asked_for_info > 0)
+            self.gone(server)
+            self.assertEqual(server.calls, 0)  # the request itself was never sent
+
+    def test_async_close_ends_the_wait_for_a_retry(self) -> None:
+        refusal = Answer([accepted()], UNAVAILABLE, trailers=(("grpc-retry-pushback-ms", "600000"),))
+        with FakeServer(refusal) as server:
+            self.run_closed_early(server, "x", lambda: server.calls > 0)
+            self.assertEqual(server.calls, 1)
+
     def test_cancelled_by_the_server_is_an_error(self) -> None:
         async def run_async(target: str) -> None:
             async with AsyncClient(target) as client:

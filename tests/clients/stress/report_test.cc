@@ -209,6 +209,23 @@ TEST(TextReportTest, ARunWithoutRequestsIsNoSuccess) {
   EXPECT_THAT(RunText(kSubject, result), HasSubstr("FAILED: no request was measured"));
 }
 
+TEST(TextReportTest, ARunWithoutAnswersIsNoSuccess) {
+  RunResult result;
+  result.load.concurrency = 3;
+  result.totals.requests = 3;
+  result.totals.codes[grpc::StatusCode::CANCELLED] = 3;  // cut: nobody else complains of them
+  EXPECT_THAT(RunText(kSubject, result),
+              HasSubstr("FAILED: no request completed, and none had a token"));
+  result.totals.output_tokens = 1;
+  EXPECT_THAT(result.Complaints(), testing::IsEmpty());
+  result.totals.output_tokens = 0;
+  result.totals.completed = 1;
+  EXPECT_THAT(result.Complaints(), testing::IsEmpty());
+  result.totals.completed = 0;
+  result.was_interrupted = true;
+  EXPECT_THAT(result.Complaints(), testing::ElementsAre("interrupted"));
+}
+
 TEST(TextReportTest, Progress) {
   EXPECT_EQ(ProgressText(12, 8, {120, 110, 2, 5000, 0.0121, 0.08}, 1234),
             "   12.0 s  sent 120  running 8  OK 110  other 2  1234 tok/s  TTFT p50 12.1 ms p99 "

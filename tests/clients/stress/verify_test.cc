@@ -9,8 +9,8 @@ namespace {
 using testing::HasSubstr;
 
 Answers Two() {
-  return {{0, {grpc::StatusCode::OK, "", {5, 6, 7}, {10, 11, 12}}},
-          {1, {grpc::StatusCode::OK, "", {8, 9}, {13, 14}}}};
+  return {{0, {grpc::StatusCode::OK, "", "", {5, 6, 7}, {10, 11, 12}}},
+          {1, {grpc::StatusCode::OK, "", "", {8, 9}, {13, 14}}}};
 }
 
 TEST(VerifyTest, TheSameIsNoDifference) { EXPECT_EQ(FirstDifference(Two(), Two()), std::nullopt); }
@@ -52,13 +52,20 @@ TEST(VerifyTest, FailuresAndMissingAnswersAreDifferences) {
   EXPECT_NE(FirstDifference(other, Two()), std::nullopt);
 }
 
-TEST(VerifyTest, ADefectIsTheMessage) {
+TEST(VerifyTest, AnswersWithTheSameDefectAreNoProof) {
   RequestRecord record;
-  record.defect = "odd";
+  record.defect = "OK without a Finished event";
   record.token_ids = {1};
-  const Answer answer = TakeAnswer(record);
-  EXPECT_EQ(answer.message, "odd");
-  EXPECT_EQ(answer.token_ids.size(), 1u);
+  record.logprob_bits = {2};
+  RequestRecord again = record;
+  const Answers alone = {{0, TakeAnswer(record)}}, together = {{0, TakeAnswer(again)}};
+  EXPECT_EQ(alone.at(0).token_ids, std::vector<uint32_t>({1}));
+  EXPECT_EQ(FirstDifference(alone, together),
+            "request 0: alone it failed with OK: OK without a Finished event");
+}
+
+TEST(VerifyTest, NoAnswersAreNoProof) {
+  EXPECT_EQ(FirstDifference({}, {}), "no request was answered alone");
 }
 
 }  // namespace
