@@ -12,7 +12,7 @@ PROMPT ?= It was a dark evening, and the old man
 export PROMPT  # through the environment: it may hold quotes
 BUILD := build/release
 
-.PHONY: help demo test stress programs build dependencies install asan tsan tsan-threads image-test format lint clean
+.PHONY: help demo test stress programs build dependencies install asan tsan image-test format lint clean
 
 help:
 	@sed -n '3,9p' Makefile | sed 's/^# \{0,1\}//'
@@ -43,19 +43,11 @@ test:
 	cmake --build $(BUILD) -j $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure -j 1
 
-# The unit tests under sanitizers; `make test` first, it installs what they need.
+# The unit tests, and server and client as processes, under sanitizers; `make test` first, it installs what they need.
 asan tsan:
 	cmake --preset $@ -DBUILD_TESTING=ON
-	cmake --build build/$@ -j $(JOBS) --target unit_tests
+	cmake --build build/$@ -j $(JOBS) --target sanitized_tests
 	ctest --preset $@ -j 2
-
-# Of these under ThreadSanitizer, the tests of what has threads: what the gate runs.
-tsan-threads:
-	cmake --preset tsan -DBUILD_TESTING=ON
-	cmake --build build/tsan -j $(JOBS) --target engine_inbox_test engine_lifecycle_test engine_concurrency_test \
-	  engine_fault_test engine_test thread_pool_test base_test scheduler_test
-	ctest --test-dir build/tsan --output-on-failure -j 2 \
-	  -R '^(engine_(inbox|lifecycle|concurrency|fault)_test|engine_test|thread_pool_test|base_test|scheduler_test)$$'
 
 # Builds the container image and runs it, as root on Debian 12; the log belongs to the commit that it names.
 image-test:

@@ -1,4 +1,4 @@
-# The three functions every CMakeLists.txt of this tree is written with. Names of targets follow
+# The functions every CMakeLists.txt of this tree is written with. Names of targets follow
 # the folder: engine/state -> bst_state.
 
 # Flags of our own code. -ffp-contract=off: a product and a sum are fused only where the source says
@@ -25,19 +25,15 @@ endif()
 target_compile_options(bst_flags INTERFACE ${BST_SANITIZE_FLAGS})
 add_link_options(${BST_SANITIZE_FLAGS})
 if(BST_SANITIZE STREQUAL "thread")
-  # tests/support/tsan_abseil.cc stands in for these functions of Abseil, and says why. -u: also
-  # in a program without locks of its own, for the linker renames the calls of Abseil's libraries too.
-  add_library(bst_tsan_abseil STATIC ${CMAKE_SOURCE_DIR}/tests/support/tsan_abseil.cc)
-  foreach(name IN ITEMS N4absl7debian35Mutex4LockEv N4absl7debian35Mutex6UnlockEv N4absl7debian35MutexD1Ev
-                        N4absl7debian35Mutex5AwaitERKNS0_9ConditionE
-                        N4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE
-                        N4absl7debian35Mutex17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE
-                        N4absl7debian312Notification6NotifyEv
-                        NK4absl7debian312Notification19WaitForNotificationEv)
-    target_link_options(bst_tsan_abseil INTERFACE -Wl,--wrap=_Z${name} -Wl,-u,__wrap__Z${name})
-  endforeach()
-  target_link_libraries(bst_tsan_abseil PUBLIC absl::synchronization)
-  target_link_libraries(bst_flags INTERFACE bst_tsan_abseil)
+  # tests/support/tsan_abseil.cc stands in for functions of Abseil, and says why. An option and not
+  # a library: it has to be in every program, and once.
+  add_library(bst_tsan_abseil OBJECT ${CMAKE_SOURCE_DIR}/tests/support/tsan_abseil.cc)
+  target_include_directories(bst_tsan_abseil PRIVATE ${CMAKE_SOURCE_DIR})
+  target_link_libraries(bst_tsan_abseil PRIVATE absl::synchronization)
+  target_link_options(bst_flags INTERFACE $<TARGET_OBJECTS:bst_tsan_abseil>)
+  target_link_libraries(bst_flags INTERFACE ${CMAKE_DL_LIBS})
+  set_property(TARGET bst_flags PROPERTY INTERFACE_LINK_DEPENDS $<TARGET_OBJECTS:bst_tsan_abseil>)
+  add_dependencies(bst_flags bst_tsan_abseil)
 endif()
 
 # bst_library(NAME target SRCS a.cc ... DEPS targets ...): a static library of this folder.
@@ -71,9 +67,14 @@ function(bst_test)
   endif()
   target_link_libraries(${ARG_NAME} PRIVATE bst_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(${ARG_NAME} PROPERTIES LABELS "unit;${ARG_LABELS}" TIMEOUT 600)
+  bst_unit_test(${ARG_NAME} ${ARG_LABELS})
+endfunction()
+
+# bst_unit_test(name [labels ...]): what every ctest entry has that the sanitizer builds run too.
+function(bst_unit_test name)
+  set_tests_properties(${name} PROPERTIES LABELS "unit;${ARGN}" TIMEOUT 600)
   if(NOT BST_SANITIZE STREQUAL "none")  # Their dlopen looks from where the sanitizer's library lies.
-    set_tests_properties(${ARG_NAME} PROPERTIES ENVIRONMENT LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/lib)
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/lib)
   endif()
-  add_dependencies(unit_tests ${ARG_NAME})
+  add_dependencies(sanitized_tests ${name})
 endfunction()

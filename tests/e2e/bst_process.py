@@ -83,6 +83,9 @@ class ServerProcess:
         self._reader.join()
         self.process.stderr.close()
         self.process.stdout.close()
+        for number, line in enumerate(self.lines):
+            if "Sanitizer:" in line or "runtime error:" in line:  # a build with sanitizers has found something
+                raise AssertionError("\n".join(self.lines[number:]))
 
     @property
     def grpc(self) -> str:

@@ -60,22 +60,32 @@ class ServerProcess {
     close(fds[1]);
     std::FILE* const lines = fdopen(fds[0], "r");
     WaitUntilReady(lines);
-    drain_ = std::thread([lines] {  // or it would block on a full pipe
-      while (std::fgetc(lines) != EOF) {
-      }
+    drain_ = std::thread([this, lines] {  // or it would block on a full pipe
+      for (int c; (c = std::fgetc(lines)) != EOF;) log_.push_back(static_cast<char>(c));
       std::fclose(lines);
     });
   }
-  ~ServerProcess() {
-    kill(pid_, SIGTERM);
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    drain_.join();
+  ~ServerProcess() { Stop(); }
+
+  // Fails unless the server ends well, which with a sanitizer it does not after a report.
+  void Terminate() {
+    const int status = Stop();
+    if (status != 0) Fail("the server ended with status " + std::to_string(status) + ":\n" + log_);
   }
 
   const std::string& address() const { return address_; }
 
  private:
+  // The status of waitpid; 0 when it has ended before.
+  int Stop() {
+    if (pid_ == 0) return 0;
+    kill(pid_, SIGTERM);
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = 0;
+    drain_.join();
+    return status;
+  }
   void WaitUntilReady(std::FILE* lines) {
     char line[4096];
     std::string seen;
@@ -93,6 +103,7 @@ class ServerProcess {
 
   pid_t pid_ = 0;
   std::string address_;
+  std::string log_;  // the drain thread's until it is joined
   std::thread drain_;
 };
 
@@ -173,7 +184,7 @@ std::string Difference(const Answer& alone, const Answer& together) {
 int main(int argc, char** argv) {
   if (argc < 4)
     Fail("usage: concurrency_test BST_SERVER MODEL_DIRECTORY LONGEST_PROMPT [SERVER_FLAG ...]");
-  const ServerProcess server(argv[1], argv[2], {argv + 4, argv + argc});
+  ServerProcess server(argv[1], argv[2], {argv + 4, argv + argc});
   const auto channel = grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials());
   const auto stub = bst::v1::Generation::NewStub(channel);
   bst::v1::ModelInfo info;
@@ -206,6 +217,7 @@ int main(int argc, char** argv) {
                  static_cast<double>(requests[i].sampling().temperature()), difference.c_str());
   }
   if (differing > 0) Fail(std::to_string(differing) + " requests depend on what ran beside them");
+  server.Terminate();
   std::printf("%d requests gave alone and together the same tokens and log-probabilities\n",
               kRequests);
   return 0;

@@ -1,9 +1,10 @@
-// Tells ThreadSanitizer of Abseil's locks. Debian's Abseil is not instrumented, so every access
-// that an absl::Mutex orders would be reported as a race.
+// Tells ThreadSanitizer of Abseil's locks. Debian's Abseil and gRPC are not instrumented, so every
+// access that an absl::Mutex orders would be reported as a race.
 //
-// The linker sends our calls of the functions below here (--wrap, cmake/BstTargets.cmake; in builds
-// for ThreadSanitizer only), and from here to the real ones. Calls that are not wrapped, such as
-// ReaderLock or CondVar, would show as false reports: add them when they are used.
+// Programs that are built for ThreadSanitizer (cmake/BstTargets.cmake) define these functions of
+// Abseil themselves. The dynamic linker then sends our calls and those of gRPC's libraries here,
+// and from here they go to the real ones. Functions that are not here, such as ReaderLock, would
+// show as false reports: add them when they are used.
 //
 // Await polls. The real one lets other threads evaluate the condition inside their Unlock, after
 // the sanitizer was told that they no longer hold the lock.
@@ -16,80 +17,143 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "tests/support/real_function.h"
 
-// BST_WRAP(result, name, symbol, parameters): the real function as Real<name>, ours as
-// Wrapped<name>.
-#define BST_WRAP(result, name, symbol, ...)                 \
-  result Real##name(__VA_ARGS__) __asm__("__real_" symbol); \
-  result Wrapped##name(__VA_ARGS__) __asm__("__wrap_" symbol)
+#define BST_ABSEIL "_ZN4absl7debian3"
+#define BST_ABSEIL_CONST "_ZNK4absl7debian3"
 
-namespace bst {
 namespace {
 
 constexpr std::chrono::microseconds kPoll(200);
 
+// Its lifetime is a wait that unlocks the mutex and locks it again.
+class ScopedWait {
+ public:
+  explicit ScopedWait(absl::Mutex* mutex) : mutex_(mutex) {
+    __tsan_mutex_pre_unlock(mutex_, 0);
+    __tsan_mutex_post_unlock(mutex_, 0);
+  }
+  ~ScopedWait() {
+    __tsan_mutex_pre_lock(mutex_, 0);
+    __tsan_mutex_post_lock(mutex_, 0, 0);
+  }
+  ScopedWait(const ScopedWait&) = delete;
+  ScopedWait& operator=(const ScopedWait&) = delete;
+
+ private:
+  absl::Mutex* const mutex_;
+};
+
 }  // namespace
 
-BST_WRAP(void, Lock, "_ZN4absl7debian35Mutex4LockEv", absl::Mutex* mutex);
-BST_WRAP(void, Unlock, "_ZN4absl7debian35Mutex6UnlockEv", absl::Mutex* mutex);
-BST_WRAP(void, Destroy, "_ZN4absl7debian35MutexD1Ev", absl::Mutex* mutex);
-BST_WRAP(void, Await, "_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE", absl::Mutex* mutex,
-         const absl::Condition& condition);
-BST_WRAP(bool, AwaitWithTimeout,
-         "_ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE",
-         absl::Mutex* mutex, const absl::Condition& condition, absl::Duration timeout);
-BST_WRAP(bool, AwaitWithDeadline,
-         "_ZN4absl7debian35Mutex17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE",
-         absl::Mutex* mutex, const absl::Condition& condition, absl::Time deadline);
-BST_WRAP(void, Notify, "_ZN4absl7debian312Notification6NotifyEv", absl::Notification* notification);
-BST_WRAP(void, WaitForNotification, "_ZNK4absl7debian312Notification19WaitForNotificationEv",
-         const absl::Notification* notification);
+namespace absl {
+ABSL_NAMESPACE_BEGIN
 
-void WrappedLock(absl::Mutex* mutex) {
-  __tsan_mutex_pre_lock(mutex, 0);
-  RealLock(mutex);
-  __tsan_mutex_post_lock(mutex, 0, 0);
+Mutex::~Mutex() {
+  static auto* const real = bst::RealFunction<void(Mutex*)>(BST_ABSEIL "5MutexD1Ev");
+  __tsan_mutex_destroy(this, 0);
+  real(this);
 }
 
-void WrappedUnlock(absl::Mutex* mutex) {
-  __tsan_mutex_pre_unlock(mutex, 0);
-  RealUnlock(mutex);
-  __tsan_mutex_post_unlock(mutex, 0);
+void Mutex::Lock() {
+  static auto* const real = bst::RealFunction<void(Mutex*)>(BST_ABSEIL "5Mutex4LockEv");
+  __tsan_mutex_pre_lock(this, 0);
+  real(this);
+  __tsan_mutex_post_lock(this, 0, 0);
 }
 
-void WrappedDestroy(absl::Mutex* mutex) {
-  __tsan_mutex_destroy(mutex, 0);
-  RealDestroy(mutex);
+bool Mutex::TryLock() {
+  static auto* const real = bst::RealFunction<bool(Mutex*)>(BST_ABSEIL "5Mutex7TryLockEv");
+  __tsan_mutex_pre_lock(this, __tsan_mutex_try_lock);
+  const bool locked = real(this);
+  __tsan_mutex_post_lock(this, __tsan_mutex_try_lock | (locked ? 0 : __tsan_mutex_try_lock_failed),
+                         0);
+  return locked;
 }
 
-void WrappedAwait(absl::Mutex* mutex, const absl::Condition& condition) {
-  WrappedAwaitWithDeadline(mutex, condition, absl::InfiniteFuture());
+void Mutex::Unlock() {
+  static auto* const real = bst::RealFunction<void(Mutex*)>(BST_ABSEIL "5Mutex6UnlockEv");
+  __tsan_mutex_pre_unlock(this, 0);
+  real(this);
+  __tsan_mutex_post_unlock(this, 0);
 }
 
-bool WrappedAwaitWithTimeout(absl::Mutex* mutex, const absl::Condition& condition,
-                             absl::Duration timeout) {
-  return WrappedAwaitWithDeadline(mutex, condition, absl::Now() + timeout);
+void Mutex::Await(const Condition& condition) { AwaitWithDeadline(condition, InfiniteFuture()); }
+
+bool Mutex::AwaitWithTimeout(const Condition& condition, Duration timeout) {
+  return AwaitWithDeadline(condition, Now() + timeout);
 }
 
-bool WrappedAwaitWithDeadline(absl::Mutex* mutex, const absl::Condition& condition,
-                              absl::Time deadline) {
+bool Mutex::AwaitWithDeadline(const Condition& condition, Time deadline) {
   while (!condition.Eval()) {
-    if (absl::Now() >= deadline) return false;
-    WrappedUnlock(mutex);
+    if (Now() >= deadline) return false;
+    Unlock();
     std::this_thread::sleep_for(kPoll);
-    WrappedLock(mutex);
+    Lock();
   }
   return true;
 }
 
-void WrappedNotify(absl::Notification* notification) {
-  __tsan_release(notification);
-  RealNotify(notification);
+void Mutex::LockWhen(const Condition& condition) {
+  Lock();
+  Await(condition);
 }
 
-void WrappedWaitForNotification(const absl::Notification* notification) {
-  RealWaitForNotification(notification);
-  __tsan_acquire(const_cast<absl::Notification*>(notification));
+bool Mutex::LockWhenWithTimeout(const Condition& condition, Duration timeout) {
+  Lock();
+  return AwaitWithTimeout(condition, timeout);
 }
 
-}  // namespace bst
+bool Mutex::LockWhenWithDeadline(const Condition& condition, Time deadline) {
+  Lock();
+  return AwaitWithDeadline(condition, deadline);
+}
+
+void CondVar::Wait(Mutex* mutex) { WaitWithDeadline(mutex, InfiniteFuture()); }
+
+bool CondVar::WaitWithTimeout(Mutex* mutex, Duration timeout) {
+  return WaitWithDeadline(mutex, Now() + timeout);
+}
+
+bool CondVar::WaitWithDeadline(Mutex* mutex, Time deadline) {
+  static auto* const real = bst::RealFunction<bool(CondVar*, Mutex*, Time)>(
+      BST_ABSEIL "7CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE");
+  const ScopedWait wait(mutex);
+  return real(this, mutex, deadline);
+}
+
+void Notification::Notify() {
+  static auto* const real =
+      bst::RealFunction<void(Notification*)>(BST_ABSEIL "12Notification6NotifyEv");
+  __tsan_release(this);
+  real(this);
+}
+
+void Notification::WaitForNotification() const {
+  static auto* const real = bst::RealFunction<void(const Notification*)>(
+      BST_ABSEIL_CONST "12Notification19WaitForNotificationEv");
+  real(this);
+  __tsan_acquire(const_cast<Notification*>(this));
+}
+
+ABSL_NAMESPACE_END
+}  // namespace absl
+
+// Of Debian's libraries TSan sees no more than their calls of the C library, and not the spin locks
+// and atomics that order them. With these, gRPC also hands objects with a mutex to other threads.
+extern "C" const char* __tsan_default_suppressions() {
+  return "called_from_lib:libabsl_graphcycles_internal.so\n"
+         "called_from_lib:libabsl_random_internal_pool_urbg.so\n"
+         "called_from_lib:libgpr.so\n"
+         "called_from_lib:libgrpc.so\n"
+         "called_from_lib:libgrpc++.so\n"
+         "called_from_lib:libupb.so\n"
+         "called_from_lib:libabsl_status.so\n"
+         "called_from_lib:libabsl_time_zone.so\n"
+         "called_from_lib:libprotobuf.so\n"
+         "race:^absl::debian3::Mutex::\n";
+}
+
+// --version exits inside Abseil's parser of flags, which then destroys a mutex that it holds. Weak:
+// a test may have options of its own.
+extern "C" [[gnu::weak]] const char* __tsan_default_options() { return "report_destroy_locked=0"; }

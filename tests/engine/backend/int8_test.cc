@@ -68,9 +68,10 @@ using Int8LinearTest = OperatorTest;
 // Every sum is exact and every factor is applied in one order: not close, equal.
 TEST_P(Int8LinearTest, BitsAreThoseOfTheReference) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  unsigned int number = 0;
   for (const int in : {1, 4, 63, 64, 65, 300, 3072}) {
     for (const int out : {1, 17, 64, 150}) {
-      if (in * out > 60'000) continue;
+      if (in * out > 60'000 || LeftOutUnderSanitizers(number++)) continue;
       std::vector<float> w = RandomVector(static_cast<size_t>(in * out), 3);
       for (int i = 0; i < in; ++i) w[static_cast<size_t>(i)] = 0;  // the first output's weights
       for (const LinearEpilogue epilogue :

@@ -11,6 +11,7 @@
 #include "engine/backend/backend.h"
 #include "gtest/gtest.h"
 #include "tests/support/model_runner.h"
+#include "tests/support/sanitized.h"
 
 namespace bst {
 

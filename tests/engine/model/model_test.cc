@@ -16,6 +16,7 @@
 #include "engine/checkpoint/random_checkpoint.h"
 #include "gtest/gtest.h"
 #include "tests/support/model_runner.h"
+#include "tests/support/sanitized.h"
 
 namespace bst {
 namespace {
@@ -213,13 +214,7 @@ TEST_P(ModelLawTest, ASlotKeepsNothingOfItsFormerSequence) {
   EXPECT_TRUE(SameBits(runner_->Logits(tokens, {45}), fresh));
 }
 
-// Under a sanitizer, ten times slower, the types take turns over the variants and backends.
-#ifdef BST_SANITIZED
-constexpr bool kTypesTakeTurns = true;
-#else
-constexpr bool kTypesTakeTurns = false;
-#endif
-
+// Under a sanitizer the types take turns over the variants and backends.
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   std::vector<std::string> backends = CpuBackendNames();
@@ -228,7 +223,7 @@ std::vector<Case> Cases() {
   size_t turn = 0;
   for (const Variant& variant : kVariants) {
     for (const std::string& backend : backends) {
-      if (kTypesTakeTurns) {
+      if (kSanitized) {
         cases.push_back({variant, backend, types[turn++ % types.size()]});
         continue;
       }
