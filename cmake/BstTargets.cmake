@@ -29,6 +29,7 @@ if(BST_SANITIZE STREQUAL "thread")
   # a library: it has to be in every program, and once.
   add_library(bst_tsan_abseil OBJECT ${CMAKE_SOURCE_DIR}/tests/support/tsan_abseil.cc)
   target_include_directories(bst_tsan_abseil PRIVATE ${CMAKE_SOURCE_DIR})
+  target_compile_options(bst_tsan_abseil PRIVATE ${BST_SANITIZE_FLAGS})
   target_link_libraries(bst_tsan_abseil PRIVATE absl::synchronization)
   target_link_options(bst_flags INTERFACE $<TARGET_OBJECTS:bst_tsan_abseil>)
   target_link_libraries(bst_flags INTERFACE ${CMAKE_DL_LIBS})

@@ -26,6 +26,9 @@ namespace {
 
 // How long streams get to write their last messages once the engine has ended them.
 constexpr absl::Duration kFlushTime = absl::Seconds(2);
+// How long gRPC gets to send what it has taken, the ends of streams above all. Calls that stay
+// open, those that watch the health, are cut after it.
+constexpr std::chrono::milliseconds kCloseTime(250);
 // Clients may ping this often, also without calls; more often is answered with GOAWAY.
 constexpr int kMinClientPingMs = 10'000;
 // How long the server waits for the answer to its ping.
@@ -238,9 +241,9 @@ void Server::Drain() {
   const bool flushed = parts_->frontend.active().WaitUntilNoneOpen(flush_time);
   Log(LogLevel::kInfo, "drained",
       {{"finished", finished ? "true" : "false"}, {"flushed", flushed ? "true" : "false"}});
-  const auto now = std::chrono::system_clock::now();
-  parts_->grpc_server->Shutdown(now);
-  if (parts_->control_server != nullptr) parts_->control_server->Shutdown(now);
+  const auto close = std::chrono::system_clock::now() + kCloseTime;
+  parts_->grpc_server->Shutdown(close);
+  if (parts_->control_server != nullptr) parts_->control_server->Shutdown(close);
 }
 
 }  // namespace bst

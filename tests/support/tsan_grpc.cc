@@ -6,6 +6,7 @@
 // themselves; see tsan_abseil.cc.
 #include <grpc/grpc.h>
 #include <grpcpp/alarm.h>
+#include <grpcpp/support/server_callback.h>
 #include <sanitizer/tsan_interface.h>
 
 #include <functional>
@@ -42,16 +43,60 @@ grpc_event grpc_completion_queue_pluck(grpc_completion_queue* queue, void* tag,
   return event;
 }
 
+// A server that is gone comes after the last of its calls.
+static char calls_are_over;
+
+void grpc_call_unref(grpc_call* call) {
+  static auto* const real = bst::RealFunction<decltype(grpc_call_unref)>("grpc_call_unref");
+  __tsan_release(&calls_are_over);
+  real(call);
+}
+
+void grpc_server_destroy(grpc_server* server) {
+  static auto* const real = bst::RealFunction<decltype(grpc_server_destroy)>("grpc_server_destroy");
+  real(server);
+  __tsan_acquire(&calls_are_over);
+}
+
 }  // extern "C"
+
+namespace {
+
+// Every use of it, its end too, comes after those that were before.
+class Ordered {
+ public:
+  Ordered() { __tsan_release(point_.get()); }
+  Ordered(const Ordered& other) : point_(other.point_) { __tsan_release(point_.get()); }
+  Ordered& operator=(const Ordered&) = delete;
+  ~Ordered() { Use(); }
+  void Use() const {
+    __tsan_acquire(point_.get());
+    __tsan_release(point_.get());
+  }
+
+ private:
+  std::shared_ptr<char> point_ = std::make_shared<char>();
+};
+
+}  // namespace
 
 void grpc::Alarm::SetInternal(gpr_timespec deadline, std::function<void(bool)> f) {
   using Function = void(Alarm*, gpr_timespec, std::function<void(bool)>);
   static auto* const real =
       bst::RealFunction<Function>("_ZN4grpc5Alarm11SetInternalE12gpr_timespecSt8functionIFvbEE");
-  auto order = std::make_shared<char>();
-  __tsan_release(order.get());
-  real(this, deadline, [order, f = std::move(f)](bool ok) {
-    __tsan_acquire(order.get());
+  real(this, deadline, [f = std::move(f), order = Ordered()](bool ok) {
+    order.Use();
     f(ok);
+    order.Use();
   });
+}
+
+// The last to leave a call may be the library, whose count of those that are left TSan does not
+// see.
+void grpc::internal::ServerCallbackCall::ScheduleOnDone(bool inline_ondone) {
+  using Function = void(ServerCallbackCall*, bool);
+  static auto* const real =
+      bst::RealFunction<Function>("_ZN4grpc8internal18ServerCallbackCall14ScheduleOnDoneEb");
+  __tsan_acquire(&callbacks_outstanding_);
+  real(this, inline_ondone);
 }
