@@ -310,7 +310,9 @@ void MeteredBackend::Linear(TensorView x, const LinearWeights& weights,
   Run(absl::StrCat("linear ", w.in_features(), " x ", w.out_features()),
       {.bytes = in * features * w.facts.element_bytes +
                 (Elements(x) + out_passes * Elements(out)) * kFloat,
-       .operations = 2 * Elements(x) * features},
+       .operations = 2 * Elements(x) * features,
+       .unit =
+           w.facts.element_bytes == kFloat ? RooflineUnit::kFloat32 : RooflineUnit::kTensorBf16},
       [&](Backend& inner) { inner.Linear(x, *w.inner, options, out); });
 }
 

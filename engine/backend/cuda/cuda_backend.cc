@@ -133,6 +133,7 @@ class CudaBackend final : public Backend {
                   .rows = Rows(x),
                   .in = w.in_features(),
                   .out_features = w.out_features(),
+                  .padded_in = w.padded_in(),
                   .padded_out = w.padded_out(),
                   .activation = ToActivation(options.epilogue),
                   .scale = options.epilogue == LinearEpilogue::kStore ? options.scale : 1.0f,

@@ -42,16 +42,20 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::Pack(CudaDevice& device,
   }
   auto weights = std::unique_ptr<CudaLinear>(
       new CudaLinear(static_cast<int>(in), static_cast<int>(out), type));
-  const int64_t padded = weights->padded_out();
-  std::vector<float> transposed(static_cast<size_t>(in * padded));
-  int64_t column = 0;
+  const bool transposed = type == DType::kF32;
+  const int64_t stride = transposed ? weights->padded_out() : weights->padded_in();
+  std::vector<float> packed(
+      static_cast<size_t>(stride * (transposed ? in : int64_t{weights->padded_out()})));
+  int64_t feature = 0;
   for (const TensorView& part : parts) {
-    for (int64_t row = 0; row < part.dim(0); ++row, ++column) {
-      for (int64_t k = 0; k < in; ++k)
-        transposed[static_cast<size_t>(k * padded + column)] = ElementAsFloat(part, row * in + k);
+    for (int64_t row = 0; row < part.dim(0); ++row, ++feature) {
+      for (int64_t k = 0; k < in; ++k) {
+        packed[static_cast<size_t>(transposed ? k * stride + feature : feature * stride + k)] =
+            ElementAsFloat(part, row * in + k);
+      }
     }
   }
-  BST_ASSIGN_OR_RETURN(weights->weights_, UploadAs(device, transposed, type));
+  BST_ASSIGN_OR_RETURN(weights->weights_, UploadAs(device, packed, type));
   return weights;
 }
 

@@ -33,7 +33,7 @@ class CudaEmbedding : public EmbeddingWeights {
   int64_t dim_ = 0;
 };
 
-// [in, padded_out]: transposed, so that neighbouring threads read neighbouring columns.
+// As LinearTask has them: F32 transposed, BF16 as the checkpoint has them; padded with zeros.
 class CudaLinear : public LinearWeights {
  public:
   static absl::StatusOr<std::unique_ptr<CudaLinear>> Pack(CudaDevice& device,
@@ -41,14 +41,13 @@ class CudaLinear : public LinearWeights {
                                                           DType type);
   const Buffer& weights() const { return weights_; }
   DType type() const { return type_; }
-  int padded_out() const {
-    return (out_features() + cuda::kLinearColumns - 1) / cuda::kLinearColumns *
-           cuda::kLinearColumns;
-  }
+  int padded_in() const { return Padded(in_features(), cuda::kLinearDepth); }
+  int padded_out() const { return Padded(out_features(), cuda::kLinearColumns); }
   size_t bytes() const override { return weights_.bytes(); }
 
  private:
   CudaLinear(int in, int out, DType type) : LinearWeights(in, out), type_(type) {}
+  static int Padded(int n, int to) { return (n + to - 1) / to * to; }
   Buffer weights_;
   DType type_;
 };

@@ -3,7 +3,8 @@
 //
 // Pointers are to device memory unless they say otherwise. A task with zero rows enqueues nothing.
 // Batch law   Each output is computed by one fixed sequence of operations: nothing here splits work
-//             by the number of rows but Linear, whose two kernels add in the same order.
+//             by the number of rows but Linear, whose kernels for few and for many add in the same
+//             order.
 // Tested by   tests/engine/backend (emulated), tests/engine/backend/cuda
 #pragma once
 
@@ -23,18 +24,21 @@ struct Matrix {
 enum class Activation : int { kNone, kRelu, kGelu, kSilu };
 
 // ---- linear.cu
-// out = epilogue(x W^T). Order of each sum: segments of 128 inputs, each added up by fmaf in order
-// of k, the segments then in order.
+// out = epilogue(x W^T). Order of each sum: segments of kLinearSegment inputs, then the segments
+// one after the other, the first to `out` where it is added to it. A segment of floats is added up
+// by fmaf in order of k; one of Bf16 by the tensor cores, sixteen k after sixteen k (mma.cuh).
 struct LinearTask {
-  Matrix x;             // [rows, in]
-  const void* weights;  // [in, padded_out], float or Bf16
+  Matrix x;             // [rows, in]; rounded to Bf16 with Bf16 weights
+  const void* weights;  // float: [in, padded_out]; Bf16: [padded_out, padded_in], zeros beyond
   Matrix out;           // [rows, out]
-  int rows, in, out_features, padded_out;
+  int rows, in, out_features, padded_in, padded_out;
   Activation activation;
   float scale;  // 1 with an activation or `add`
   bool add;     // out += sum
 };
-constexpr int kLinearColumns = 64;  // padded_out is a multiple of it
+constexpr int kLinearSegment = 4096;
+constexpr int kLinearColumns = 128;  // padded_out is a multiple of it
+constexpr int kLinearDepth = 32;     // padded_in is a multiple of it
 void Linear(Stream& stream, bool bf16, const LinearTask& task);
 
 // ---- rows.cu: one row, or one head of it, at a time

@@ -83,6 +83,30 @@ TEST_P(AgreementTest, LinearRowsDoNotDependOnTheirNumber) {
   }
 }
 
+// More inputs than one segment of a sum has, for few rows and for many; a row's bits stay its own.
+TEST_P(AgreementTest, LinearOverManyInputs) {
+  constexpr int kIn = 8300, kOut = 19, kRows = 37;
+  std::vector<float> w = RandomVector(kIn * kOut, 6, 0.01);
+  for (const DType type : Types()) {
+    for (const LinearEpilogue epilogue :
+         {LinearEpilogue::kStore, LinearEpilogue::kGelu, LinearEpilogue::kAdd}) {
+      const auto apply = [&](Backend& backend, int rows) {
+        const auto packed = *backend.PackLinear({Contiguous(w, {kOut, kIn})}, type);
+        Matrix x = Matrix::Random(kRows, kIn, 7), y = Matrix::Random(kRows, kOut, 8);
+        backend.Linear(x.view().Rows(kRows - rows, kRows), *packed, {.epilogue = epilogue},
+                       y.view().Rows(kRows - rows, kRows));
+        return y;
+      };
+      const std::string what =
+          absl::StrCat(std::string(Name(type)), " epilogue ", static_cast<int>(epilogue));
+      ExpectAgreement([&](Backend& backend) { return apply(backend, kRows); }, what);
+      Matrix all = apply(*tested_, kRows), last = apply(*tested_, 1);
+      EXPECT_EQ(std::memcmp(&all.at(kRows - 1, 0), &last.at(kRows - 1, 0), kOut * sizeof(float)), 0)
+          << what;
+    }
+  }
+}
+
 TEST_P(AgreementTest, NormsGatesAndRotations) {
   for (const int dim : {1, 2, 15, 16, 17, 48, 100, 768}) {
     for (const int rows : {1, 3, 70}) {

@@ -82,6 +82,18 @@ TEST_F(EmulatorTest, LanesExchangeValuesInEveryOrder) {
   }
 }
 
+TEST_F(EmulatorTest, TensorCoresMultiplyFragmentsAsThePtxManualLaysThemOut) {
+  const std::vector<float> data = RUN(bst_test_fragments, 2);
+  ASSERT_TRUE(status_.ok()) << status_;
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 8; ++j) {
+      int sum = 0;  // of integers that BF16 and float32 hold exactly
+      for (int k = 0; k < 16; ++k) sum += (i + 16 * k) * (k - 2 * j);
+      EXPECT_EQ(data[static_cast<size_t>(i * 8 + j)], static_cast<float>(sum)) << i << ", " << j;
+    }
+  }
+}
+
 TEST_F(EmulatorTest, SharedMemoryBeginsAsNan) {
   const std::vector<float> data = RUN(bst_test_uninitialised);
 #ifndef __SANITIZE_THREAD__
