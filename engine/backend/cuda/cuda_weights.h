@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -31,25 +32,6 @@ class CudaEmbedding : public EmbeddingWeights {
   Buffer table_;
   DType type_ = DType::kF32;
   int64_t dim_ = 0;
-};
-
-// As LinearTask has them: F32 transposed, BF16 as the checkpoint has them; padded with zeros.
-class CudaLinear : public LinearWeights {
- public:
-  static absl::StatusOr<std::unique_ptr<CudaLinear>> Pack(CudaDevice& device,
-                                                          absl::Span<const TensorView> parts,
-                                                          DType type);
-  const Buffer& weights() const { return weights_; }
-  DType type() const { return type_; }
-  int padded_in() const { return Padded(in_features(), cuda::kLinearDepth); }
-  int padded_out() const { return Padded(out_features(), cuda::kLinearColumns); }
-  size_t bytes() const override { return weights_.bytes(); }
-
- private:
-  CudaLinear(int in, int out, DType type) : LinearWeights(in, out), type_(type) {}
-  static int Padded(int n, int to) { return (n + to - 1) / to * to; }
-  Buffer weights_;
-  DType type_;
 };
 
 class CudaAttention : public AttentionWeights {
@@ -112,5 +94,7 @@ inline cuda::Matrix ToMatrix(const TensorView& view) {
 }
 // A host tensor of any floating type as float32 on the device.
 absl::StatusOr<Buffer> UploadFloats(CudaDevice& device, TensorView tensor);
+// `values` as F32 or BF16 on the device.
+absl::StatusOr<Buffer> UploadAs(CudaDevice& device, const std::vector<float>& values, DType type);
 
 }  // namespace bst

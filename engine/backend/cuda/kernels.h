@@ -41,6 +41,22 @@ constexpr int kLinearColumns = 128;  // padded_out is a multiple of it
 constexpr int kLinearDepth = 32;     // padded_in is a multiple of it
 void Linear(Stream& stream, bool bf16, const LinearTask& task);
 
+// Rows of float become Bf16 that follow one another, with zeros behind: as W's rows are.
+struct RoundTask {
+  Matrix x;
+  void* out;  // [rows, padded_columns]
+  int rows, columns, padded_columns;
+};
+void RoundRows(Stream& stream, const RoundTask& task);
+
+// How many elements of each row of `a` and `b` have other bits.
+struct DifferenceTask {
+  Matrix a, b;
+  int32_t* counts;  // [rows]
+  int rows, columns;
+};
+void CountDifferences(Stream& stream, const DifferenceTask& task);
+
 // ---- rows.cu: one row, or one head of it, at a time
 // out[i] = table[indices[i]]; a table of float or Bf16.
 struct GatherTask {
@@ -97,6 +113,14 @@ struct GateTask {
   int rows, columns;
 };
 void Gate(Stream& stream, const GateTask& task);
+
+// x[t, f] = act(x[t, f])
+struct ActivateTask {
+  Matrix x;
+  Activation activation;
+  int rows, columns;
+};
+void Activate(Stream& stream, const ActivateTask& task);
 
 // y[t, f] += gain[f] x[t, f mod inputs]
 struct AddScaledTask {

@@ -303,6 +303,28 @@ BST_KERNEL void BST_BOUNDS(256, 2) bst_linear_few_bf16(LinearTask task) { FewTok
 BST_KERNEL void BST_BOUNDS(256, 3) bst_linear_tile_f32(LinearTask task) { Tile(task); }
 BST_KERNEL void BST_BOUNDS(256, 2) bst_linear_tile_bf16(LinearTask task) { TokenTile(task); }
 
+BST_KERNEL void BST_BOUNDS(256, 8) bst_round_rows(RoundTask task) {
+  const float* x = task.x.data + BlockX() * task.x.stride;
+  Bf16* out = static_cast<Bf16*>(task.out) + int64_t{BlockX()} * task.padded_columns;
+  for (int k = ThreadX(); k < task.padded_columns; k += kThreads)
+    out[k] = Store<Bf16>(k < task.columns ? x[k] : 0.0f);
+}
+
+BST_KERNEL void BST_BOUNDS(256, 8) bst_count_differences(DifferenceTask task) {
+  BST_SHARED(int, counts, kWarps);
+  const float* a = task.a.data + BlockX() * task.a.stride;
+  const float* b = task.b.data + BlockX() * task.b.stride;
+  int count = 0;
+  for (int c = ThreadX(); c < task.columns; c += kThreads)
+    count += FloatBits(a[c]) != FloatBits(b[c]);
+  count = SumLanes(count, kWarp);
+  if (ThreadX() % kWarp == 0) counts[ThreadX() / kWarp] = count;
+  SyncThreads();
+  if (ThreadX() != 0) return;
+  for (int warp = 1; warp < kWarps; ++warp) count += counts[warp];
+  task.counts[BlockX()] = count;
+}
+
 void Linear(Stream& stream, bool bf16, const LinearTask& task) {
   if (task.rows == 0) return;
   const auto blocks = [](int n, int of) { return (n + of - 1) / of; };
@@ -321,6 +343,13 @@ void Linear(Stream& stream, bool bf16, const LinearTask& task) {
                                .blocks_y = blocks(task.rows, kTile)};
     BST_LAUNCH(bst_linear_tile_f32, shape, stream, task);
   }
+}
+void RoundRows(Stream& stream, const RoundTask& task) {
+  if (task.rows > 0) BST_LAUNCH(bst_round_rows, LaunchShape{.blocks_x = task.rows}, stream, task);
+}
+void CountDifferences(Stream& stream, const DifferenceTask& task) {
+  if (task.rows == 0) return;
+  BST_LAUNCH(bst_count_differences, LaunchShape{.blocks_x = task.rows}, stream, task);
 }
 
 }  // namespace bst::cuda

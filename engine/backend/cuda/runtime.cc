@@ -6,15 +6,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/launch.h"
+#include "engine/backend/cuda/runtime_stream.h"
 
 namespace bst::cuda {
-
-class Stream {
- public:
-  cudaStream_t handle = nullptr;
-  absl::Status status;  // the first failure
-};
-
 namespace {
 
 // Keeps the first failure of a stream.

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/launch.h"
 #include "tests/support/cuda_on_cpu/emulator.h"
+#include "tests/support/cuda_on_cpu/libraries.h"
 
 namespace bst::cuda {
 
@@ -102,3 +103,14 @@ absl::Status Synchronize(Stream& stream) {
 }
 
 }  // namespace bst::cuda
+
+namespace bst::cuda_on_cpu {
+
+void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task) {
+  stream.Push([task = std::move(task)] {
+    task();
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace bst::cuda_on_cpu

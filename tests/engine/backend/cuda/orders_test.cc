@@ -74,11 +74,11 @@ class Workload {
   }
 
   void Linears(DType type) {
-    auto& weights = Keep(backend_.PackLinear({Parameter({70, 300}, 0.1)}, type));
+    auto& weights = Keep(backend_.PackLinear({Parameter({70, 140}, 0.1)}, type));
     for (const int rows : {1, 9, 67}) {
       for (const LinearEpilogue epilogue : {LinearEpilogue::kStore, LinearEpilogue::kRelu,
                                             LinearEpilogue::kGelu, LinearEpilogue::kAdd})
-        backend_.Linear(Random(rows, 300), weights, {.epilogue = epilogue}, Random(rows, 70));
+        backend_.Linear(Random(rows, 140), weights, {.epilogue = epilogue}, Random(rows, 70));
     }
   }
 
@@ -208,7 +208,7 @@ class Workload {
 
 std::vector<float> RunIn(Order order, uint32_t seed) {
   cuda_on_cpu::SetOrder(order, seed);
-  const auto backend = *MakeCudaBackend();
+  const auto backend = *MakeCudaBackend({.panel_rows = {66}});
   Workload workload(*backend);
   workload.Run();
   return workload.Results();
