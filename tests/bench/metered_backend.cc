@@ -235,12 +235,29 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> MeteredBackend::PackDplr(
 absl::StatusOr<std::unique_ptr<SsmWeights>> MeteredBackend::PackConvolution(
     const ConvolutionParameters& parameters) {
   const auto taps = static_cast<size_t>(parameters.taps.dim(1));
-  const auto features = static_cast<size_t>(parameters.spec.num_features());
-  const WeightFacts facts = {
-      .bytes = (taps + 1) * features * sizeof(float),
-      .state_bytes = taps * static_cast<size_t>(parameters.spec.num_inputs) * sizeof(float),
-      .output_operations = 2 * static_cast<double>(taps),
-      .taps = static_cast<double>(taps)};
+  const SsmSpec& spec = parameters.spec;
+  const auto features = static_cast<size_t>(spec.num_features()),
+             inputs = static_cast<size_t>(spec.num_inputs), block = static_cast<size_t>(spec.block);
+  WeightFacts facts = {.bytes = (taps + 1) * features * sizeof(float),
+                       .state_bytes = taps * inputs * sizeof(float),
+                       .output_operations = 2 * static_cast<double>(taps),
+                       .taps = static_cast<double>(taps)};
+  // The partitioned form, as engine/backend/cuda/cuda_convolution.cc has it.
+  const size_t partitions =
+      spec.outputs == SsmOutputs::kEveryToken && block >= 16 ? (taps - 1 + block - 1) / block : 0;
+  if (partitions >= 2) {
+    const size_t size = 2 * std::bit_ceil(block), points = size / 2 + 1;
+    facts.bytes = (partitions * points * 2 + block + 1) * features * sizeof(float);
+    facts.state_bytes = (partitions * block * inputs + block * features) * sizeof(float);
+    // Within the block, and per token of it a transform of size n forth for each input and back for
+    // each feature, 2.5 n log2 n, and a product of spectra.
+    const double transform = 2.5 * static_cast<double>(size) *
+                             static_cast<double>(std::bit_width(size) - 1) *
+                             (1 + static_cast<double>(inputs) / static_cast<double>(features));
+    facts.output_operations =
+        static_cast<double>(block + 1) +
+        (transform + 8.0 * static_cast<double>(partitions * points)) / static_cast<double>(block);
+  }
   std::unique_ptr<SsmWeights> inner;
   if (inner_ != nullptr) {
     BST_ASSIGN_OR_RETURN(inner, inner_->PackConvolution(parameters));

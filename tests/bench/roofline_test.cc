@@ -26,6 +26,8 @@ constexpr char kTiny[] = R"({
              {"type": "bst", "context": "multi_filter", "num_states": 4,
               "ssm": {"kernel": "explicit", "length": 40}},
              {"type": "bst", "context": "single_head",
+              "ssm": {"kernel": "explicit", "length": 60}},
+             {"type": "bst", "context": "single_head",
               "ssm": {"kernel": "s4", "state_size": 8, "discretization": "bilinear"}},
              {"type": "bst", "context": "multi_head", "ssm": {"kernel": "s5", "state_size": 8}},
              {"type": "brect", "num_states": 5, "gate": "fixed"},

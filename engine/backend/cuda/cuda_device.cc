@@ -25,6 +25,7 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open() {
 }
 
 CudaDevice::~CudaDevice() {
+  scratch_ = Buffer();
   if (pinned_ != nullptr) cuda::FreePinned(pinned_);
   if (staged_ != nullptr) cuda::FreeDevice(staged_);
   if (stream_ != nullptr) cuda::DestroyStream(stream_);
@@ -96,6 +97,12 @@ absl::Status CudaDevice::GrowArena(size_t bytes) {
   staged_ = *staged;
   arena_bytes_ = grown;
   arena_used_ = 0;
+  return absl::OkStatus();
+}
+
+absl::Status CudaDevice::ReserveScratch(size_t bytes) {
+  if (bytes <= scratch_.bytes()) return absl::OkStatus();
+  BST_ASSIGN_OR_RETURN(scratch_, Allocate(bytes));
   return absl::OkStatus();
 }
 

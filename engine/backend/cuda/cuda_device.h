@@ -45,6 +45,11 @@ class CudaDevice {
   // What kernels have written to a place that Stage gave since the last Sync, complete on return.
   void Download(const void* staged, void* to, size_t bytes);
 
+  // Memory for one operator at a time, of at least what was reserved: at load, so that a step
+  // allocates nothing.
+  absl::Status ReserveScratch(size_t bytes);
+  std::byte* scratch() const { return static_cast<std::byte*>(scratch_.data()); }
+
   absl::Status Sync();
 
  private:
@@ -59,6 +64,7 @@ class CudaDevice {
   void* staged_ = nullptr;
   size_t arena_bytes_ = 0;
   size_t arena_used_ = 0;
+  Buffer scratch_;
 };
 
 }  // namespace bst

@@ -88,11 +88,7 @@ void CudaProducts::Choose(const CudaLinear& weights) {
   for (const int rows : panel_rows_) {
     const size_t rounded =
         static_cast<size_t>(rows) * static_cast<size_t>(weights.padded_in()) * sizeof(BFloat16);
-    if (weights.is_bf16() && rounded > rounded_.bytes()) {
-      absl::StatusOr<Buffer> grown = device_.Allocate(rounded);
-      if (!grown.ok()) continue;
-      rounded_ = *std::move(grown);
-    }
+    if (weights.is_bf16() && !device_.ReserveScratch(rounded).ok()) continue;
     Panel panel = {.rows = rows};
     if (Find(weights, panel)) panels.push_back(panel);
   }
@@ -187,14 +183,13 @@ void CudaProducts::RunPanel(const CudaLinear& weights, const Panel& panel,
   const bool bf16 = weights.is_bf16();
   if (bf16) {
     cuda::RoundRows(device_.stream(), {.x = x,
-                                       .out = rounded_.data(),
+                                       .out = device_.scratch(),
                                        .rows = panel.rows,
                                        .columns = weights.in_features(),
                                        .padded_columns = weights.padded_in()});
   }
   const size_t size = bf16 ? sizeof(BFloat16) : sizeof(float);
-  const auto* inputs =
-      bf16 ? static_cast<const std::byte*>(rounded_.data()) : reinterpret_cast<std::byte*>(x.data);
+  const auto* inputs = bf16 ? device_.scratch() : reinterpret_cast<const std::byte*>(x.data);
   const auto* matrix = static_cast<const std::byte*>(weights.weights().data());
   const int segments = NumSegments(weights);
   for (int s = 0; s < segments; ++s) {

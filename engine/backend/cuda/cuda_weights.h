@@ -59,8 +59,8 @@ class CudaContext : public ContextWeights {
   Buffer scale_;
 };
 
-// What Backend::Ssm runs, whatever the kind of weights. State of the recurrences:
-// [C D, modes, 2]; of the convolution: the last `taps` inputs, [taps, D], row position mod taps.
+// What Backend::Ssm runs, whatever the kind of weights. State of the recurrences: [C D, modes, 2];
+// of convolutions: cuda_convolution.cc.
 class CudaSequence : public SsmWeights {
  public:
   using SsmWeights::SsmWeights;

@@ -225,19 +225,51 @@ struct ScanTask {
 };
 void Scan(Stream& stream, const ScanTask& task);
 
-// One output: the inputs of `row` up to packed token `token`, before them the ring.
+// ---- convolution.cu
+// y[output] = d u[token] + base + sum_{s < reach} taps[s] u[token - s]: inputs of the step from
+// packed token `begin` on, before them the ring. Segments of 128 taps are added up first.
 struct ConvolutionOutput {
-  const float* ring;  // [taps, inputs], row position mod taps
+  const float* ring;  // [ring_rows, inputs], row position mod ring_rows
+  const float* base;  // [features], or null
   int64_t position;   // of the token
-  int token, begin;
+  int token, begin, reach, output;
 };
 struct ConvolutionTask {
   Matrix u, y;
   const ConvolutionOutput* outputs;
-  const float* taps;  // [taps, features]
+  const float* taps;  // [reach, features]
   const float* d;     // [features]
-  int num_outputs, inputs, features, num_taps;
+  int num_outputs, inputs, features, ring_rows;
 };
 void Convolution(Stream& stream, const ConvolutionTask& task);
+
+// Inputs at positions position .. position + rows - 1 of a row's document, of the step or of the
+// ring, each input's one after the other, zeros up to `size`.
+struct LoadBlockTask {
+  Matrix u;
+  SequenceRow row;  // state: the ring
+  int64_t position;
+  float* reals;  // [inputs, size]
+  int rows, size, inputs, ring_rows;
+};
+void LoadBlock(Stream& stream, const LoadBlockTask& task);
+
+// sums[c D + i] = sum over p < count of inputs_spectra[(newest - p) mod ring][i] filters[p][c D +
+// i]
+struct SpectraTask {
+  const float* inputs_spectra;  // [ring, inputs, points, 2]
+  const float* filters;         // [count, features, points, 2]
+  float* sums;                  // [features, points, 2]
+  int points, inputs, features, ring, newest, count;
+};
+void MultiplySpectra(Stream& stream, const SpectraTask& task);
+
+// base[i][f] = reals[f][rows + i], i < rows
+struct StoreBaseTask {
+  const float* reals;  // [features, size]
+  float* base;         // [rows, features]
+  int rows, size, features;
+};
+void StoreBase(Stream& stream, const StoreBaseTask& task);
 
 }  // namespace bst::cuda

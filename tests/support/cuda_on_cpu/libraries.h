@@ -2,7 +2,7 @@
 // a test can make of it.
 //
 // Threads   One.
-// Tested by tests/engine/backend/cuda/linear_test.cc
+// Tested by tests/engine/backend/cuda/linear_test.cc, convolution_forms_test.cc
 #pragma once
 
 #include <functional>
@@ -22,5 +22,9 @@ enum class BlasKind {
 void SetBlas(BlasKind kind);
 // RunProduct calls of this process so far.
 int NumProducts();
+
+void SetFftMissing(bool missing);
+// ForwardFft and InverseFft calls of this process so far.
+int NumTransforms();
 
 }  // namespace bst::cuda_on_cpu

@@ -154,13 +154,13 @@ class Workload {
   void Sequences() {
     const std::vector<Row> rows = {{.slot = SlotId(1), .begin = 0, .end = 9, .position = 5},
                                    {.slot = SlotId(0), .begin = 9, .end = 10, .position = 7}};
-    constexpr int kModes = 5;
     for (const bool ends : {false, true}) {
+      const int modes = ends ? 5 : 70;  // 70: more than registers hold
       const SsmSpec spec = {.num_inputs = 33,
                             .num_filters = 2,
                             .outputs = ends ? SsmOutputs::kBlockEnds : SsmOutputs::kEveryToken,
                             .block = 4};
-      const Shape shape = {66, kModes, 2}, features = {66};
+      const Shape shape = {66, modes, 2}, features = {66};
       const double small = 0.1;
       std::vector<SsmWeights*> kinds = {
           &Keep(backend_.PackSsm({.spec = spec,
@@ -186,11 +186,28 @@ class Workload {
           backend_.Ssm(*weights, Random(10, 33), rows, state, Random(ends ? 3 : 10, 66));
       }
     }
+    LongFilter();
     auto& scan = Keep(backend_.PackScan(Parameter({300, 2}, 0.1)));
     const PoolView state = Pool(backend_.ScanStateBytes(scan), 2);
     const TensorView v = Random(10, 600);
     backend_.Scan(scan, v, rows, state);
     backend_.Scan(scan, v, rows, state);
+  }
+
+  // In the partitioned form: a row begins within a block, passes two block starts, and another
+  // begins at one.
+  void LongFilter() {
+    auto& weights =
+        Keep(backend_.PackConvolution({.spec = {.num_inputs = 34, .num_filters = 2, .block = 16},
+                                       .taps = Parameter({68, 40}),
+                                       .d = Parameter({68})}));
+    const PoolView state = Pool(backend_.SsmStateBytes(weights), 2);
+    const std::vector<Row> first = {{.slot = SlotId(1), .begin = 0, .end = 23, .position = 0},
+                                    {.slot = SlotId(0), .begin = 23, .end = 39, .position = 0}};
+    const std::vector<Row> second = {{.slot = SlotId(1), .begin = 0, .end = 27, .position = 23},
+                                     {.slot = SlotId(0), .begin = 27, .end = 28, .position = 16}};
+    backend_.Ssm(weights, Random(39, 34), first, state, Random(39, 68));
+    backend_.Ssm(weights, Random(28, 34), second, state, Random(28, 68));
   }
 
   void Logprobs() {
