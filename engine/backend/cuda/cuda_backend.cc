@@ -97,6 +97,9 @@ class CudaBackend final : public Backend {
 
   void Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens,
              TensorView out) override {
+    // The first operator of a step.
+    if (static_cast<int>(tokens.size()) <= options_.graph_tokens && !options_.blocking)
+      device_->BeginStep();
     const auto& w = dynamic_cast<const CudaEmbedding&>(table);
     BST_CHECK_SHAPE(out, {static_cast<int64_t>(tokens.size()), w.dim()});
     cuda::Gather(stream(), IsBf16(w.type()),

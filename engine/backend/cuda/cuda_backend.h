@@ -26,6 +26,9 @@ struct CudaOptions {
   // Numbers of rows, descending, that linear layers may give to cuBLAS, where its bits are those of
   // the kernels (cuda_linear.h). Empty: none. More of them make packing weights slower.
   std::vector<int> panel_rows = {2048, 256};
+  // Steps of at most so many tokens run as CUDA graphs when they come again (step_graphs.h); not
+  // with `blocking`. Longer ones start while the host still enqueues them.
+  int graph_tokens = 256;
 };
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options = {});

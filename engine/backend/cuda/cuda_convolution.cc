@@ -16,6 +16,7 @@
 #include <bit>
 #include <vector>
 
+#include "engine/backend/cuda/call_list.h"
 #include "engine/backend/cuda/cuda_weights.h"
 #include "engine/backend/cuda/fft.h"
 #include "engine/base/status_macros.h"
@@ -27,6 +28,18 @@ namespace {
 // Below, the direct sum has hardly more to do.
 constexpr int kMinPartitionedBlock = 16;
 constexpr int kMinPartitions = 2;
+
+struct TransformCall {
+  const cuda::Fft* fft;
+  float* from;
+  float* to;
+};
+void MakeForward(cuda::Stream& stream, const TransformCall& call) {
+  cuda::ForwardFft(stream, *call.fft, call.from, call.to);
+}
+void MakeInverse(cuda::Stream& stream, const TransformCall& call) {
+  cuda::InverseFft(stream, *call.fft, call.from, call.to);
+}
 
 class FftPlan {
  public:
@@ -233,8 +246,9 @@ class CudaConvolution : public CudaSequence {
                                         .size = size_,
                                         .inputs = inputs,
                                         .ring_rows = ring_rows()});
-      cuda::ForwardFft(device.stream(), *input_fft_, reals,
-                       spectra + j % num_partitions_ * SpectrumFloats(inputs));
+      cuda::CallOrKeep<MakeForward>(
+          device.stream(), TransformCall{&*input_fft_, reals,
+                                         spectra + j % num_partitions_ * SpectrumFloats(inputs)});
     }
     cuda::MultiplySpectra(device.stream(),
                           {.inputs_spectra = spectra,
@@ -246,7 +260,7 @@ class CudaConvolution : public CudaSequence {
                            .ring = num_partitions_,
                            .newest = static_cast<int>((pass.block - 1) % num_partitions_),
                            .count = static_cast<int>(pass.block - oldest)});
-    cuda::InverseFft(device.stream(), *feature_fft_, sums, reals);
+    cuda::CallOrKeep<MakeInverse>(device.stream(), TransformCall{&*feature_fft_, sums, reals});
     cuda::StoreBase(
         device.stream(),
         {.reals = reals, .base = pass.base, .rows = window, .size = size_, .features = features});

@@ -16,7 +16,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/backend/cuda/call_list.h"
 #include "engine/backend/cuda/runtime.h"
+#include "engine/backend/cuda/step_graphs.h"
 #include "engine/tensor/buffer.h"
 
 namespace bst {
@@ -50,10 +52,15 @@ class CudaDevice {
   absl::Status ReserveScratch(size_t bytes);
   std::byte* scratch() const { return static_cast<std::byte*>(scratch_.data()); }
 
+  // What follows until Sync is a step that may be like an earlier one, and then runs as a graph
+  // (step_graphs.h). Before that nothing of it runs.
+  void BeginStep();
+
   absl::Status Sync();
 
  private:
   CudaDevice() = default;
+  void EndStep();
   const void* StageBytes(const void* data, size_t bytes);
   absl::Status GrowArena(size_t bytes);
 
@@ -65,6 +72,10 @@ class CudaDevice {
   size_t arena_bytes_ = 0;
   size_t arena_used_ = 0;
   Buffer scratch_;
+
+  bool in_step_ = false;
+  cuda::CallList step_;
+  StepGraphs graphs_{/*capacity=*/64};
 };
 
 }  // namespace bst

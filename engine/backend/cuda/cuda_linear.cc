@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/backend/cuda/call_list.h"
 #include "engine/backend/cuda/cuda_weights.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/host_convert.h"
@@ -18,6 +19,14 @@ cuda::Activation ToActivation(LinearEpilogue epilogue) {
   if (epilogue == LinearEpilogue::kRelu) return cuda::Activation::kRelu;
   if (epilogue == LinearEpilogue::kGelu) return cuda::Activation::kGelu;
   return cuda::Activation::kNone;
+}
+
+struct ProductCall {
+  const cuda::Product* product;
+  cuda::ProductOperands operands;
+};
+void MakeProduct(cuda::Stream& stream, const ProductCall& call) {
+  cuda::RunProduct(stream, *call.product, call.operands);
 }
 
 int NumSegments(const CudaLinear& weights) {
@@ -200,12 +209,14 @@ void CudaProducts::RunPanel(const CudaLinear& weights, const Panel& panel,
     if (s > 0 || options.epilogue == LinearEpilogue::kAdd) epilogue = cuda::ProductEpilogue::kAdd;
     if (segments == 1 && options.epilogue == LinearEpilogue::kRelu)
       epilogue = cuda::ProductEpilogue::kRelu;
-    cuda::RunProduct(device_.stream(), is_last ? *panel.last : *panel.whole,
-                     {.x = inputs + first * size,
-                      .weights = matrix + weights_first * size,
-                      .out = out.data,
-                      .scale = options.epilogue == LinearEpilogue::kStore ? options.scale : 1.0f,
-                      .epilogue = epilogue});
+    cuda::CallOrKeep<MakeProduct>(
+        device_.stream(),
+        ProductCall{is_last ? panel.last : panel.whole,
+                    {.x = inputs + first * size,
+                     .weights = matrix + weights_first * size,
+                     .out = out.data,
+                     .scale = options.epilogue == LinearEpilogue::kStore ? options.scale : 1.0f,
+                     .epilogue = epilogue}});
   }
   const bool is_relu = options.epilogue == LinearEpilogue::kRelu && segments > 1;
   if (is_relu || options.epilogue == LinearEpilogue::kGelu) {

@@ -4,13 +4,15 @@
 #include <cuda_runtime_api.h>
 
 #include "absl/status/status.h"
+#include "engine/backend/cuda/call_list.h"
 
 namespace bst::cuda {
 
 class Stream {
  public:
   cudaStream_t handle = nullptr;
-  absl::Status status;  // the first failure
+  absl::Status status;            // the first failure
+  CallList* recording = nullptr;  // where calls go instead
 };
 
 }  // namespace bst::cuda

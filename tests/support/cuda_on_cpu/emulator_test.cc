@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "engine/backend/cuda/runtime.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/cuda_on_cpu/libraries.h"
 #include "tests/support/cuda_on_cpu/planted_kernels.h"
 
 #ifdef __SANITIZE_THREAD__
@@ -109,6 +111,25 @@ TEST_F(EmulatorTest, AMissingSynchronizeShows) {
   EXPECT_EQ(data[63], 1.0f);
   ASSERT_TRUE(Synchronize(*stream_).ok());
   EXPECT_EQ(data[63], 64.0f);
+}
+
+// What two streams do without waiting for each other comes out in the order of a seed; what one
+// does, in its own order.
+TEST_F(EmulatorTest, AMissingSynchronizeBetweenStreamsShows) {
+  Stream* const other = *CreateStream();
+  std::set<float> results;
+  for (uint32_t seed = 1; seed <= 16; ++seed) {
+    cuda_on_cpu::SetStreamOrder(seed);
+    std::vector<float> data(1, 0.0f);
+    const std::vector<float> values = {1.0f, 2.0f, 3.0f};
+    Copy(*stream_, data.data(), &values[0], sizeof(float));
+    Copy(*stream_, data.data(), &values[1], sizeof(float));
+    Copy(*other, data.data(), &values[2], sizeof(float));
+    ASSERT_TRUE(Synchronize(*stream_).ok() && Synchronize(*other).ok());
+    results.insert(data[0]);
+  }
+  EXPECT_EQ(results, (std::set<float>{2.0f, 3.0f}));
+  DestroyStream(other);
 }
 
 TEST_F(EmulatorTest, ALaunchThatNoDeviceTakesIsAnError) {

@@ -5,11 +5,17 @@
 // Tested by tests/engine/backend/cuda/linear_test.cc, convolution_forms_test.cc
 #pragma once
 
+#include <cstdint>
 #include <functional>
 
 #include "engine/backend/cuda/runtime.h"
 
 namespace bst::cuda_on_cpu {
+
+// In which order several streams' work runs, from now on.
+void SetStreamOrder(uint32_t seed);
+// LaunchGraph calls of this process so far.
+int NumGraphLaunches();
 
 // Runs when the stream does, among its kernels.
 void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task);
