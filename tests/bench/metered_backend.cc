@@ -360,11 +360,14 @@ void MeteredBackend::Attention(const AttentionWeights& weights, TensorView q, Te
   const auto& w = AsMetered(weights);
   const AttentionSpec& spec = w.spec();
   const double key_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
-  OperatorCost cost = {.bytes = 4 * Elements(q) * kFloat};
+  // Float32 queries and weights on the tensor cores: three products for one.
+  const bool is_bf16 = spec.kv_type == DType::kBF16 && spec.head_dim <= 128;
+  OperatorCost cost = {.bytes = 4 * Elements(q) * kFloat,
+                       .unit = is_bf16 ? RooflineUnit::kTensorBf16 : RooflineUnit::kFloat32};
   for (const Row& row : rows) {
     const VisibleKeys keys = KeysOf(row, spec);
     cost.bytes += (keys.from_ring + std::min(row.num_tokens(), spec.window)) * key_bytes;
-    cost.operations += 4 * Columns(q) * keys.seen;
+    cost.operations += (is_bf16 ? 3 : 1) * 4 * Columns(q) * keys.seen;
   }
   Run(spec.scope == AttentionScope::kBlock ? "attention within the block" : "attention", cost,
       [&](Backend& inner) { inner.Attention(*w.inner, q, k, v, rows, ring, out); });

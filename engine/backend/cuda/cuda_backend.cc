@@ -182,14 +182,25 @@ class CudaBackend final : public Backend {
     BST_CHECK_SHAPE(q, {q.dim(0), width});
     BST_CHECK_SHAPE(out, {q.dim(0), width});
     const size_t row_bytes = static_cast<size_t>(width) * SizeOf(spec.kv_type);
-    std::vector<cuda::TokenRow> tokens(static_cast<size_t>(q.dim(0)));
+    const bool has_tiles = IsBf16(spec.kv_type) && spec.head_dim <= cuda::kMaxTileColumns;
+    std::vector<cuda::TokenRow> tokens(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
+    std::vector<cuda::QueryTile> tiles;
     std::vector<cuda::StoreRow> store;
     for (const Row& row : rows) {
       auto* const keys = ring.slot<std::byte>(row.slot);
       auto* const values = keys + static_cast<size_t>(spec.window) * row_bytes;
       for (int t = row.begin; t < row.end; ++t) {
         const int64_t position = row.position + (t - row.begin);
-        tokens[static_cast<size_t>(t)] = {.cache = keys, .position = position, .begin = row.begin};
+        if (!has_tiles) {
+          tokens[static_cast<size_t>(t)] = {
+              .cache = keys, .position = position, .begin = row.begin};
+        } else if ((t - row.begin) % cuda::kQueriesOfATile == 0) {
+          tiles.push_back({.cache = keys,
+                           .position = position,
+                           .first = t,
+                           .count = std::min(cuda::kQueriesOfATile, row.end - t),
+                           .begin = row.begin});
+        }
         if (t < row.end - spec.window) continue;
         const size_t offset = static_cast<size_t>(position % spec.window) * row_bytes;
         store.push_back({.first = keys + offset, .second = values + offset, .source = t});
@@ -201,9 +212,11 @@ class CudaBackend final : public Backend {
                      .v = ToMatrix(v),
                      .out = ToMatrix(out),
                      .tokens = device_->Stage(absl::MakeConstSpan(tokens)),
+                     .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles)) : nullptr,
                      .scale = w.scale(),
                      .bias = w.bias(),
                      .num_tokens = Rows(q),
+                     .num_tiles = static_cast<int>(tiles.size()),
                      .heads = spec.num_heads,
                      .head_dim = spec.head_dim,
                      .window = spec.window,

@@ -171,13 +171,24 @@ struct TokenRow {
   int64_t position;   // of the token
   int begin;          // first packed token of the row
 };
-// Visible keys are those at distances nearest .. nearest + count - 1, in that order.
+// Up to kQueriesOfATile queries of one row of a step, one token after the other.
+struct QueryTile {
+  const void* cache;
+  int64_t position;  // of the first query
+  int first, count;  // packed tokens
+  int begin;         // first packed token of the row
+};
+constexpr int kQueriesOfATile = 16;
+constexpr int kMaxTileColumns = 128;  // of a head that goes by tiles
+// Visible keys are those at distances nearest .. nearest + count - 1. With `tiles`, which Bf16
+// rings may have, the tensor cores take the queries; else each is on its own.
 struct AttentionTask {
   Matrix q, k, v, out;  // [tokens, heads head_dim]
   const TokenRow* tokens;
-  const float* scale;  // [heads]
-  const float* bias;   // [heads, window + 1], or null
-  int num_tokens, heads, head_dim, window, nearest;
+  const QueryTile* tiles;  // or null
+  const float* scale;      // [heads]
+  const float* bias;       // [heads, window + 1], or null
+  int num_tokens, num_tiles, heads, head_dim, window, nearest;
   bool block_scope, zero_prefix;
 };
 void Attention(Stream& stream, bool bf16, const AttentionTask& task);

@@ -32,10 +32,11 @@ class Workload {
   void Run() {
     for (const DType type : {DType::kF32, DType::kBF16}) {
       Linears(type);
-      Attention(type);
+      Attention(type, 20);
       Context(type);
       Embedding(type);
     }
+    Attention(DType::kBF16, 130);  // wider than the tensor cores' form takes
     NormsAndRotations();
     Elementwise();
     Sequences();
@@ -82,9 +83,12 @@ class Workload {
     }
   }
 
-  void Attention(DType type) {
-    const AttentionSpec spec = {
-        .num_heads = 2, .head_dim = 20, .window = 140, .include_self = false, .kv_type = type};
+  void Attention(DType type, int head_dim) {
+    const AttentionSpec spec = {.num_heads = 2,
+                                .head_dim = head_dim,
+                                .window = 140,
+                                .include_self = false,
+                                .kv_type = type};
     AttentionParameters parameters = {
         .spec = spec, .scale = Parameter({2}), .bias = Parameter({2, 141})};
     for (int64_t i = 0; i < 2; ++i) parameters.scale.as<float>()[i] = 0.2f;
@@ -95,8 +99,8 @@ class Workload {
       const std::vector<Row> rows = {
           {.slot = SlotId(2), .begin = 0, .end = n, .position = position},
           {.slot = SlotId(0), .begin = n, .end = n + 2, .position = position / 2}};
-      backend_.Attention(weights, Random(n + 2, 40), Random(n + 2, 40), Random(n + 2, 40), rows,
-                         ring, Random(n + 2, 40));
+      backend_.Attention(weights, Random(n + 2, 2 * head_dim), Random(n + 2, 2 * head_dim),
+                         Random(n + 2, 2 * head_dim), rows, ring, Random(n + 2, 2 * head_dim));
       position += n;
     }
   }
