@@ -211,11 +211,16 @@ BST_DEVICE void AttendTile(const AttentionTask& task) {
       sources[ThreadX()] = source;
     }
     SyncThreads();
+    // Whether any of the queries sees any of `n` keys; the same in all lanes.
+    const auto are_seen = [&](int key, int n) {
+      return first + key <= newest && first + key + n > oldest;
+    };
     FragmentC dots[2] = {};
     const int key0 = warp * 2 * kFragmentColumns;
     for (int k = 0; k < depth; k += kFragmentDepth) {
       BST_UNROLL
       for (int n = 0; n < 2; ++n) {
+        if (!are_seen(key0 + n * kFragmentColumns, kFragmentColumns)) continue;
         const int source = sources[key0 + n * kFragmentColumns + g];
         const auto word = [&](int c) {
           return PackBf16(c < task.head_dim ? keys.Key(source, c) : 0.0f,
@@ -268,6 +273,7 @@ BST_DEVICE void AttendTile(const AttentionTask& task) {
       for (int j = 0; j < 4; ++j) sums[i].values[j] *= decays[g + j / 2 * 8];
       BST_UNROLL
       for (int k = 0; k < kTileKeys; k += kFragmentDepth) {
+        if (!are_seen(k, kFragmentDepth)) continue;
         const auto word = [&](int key) {
           return c < task.head_dim
                      ? PackBf16(keys.Value(sources[key], c), keys.Value(sources[key + 1], c))
@@ -340,7 +346,7 @@ BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_f32(AttentionTask task) {
 BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_bf16(AttentionTask task) {
   AttendRing<Bf16>(task);
 }
-BST_KERNEL void BST_BOUNDS(128, 3) bst_attention_tiles(AttentionTask task) { AttendTile(task); }
+BST_KERNEL void BST_BOUNDS(128, 4) bst_attention_tiles(AttentionTask task) { AttendTile(task); }
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_f32(ContextTask task) { AttendContext<float>(task); }
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_bf16(ContextTask task) { AttendContext<Bf16>(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_store_f32(StoreTask task) { StoreOne<float>(task); }

@@ -1,13 +1,14 @@
 // Linear layers: two kernels for each type, one order of summation (kernels.h).
 //
-//   few    bound by the weights' bytes. F32: a block has 32 columns and up to four rows, a thread
-//          per output; all threads bring the weights. BF16: a block has 16 features and up to 32
-//          rows, a warp per segment; the weights go from memory to the tensor cores' registers, 8
-//          KB of a warp on their way at a time.
-//   tile   F32: 64 x 64 outputs in shared memory, 4 x 4 of a thread. BF16: 128 features x 64 rows,
-//   32
-//          x 32 of a warp, in fragments; x is rounded on its way into shared memory.
+//   few, F32    a block has 32 columns and up to four rows, a thread per output; all threads bring
+//               the weights
+//   few, BF16   a block has 16 features and up to 32 rows, a warp per segment; the weights go from
+//               memory to the registers of the tensor cores, 4 KB of a warp on their way at a time
+//   tile, F32   64 x 64 outputs in shared memory, 4 x 4 of a thread
+//   tile, BF16  128 features x 64 rows, 32 x 32 of a warp, in fragments; x is rounded on its way
+//               into shared memory
 //
+// The few are bound by the weights' bytes, tiles by operations.
 // Shared memory is written between two barriers and read after the second. Rows of a BF16 tile are
 // 20 words apart: the eight rows and four words that a fragment reads lie in 32 banks.
 #include "engine/backend/cuda/activation.cuh"
@@ -134,15 +135,14 @@ BST_DEVICE void Tile(const LinearTask& task) {
 
 constexpr int kFewTokens = 32;
 constexpr int kFewTiles = kFewTokens / kFragmentColumns;
-constexpr int kAhead = 8;                                // fragments of weights on their way
-constexpr int kFewOutputs = kFragmentRows * kFewTokens;  // of a block
+constexpr int kAhead = 8;  // fragments of weights on their way
 
 BST_DEVICE const uint32_t* WeightWords(const LinearTask& task, int feature) {
   return static_cast<const uint32_t*>(task.weights) + int64_t{feature} * (task.padded_in / 2);
 }
 
 BST_DEVICE void FewTokens(const LinearTask& task) {
-  BST_SHARED(float, parts, kWarps* kFewOutputs);
+  const int warps = NumThreads() / kWarp;
   const int lane = ThreadX() % kWarp, warp = ThreadX() / kWarp, g = lane / 4, t = lane % 4;
   const int first_feature = BlockX() * kFragmentRows;
   const int tiles = (task.rows + kFragmentColumns - 1) / kFragmentColumns;
@@ -153,7 +153,7 @@ BST_DEVICE void FewTokens(const LinearTask& task) {
     const float* x = task.x.data + row * task.x.stride + k;
     return PackBf16(k < task.in ? x[0] : 0.0f, k + 1 < task.in ? x[1] : 0.0f);
   };
-  for (int first = 0; first < task.padded_in; first += kWarps * kLinearSegment) {
+  for (int first = 0; first < task.padded_in; first += warps * kLinearSegment) {
     const int begin = first + warp * kLinearSegment;
     const int end =
         begin + kLinearSegment < task.padded_in ? begin + kLinearSegment : task.padded_in;
@@ -179,21 +179,20 @@ BST_DEVICE void FewTokens(const LinearTask& task) {
         }
       }
     }
-    BST_UNROLL
-    for (int tile = 0; tile < kFewTiles; ++tile) {
-      for (int i = 0; i < 4; ++i) {
-        const int row = tile * kFragmentColumns + 2 * t + i % 2;
-        parts[warp * kFewOutputs + row * kFragmentRows + g + i / 2 * 8] = sums[tile].values[i];
+    // One segment after the other joins the sums in `out`.
+    for (int s = 0; s < warps; ++s) {
+      if (s > 0) SyncThreads();
+      if (s != warp || begin >= task.padded_in) continue;
+      BST_UNROLL
+      for (int tile = 0; tile < kFewTiles; ++tile) {
+        BST_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int row = tile * kFragmentColumns + 2 * t + i % 2;
+          const int feature = first_feature + g + i / 2 * 8;
+          if (row < task.rows && feature < task.out_features)
+            AddSegment(task, begin, row, feature, sums[tile].values[i]);
+        }
       }
-    }
-    SyncThreads();
-    BST_UNROLL
-    for (int i = 0; i < kFewOutputs / kThreads; ++i) {
-      const int output = ThreadX() + i * kThreads, row = output / kFragmentRows;
-      const int feature = first_feature + output % kFragmentRows;
-      if (row >= task.rows || feature >= task.out_features) continue;
-      for (int s = 0; s < kWarps && first + s * kLinearSegment < task.in; ++s)
-        AddSegment(task, first + s * kLinearSegment, row, feature, parts[s * kFewOutputs + output]);
     }
     SyncThreads();
   }
@@ -329,7 +328,9 @@ void Linear(Stream& stream, bool bf16, const LinearTask& task) {
   if (task.rows == 0) return;
   const auto blocks = [](int n, int of) { return (n + of - 1) / of; };
   if (bf16 && task.rows <= kFewTokens) {
-    const LaunchShape shape = {.blocks_x = blocks(task.out_features, kFragmentRows)};
+    const int segments = blocks(task.in, kLinearSegment);
+    const LaunchShape shape = {.blocks_x = blocks(task.out_features, kFragmentRows),
+                               .threads = kWarp * (segments < kWarps ? segments : kWarps)};
     BST_LAUNCH(bst_linear_few_bf16, shape, stream, task);
   } else if (bf16) {
     const LaunchShape shape = {.blocks_x = blocks(task.out_features, kTileFeatures),

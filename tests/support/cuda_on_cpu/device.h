@@ -66,23 +66,27 @@ inline void MultiplyFragments(const uint32_t (&a)[4], const uint32_t (&b)[2], fl
   const auto two = [](uint32_t low, uint32_t high) { return low | uint64_t{high} << 32; };
   const cuda_on_cpu::WarpValues& words = cuda_on_cpu::Gather(
       {two(a[0], a[1]), two(a[2], a[3]), two(b[0], b[1])}, where.file_name(), where.line());
-  const auto number = [](uint64_t word, int half) {  // BF16 number `half` of a pair, 0 .. 3
+  const auto number = [](uint64_t word, int half) {  // BF16 number `half` of a pair of words
     const uint32_t bits = static_cast<uint32_t>(word >> (16 * half) & 0xffff) << 16;
     float x;
     std::memcpy(&x, &bits, sizeof(x));
     return x;
   };
-  const int lane = cuda_on_cpu::Lane();
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4, high_row = i / 2, column = lane % 4 * 2 + i % 2;
-    for (int k = 0; k < 16; ++k) {
-      const auto from = static_cast<size_t>(k % 8 / 2);  // t of the lanes that hold this k
-      const uint64_t a_words =
-          words[static_cast<size_t>(k / 8)][static_cast<size_t>(row) * 4 + from];
-      const uint64_t b_words = words[2][static_cast<size_t>(column) * 4 + from];
-      c[i] = std::fmaf(number(a_words, high_row * 2 + k % 2), number(b_words, k / 8 * 2 + k % 2),
-                       c[i]);
+  const int g = cuda_on_cpu::Lane() / 4, t = cuda_on_cpu::Lane() % 4;
+  float rows[2][16], columns[2][16];  // of A: g and g + 8; of B: 2 t and 2 t + 1
+  for (size_t k = 0; k < 16; ++k) {
+    const size_t from = k % 8 / 2;  // t of the lanes that hold this k
+    const int half = static_cast<int>(k % 2);
+    const uint64_t a_words = words[k / 8][static_cast<size_t>(g) * 4 + from];
+    rows[0][k] = number(a_words, half);
+    rows[1][k] = number(a_words, 2 + half);
+    for (size_t j = 0; j < 2; ++j) {
+      const uint64_t b_words = words[2][(static_cast<size_t>(t) * 2 + j) * 4 + from];
+      columns[j][k] = number(b_words, static_cast<int>(k / 8) * 2 + half);
     }
+  }
+  for (int i = 0; i < 4; ++i) {
+    for (int k = 0; k < 16; ++k) c[i] = std::fmaf(rows[i / 2][k], columns[i % 2][k], c[i]);
   }
 }
 inline uint32_t FloatBits(float x) {
