@@ -68,6 +68,10 @@ struct TargetBenchOptions {
 };
 int RunTargetBench(const TargetBenchOptions& options);
 
+// The roofline of the CUDA backend (roofline.h). `backend` empty: on paper, as Markdown; "cuda":
+// measured beside predicted.
+int RunRooflineBench(const std::string& backend);
+
 // The operators of the CPU backend at the shapes of a 100M-parameter model (Google Benchmark).
 int RunOperatorBench(const std::string& program, const std::string& filter,
                      double min_time_seconds);

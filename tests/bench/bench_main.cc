@@ -19,8 +19,15 @@ int main(int argc, char** argv) {
       "  bst-bench targets                                 a 100M model against the machine's "
       "limits\n"
       "  bst-bench operators                               the CPU backend's operators, at a 100M "
-      "model's shapes");
-  app.require_subcommand(1);
+      "model's shapes\n"
+      "  bst-bench roofline                                what a step costs at least on a GPU\n"
+      "  bst-bench --backend=cuda                          the same beside what this GPU takes");
+  std::string roofline_backend;
+  app.add_option("--backend", roofline_backend,
+                 "without a command: measure the roofline's steps on this backend (cuda)");
+  app.require_subcommand(0, 1);
+  CLI::App* roofline_app = app.add_subcommand(
+      "roofline", "Bytes, operations and least times of a 400M and a 1.3B model's steps on GPUs.");
 
   bst::ContextBenchOptions context;
   CLI::App* context_app = app.add_subcommand(
@@ -117,5 +124,8 @@ int main(int argc, char** argv) {
   if (*interference_app) return bst::RunInterferenceBench(interference);
   if (*layers_app) return bst::RunLayerBench(layers);
   if (*targets_app) return bst::RunTargetBench(targets);
-  return bst::RunOperatorBench(argv[0], filter, min_time);
+  if (*operators_app) return bst::RunOperatorBench(argv[0], filter, min_time);
+  if (*roofline_app || !roofline_backend.empty()) return bst::RunRooflineBench(roofline_backend);
+  std::fputs(app.help().c_str(), stderr);
+  return 2;
 }

@@ -97,8 +97,10 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
   const std::vector<std::string> parts = absl::StrSplit(name, ':');
   if (parts[0] == "reference") return MakeReferenceBackend();
   if (parts[0] == "gpu") return OpenCudaBackend();
-  if (parts[0] == "cuda")
-    return MakeCudaBackend({.blocking = parts.size() > 1 && parts[1] == "blocking"});
+  if (parts[0] == "cuda") {
+    return MakeCudaBackend(
+        {.blocking = parts.size() > 1 && parts[1] == "blocking", .panel_rows = {24}});
+  }
   if (parts[0] != "cpu") return absl::InvalidArgumentError(absl::StrCat("unknown backend ", name));
   CpuOptions options;
   if (parts.size() > 1) {

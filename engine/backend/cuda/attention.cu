@@ -1,9 +1,18 @@
-// Attention of one query and head per block. Keys are taken in one order, by distance or by row of
-// the context, in tiles of one key per thread; the softmax is carried from tile to tile. The order
-// depends on the query's position alone, so where a row was cut changes no bit.
+// Attention in two forms. In both the softmax is carried from tile to tile of keys, and the order
+// of operations depends on the query's position alone, so where a row was cut changes no bit.
+//
+//   One query and head per block: float32 rings, contexts, wide heads. Keys are taken by distance
+//   or by row of the context, in tiles of one key per thread.
+//
+//   Sixteen queries of a row and a head per block, on the tensor cores: BF16 rings. Tiles of 64
+//   keys begin at multiples of 64 in the document, whichever queries share the block; keys that a
+//   query does not see have weight 0, which changes neither its sums nor its maximum. Queries and
+//   weights are float32: each is the sum of three BF16 numbers, so that three products are one in
+//   float32.
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
+#include "engine/backend/cuda/mma.cuh"
 
 namespace bst::cuda {
 namespace {
@@ -82,16 +91,21 @@ BST_DEVICE void Attend(const float* q, const Keys<T>& keys, int head_dim, float 
   }
 }
 
+// Distances of the keys that a query at `position` sees: nearest .. the result.
+BST_DEVICE int64_t Farthest(const AttentionTask& task, int64_t position) {
+  int64_t farthest = int64_t{task.nearest} + task.window - 1;
+  if (!task.zero_prefix && position < farthest) farthest = position;
+  if (task.block_scope && position % task.window < farthest) farthest = position % task.window;
+  return farthest;
+}
+
 template <typename T>
 BST_DEVICE void AttendRing(const AttentionTask& task) {
   const int token = BlockX(), head = BlockY();
   const TokenRow row = task.tokens[token];
   const int64_t column = static_cast<int64_t>(head) * task.head_dim;
   const int64_t width = static_cast<int64_t>(task.heads) * task.head_dim;
-  int64_t farthest = task.nearest + task.window - 1;
-  if (!task.zero_prefix && row.position < farthest) farthest = row.position;
-  if (task.block_scope && row.position % task.window < farthest)
-    farthest = row.position % task.window;
+  const int64_t farthest = Farthest(task, row.position);
   const int count = farthest < task.nearest ? 0 : static_cast<int>(farthest - task.nearest) + 1;
   const T* ring = static_cast<const T*>(row.cache);
   const Keys<T> keys = {.k = ring + column,
@@ -111,6 +125,187 @@ BST_DEVICE void AttendRing(const AttentionTask& task) {
   };
   Attend(task.q.data + token * task.q.stride + column, keys, task.head_dim, task.scale[head], count,
          source, bias, task.out.data + token * task.out.stride + column);
+}
+
+constexpr int kQueries = kQueriesOfATile;
+constexpr int kTileKeys = 64;
+constexpr int kTileWarps = kTile / kWarp;
+constexpr int kTerms = 3;                             // BF16 numbers that make a float32
+constexpr int kQueryWords = kMaxTileColumns / 2 + 4;  // of a row; the four spread the banks
+constexpr int kWeightWords = kTileKeys / 2 + 4;
+constexpr int kColumnTiles = kMaxTileColumns / kFragmentColumns / kTileWarps;  // of a warp
+static_assert(kQueries == kFragmentRows && kTileKeys == kTileWarps * 2 * kFragmentColumns);
+
+// Term `i` of x and y, as a word: the rest after the terms before is exact.
+BST_DEVICE uint32_t TakeTerm(float& x, float& y) {
+  const uint32_t word = PackBf16(x, y);
+  x -= Round<Bf16>(x);
+  y -= Round<Bf16>(y);
+  return word;
+}
+
+BST_DEVICE FragmentA RowsOf(const uint32_t* words, int stride, int g, int t, int first_word) {
+  const uint32_t* low = words + g * stride + first_word + t;
+  const uint32_t* high = low + 8 * stride;
+  return {{low[0], high[0], low[4], high[4]}};
+}
+
+// Shared arrays are written between two barriers by one part of the loop and read after the second
+// by the next.
+BST_DEVICE void AttendTile(const AttentionTask& task) {
+  BST_SHARED(uint32_t, queries, kTerms * kQueries * kQueryWords);
+  BST_SHARED(uint32_t, weights, kTerms * kQueries * kWeightWords);
+  BST_SHARED(float, scores, kQueries* kTileKeys);
+  BST_SHARED(int, sources, kTileKeys);
+  BST_SHARED(float, totals, kQueries);
+  BST_SHARED(float, decays, kQueries);
+  const QueryTile tile = task.tiles[BlockX()];
+  const int head = BlockY(), lane = ThreadX() % kWarp, warp = ThreadX() / kWarp;
+  const int g = lane / 4, t = lane % 4;
+  const int64_t column = static_cast<int64_t>(head) * task.head_dim;
+  const int64_t width = static_cast<int64_t>(task.heads) * task.head_dim;
+  const Bf16* ring = static_cast<const Bf16*>(tile.cache);
+  const Keys<Bf16> keys = {.k = ring + column,
+                           .v = ring + task.window * width + column,
+                           .stride = width,
+                           .new_k = {task.k.data + column, task.k.stride},
+                           .new_v = {task.v.data + column, task.v.stride}};
+  const int depth = (task.head_dim + kFragmentDepth - 1) / kFragmentDepth * kFragmentDepth;
+
+  for (int i = ThreadX(); i < kQueries * depth / 2; i += kTile) {
+    const int row = i / (depth / 2), c = i % (depth / 2) * 2;
+    const float* q = task.q.data + (tile.first + row) * task.q.stride + column + c;
+    float x = row < tile.count && c < task.head_dim ? q[0] : 0.0f;
+    float y = row < tile.count && c + 1 < task.head_dim ? q[1] : 0.0f;
+    for (int term = 0; term < kTerms; ++term)
+      queries[(term * kQueries + row) * kQueryWords + c / 2] = TakeTerm(x, y);
+  }
+  // Of rows warp + 4 i, the same in all lanes.
+  float row_tops[kQueries / kTileWarps], row_totals[kQueries / kTileWarps];
+  BST_UNROLL
+  for (int i = 0; i < kQueries / kTileWarps; ++i) {
+    row_tops[i] = -INFINITY;
+    row_totals[i] = 0.0f;
+  }
+  // The oldest and the newest key that any of the queries sees.
+  int64_t oldest = tile.position, newest = tile.position + tile.count - 1 - task.nearest;
+  for (int row = 0; row < tile.count; ++row) {
+    const int64_t position = tile.position + row, first = position - Farthest(task, position);
+    if (first < oldest) oldest = first;
+  }
+  const auto floor_tile = [](int64_t position) {
+    return (position >= 0 ? position : position - kTileKeys + 1) / kTileKeys * kTileKeys;
+  };
+  FragmentC sums[kColumnTiles] = {};  // of columns (warp + 4 i) 8 ..
+  for (int64_t first = floor_tile(oldest); first <= newest; first += kTileKeys) {
+    SyncThreads();
+    if (ThreadX() < kTileKeys) {
+      const int64_t position = first + ThreadX();
+      const int64_t row_position = tile.position - (tile.first - tile.begin);
+      int source = kZeroKey;
+      if (position >= 0 && position >= oldest && position <= newest) {
+        source = position >= row_position
+                     ? ~(tile.begin + static_cast<int>(position - row_position))
+                     : static_cast<int>(position % task.window);
+      }
+      sources[ThreadX()] = source;
+    }
+    SyncThreads();
+    // Whether any of the queries sees any of `n` keys; the same in all lanes.
+    const auto are_seen = [&](int key, int n) {
+      return first + key <= newest && first + key + n > oldest;
+    };
+    FragmentC dots[2] = {};
+    const int key0 = warp * 2 * kFragmentColumns;
+    for (int k = 0; k < depth; k += kFragmentDepth) {
+      BST_UNROLL
+      for (int n = 0; n < 2; ++n) {
+        if (!are_seen(key0 + n * kFragmentColumns, kFragmentColumns)) continue;
+        const int source = sources[key0 + n * kFragmentColumns + g];
+        const auto word = [&](int c) {
+          return PackBf16(c < task.head_dim ? keys.Key(source, c) : 0.0f,
+                          c + 1 < task.head_dim ? keys.Key(source, c + 1) : 0.0f);
+        };
+        const FragmentB b = {{word(k + 2 * t), word(k + 2 * t + 8)}};
+        BST_UNROLL
+        for (int term = 0; term < kTerms; ++term) {
+          MultiplyAdd(RowsOf(queries + term * kQueries * kQueryWords, kQueryWords, g, t, k / 2), b,
+                      dots[n]);
+        }
+      }
+    }
+    BST_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      BST_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int row = g + i / 2 * 8, key = key0 + n * kFragmentColumns + 2 * t + i % 2;
+        const int64_t position = tile.position + row, distance = position - (first + key);
+        float score = -INFINITY;
+        if (row < tile.count && distance >= task.nearest && distance <= Farthest(task, position)) {
+          const float bias =
+              task.bias == nullptr ? 0.0f : task.bias[head * (task.window + 1) + distance];
+          score = (dots[n].values[i] + bias) * task.scale[head];
+        }
+        scores[row * kTileKeys + key] = score;
+      }
+    }
+    SyncThreads();
+    BST_UNROLL
+    for (int i = 0; i < kQueries / kTileWarps; ++i) {
+      const int row = warp + i * kTileWarps;
+      float x = scores[row * kTileKeys + 2 * lane], y = scores[row * kTileKeys + 2 * lane + 1];
+      const float new_top = fmaxf(row_tops[i], MaxLanes(fmaxf(x, y)));
+      const bool is_none = new_top == -INFINITY;  // the query has seen no key yet
+      x = is_none ? 0.0f : expf(x - new_top);
+      y = is_none ? 0.0f : expf(y - new_top);
+      const float decay = is_none ? 1.0f : expf(row_tops[i] - new_top);
+      row_tops[i] = new_top;
+      row_totals[i] = row_totals[i] * decay + SumLanes(x + y, kWarp);
+      if (lane == 0) decays[row] = decay;
+      for (int term = 0; term < kTerms; ++term)
+        weights[(term * kQueries + row) * kWeightWords + lane] = TakeTerm(x, y);
+    }
+    SyncThreads();
+    BST_UNROLL
+    for (int i = 0; i < kColumnTiles; ++i) {
+      const int c = (warp + i * kTileWarps) * kFragmentColumns + g;
+      if (c - g >= task.head_dim) break;  // all lanes
+      for (int j = 0; j < 4; ++j) sums[i].values[j] *= decays[g + j / 2 * 8];
+      BST_UNROLL
+      for (int k = 0; k < kTileKeys; k += kFragmentDepth) {
+        if (!are_seen(k, kFragmentDepth)) continue;
+        const auto word = [&](int key) {
+          return c < task.head_dim
+                     ? PackBf16(keys.Value(sources[key], c), keys.Value(sources[key + 1], c))
+                     : 0u;
+        };
+        const FragmentB b = {{word(k + 2 * t), word(k + 2 * t + 8)}};
+        BST_UNROLL
+        for (int term = 0; term < kTerms; ++term) {
+          MultiplyAdd(RowsOf(weights + term * kQueries * kWeightWords, kWeightWords, g, t, k / 2),
+                      b, sums[i]);
+        }
+      }
+    }
+  }
+  BST_UNROLL
+  for (int i = 0; i < kQueries / kTileWarps; ++i) {
+    if (lane == 0) totals[warp + i * kTileWarps] = row_totals[i];
+  }
+  SyncThreads();
+  BST_UNROLL
+  for (int i = 0; i < kColumnTiles; ++i) {
+    BST_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const int row = g + j / 2 * 8;
+      const int c = (warp + i * kTileWarps) * kFragmentColumns + 2 * t + j % 2;
+      if (row >= tile.count || c >= task.head_dim) continue;
+      const float total = totals[row];
+      // + 0: a sum that underflowed may be -0, unless tiles of weight 0 came after it.
+      task.out.data[(tile.first + row) * task.out.stride + column + c] =
+          total == 0.0f ? 0.0f : sums[i].values[j] / total + 0.0f;
+    }
+  }
 }
 
 template <typename T>
@@ -151,6 +346,7 @@ BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_f32(AttentionTask task) {
 BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_bf16(AttentionTask task) {
   AttendRing<Bf16>(task);
 }
+BST_KERNEL void BST_BOUNDS(128, 4) bst_attention_tiles(AttentionTask task) { AttendTile(task); }
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_f32(ContextTask task) { AttendContext<float>(task); }
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_bf16(ContextTask task) { AttendContext<Bf16>(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_store_f32(StoreTask task) { StoreOne<float>(task); }
@@ -158,6 +354,12 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_store_bf16(StoreTask task) { StoreOne<Bf1
 
 void Attention(Stream& stream, bool bf16, const AttentionTask& task) {
   if (task.num_tokens == 0) return;
+  if (task.tiles != nullptr) {
+    const LaunchShape shape = {
+        .blocks_x = task.num_tiles, .blocks_y = task.heads, .threads = kTile};
+    BST_LAUNCH(bst_attention_tiles, shape, stream, task);
+    return;
+  }
   const LaunchShape shape = {.blocks_x = task.num_tokens, .blocks_y = task.heads, .threads = kTile};
   if (bf16) {
     BST_LAUNCH(bst_attention_bf16, shape, stream, task);

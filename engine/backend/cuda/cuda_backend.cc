@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/cuda_device.h"
+#include "engine/backend/cuda/cuda_linear.h"
 #include "engine/backend/cuda/cuda_weights.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/base/status_macros.h"
@@ -17,12 +18,6 @@ namespace {
 
 static_assert(sizeof(TokenId) == sizeof(int32_t), "kernels take token ids as int32");
 
-cuda::Activation ToActivation(LinearEpilogue epilogue) {
-  if (epilogue == LinearEpilogue::kRelu) return cuda::Activation::kRelu;
-  if (epilogue == LinearEpilogue::kGelu) return cuda::Activation::kGelu;
-  return cuda::Activation::kNone;
-}
-
 int Rows(const TensorView& view) { return static_cast<int>(view.dim(0)); }
 int Columns(const TensorView& view) { return static_cast<int>(view.dim(1)); }
 bool IsBf16(DType type) { return type == DType::kBF16; }
@@ -30,9 +25,11 @@ bool IsBf16(DType type) { return type == DType::kBF16; }
 class CudaBackend final : public Backend {
  public:
   CudaBackend(std::unique_ptr<CudaDevice> device, const CudaOptions& options)
-      : device_(std::move(device)), options_(options) {}
+      : device_(std::move(device)), products_(*device_, options.panel_rows), options_(options) {}
 
-  std::string name() const override { return absl::StrCat("cuda (", device_->name(), ")"); }
+  std::string name() const override {
+    return absl::StrCat("cuda (", device_->name(), ", ", products_.Summary(), ")");
+  }
   int num_threads() const override { return 1; }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return device_->Allocate(bytes); }
@@ -46,7 +43,10 @@ class CudaBackend final : public Backend {
   }
   absl::StatusOr<std::unique_ptr<LinearWeights>> PackLinear(absl::Span<const TensorView> parts,
                                                             DType type) override {
-    return CudaLinear::Pack(*device_, parts, type);
+    BST_ASSIGN_OR_RETURN(std::unique_ptr<CudaLinear> weights,
+                         CudaLinear::Pack(*device_, parts, type));
+    products_.Choose(*weights);
+    return weights;
   }
   absl::StatusOr<std::unique_ptr<AttentionWeights>> PackAttention(
       const AttentionParameters& parameters) override {
@@ -97,6 +97,9 @@ class CudaBackend final : public Backend {
 
   void Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens,
              TensorView out) override {
+    // The first operator of a step.
+    if (static_cast<int>(tokens.size()) <= options_.graph_tokens && !options_.blocking)
+      device_->BeginStep();
     const auto& w = dynamic_cast<const CudaEmbedding&>(table);
     BST_CHECK_SHAPE(out, {static_cast<int64_t>(tokens.size()), w.dim()});
     cuda::Gather(stream(), IsBf16(w.type()),
@@ -123,20 +126,7 @@ class CudaBackend final : public Backend {
 
   void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options,
               TensorView out) override {
-    const auto& w = dynamic_cast<const CudaLinear&>(weights);
-    BST_CHECK(x.dim(1) == w.in_features(), "inputs ", x.dim(1), ", weights take ", w.in_features());
-    BST_CHECK_SHAPE(out, {x.dim(0), w.out_features()});
-    cuda::Linear(stream(), IsBf16(w.type()),
-                 {.x = ToMatrix(x),
-                  .weights = w.weights().data(),
-                  .out = ToMatrix(out),
-                  .rows = Rows(x),
-                  .in = w.in_features(),
-                  .out_features = w.out_features(),
-                  .padded_out = w.padded_out(),
-                  .activation = ToActivation(options.epilogue),
-                  .scale = options.epilogue == LinearEpilogue::kStore ? options.scale : 1.0f,
-                  .add = options.epilogue == LinearEpilogue::kAdd});
+    products_.Run(x, dynamic_cast<const CudaLinear&>(weights), options, out);
     Done();
   }
 
@@ -192,14 +182,25 @@ class CudaBackend final : public Backend {
     BST_CHECK_SHAPE(q, {q.dim(0), width});
     BST_CHECK_SHAPE(out, {q.dim(0), width});
     const size_t row_bytes = static_cast<size_t>(width) * SizeOf(spec.kv_type);
-    std::vector<cuda::TokenRow> tokens(static_cast<size_t>(q.dim(0)));
+    const bool has_tiles = IsBf16(spec.kv_type) && spec.head_dim <= cuda::kMaxTileColumns;
+    std::vector<cuda::TokenRow> tokens(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
+    std::vector<cuda::QueryTile> tiles;
     std::vector<cuda::StoreRow> store;
     for (const Row& row : rows) {
       auto* const keys = ring.slot<std::byte>(row.slot);
       auto* const values = keys + static_cast<size_t>(spec.window) * row_bytes;
       for (int t = row.begin; t < row.end; ++t) {
         const int64_t position = row.position + (t - row.begin);
-        tokens[static_cast<size_t>(t)] = {.cache = keys, .position = position, .begin = row.begin};
+        if (!has_tiles) {
+          tokens[static_cast<size_t>(t)] = {
+              .cache = keys, .position = position, .begin = row.begin};
+        } else if ((t - row.begin) % cuda::kQueriesOfATile == 0) {
+          tiles.push_back({.cache = keys,
+                           .position = position,
+                           .first = t,
+                           .count = std::min(cuda::kQueriesOfATile, row.end - t),
+                           .begin = row.begin});
+        }
         if (t < row.end - spec.window) continue;
         const size_t offset = static_cast<size_t>(position % spec.window) * row_bytes;
         store.push_back({.first = keys + offset, .second = values + offset, .source = t});
@@ -211,9 +212,11 @@ class CudaBackend final : public Backend {
                      .v = ToMatrix(v),
                      .out = ToMatrix(out),
                      .tokens = device_->Stage(absl::MakeConstSpan(tokens)),
+                     .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles)) : nullptr,
                      .scale = w.scale(),
                      .bias = w.bias(),
                      .num_tokens = Rows(q),
+                     .num_tiles = static_cast<int>(tiles.size()),
                      .heads = spec.num_heads,
                      .head_dim = spec.head_dim,
                      .window = spec.window,
@@ -370,6 +373,7 @@ class CudaBackend final : public Backend {
   }
 
   std::unique_ptr<CudaDevice> device_;
+  CudaProducts products_;
   CudaOptions options_;
 };
 

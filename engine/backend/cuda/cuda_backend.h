@@ -12,6 +12,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/backend/backend.h"
@@ -22,6 +23,12 @@ struct CudaOptions {
   // Every operator waits until it is done, so that its operands may lie in the host's pageable
   // memory where the device can address that, and die at once; and an error comes at its operator.
   bool blocking = false;
+  // Numbers of rows, descending, that linear layers may give to cuBLAS, where its bits are those of
+  // the kernels (cuda_linear.h). Empty: none. More of them make packing weights slower.
+  std::vector<int> panel_rows = {2048, 256};
+  // Steps of at most so many tokens run as CUDA graphs when they come again (step_graphs.h); not
+  // with `blocking`. Longer ones start while the host still enqueues them.
+  int graph_tokens = 256;
 };
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options = {});

@@ -25,12 +25,14 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open() {
 }
 
 CudaDevice::~CudaDevice() {
+  scratch_ = Buffer();
   if (pinned_ != nullptr) cuda::FreePinned(pinned_);
   if (staged_ != nullptr) cuda::FreeDevice(staged_);
   if (stream_ != nullptr) cuda::DestroyStream(stream_);
 }
 
 absl::StatusOr<Buffer> CudaDevice::Allocate(size_t bytes) {
+  graphs_.Clear();  // somebody loads
   BST_ASSIGN_OR_RETURN(void* const data, cuda::AllocateDevice(bytes));
   Buffer buffer(data, bytes, ReleaseDevice);
   cuda::Fill(stream(), data, 0, bytes);
@@ -70,12 +72,13 @@ const void* CudaDevice::StageBytes(const void* data, size_t bytes) {
   void* const staged = static_cast<std::byte*>(staged_) + offset;
   if (bytes > 0) {
     std::memcpy(pinned, data, bytes);
-    cuda::Copy(stream(), staged, pinned, bytes);
+    if (!in_step_) cuda::Copy(stream(), staged, pinned, bytes);  // a step's go all at once
   }
   return staged;
 }
 
 void CudaDevice::Download(const void* staged, void* to, size_t bytes) {
+  EndStep();
   const auto offset = static_cast<const std::byte*>(staged) - static_cast<std::byte*>(staged_);
   void* const pinned = static_cast<std::byte*>(pinned_) + offset;
   cuda::Copy(stream(), pinned, staged, bytes);
@@ -99,7 +102,30 @@ absl::Status CudaDevice::GrowArena(size_t bytes) {
   return absl::OkStatus();
 }
 
+absl::Status CudaDevice::ReserveScratch(size_t bytes) {
+  if (bytes <= scratch_.bytes()) return absl::OkStatus();
+  BST_ASSIGN_OR_RETURN(scratch_, Allocate(bytes));
+  return absl::OkStatus();
+}
+
+void CudaDevice::BeginStep() {
+  EndStep();
+  (void)Sync();  // the arena must lie as it did in the step like this one
+  in_step_ = true;
+  cuda::StartRecording(stream(), &step_);
+}
+
+void CudaDevice::EndStep() {
+  if (!in_step_) return;
+  in_step_ = false;
+  cuda::StopRecording(stream());
+  if (arena_used_ > 0) cuda::Copy(stream(), staged_, pinned_, arena_used_);
+  graphs_.Run(stream(), step_);
+  step_.clear();
+}
+
 absl::Status CudaDevice::Sync() {
+  EndStep();
   arena_used_ = 0;
   return cuda::Synchronize(stream());
 }

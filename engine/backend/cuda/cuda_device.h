@@ -16,7 +16,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/backend/cuda/call_list.h"
 #include "engine/backend/cuda/runtime.h"
+#include "engine/backend/cuda/step_graphs.h"
 #include "engine/tensor/buffer.h"
 
 namespace bst {
@@ -45,10 +47,20 @@ class CudaDevice {
   // What kernels have written to a place that Stage gave since the last Sync, complete on return.
   void Download(const void* staged, void* to, size_t bytes);
 
+  // Memory for one operator at a time, of at least what was reserved: at load, so that a step
+  // allocates nothing.
+  absl::Status ReserveScratch(size_t bytes);
+  std::byte* scratch() const { return static_cast<std::byte*>(scratch_.data()); }
+
+  // What follows until Sync is a step that may be like an earlier one, and then runs as a graph
+  // (step_graphs.h). Before that nothing of it runs.
+  void BeginStep();
+
   absl::Status Sync();
 
  private:
   CudaDevice() = default;
+  void EndStep();
   const void* StageBytes(const void* data, size_t bytes);
   absl::Status GrowArena(size_t bytes);
 
@@ -59,6 +71,11 @@ class CudaDevice {
   void* staged_ = nullptr;
   size_t arena_bytes_ = 0;
   size_t arena_used_ = 0;
+  Buffer scratch_;
+
+  bool in_step_ = false;
+  cuda::CallList step_;
+  StepGraphs graphs_{/*capacity=*/64};
 };
 
 }  // namespace bst

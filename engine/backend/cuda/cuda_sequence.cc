@@ -4,7 +4,6 @@
 
 #include "engine/backend/cuda/cuda_weights.h"
 #include "engine/base/status_macros.h"
-#include "engine/tensor/host_convert.h"
 
 namespace bst {
 namespace {
@@ -89,74 +88,6 @@ class CudaRecurrence : public CudaSequence {
   bool dplr_;
 };
 
-class CudaConvolution : public CudaSequence {
- public:
-  static absl::StatusOr<std::unique_ptr<CudaConvolution>> Pack(
-      CudaDevice& device, const ConvolutionParameters& parameters) {
-    auto weights = std::unique_ptr<CudaConvolution>(
-        new CudaConvolution(parameters.spec, static_cast<int>(parameters.taps.dim(1))));
-    const int64_t features = parameters.spec.num_features(), taps = weights->num_taps_;
-    std::vector<float> transposed(static_cast<size_t>(features * taps));
-    for (int64_t f = 0; f < features; ++f) {
-      for (int64_t s = 0; s < taps; ++s) {
-        transposed[static_cast<size_t>(s * features + f)] =
-            ElementAsFloat(parameters.taps, f * taps + s);
-      }
-    }
-    BST_ASSIGN_OR_RETURN(weights->taps_,
-                         device.Upload(transposed.data(), transposed.size() * sizeof(float)));
-    BST_ASSIGN_OR_RETURN(weights->d_, UploadFloats(device, parameters.d));
-    return weights;
-  }
-
-  void Run(CudaDevice& device, TensorView u, absl::Span<const Row> rows, PoolView state,
-           TensorView y) const override {
-    const int inputs = spec().num_inputs, block = OutputBlock(spec());
-    BST_CHECK(u.dim(1) == inputs, "inputs ", u.dim(1), ", weights take ", inputs);
-    BST_CHECK_SHAPE(y, {TotalOutputs(rows, block), spec().num_features()});
-    std::vector<cuda::ConvolutionOutput> outputs;
-    std::vector<cuda::StoreRow> store;
-    for (const Row& row : rows) {
-      auto* ring = state.slot<float>(row.slot);
-      for (int t = row.begin; t < row.end; ++t) {
-        const int64_t position = row.position + (t - row.begin);
-        if (position % block == block - 1)
-          outputs.push_back({.ring = ring, .position = position, .token = t, .begin = row.begin});
-        if (t < row.end - num_taps_) continue;
-        store.push_back(
-            {.first = ring + position % num_taps_ * inputs, .second = nullptr, .source = t});
-      }
-    }
-    cuda::Convolution(device.stream(), {.u = ToMatrix(u),
-                                        .y = ToMatrix(y),
-                                        .outputs = device.Stage(absl::MakeConstSpan(outputs)),
-                                        .taps = static_cast<const float*>(taps_.data()),
-                                        .d = static_cast<const float*>(d_.data()),
-                                        .num_outputs = static_cast<int>(outputs.size()),
-                                        .inputs = inputs,
-                                        .features = spec().num_features(),
-                                        .num_taps = num_taps_});
-    // The new inputs replace the oldest, which the outputs have read.
-    cuda::StoreRows(device.stream(), /*bf16=*/false,
-                    {.first = ToMatrix(u),
-                     .second = {},
-                     .store = device.Stage(absl::MakeConstSpan(store)),
-                     .rows = static_cast<int>(store.size()),
-                     .columns = inputs,
-                     .has_second = false});
-  }
-  size_t state_bytes() const override {
-    return static_cast<size_t>(num_taps_) * static_cast<size_t>(spec().num_inputs) * sizeof(float);
-  }
-  size_t bytes() const override { return taps_.bytes() + d_.bytes(); }
-
- private:
-  CudaConvolution(const SsmSpec& spec, int num_taps) : CudaSequence(spec), num_taps_(num_taps) {}
-
-  int num_taps_;
-  Buffer taps_, d_;
-};
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaSsm(CudaDevice& device,
@@ -183,11 +114,6 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaDplr(CudaDevice& device,
   BST_ASSIGN_OR_RETURN(weights->dt, UploadFloats(device, parameters.dt));
   BST_ASSIGN_OR_RETURN(weights->d, UploadFloats(device, parameters.d));
   return weights;
-}
-
-absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaConvolution(
-    CudaDevice& device, const ConvolutionParameters& parameters) {
-  return CudaConvolution::Pack(device, parameters);
 }
 
 void CudaScan::Run(CudaDevice& device, TensorView v, absl::Span<const Row> rows,

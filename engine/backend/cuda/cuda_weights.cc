@@ -1,22 +1,16 @@
 #include "engine/backend/cuda/cuda_weights.h"
 
-#include <vector>
-
 #include "engine/base/status_macros.h"
 #include "engine/tensor/host_convert.h"
 
 namespace bst {
-namespace {
 
-// `values` in `type`, on the device.
 absl::StatusOr<Buffer> UploadAs(CudaDevice& device, const std::vector<float>& values, DType type) {
   if (type == DType::kF32) return device.Upload(values.data(), values.size() * sizeof(float));
   std::vector<BFloat16> rounded(values.size());
   for (size_t i = 0; i < values.size(); ++i) rounded[i] = ToBFloat16(values[i]);
   return device.Upload(rounded.data(), rounded.size() * sizeof(BFloat16));
 }
-
-}  // namespace
 
 absl::StatusOr<Buffer> UploadFloats(CudaDevice& device, TensorView tensor) {
   return UploadAs(device, ToFloats(tensor), DType::kF32);
@@ -28,30 +22,6 @@ absl::StatusOr<std::unique_ptr<CudaEmbedding>> CudaEmbedding::Pack(CudaDevice& d
   BST_ASSIGN_OR_RETURN(weights->table_, UploadAs(device, ToFloats(table), type));
   weights->type_ = type;
   weights->dim_ = table.dim(1);
-  return weights;
-}
-
-absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::Pack(CudaDevice& device,
-                                                             absl::Span<const TensorView> parts,
-                                                             DType type) {
-  const int64_t in = parts[0].dim(1);
-  int64_t out = 0;
-  for (const TensorView& part : parts) {
-    BST_CHECK(part.dim(1) == in, "stacked layers must share their inputs");
-    out += part.dim(0);
-  }
-  auto weights = std::unique_ptr<CudaLinear>(
-      new CudaLinear(static_cast<int>(in), static_cast<int>(out), type));
-  const int64_t padded = weights->padded_out();
-  std::vector<float> transposed(static_cast<size_t>(in * padded));
-  int64_t column = 0;
-  for (const TensorView& part : parts) {
-    for (int64_t row = 0; row < part.dim(0); ++row, ++column) {
-      for (int64_t k = 0; k < in; ++k)
-        transposed[static_cast<size_t>(k * padded + column)] = ElementAsFloat(part, row * in + k);
-    }
-  }
-  BST_ASSIGN_OR_RETURN(weights->weights_, UploadAs(device, transposed, type));
   return weights;
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -31,26 +32,6 @@ class CudaEmbedding : public EmbeddingWeights {
   Buffer table_;
   DType type_ = DType::kF32;
   int64_t dim_ = 0;
-};
-
-// [in, padded_out]: transposed, so that neighbouring threads read neighbouring columns.
-class CudaLinear : public LinearWeights {
- public:
-  static absl::StatusOr<std::unique_ptr<CudaLinear>> Pack(CudaDevice& device,
-                                                          absl::Span<const TensorView> parts,
-                                                          DType type);
-  const Buffer& weights() const { return weights_; }
-  DType type() const { return type_; }
-  int padded_out() const {
-    return (out_features() + cuda::kLinearColumns - 1) / cuda::kLinearColumns *
-           cuda::kLinearColumns;
-  }
-  size_t bytes() const override { return weights_.bytes(); }
-
- private:
-  CudaLinear(int in, int out, DType type) : LinearWeights(in, out), type_(type) {}
-  Buffer weights_;
-  DType type_;
 };
 
 class CudaAttention : public AttentionWeights {
@@ -78,8 +59,8 @@ class CudaContext : public ContextWeights {
   Buffer scale_;
 };
 
-// What Backend::Ssm runs, whatever the kind of weights. State of the recurrences:
-// [C D, modes, 2]; of the convolution: the last `taps` inputs, [taps, D], row position mod taps.
+// What Backend::Ssm runs, whatever the kind of weights. State of the recurrences: [C D, modes, 2];
+// of convolutions: cuda_convolution.cc.
 class CudaSequence : public SsmWeights {
  public:
   using SsmWeights::SsmWeights;
@@ -113,5 +94,7 @@ inline cuda::Matrix ToMatrix(const TensorView& view) {
 }
 // A host tensor of any floating type as float32 on the device.
 absl::StatusOr<Buffer> UploadFloats(CudaDevice& device, TensorView tensor);
+// `values` as F32 or BF16 on the device.
+absl::StatusOr<Buffer> UploadAs(CudaDevice& device, const std::vector<float>& values, DType type);
 
 }  // namespace bst

@@ -25,6 +25,9 @@
 #define BST_SHARED(type, name, count) __shared__ type name[count]
 // Launch bounds: the register allocator then keeps `blocks` of them on a multiprocessor.
 #define BST_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+// The loop that follows, whose count is a constant, becomes straight code: arrays that it indexes
+// then lie in registers.
+#define BST_UNROLL _Pragma("unroll")
 
 namespace bst::cuda {
 

@@ -24,6 +24,11 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_gate(GateTask task) {
     out[f] = Apply(task.activation, x[f]) * x[task.columns + f];
 }
 
+BST_KERNEL void BST_BOUNDS(256, 8) bst_activate(ActivateTask task) {
+  float* x = RowOf(task.x);
+  for (int f = ThreadX(); f < task.columns; f += NumThreads()) x[f] = Apply(task.activation, x[f]);
+}
+
 BST_KERNEL void BST_BOUNDS(256, 8) bst_add_scaled(AddScaledTask task) {
   const float* x = RowOf(task.x);
   float* y = RowOf(task.y);
@@ -54,6 +59,9 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_interpolate(InterpolateTask task) {
 
 void Gate(Stream& stream, const GateTask& task) {
   if (task.rows > 0) BST_LAUNCH(bst_gate, RowPerBlock(task), stream, task);
+}
+void Activate(Stream& stream, const ActivateTask& task) {
+  if (task.rows > 0) BST_LAUNCH(bst_activate, RowPerBlock(task), stream, task);
 }
 void AddScaled(Stream& stream, const AddScaledTask& task) {
   if (task.rows > 0) BST_LAUNCH(bst_add_scaled, RowPerBlock(task), stream, task);

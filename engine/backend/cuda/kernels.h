@@ -3,7 +3,8 @@
 //
 // Pointers are to device memory unless they say otherwise. A task with zero rows enqueues nothing.
 // Batch law   Each output is computed by one fixed sequence of operations: nothing here splits work
-//             by the number of rows but Linear, whose two kernels add in the same order.
+//             by the number of rows but Linear, whose kernels for few and for many add in the same
+//             order.
 // Tested by   tests/engine/backend (emulated), tests/engine/backend/cuda
 #pragma once
 
@@ -23,19 +24,38 @@ struct Matrix {
 enum class Activation : int { kNone, kRelu, kGelu, kSilu };
 
 // ---- linear.cu
-// out = epilogue(x W^T). Order of each sum: segments of 128 inputs, each added up by fmaf in order
-// of k, the segments then in order.
+// out = epilogue(x W^T). Order of each sum: segments of kLinearSegment inputs, then the segments
+// one after the other, the first to `out` where it is added to it. A segment of floats is added up
+// by fmaf in order of k; one of Bf16 by the tensor cores, sixteen k after sixteen k (mma.cuh).
 struct LinearTask {
-  Matrix x;             // [rows, in]
-  const void* weights;  // [in, padded_out], float or Bf16
+  Matrix x;             // [rows, in]; rounded to Bf16 with Bf16 weights
+  const void* weights;  // float: [in, padded_out]; Bf16: [padded_out, padded_in], zeros beyond
   Matrix out;           // [rows, out]
-  int rows, in, out_features, padded_out;
+  int rows, in, out_features, padded_in, padded_out;
   Activation activation;
   float scale;  // 1 with an activation or `add`
   bool add;     // out += sum
 };
-constexpr int kLinearColumns = 64;  // padded_out is a multiple of it
+constexpr int kLinearSegment = 4096;
+constexpr int kLinearColumns = 128;  // padded_out is a multiple of it
+constexpr int kLinearDepth = 32;     // padded_in is a multiple of it
 void Linear(Stream& stream, bool bf16, const LinearTask& task);
+
+// Rows of float become Bf16 that follow one another, with zeros behind: as W's rows are.
+struct RoundTask {
+  Matrix x;
+  void* out;  // [rows, padded_columns]
+  int rows, columns, padded_columns;
+};
+void RoundRows(Stream& stream, const RoundTask& task);
+
+// How many elements of each row of `a` and `b` have other bits.
+struct DifferenceTask {
+  Matrix a, b;
+  int32_t* counts;  // [rows]
+  int rows, columns;
+};
+void CountDifferences(Stream& stream, const DifferenceTask& task);
 
 // ---- rows.cu: one row, or one head of it, at a time
 // out[i] = table[indices[i]]; a table of float or Bf16.
@@ -94,6 +114,14 @@ struct GateTask {
 };
 void Gate(Stream& stream, const GateTask& task);
 
+// x[t, f] = act(x[t, f])
+struct ActivateTask {
+  Matrix x;
+  Activation activation;
+  int rows, columns;
+};
+void Activate(Stream& stream, const ActivateTask& task);
+
 // y[t, f] += gain[f] x[t, f mod inputs]
 struct AddScaledTask {
   Matrix x, y;
@@ -143,13 +171,24 @@ struct TokenRow {
   int64_t position;   // of the token
   int begin;          // first packed token of the row
 };
-// Visible keys are those at distances nearest .. nearest + count - 1, in that order.
+// Up to kQueriesOfATile queries of one row of a step, one token after the other.
+struct QueryTile {
+  const void* cache;
+  int64_t position;  // of the first query
+  int first, count;  // packed tokens
+  int begin;         // first packed token of the row
+};
+constexpr int kQueriesOfATile = 16;
+constexpr int kMaxTileColumns = 128;  // of a head that goes by tiles
+// Visible keys are those at distances nearest .. nearest + count - 1. With `tiles`, which Bf16
+// rings may have, the tensor cores take the queries; else each is on its own.
 struct AttentionTask {
   Matrix q, k, v, out;  // [tokens, heads head_dim]
   const TokenRow* tokens;
-  const float* scale;  // [heads]
-  const float* bias;   // [heads, window + 1], or null
-  int num_tokens, heads, head_dim, window, nearest;
+  const QueryTile* tiles;  // or null
+  const float* scale;      // [heads]
+  const float* bias;       // [heads, window + 1], or null
+  int num_tokens, num_tiles, heads, head_dim, window, nearest;
   bool block_scope, zero_prefix;
 };
 void Attention(Stream& stream, bool bf16, const AttentionTask& task);
@@ -197,19 +236,51 @@ struct ScanTask {
 };
 void Scan(Stream& stream, const ScanTask& task);
 
-// One output: the inputs of `row` up to packed token `token`, before them the ring.
+// ---- convolution.cu
+// y[output] = d u[token] + base + sum_{s < reach} taps[s] u[token - s]: inputs of the step from
+// packed token `begin` on, before them the ring. Segments of 128 taps are added up first.
 struct ConvolutionOutput {
-  const float* ring;  // [taps, inputs], row position mod taps
+  const float* ring;  // [ring_rows, inputs], row position mod ring_rows
+  const float* base;  // [features], or null
   int64_t position;   // of the token
-  int token, begin;
+  int token, begin, reach, output;
 };
 struct ConvolutionTask {
   Matrix u, y;
   const ConvolutionOutput* outputs;
-  const float* taps;  // [taps, features]
+  const float* taps;  // [reach, features]
   const float* d;     // [features]
-  int num_outputs, inputs, features, num_taps;
+  int num_outputs, inputs, features, ring_rows;
 };
 void Convolution(Stream& stream, const ConvolutionTask& task);
+
+// Inputs at positions position .. position + rows - 1 of a row's document, of the step or of the
+// ring, each input's one after the other, zeros up to `size`.
+struct LoadBlockTask {
+  Matrix u;
+  SequenceRow row;  // state: the ring
+  int64_t position;
+  float* reals;  // [inputs, size]
+  int rows, size, inputs, ring_rows;
+};
+void LoadBlock(Stream& stream, const LoadBlockTask& task);
+
+// sums[c D + i] = sum over p < count of inputs_spectra[(newest - p) mod ring][i] filters[p][c D +
+// i]
+struct SpectraTask {
+  const float* inputs_spectra;  // [ring, inputs, points, 2]
+  const float* filters;         // [count, features, points, 2]
+  float* sums;                  // [features, points, 2]
+  int points, inputs, features, ring, newest, count;
+};
+void MultiplySpectra(Stream& stream, const SpectraTask& task);
+
+// base[i][f] = reals[f][rows + i], i < rows
+struct StoreBaseTask {
+  const float* reals;  // [features, size]
+  float* base;         // [rows, features]
+  int rows, size, features;
+};
+void StoreBase(Stream& stream, const StoreBaseTask& task);
 
 }  // namespace bst::cuda

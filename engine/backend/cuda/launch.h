@@ -5,11 +5,9 @@
 // Threads   The thread that uses the stream.
 #pragma once
 
-#include <cstddef>
+#include "engine/backend/cuda/call_list.h"
 
 namespace bst::cuda {
-
-class Stream;
 
 struct LaunchShape {
   int blocks_x = 1;  // a launch without blocks is none
@@ -31,8 +29,8 @@ void LaunchRaw(const void* kernel, const char* name, const LaunchShape& shape, S
                void** arguments);
 
 template <typename Task>
-void Launch(void (*kernel)(Task), const char* name, const LaunchShape& shape, Stream& stream,
-            Task task) {
+void LaunchNow(void (*kernel)(Task), const char* name, const LaunchShape& shape, Stream& stream,
+               Task task) {
   void* arguments[] = {&task};
   LaunchRaw(reinterpret_cast<const void*>(kernel), name, shape, stream, arguments);
 }
@@ -42,3 +40,25 @@ void Launch(void (*kernel)(Task), const char* name, const LaunchShape& shape, St
 #else
 #include <cuda_on_cpu/launch.h>
 #endif
+
+namespace bst::cuda {
+
+template <typename Task>
+struct KernelCall {
+  void (*kernel)(Task);
+  const char* name;
+  LaunchShape shape;
+  Task task;
+};
+template <typename Task>
+void MakeLaunch(Stream& stream, const KernelCall<Task>& call) {
+  LaunchNow(call.kernel, call.name, call.shape, stream, call.task);
+}
+
+template <typename Task>
+void Launch(void (*kernel)(Task), const char* name, const LaunchShape& shape, Stream& stream,
+            const Task& task) {
+  CallOrKeep<MakeLaunch<Task>>(stream, KernelCall<Task>{kernel, name, shape, task});
+}
+
+}  // namespace bst::cuda

@@ -6,15 +6,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/launch.h"
+#include "engine/backend/cuda/runtime_stream.h"
 
 namespace bst::cuda {
-
-class Stream {
- public:
-  cudaStream_t handle = nullptr;
-  absl::Status status;  // the first failure
-};
-
 namespace {
 
 // Keeps the first failure of a stream.
@@ -87,13 +81,36 @@ void DestroyStream(Stream* stream) {
   delete stream;
 }
 
-void Copy(Stream& stream, void* to, const void* from, size_t bytes) {
+namespace {
+
+struct CopyCall {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+void MakeCopy(Stream& stream, const CopyCall& call) {
   if (!stream.status.ok()) return;
-  Keep(stream, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream.handle), "a copy");
+  Keep(stream, cudaMemcpyAsync(call.to, call.from, call.bytes, cudaMemcpyDefault, stream.handle),
+       "a copy");
+}
+
+struct FillCall {
+  void* to;
+  size_t bytes;
+  int byte;
+};
+void MakeFill(Stream& stream, const FillCall& call) {
+  if (!stream.status.ok()) return;
+  Keep(stream, cudaMemsetAsync(call.to, call.byte, call.bytes, stream.handle), "a fill");
+}
+
+}  // namespace
+
+void Copy(Stream& stream, void* to, const void* from, size_t bytes) {
+  CallOrKeep<MakeCopy>(stream, CopyCall{to, from, bytes});
 }
 void Fill(Stream& stream, void* to, int byte, size_t bytes) {
-  if (!stream.status.ok()) return;
-  Keep(stream, cudaMemsetAsync(to, byte, bytes, stream.handle), "a fill");
+  CallOrKeep<MakeFill>(stream, FillCall{to, bytes, byte});
 }
 void LaunchRaw(const void* kernel, const char* name, const LaunchShape& shape, Stream& stream,
                void** arguments) {
@@ -101,6 +118,40 @@ void LaunchRaw(const void* kernel, const char* name, const LaunchShape& shape, S
   const dim3 blocks(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y));
   const dim3 threads(static_cast<unsigned>(shape.threads));
   Keep(stream, cudaLaunchKernel(kernel, blocks, threads, arguments, 0, stream.handle), name);
+}
+
+void StartRecording(Stream& stream, CallList* list) { stream.recording = list; }
+void StopRecording(Stream& stream) { stream.recording = nullptr; }
+CallList* Recording(const Stream& stream) { return stream.recording; }
+
+class Graph {
+ public:
+  cudaGraphExec_t handle = nullptr;
+};
+
+bool BeginCapture(Stream& stream) {
+  return stream.status.ok() &&
+         cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+}
+Graph* EndCapture(Stream& stream) {
+  cudaGraph_t captured = nullptr;
+  cudaGraphExec_t handle = nullptr;
+  const bool ended =
+      cudaStreamEndCapture(stream.handle, &captured) == cudaSuccess && captured != nullptr;
+  const bool made =
+      ended && stream.status.ok() && cudaGraphInstantiate(&handle, captured, 0) == cudaSuccess;
+  if (captured != nullptr) (void)cudaGraphDestroy(captured);
+  (void)cudaGetLastError();  // what kept it from being captured is no error of the stream
+  stream.status = absl::OkStatus();
+  return made ? new Graph{.handle = handle} : nullptr;
+}
+void LaunchGraph(Stream& stream, const Graph& graph) {
+  if (!stream.status.ok()) return;
+  Keep(stream, cudaGraphLaunch(graph.handle, stream.handle), "a step's graph");
+}
+void DestroyGraph(Graph* graph) {
+  (void)cudaGraphExecDestroy(graph->handle);
+  delete graph;
 }
 
 void Fail(Stream& stream, const absl::Status& status) {

@@ -16,6 +16,7 @@
 
 namespace bst::cuda {
 
+class CallList;
 class Stream;
 
 // Makes device 0 the one that all else here means. Returns its name, "NVIDIA H100 80GB HBM3".
@@ -35,6 +36,19 @@ void DestroyStream(Stream* stream);
 // Enqueued; host memory among the two is pinned and stays as it is until the stream was waited for.
 void Copy(Stream& stream, void* to, const void* from, size_t bytes);
 void Fill(Stream& stream, void* to, int byte, size_t bytes);
+
+// Between the two, what the stream is given goes to `list` instead (call_list.h); whoever has it
+// makes the calls.
+void StartRecording(Stream& stream, CallList* list);
+void StopRecording(Stream& stream);
+
+// A CUDA graph of what the stream was given between BeginCapture and EndCapture, which does not run
+// by itself. False or null where that cannot be; the stream then is as before.
+class Graph;
+bool BeginCapture(Stream& stream);
+Graph* EndCapture(Stream& stream);
+void LaunchGraph(Stream& stream, const Graph& graph);
+void DestroyGraph(Graph* graph);
 
 // The stream has failed: nothing that is enqueued from now on runs, Synchronize says why.
 void Fail(Stream& stream, const absl::Status& status);

@@ -1,6 +1,8 @@
-// The recurrences, the shared scan and the direct convolution. A recurrence walks along its row's
+// The recurrences and the shared scan. A recurrence walks along its row's
 // tokens; the modes of a feature lie in neighbouring lanes (a power of two of them, each lane
 // taking every lanes-th mode), so that decode and prompt do the same operations in the same order.
+// Bound by the chain of a token's update along the row: state and weights of a lane's first modes
+// are in registers.
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
@@ -9,7 +11,6 @@ namespace bst::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSegment = 128;  // taps of a convolution that are added up before they join the sum
 
 struct Complex {
   float re, im;
@@ -60,69 +61,142 @@ BST_DEVICE void Output(const RecurrenceTask& task, const Place& at, int64_t posi
   ++output;
 }
 
+// Of a lane's modes the first ones stay in registers along the row, the others in memory.
+constexpr int kHeld = 2;
+
+BST_DEVICE Complex DiagonalStep(Complex e, Complex b, Complex x, float u) {
+  const Complex step = MultiplyAdd(e, x, {b.re * u, b.im * u});
+  return {x.re + step.re, x.im + step.im};
+}
+
+struct DplrMode {
+  Complex e, b, p, w, g, c;
+};
+// v of ssm.h; factor is -dt s.
+BST_DEVICE Complex DplrInput(const DplrMode& mode, Complex x, float factor, float u) {
+  return MultiplyAdd(
+      mode.e, x, {fmaf(mode.p.re, factor, mode.b.re * u), fmaf(mode.p.im, factor, mode.b.im * u)});
+}
+BST_DEVICE Complex DplrStep(const DplrMode& mode, Complex v, float r, Complex x) {
+  return MultiplyAdd(mode.g, {fmaf(-mode.p.re, r, v.re), fmaf(-mode.p.im, r, v.im)}, x);
+}
+
 }  // namespace
 
-BST_KERNEL void BST_BOUNDS(256, 4) bst_diagonal(RecurrenceTask task) {
+BST_KERNEL void BST_BOUNDS(256, 2) bst_diagonal(RecurrenceTask task) {
   const Place at = PlaceOf(task);
   const int64_t first = static_cast<int64_t>(at.feature) * task.modes;
-  float* x = static_cast<float*>(at.row.state);
+  float* states = static_cast<float*>(at.row.state);
+  const auto held_mode = [&](int i) { return at.lane + i * at.lanes; };
+  const auto has_held = [&](int i) { return at.inside && held_mode(i) < task.modes; };
+  Complex x[kHeld] = {}, e[kHeld] = {}, b[kHeld] = {}, c[kHeld] = {};
+  BST_UNROLL
+  for (int i = 0; i < kHeld; ++i) {
+    if (!has_held(i)) continue;
+    const int64_t place = first + held_mode(i);
+    x[i] = At(states, place);
+    e[i] = At(task.e, place);
+    b[i] = At(task.b, place);
+    c[i] = At(task.c, place);
+  }
   int output = at.row.first_output;
+  const float* u_column = task.u.data + at.feature % task.inputs;
+  float next_u = u_column[at.row.begin * task.u.stride];
   for (int t = at.row.begin; t < at.row.end; ++t) {
-    const float u = task.u.data[t * task.u.stride + at.feature % task.inputs];
+    const float u = next_u;
+    if (t + 1 < at.row.end) next_u = u_column[(t + 1) * task.u.stride];
     float part = 0.0f;
+    BST_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      if (!has_held(i)) continue;
+      x[i] = DiagonalStep(e[i], b[i], x[i], u);
+      part = RealMultiplyAdd(c[i], x[i], part);
+    }
     if (at.inside) {
-      for (int m = at.lane; m < task.modes; m += at.lanes) {
-        const int64_t i = first + m;
-        const Complex b = At(task.b, i), old = At(x, i);
-        const Complex step = MultiplyAdd(At(task.e, i), old, {b.re * u, b.im * u});
-        const Complex next = {old.re + step.re, old.im + step.im};
-        Put(x, i, next);
-        part = RealMultiplyAdd(At(task.c, i), next, part);
+      for (int m = held_mode(kHeld); m < task.modes; m += at.lanes) {
+        const int64_t place = first + m;
+        const Complex next =
+            DiagonalStep(At(task.e, place), At(task.b, place), At(states, place), u);
+        Put(states, place, next);
+        part = RealMultiplyAdd(At(task.c, place), next, part);
       }
     }
     Output(task, at, at.row.position + (t - at.row.begin), part, u, output);
   }
+  BST_UNROLL
+  for (int i = 0; i < kHeld; ++i) {
+    if (has_held(i)) Put(states, first + held_mode(i), x[i]);
+  }
 }
 
 // See ssm.h for the formulas.
-BST_KERNEL void BST_BOUNDS(256, 3) bst_dplr(RecurrenceTask task) {
+BST_KERNEL void BST_BOUNDS(256, 2) bst_dplr(RecurrenceTask task) {
   const Place at = PlaceOf(task);
   const int64_t first = static_cast<int64_t>(at.feature) * task.modes;
   const float dt = task.dt[at.feature];
-  float* x = static_cast<float*>(at.row.state);
-  int output = at.row.first_output;
-  const auto v_of = [&](int64_t i, float s, float u) {
-    const Complex p = At(task.p, i), b = At(task.b, i);
-    const float factor = -dt * s;
-    return MultiplyAdd(At(task.e, i), At(x, i),
-                       {fmaf(p.re, factor, b.re * u), fmaf(p.im, factor, b.im * u)});
+  float* states = static_cast<float*>(at.row.state);
+  const auto held_mode = [&](int i) { return at.lane + i * at.lanes; };
+  const auto has_held = [&](int i) { return at.inside && held_mode(i) < task.modes; };
+  const auto mode_at = [&](int64_t place) {
+    return DplrMode{At(task.e, place), At(task.b, place), At(task.p, place),
+                    At(task.w, place), At(task.g, place), At(task.c, place)};
   };
+  DplrMode held[kHeld] = {};
+  Complex x[kHeld] = {}, v[kHeld] = {};
+  BST_UNROLL
+  for (int i = 0; i < kHeld; ++i) {
+    if (!has_held(i)) continue;
+    held[i] = mode_at(first + held_mode(i));
+    x[i] = At(states, first + held_mode(i));
+  }
+  int output = at.row.first_output;
   for (int t = at.row.begin; t < at.row.end; ++t) {
     const float u = task.u.data[t * task.u.stride + at.feature % task.inputs];
     float s = 0.0f, r = 0.0f, part = 0.0f;
+    BST_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      if (has_held(i)) s = RealMultiplyAdd({held[i].p.re, -held[i].p.im}, x[i], s);
+    }
     if (at.inside) {
-      for (int m = at.lane; m < task.modes; m += at.lanes) {
+      for (int m = held_mode(kHeld); m < task.modes; m += at.lanes) {
         const Complex p = At(task.p, first + m);
-        s = RealMultiplyAdd({p.re, -p.im}, At(x, first + m), s);
+        s = RealMultiplyAdd({p.re, -p.im}, At(states, first + m), s);
       }
     }
-    s = 2.0f * SumLanes(s, at.lanes);
+    const float factor = -dt * (2.0f * SumLanes(s, at.lanes));
+    BST_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      if (!has_held(i)) continue;
+      v[i] = DplrInput(held[i], x[i], factor, u);
+      r = RealMultiplyAdd(held[i].w, v[i], r);
+    }
     if (at.inside) {
-      for (int m = at.lane; m < task.modes; m += at.lanes)
-        r = RealMultiplyAdd(At(task.w, first + m), v_of(first + m, s, u), r);
+      for (int m = held_mode(kHeld); m < task.modes; m += at.lanes) {
+        const DplrMode mode = mode_at(first + m);
+        r = RealMultiplyAdd(mode.w, DplrInput(mode, At(states, first + m), factor, u), r);
+      }
     }
     r = 2.0f * SumLanes(r, at.lanes);
+    BST_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      if (!has_held(i)) continue;
+      x[i] = DplrStep(held[i], v[i], r, x[i]);
+      part = RealMultiplyAdd(held[i].c, x[i], part);
+    }
     if (at.inside) {
-      for (int m = at.lane; m < task.modes; m += at.lanes) {
-        const int64_t i = first + m;
-        const Complex v = v_of(i, s, u), p = At(task.p, i);
-        const Complex next =
-            MultiplyAdd(At(task.g, i), {fmaf(-p.re, r, v.re), fmaf(-p.im, r, v.im)}, At(x, i));
-        Put(x, i, next);
-        part = RealMultiplyAdd(At(task.c, i), next, part);
+      for (int m = held_mode(kHeld); m < task.modes; m += at.lanes) {
+        const DplrMode mode = mode_at(first + m);
+        const Complex old = At(states, first + m);
+        const Complex next = DplrStep(mode, DplrInput(mode, old, factor, u), r, old);
+        Put(states, first + m, next);
+        part = RealMultiplyAdd(mode.c, next, part);
       }
     }
     Output(task, at, at.row.position + (t - at.row.begin), part, u, output);
+  }
+  BST_UNROLL
+  for (int i = 0; i < kHeld; ++i) {
+    if (has_held(i)) Put(states, first + held_mode(i), x[i]);
   }
 }
 
@@ -140,28 +214,6 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_scan(ScanTask task) {
     v[task.modes + mode] = x.im;
   }
   Put(static_cast<float*>(row.state), mode, x);
-}
-
-BST_KERNEL void BST_BOUNDS(256, 4) bst_convolution(ConvolutionTask task) {
-  const int feature = BlockY() * kThreads + ThreadX();
-  if (feature >= task.features) return;
-  const ConvolutionOutput at = task.outputs[BlockX()];
-  const int input = feature % task.inputs;
-  const float* u = task.u.data + input;
-  const int64_t reach = at.position + 1 < task.num_taps ? at.position + 1 : task.num_taps;
-  float total = task.d[feature] * u[at.token * task.u.stride];
-  for (int64_t first = 0; first < reach; first += kSegment) {
-    const int64_t end = first + kSegment < reach ? first + kSegment : reach;
-    float sum = 0.0f;
-    for (int64_t s = first; s < end; ++s) {
-      const float x = at.token - s >= at.begin
-                          ? u[(at.token - s) * task.u.stride]
-                          : at.ring[(at.position - s) % task.num_taps * task.inputs + input];
-      sum = fmaf(task.taps[s * task.features + feature], x, sum);
-    }
-    total += sum;
-  }
-  task.y.data[BlockX() * task.y.stride + feature] = total;
 }
 
 namespace {
@@ -187,11 +239,4 @@ void Scan(Stream& stream, const ScanTask& task) {
                              .blocks_y = task.num_rows};
   BST_LAUNCH(bst_scan, shape, stream, task);
 }
-void Convolution(Stream& stream, const ConvolutionTask& task) {
-  if (task.num_outputs == 0) return;
-  const LaunchShape shape = {.blocks_x = task.num_outputs,
-                             .blocks_y = (task.features + kThreads - 1) / kThreads};
-  BST_LAUNCH(bst_convolution, shape, stream, task);
-}
-
 }  // namespace bst::cuda

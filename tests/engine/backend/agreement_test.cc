@@ -83,6 +83,30 @@ TEST_P(AgreementTest, LinearRowsDoNotDependOnTheirNumber) {
   }
 }
 
+// More inputs than one segment of a sum has, for few rows and for many; a row's bits stay its own.
+TEST_P(AgreementTest, LinearOverManyInputs) {
+  constexpr int kIn = 8300, kOut = 19, kRows = 37;
+  std::vector<float> w = RandomVector(kIn * kOut, 6, 0.01);
+  for (const DType type : Types()) {
+    for (const LinearEpilogue epilogue :
+         {LinearEpilogue::kStore, LinearEpilogue::kGelu, LinearEpilogue::kAdd}) {
+      const auto apply = [&](Backend& backend, int rows) {
+        const auto packed = *backend.PackLinear({Contiguous(w, {kOut, kIn})}, type);
+        Matrix x = Matrix::Random(kRows, kIn, 7), y = Matrix::Random(kRows, kOut, 8);
+        backend.Linear(x.view().Rows(kRows - rows, kRows), *packed, {.epilogue = epilogue},
+                       y.view().Rows(kRows - rows, kRows));
+        return y;
+      };
+      const std::string what =
+          absl::StrCat(std::string(Name(type)), " epilogue ", static_cast<int>(epilogue));
+      ExpectAgreement([&](Backend& backend) { return apply(backend, kRows); }, what);
+      Matrix all = apply(*tested_, kRows), last = apply(*tested_, 1);
+      EXPECT_EQ(std::memcmp(&all.at(kRows - 1, 0), &last.at(kRows - 1, 0), kOut * sizeof(float)), 0)
+          << what;
+    }
+  }
+}
+
 TEST_P(AgreementTest, NormsGatesAndRotations) {
   for (const int dim : {1, 2, 15, 16, 17, 48, 100, 768}) {
     for (const int rows : {1, 3, 70}) {
@@ -171,7 +195,7 @@ TEST_P(AgreementTest, AttentionOverChunksAndSteps) {
     const bool sliding = random() % 2 == 0;
     const AttentionSpec spec = {
         .num_heads = pick({1, 2, 3}),
-        .head_dim = pick({1, 7, 8, 16, 24, 64, 80}),
+        .head_dim = pick({1, 7, 8, 16, 24, 64, 80, 136}),
         .window = pick({1, 2, 7, 15, 16, 17, 32, 40, 128, 160}),
         .scope = sliding ? AttentionScope::kSliding : AttentionScope::kBlock,
         .include_self = random() % 2 == 0,
@@ -219,6 +243,47 @@ TEST_P(AgreementTest, AttentionOverChunksAndSteps) {
                             spec.include_self ? " self" : " strict",
                             spec.empty_prefix == EmptyPrefix::kZeros ? " zeros " : " masked ",
                             std::string(Name(spec.kv_type))));
+  }
+}
+
+// A query's bits depend on its position alone: neither on the cut nor on the queries beside it.
+// Several tiles of keys and of queries.
+TEST_P(AgreementTest, AttentionBitsDoNotDependOnCuts) {
+  constexpr int kLength = 220, kHeadDim = 24;
+  for (const DType type : Types()) {
+    for (const AttentionScope scope : {AttentionScope::kSliding, AttentionScope::kBlock}) {
+      const AttentionSpec spec = {.num_heads = 1,
+                                  .head_dim = kHeadDim,
+                                  .window = 90,
+                                  .scope = scope,
+                                  .include_self = scope == AttentionScope::kBlock,
+                                  .kv_type = type};
+      std::vector<float> scale = {0.3f}, bias = RandomVector(91, 20);
+      const auto weights = *tested_->PackAttention(
+          {.spec = spec, .scale = Contiguous(scale, {1}), .bias = Contiguous(bias, {1, 91})});
+      const auto run = [&](const std::vector<int>& lengths) {
+        const Buffer memory = *tested_->Allocate(tested_->RingBytes(spec));
+        const PoolView ring = {static_cast<std::byte*>(memory.data()), memory.bytes()};
+        Matrix q = Matrix::Random(kLength, kHeadDim, 21), k = Matrix::Random(kLength, kHeadDim, 22),
+               v = Matrix::Random(kLength, kHeadDim, 23), out(kLength, kHeadDim);
+        int64_t begin = 0;
+        for (const int length : lengths) {
+          const auto part = [&](Matrix& m) { return m.view().Rows(begin, begin + length); };
+          tested_->Attention(*weights, part(q), part(k), part(v),
+                             {Row{.slot = SlotId(0), .begin = 0, .end = length, .position = begin}},
+                             ring, part(out));
+          begin += length;
+        }
+        return out.values();
+      };
+      const std::vector<float> whole = run({kLength});
+      for (const std::vector<int>& lengths :
+           {std::vector<int>(kLength, 1), {1, 70, 17, 132}, {100, 3, 50, 67}}) {
+        const std::vector<float> cut = run(lengths);
+        EXPECT_EQ(std::memcmp(cut.data(), whole.data(), whole.size() * sizeof(float)), 0)
+            << std::string(Name(type)) << " in " << lengths.size() << " steps";
+      }
+    }
   }
 }
 

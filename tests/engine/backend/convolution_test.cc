@@ -245,8 +245,10 @@ TEST_P(ConvolutionTest, BitsDoNotDependOnCutsAndNeighbours) {
 
 TEST_P(ConvolutionTest, NoOutputSeesLaterInputs) {
   constexpr int kLength = 100, kChanged = 41;
-  for (const SsmOutputs outputs : {SsmOutputs::kEveryToken, SsmOutputs::kBlockEnds}) {
-    Convolution convolution(5, 2, 6, 50, outputs);  // 41 ends a block
+  for (const auto& [outputs, block] : {std::pair{SsmOutputs::kEveryToken, 6},
+                                       {SsmOutputs::kEveryToken, 21},
+                                       {SsmOutputs::kBlockEnds, 6}}) {
+    Convolution convolution(5, 2, block, 50, outputs);  // 41 ends a block
     std::vector<Matrix> before = {Matrix::Random(kLength, 5, 20)};
     std::vector<Matrix> after = before;
     for (int i = 0; i < 5; ++i) after[0].at(kChanged, i) += 1.0f;

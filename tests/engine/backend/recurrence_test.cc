@@ -213,7 +213,7 @@ void ForEachProblem(const std::vector<int>& inputs, const std::vector<int>& mode
 
 TEST_P(RecurrenceTest, AgreesWithTheReferenceOverRaggedSteps) {
   const std::vector<std::vector<int>> steps = {{30, 1}, {1, 1}, {0, 40}, {1, 100}, {131, 7}};
-  ForEachProblem({1, 15, 16, 17, 50}, {1, 2, 5, 16}, {0, 1, 7, 16, 128}, [&](Problem& problem) {
+  const auto check = [&](Problem& problem) {
     std::vector<Matrix> documents = Documents(problem, {163, 149});
     std::vector<Matrix> expected = Convolve(*reference_, problem, documents, steps, {2, 0});
     std::vector<Matrix> got = Convolve(*tested_, problem, documents, steps, {2, 0});
@@ -224,7 +224,9 @@ TEST_P(RecurrenceTest, AgreesWithTheReferenceOverRaggedSteps) {
                 values.size() < 16 ? 5 * kTolerance : kTolerance)
           << problem.what() << " document " << i;
     }
-  });
+  };
+  ForEachProblem({1, 15, 16, 17, 50}, {1, 2, 5, 16}, {0, 1, 7, 16, 128}, check);
+  ForEachProblem({3}, {33, 150}, {0, 7}, check);
 }
 
 // The bits of a document do not depend on where it is cut, in which slot it lies and who shares its
@@ -232,7 +234,7 @@ TEST_P(RecurrenceTest, AgreesWithTheReferenceOverRaggedSteps) {
 TEST_P(RecurrenceTest, EveryCutAndNeighbourGivesTheSameBits) {
   for (const bool on_reference : {false, true}) {
     Backend& backend = on_reference ? *reference_ : *tested_;
-    ForEachProblem({3, 40}, {1, 5, 16}, {0, 1, 7, 16, 128}, [&](Problem& problem) {
+    const auto check = [&](Problem& problem) {
       constexpr int kLength = 300;
       std::vector<Matrix> documents = Documents(problem, {kLength, 150});
       std::vector<Matrix> first(1, documents[0]);
@@ -264,7 +266,9 @@ TEST_P(RecurrenceTest, EveryCutAndNeighbourGivesTheSameBits) {
         for (int f = 0; f < problem.spec.num_features(); ++f) ends.push_back(every.at(t, f));
       }
       EXPECT_EQ(ends, whole) << problem.what();
-    });
+    };
+    ForEachProblem({3, 40}, {1, 5, 16}, {0, 1, 7, 16, 128}, check);
+    ForEachProblem({1}, {70}, {0, 7}, check);
   }
 }
 

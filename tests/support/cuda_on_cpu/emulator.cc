@@ -60,7 +60,7 @@ struct Warp {
   int arrived = 0;
   unsigned operation = 0;
   Place place;
-  std::array<std::array<uint64_t, kLanes>, 2> values = {};
+  std::array<WarpValues, 2> values = {};
 };
 
 struct Array {
@@ -87,7 +87,7 @@ class Multiprocessor {
   int num_threads() const { return num_threads_; }
 
   void Barrier(const Place& place);
-  const std::array<uint64_t, kLanes>& WarpOperation(uint64_t value, const Place& place);
+  const WarpValues& WarpOperation(const std::array<uint64_t, 3>& values, const Place& place);
   void* Shared(const void* tag, const char* name, size_t bytes);
 
  private:
@@ -266,8 +266,8 @@ void Multiprocessor::Barrier(const Place& place) {
 }
 
 // A warp's operations order nothing in memory, so the sanitizer is told nothing.
-const std::array<uint64_t, kLanes>& Multiprocessor::WarpOperation(uint64_t value,
-                                                                  const Place& place) {
+const WarpValues& Multiprocessor::WarpOperation(const std::array<uint64_t, 3>& given,
+                                                const Place& place) {
   const int first = thread_ / kLanes * kLanes;
   Warp& warp = warps_[static_cast<size_t>(thread_ / kLanes)];
   if (warp.arrived == 0) warp.place = place;
@@ -276,7 +276,8 @@ const std::array<uint64_t, kLanes>& Multiprocessor::WarpOperation(uint64_t value
     mismatched_ = {warp.place, place};
   }
   auto& values = warp.values[warp.operation % 2];
-  values[static_cast<size_t>(thread_ - first)] = value;
+  for (size_t i = 0; i < given.size(); ++i)
+    values[i][static_cast<size_t>(thread_ - first)] = given[i];
   if (++warp.arrived == kLanes) {
     warp.arrived = 0;
     ++warp.operation;
@@ -367,11 +368,14 @@ void* SharedArray(const void* tag, const char* name, size_t bytes) {
   return Device().Shared(tag, name, bytes);
 }
 void SyncThreads(const char* file, unsigned line) { Device().Barrier({file, line}); }
+const WarpValues& Gather(const std::array<uint64_t, 3>& values, const char* file, unsigned line) {
+  return Device().WarpOperation(values, {file, line});
+}
 uint64_t Exchange(uint64_t value, int from_lane, const char* file, unsigned line) {
-  return Device().WarpOperation(value, {file, line})[static_cast<size_t>(from_lane)];
+  return Gather({value, 0, 0}, file, line)[0][static_cast<size_t>(from_lane)];
 }
 uint32_t Ballot(bool value, const char* file, unsigned line) {
-  const auto& values = Device().WarpOperation(value ? 1 : 0, {file, line});
+  const auto& values = Gather({value ? uint64_t{1} : 0, 0, 0}, file, line)[0];
   uint32_t ballot = 0;
   for (int lane = 0; lane < kLanes; ++lane)
     ballot |= static_cast<uint32_t>(values[static_cast<size_t>(lane)]) << lane;

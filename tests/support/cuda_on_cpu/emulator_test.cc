@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "engine/backend/cuda/runtime.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/cuda_on_cpu/libraries.h"
 #include "tests/support/cuda_on_cpu/planted_kernels.h"
 
 #ifdef __SANITIZE_THREAD__
@@ -82,6 +84,18 @@ TEST_F(EmulatorTest, LanesExchangeValuesInEveryOrder) {
   }
 }
 
+TEST_F(EmulatorTest, TensorCoresMultiplyFragmentsAsThePtxManualLaysThemOut) {
+  const std::vector<float> data = RUN(bst_test_fragments, 2);
+  ASSERT_TRUE(status_.ok()) << status_;
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 8; ++j) {
+      int sum = 0;  // of integers that BF16 and float32 hold exactly
+      for (int k = 0; k < 16; ++k) sum += (i + 16 * k) * (k - 2 * j);
+      EXPECT_EQ(data[static_cast<size_t>(i * 8 + j)], static_cast<float>(sum)) << i << ", " << j;
+    }
+  }
+}
+
 TEST_F(EmulatorTest, SharedMemoryBeginsAsNan) {
   const std::vector<float> data = RUN(bst_test_uninitialised);
 #ifndef __SANITIZE_THREAD__
@@ -97,6 +111,25 @@ TEST_F(EmulatorTest, AMissingSynchronizeShows) {
   EXPECT_EQ(data[63], 1.0f);
   ASSERT_TRUE(Synchronize(*stream_).ok());
   EXPECT_EQ(data[63], 64.0f);
+}
+
+// What two streams do without waiting for each other comes out in the order of a seed; what one
+// does, in its own order.
+TEST_F(EmulatorTest, AMissingSynchronizeBetweenStreamsShows) {
+  Stream* const other = *CreateStream();
+  std::set<float> results;
+  for (uint32_t seed = 1; seed <= 16; ++seed) {
+    cuda_on_cpu::SetStreamOrder(seed);
+    std::vector<float> data(1, 0.0f);
+    const std::vector<float> values = {1.0f, 2.0f, 3.0f};
+    Copy(*stream_, data.data(), &values[0], sizeof(float));
+    Copy(*stream_, data.data(), &values[1], sizeof(float));
+    Copy(*other, data.data(), &values[2], sizeof(float));
+    ASSERT_TRUE(Synchronize(*stream_).ok() && Synchronize(*other).ok());
+    results.insert(data[0]);
+  }
+  EXPECT_EQ(results, (std::set<float>{2.0f, 3.0f}));
+  DestroyStream(other);
 }
 
 TEST_F(EmulatorTest, ALaunchThatNoDeviceTakesIsAnError) {

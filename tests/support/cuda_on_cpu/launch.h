@@ -9,8 +9,8 @@ void Enqueue(Stream& stream, const char* kernel, const LaunchShape& shape,
              std::function<void()> thread);
 
 template <typename Task>
-void Launch(void (*kernel)(Task), const char* name, const LaunchShape& shape, Stream& stream,
-            const Task& task) {
+void LaunchNow(void (*kernel)(Task), const char* name, const LaunchShape& shape, Stream& stream,
+               const Task& task) {
   Enqueue(stream, name, shape, [kernel, task] { kernel(task); });
 }
 

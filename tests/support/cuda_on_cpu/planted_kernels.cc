@@ -1,5 +1,7 @@
 #include "tests/support/cuda_on_cpu/planted_kernels.h"
 
+#include "engine/backend/cuda/mma.cuh"
+
 namespace bst::cuda {
 namespace {
 
@@ -28,6 +30,31 @@ BST_KERNEL void bst_test_warp(PlantedTask task) {
 BST_KERNEL void bst_test_uninitialised(PlantedTask task) {
   BST_SHARED(float, values, kThreads);
   Own(task) = values[ThreadX()];
+}
+
+// Rows and columns of the elements a0 .. a7, b0 .. b3, c0 .. c3 as the PTX manual gives them for
+// mma.m16n8k16 with .bf16: not taken from mma.cuh, which is under test.
+BST_KERNEL void bst_test_fragments(PlantedTask task) {
+  const int lane = ThreadX() % kWarp, group = lane >> 2, in_group = lane % 4;
+  FragmentA a;
+  FragmentB b;
+  FragmentC c = {};
+  float as[8], bs[4];
+  for (int i = 0; i < 8; ++i) {
+    const int row = (0 <= i && i < 2) || (4 <= i && i < 6) ? group : group + 8;
+    const int column = i < 4 ? in_group * 2 + (i & 1) : in_group * 2 + (i & 1) + 8;
+    as[i] = static_cast<float>(row + 16 * column);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const int row = i < 2 ? in_group * 2 + (i & 1) : in_group * 2 + (i & 1) + 8;
+    bs[i] = static_cast<float>(row - 2 * group);
+  }
+  for (int i = 0; i < 4; ++i) a.words[i] = PackBf16(as[2 * i], as[2 * i + 1]);
+  for (int i = 0; i < 2; ++i) b.words[i] = PackBf16(bs[2 * i], bs[2 * i + 1]);
+  MultiplyAdd(a, b, c);
+  const int i = 2 * BlockX() + ThreadX() / kWarp;  // which of its four results a warp writes
+  const int row = i < 2 ? group : group + 8, column = in_group * 2 + (i & 1);
+  task.data[row * 8 + column] = c.values[i];
 }
 
 BST_KERNEL void bst_planted_divergent_barrier(PlantedTask task) {

@@ -14,6 +14,8 @@ BST_KERNEL void bst_test_indices(PlantedTask task);        // += 1000 block + th
 BST_KERNEL void bst_test_reverse(PlantedTask task);        // through shared memory
 BST_KERNEL void bst_test_warp(PlantedTask task);           // the warp's sum, and a ballot
 BST_KERNEL void bst_test_uninitialised(PlantedTask task);  // what shared memory begins as
+// Two blocks of 64: data becomes the [16, 8] product of A = i + 16 k and B = k - 2 j.
+BST_KERNEL void bst_test_fragments(PlantedTask task);
 
 BST_KERNEL void bst_planted_divergent_barrier(PlantedTask task);
 BST_KERNEL void bst_planted_two_barriers(PlantedTask task);

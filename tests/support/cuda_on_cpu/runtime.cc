@@ -1,43 +1,82 @@
 // engine/backend/cuda/runtime.h on the emulated device. A stream is a queue that runs when somebody
-// waits for it; device memory is host memory that begins as NaN.
+// waits for it, and then whatever other streams hold may run as well, in between, in an order that
+// a seed decides; device memory is host memory that begins as NaN.
 #include "engine/backend/cuda/runtime.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <set>
+#include <random>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/backend/cuda/call_list.h"
 #include "engine/backend/cuda/launch.h"
 #include "tests/support/cuda_on_cpu/emulator.h"
+#include "tests/support/cuda_on_cpu/libraries.h"
 
 namespace bst::cuda {
 
+using Task = std::function<absl::Status()>;
+
 class Stream {
  public:
-  void Push(std::function<absl::Status()> task) { tasks_.push_back(std::move(task)); }
-  // Runs what was enqueued. After an error nothing runs any more, as on a device.
-  void Drain() {
-    while (!tasks_.empty()) {
-      const std::function<absl::Status()> task = std::move(tasks_.front());
-      tasks_.pop_front();
-      if (status_.ok()) status_ = task();
-    }
+  void Push(Task task) { (capturing_ ? captured_ : tasks_).push_back(std::move(task)); }
+  bool is_empty() const { return tasks_.empty(); }
+  // After an error nothing runs any more, as on a device.
+  void RunOne() {
+    const Task task = std::move(tasks_.front());
+    tasks_.pop_front();
+    if (status_.ok()) status_ = task();
+  }
+  void BeginCapture() { capturing_ = true; }
+  std::deque<Task> EndCapture() {
+    capturing_ = false;
+    return std::exchange(captured_, {});
   }
   const absl::Status& status() const { return status_; }
 
+  CallList* recording = nullptr;
+
  private:
-  std::deque<std::function<absl::Status()>> tasks_;
+  std::deque<Task> tasks_, captured_;
+  bool capturing_ = false;
   absl::Status status_;
+};
+
+class Graph {
+ public:
+  std::deque<Task> tasks;
 };
 
 namespace {
 
-std::set<Stream*>& Streams() {
-  static auto* const streams = new std::set<Stream*>();
+std::vector<Stream*>& Streams() {
+  static auto* const streams = new std::vector<Stream*>();
   return *streams;
+}
+
+std::mt19937& StreamOrder() {
+  static auto* const order = new std::mt19937(1);
+  return *order;
+}
+
+int graph_launches = 0;
+
+// Until `stream` has run what it was given; null: until all have.
+void Drain(const Stream* stream) {
+  for (;;) {
+    std::vector<Stream*> ready;
+    for (Stream* s : Streams()) {
+      if (!s->is_empty()) ready.push_back(s);
+    }
+    if (stream == nullptr ? ready.empty() : stream->is_empty()) return;
+    ready[StreamOrder()() % ready.size()]->RunOne();
+  }
 }
 
 absl::StatusOr<void*> AllocateHost(size_t bytes) {
@@ -48,7 +87,7 @@ absl::StatusOr<void*> AllocateHost(size_t bytes) {
 }
 
 void FreeHost(void* data) {
-  for (Stream* stream : Streams()) stream->Drain();
+  Drain(nullptr);
   std::free(data);
 }
 
@@ -63,26 +102,48 @@ void FreePinned(void* data) { FreeHost(data); }
 
 absl::StatusOr<Stream*> CreateStream() {
   auto* stream = new Stream();
-  Streams().insert(stream);
+  Streams().push_back(stream);
   return stream;
 }
 void DestroyStream(Stream* stream) {
-  stream->Drain();
-  Streams().erase(stream);
+  Drain(stream);
+  Streams().erase(std::find(Streams().begin(), Streams().end(), stream));
   delete stream;
 }
 
-void Copy(Stream& stream, void* to, const void* from, size_t bytes) {
+namespace {
+
+struct CopyCall {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+void MakeCopy(Stream& stream, const CopyCall& call) {
   stream.Push([=] {
-    std::memmove(to, from, bytes);
+    std::memmove(call.to, call.from, call.bytes);
     return absl::OkStatus();
   });
 }
-void Fill(Stream& stream, void* to, int byte, size_t bytes) {
+
+struct FillCall {
+  void* to;
+  size_t bytes;
+  int byte;
+};
+void MakeFill(Stream& stream, const FillCall& call) {
   stream.Push([=] {
-    std::memset(to, byte, bytes);
+    std::memset(call.to, call.byte, call.bytes);
     return absl::OkStatus();
   });
+}
+
+}  // namespace
+
+void Copy(Stream& stream, void* to, const void* from, size_t bytes) {
+  CallOrKeep<MakeCopy>(stream, CopyCall{to, from, bytes});
+}
+void Fill(Stream& stream, void* to, int byte, size_t bytes) {
+  CallOrKeep<MakeFill>(stream, FillCall{to, bytes, byte});
 }
 void Enqueue(Stream& stream, const char* kernel, const LaunchShape& shape,
              std::function<void()> thread) {
@@ -92,13 +153,42 @@ void Enqueue(Stream& stream, const char* kernel, const LaunchShape& shape,
   });
 }
 
+void StartRecording(Stream& stream, CallList* list) { stream.recording = list; }
+void StopRecording(Stream& stream) { stream.recording = nullptr; }
+CallList* Recording(const Stream& stream) { return stream.recording; }
+
+bool BeginCapture(Stream& stream) {
+  stream.BeginCapture();
+  return true;
+}
+Graph* EndCapture(Stream& stream) { return new Graph{.tasks = stream.EndCapture()}; }
+void LaunchGraph(Stream& stream, const Graph& graph) {
+  ++graph_launches;
+  for (const Task& task : graph.tasks) stream.Push(task);
+}
+void DestroyGraph(Graph* graph) { delete graph; }
+
 void Fail(Stream& stream, const absl::Status& status) {
   stream.Push([=] { return status; });
 }
 
 absl::Status Synchronize(Stream& stream) {
-  stream.Drain();
+  Drain(&stream);
   return stream.status();
 }
 
 }  // namespace bst::cuda
+
+namespace bst::cuda_on_cpu {
+
+void SetStreamOrder(uint32_t seed) { cuda::StreamOrder().seed(seed); }
+int NumGraphLaunches() { return cuda::graph_launches; }
+
+void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task) {
+  stream.Push([task = std::move(task)] {
+    task();
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace bst::cuda_on_cpu

@@ -32,10 +32,11 @@ class Workload {
   void Run() {
     for (const DType type : {DType::kF32, DType::kBF16}) {
       Linears(type);
-      Attention(type);
+      Attention(type, 20);
       Context(type);
       Embedding(type);
     }
+    Attention(DType::kBF16, 130);  // wider than the tensor cores' form takes
     NormsAndRotations();
     Elementwise();
     Sequences();
@@ -74,17 +75,20 @@ class Workload {
   }
 
   void Linears(DType type) {
-    auto& weights = Keep(backend_.PackLinear({Parameter({70, 300}, 0.1)}, type));
-    for (const int rows : {1, 3, 67}) {
+    auto& weights = Keep(backend_.PackLinear({Parameter({70, 140}, 0.1)}, type));
+    for (const int rows : {1, 9, 67}) {
       for (const LinearEpilogue epilogue : {LinearEpilogue::kStore, LinearEpilogue::kRelu,
                                             LinearEpilogue::kGelu, LinearEpilogue::kAdd})
-        backend_.Linear(Random(rows, 300), weights, {.epilogue = epilogue}, Random(rows, 70));
+        backend_.Linear(Random(rows, 140), weights, {.epilogue = epilogue}, Random(rows, 70));
     }
   }
 
-  void Attention(DType type) {
-    const AttentionSpec spec = {
-        .num_heads = 2, .head_dim = 20, .window = 140, .include_self = false, .kv_type = type};
+  void Attention(DType type, int head_dim) {
+    const AttentionSpec spec = {.num_heads = 2,
+                                .head_dim = head_dim,
+                                .window = 140,
+                                .include_self = false,
+                                .kv_type = type};
     AttentionParameters parameters = {
         .spec = spec, .scale = Parameter({2}), .bias = Parameter({2, 141})};
     for (int64_t i = 0; i < 2; ++i) parameters.scale.as<float>()[i] = 0.2f;
@@ -95,8 +99,8 @@ class Workload {
       const std::vector<Row> rows = {
           {.slot = SlotId(2), .begin = 0, .end = n, .position = position},
           {.slot = SlotId(0), .begin = n, .end = n + 2, .position = position / 2}};
-      backend_.Attention(weights, Random(n + 2, 40), Random(n + 2, 40), Random(n + 2, 40), rows,
-                         ring, Random(n + 2, 40));
+      backend_.Attention(weights, Random(n + 2, 2 * head_dim), Random(n + 2, 2 * head_dim),
+                         Random(n + 2, 2 * head_dim), rows, ring, Random(n + 2, 2 * head_dim));
       position += n;
     }
   }
@@ -154,13 +158,13 @@ class Workload {
   void Sequences() {
     const std::vector<Row> rows = {{.slot = SlotId(1), .begin = 0, .end = 9, .position = 5},
                                    {.slot = SlotId(0), .begin = 9, .end = 10, .position = 7}};
-    constexpr int kModes = 5;
     for (const bool ends : {false, true}) {
+      const int modes = ends ? 5 : 70;  // 70: more than registers hold
       const SsmSpec spec = {.num_inputs = 33,
                             .num_filters = 2,
                             .outputs = ends ? SsmOutputs::kBlockEnds : SsmOutputs::kEveryToken,
                             .block = 4};
-      const Shape shape = {66, kModes, 2}, features = {66};
+      const Shape shape = {66, modes, 2}, features = {66};
       const double small = 0.1;
       std::vector<SsmWeights*> kinds = {
           &Keep(backend_.PackSsm({.spec = spec,
@@ -186,11 +190,28 @@ class Workload {
           backend_.Ssm(*weights, Random(10, 33), rows, state, Random(ends ? 3 : 10, 66));
       }
     }
+    LongFilter();
     auto& scan = Keep(backend_.PackScan(Parameter({300, 2}, 0.1)));
     const PoolView state = Pool(backend_.ScanStateBytes(scan), 2);
     const TensorView v = Random(10, 600);
     backend_.Scan(scan, v, rows, state);
     backend_.Scan(scan, v, rows, state);
+  }
+
+  // In the partitioned form: a row begins within a block, passes two block starts, and another
+  // begins at one.
+  void LongFilter() {
+    auto& weights =
+        Keep(backend_.PackConvolution({.spec = {.num_inputs = 34, .num_filters = 2, .block = 16},
+                                       .taps = Parameter({68, 40}),
+                                       .d = Parameter({68})}));
+    const PoolView state = Pool(backend_.SsmStateBytes(weights), 2);
+    const std::vector<Row> first = {{.slot = SlotId(1), .begin = 0, .end = 23, .position = 0},
+                                    {.slot = SlotId(0), .begin = 23, .end = 39, .position = 0}};
+    const std::vector<Row> second = {{.slot = SlotId(1), .begin = 0, .end = 27, .position = 23},
+                                     {.slot = SlotId(0), .begin = 27, .end = 28, .position = 16}};
+    backend_.Ssm(weights, Random(39, 34), first, state, Random(39, 68));
+    backend_.Ssm(weights, Random(28, 34), second, state, Random(28, 68));
   }
 
   void Logprobs() {
@@ -208,7 +229,7 @@ class Workload {
 
 std::vector<float> RunIn(Order order, uint32_t seed) {
   cuda_on_cpu::SetOrder(order, seed);
-  const auto backend = *MakeCudaBackend();
+  const auto backend = *MakeCudaBackend({.panel_rows = {66}});
   Workload workload(*backend);
   workload.Run();
   return workload.Results();

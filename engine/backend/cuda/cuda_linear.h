@@ -1,0 +1,90 @@
+// Linear layers: their weights, and what multiplies by them.
+//
+// The kernels of linear.cu define the bits and do any number of rows. In their place cuBLAS takes
+// panels of a few fixed numbers of rows, as many as fit, where it gives the kernels' bits: for each
+// shape of weights each algorithm that it proposes multiplies a whole panel, in every epilogue, and
+// is compared with the kernels when the first weights of the shape are packed. It never sees
+// another number of rows, so that nothing is left to its promises; the rows that remain are the
+// kernels'.
+//
+// Ownership   CudaLinear owns device memory; CudaProducts outlives every call of Run.
+// Threads     One.
+// Errors      Pack: kResourceExhausted. That cuBLAS is missing or differs is none: Summary tells.
+// Tested by   tests/engine/backend/cuda/linear_test.cc, and by it on GPUs
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "engine/backend/backend.h"
+#include "engine/backend/cuda/blas.h"
+#include "engine/backend/cuda/cuda_device.h"
+#include "engine/backend/cuda/kernels.h"
+
+namespace bst {
+
+// As cuda::LinearTask has them: F32 transposed, BF16 as the checkpoint has them; padded with zeros.
+class CudaLinear : public LinearWeights {
+ public:
+  static absl::StatusOr<std::unique_ptr<CudaLinear>> Pack(CudaDevice& device,
+                                                          absl::Span<const TensorView> parts,
+                                                          DType type);
+  const Buffer& weights() const { return weights_; }
+  bool is_bf16() const { return type_ == DType::kBF16; }
+  int padded_in() const { return Padded(in_features(), cuda::kLinearDepth); }
+  int padded_out() const { return Padded(out_features(), cuda::kLinearColumns); }
+  size_t bytes() const override { return weights_.bytes(); }
+
+ private:
+  CudaLinear(int in, int out, DType type) : LinearWeights(in, out), type_(type) {}
+  static int Padded(int n, int to) { return (n + to - 1) / to * to; }
+  Buffer weights_;
+  DType type_;
+};
+
+class CudaProducts {
+ public:
+  // panel_rows: descending; empty: cuBLAS is not asked for.
+  CudaProducts(CudaDevice& device, std::vector<int> panel_rows);
+  CudaProducts(const CudaProducts&) = delete;
+  CudaProducts& operator=(const CudaProducts&) = delete;
+  ~CudaProducts();
+
+  // Chooses for the shape of `weights`, unless it is known. Waits for the device.
+  void Choose(const CudaLinear& weights);
+  void Run(TensorView x, const CudaLinear& weights, const LinearOptions& options, TensorView out);
+
+  // "cuBLAS for 5 of 6 shapes", "no cuBLAS: ...".
+  std::string Summary() const;
+
+ private:
+  // What multiplies a panel: all segments but the last, and that one.
+  struct Panel {
+    int rows = 0;
+    cuda::Product* whole = nullptr;  // null: there is but one segment
+    cuda::Product* last = nullptr;
+  };
+  using Shape = std::tuple<int, int, bool>;  // in, out, BF16
+
+  static Shape ShapeOf(const CudaLinear& weights);
+  bool Find(const CudaLinear& weights, Panel& panel);
+  bool SameBits(const CudaLinear& weights, const Panel& panel);
+  void RunPanel(const CudaLinear& weights, const Panel& panel, const LinearOptions& options,
+                const cuda::Matrix& x, const cuda::Matrix& out);
+  void RunKernel(const CudaLinear& weights, const LinearOptions& options, const cuda::Matrix& x,
+                 const cuda::Matrix& out, int rows);
+
+  CudaDevice& device_;
+  std::vector<int> panel_rows_;
+  cuda::Blas* blas_ = nullptr;
+  std::string missing_;                         // why blas_ is null
+  std::map<Shape, std::vector<Panel>> chosen_;  // descending in rows
+  Buffer rounded_;                              // a panel of x in BF16
+};
+
+}  // namespace bst

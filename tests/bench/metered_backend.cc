@@ -1,0 +1,460 @@
+#include "tests/bench/metered_backend.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+
+namespace bst {
+namespace {
+
+constexpr double kFloat = 4;  // bytes
+
+// What the costs of an operator need to know of its weights.
+struct WeightFacts {
+  size_t bytes = 0;
+  size_t state_bytes = 0;
+  double element_bytes = kFloat;
+  double token_operations = 0;  // of a feature and token
+  double output_operations = 0;
+  double token_chain = 0;
+  double taps = 0;
+};
+
+template <typename Base>
+class Metered final : public Base {
+ public:
+  template <typename... Arguments>
+  Metered(std::unique_ptr<Base> inner_weights, const WeightFacts& its_facts, Arguments... arguments)
+      : Base(arguments...), inner(std::move(inner_weights)), facts(its_facts) {}
+  size_t bytes() const override { return inner == nullptr ? facts.bytes : inner->bytes(); }
+
+  std::unique_ptr<Base> inner;
+  WeightFacts facts;
+};
+template <typename Base>
+const Metered<Base>& AsMetered(const Base& weights) {
+  return dynamic_cast<const Metered<Base>&>(weights);
+}
+
+double Elements(const TensorView& view) { return static_cast<double>(view.shape().num_elements()); }
+double Columns(const TensorView& view) { return static_cast<double>(view.dim(1)); }
+
+size_t KeyValueBytes(int rows, int heads, int head_dim, DType type) {
+  return size_t{2} * static_cast<size_t>(rows) * static_cast<size_t>(heads) *
+         static_cast<size_t>(head_dim) * SizeOf(type);
+}
+
+// Keys that each token of `row` sees, summed, and those of them that lay in the ring.
+struct VisibleKeys {
+  double seen = 0;
+  double from_ring = 0;
+};
+VisibleKeys KeysOf(const Row& row, const AttentionSpec& spec) {
+  VisibleKeys keys;
+  const auto reach = [&](int64_t position) {  // distances 0 .. reach - 1, or 1 .. reach
+    int64_t n = spec.window;
+    if (spec.empty_prefix == EmptyPrefix::kMasked)
+      n = std::min(n, spec.include_self ? position + 1 : position);
+    if (spec.scope == AttentionScope::kBlock)
+      n = std::min<int64_t>(n, position % spec.window + (spec.include_self ? 1 : 0));
+    return n;
+  };
+  for (int t = 0; t < row.num_tokens(); ++t)
+    keys.seen += static_cast<double>(reach(row.position + t));
+  const int64_t first = reach(row.position) - (spec.include_self ? 1 : 0);
+  keys.from_ring = static_cast<double>(std::max<int64_t>(0, first));
+  return keys;
+}
+
+WeightFacts RecurrenceFacts(const SsmSpec& spec, int64_t modes, bool dplr) {
+  WeightFacts facts;
+  const auto features = static_cast<size_t>(spec.num_features());
+  const size_t pairs = features * static_cast<size_t>(modes) * 2 * sizeof(float);
+  facts.bytes = (dplr ? 6 : 3) * pairs + (dplr ? 2 : 1) * features * sizeof(float);
+  facts.state_bytes = pairs;
+  // Diagonal: B u 2, E x 8, the sum 2. DPLR: s 4, v 10, r 4, x 12, and E x 8 once more for r.
+  facts.token_operations = static_cast<double>(modes) * (dplr ? 38 : 12);
+  facts.output_operations = static_cast<double>(modes) * 4;
+  // x to x: two fmaf and an addition; DPLR has two sums over the modes, by a tree, in between.
+  const int tree = std::bit_width(std::bit_ceil(static_cast<unsigned>(modes))) - 1;
+  facts.token_chain = dplr ? 2 * (2 + tree) + 6 : 3;
+  return facts;
+}
+
+void Unmap(void* data, size_t bytes) { ::munmap(data, bytes); }
+
+}  // namespace
+
+OperatorCost& OperatorCost::operator+=(const OperatorCost& other) {
+  bytes += other.bytes;
+  operations += other.operations;
+  chain += other.chain;
+  unit = other.unit;
+  return *this;
+}
+
+void MeteredBackend::Start() {
+  uses_.clear();
+  places_.clear();
+  metering_ = true;
+}
+
+std::vector<OperatorUse> MeteredBackend::Stop() {
+  metering_ = false;
+  return std::move(uses_);
+}
+
+void MeteredBackend::Run(const std::string& name, const OperatorCost& cost,
+                         absl::FunctionRef<void(Backend&)> run) {
+  if (!metering_) {
+    if (inner_ != nullptr) run(*inner_);
+    return;
+  }
+  const auto [place, is_new] = places_.emplace(name, uses_.size());
+  if (is_new) uses_.push_back({.name = name, .cost = {}});
+  OperatorUse& use = uses_[place->second];
+  ++use.calls;
+  use.cost += cost;
+  if (inner_ == nullptr) return;
+  (void)inner_->Sync();  // its status sticks
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < repeats_; ++i) run(*inner_);
+  (void)inner_->Sync();
+  use.seconds +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats_;
+}
+
+// ---------------------------------------------------------------- memory and weights
+
+TensorView MeteredBackend::Random(const TensorView& like) {
+  const auto count = static_cast<size_t>(like.shape().num_elements());
+  while (random_.size() < count)
+    random_.push_back(ToBFloat16(static_cast<float>(generator_() % 2001) * 1e-5f - 0.01f));
+  return {random_.data(), DType::kBF16, like.shape()};
+}
+
+absl::StatusOr<Buffer> MeteredBackend::Allocate(size_t bytes) {
+  allocated_bytes_ += bytes;
+  if (inner_ != nullptr) return inner_->Allocate(bytes);
+  const size_t mapped = std::max<size_t>(bytes, 1);
+  void* const data = ::mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) return absl::ResourceExhaustedError(absl::StrCat(bytes, " addresses"));
+  return Buffer(data, mapped, Unmap);
+}
+
+absl::StatusOr<Buffer> MeteredBackend::AllocateHostReadable(size_t bytes) {
+  return inner_ == nullptr ? Allocate(bytes) : inner_->AllocateHostReadable(bytes);
+}
+
+absl::StatusOr<std::unique_ptr<EmbeddingWeights>> MeteredBackend::PackEmbedding(TensorView table,
+                                                                                DType type) {
+  const WeightFacts facts = {
+      .bytes = static_cast<size_t>(table.shape().num_elements()) * SizeOf(type),
+      .element_bytes = static_cast<double>(SizeOf(type))};
+  std::unique_ptr<EmbeddingWeights> inner;
+  if (inner_ != nullptr) {
+    BST_ASSIGN_OR_RETURN(inner, inner_->PackEmbedding(Random(table), type));
+  }
+  auto weights = std::make_unique<Metered<EmbeddingWeights>>(std::move(inner), facts);
+  weight_bytes_ += weights->bytes();
+  return weights;
+}
+
+absl::StatusOr<std::unique_ptr<LinearWeights>> MeteredBackend::PackLinear(
+    absl::Span<const TensorView> parts, DType type) {
+  int64_t out = 0;
+  for (const TensorView& part : parts) out += part.dim(0);
+  const int64_t in = parts[0].dim(1);
+  const WeightFacts facts = {.bytes = static_cast<size_t>(in * out) * SizeOf(type),
+                             .element_bytes = static_cast<double>(SizeOf(type))};
+  std::unique_ptr<LinearWeights> inner;
+  if (inner_ != nullptr) {
+    for (const TensorView& part : parts) (void)Random(part);  // grows, which moves the numbers
+    std::vector<TensorView> filled;
+    for (const TensorView& part : parts) filled.push_back(Random(part));
+    BST_ASSIGN_OR_RETURN(inner, inner_->PackLinear(filled, type));
+  }
+  auto weights = std::make_unique<Metered<LinearWeights>>(
+      std::move(inner), facts, static_cast<int>(in), static_cast<int>(out));
+  weight_bytes_ += weights->bytes();
+  return weights;
+}
+
+absl::StatusOr<std::unique_ptr<AttentionWeights>> MeteredBackend::PackAttention(
+    const AttentionParameters& parameters) {
+  const WeightFacts facts = {
+      .bytes =
+          static_cast<size_t>(parameters.spec.num_heads) * sizeof(float) +
+          (parameters.bias.empty() ? 0 : static_cast<size_t>(Elements(parameters.bias) * kFloat))};
+  std::unique_ptr<AttentionWeights> inner;
+  if (inner_ != nullptr) {
+    BST_ASSIGN_OR_RETURN(inner, inner_->PackAttention(parameters));
+  }
+  return std::make_unique<Metered<AttentionWeights>>(std::move(inner), facts, parameters.spec);
+}
+
+absl::StatusOr<std::unique_ptr<ContextWeights>> MeteredBackend::PackContextAttention(
+    const ContextParameters& parameters) {
+  const WeightFacts facts = {.bytes =
+                                 static_cast<size_t>(parameters.spec.num_heads) * sizeof(float)};
+  std::unique_ptr<ContextWeights> inner;
+  if (inner_ != nullptr) {
+    BST_ASSIGN_OR_RETURN(inner, inner_->PackContextAttention(parameters));
+  }
+  return std::make_unique<Metered<ContextWeights>>(std::move(inner), facts, parameters.spec);
+}
+
+absl::StatusOr<std::unique_ptr<SsmWeights>> MeteredBackend::PackSsm(
+    const SsmParameters& parameters) {
+  std::unique_ptr<SsmWeights> inner;
+  if (inner_ != nullptr) {
+    BST_ASSIGN_OR_RETURN(inner, inner_->PackSsm(parameters));
+  }
+  return std::make_unique<Metered<SsmWeights>>(
+      std::move(inner), RecurrenceFacts(parameters.spec, parameters.c.dim(1), /*dplr=*/false),
+      parameters.spec);
+}
+
+absl::StatusOr<std::unique_ptr<SsmWeights>> MeteredBackend::PackDplr(
+    const DplrParameters& parameters) {
+  std::unique_ptr<SsmWeights> inner;
+  if (inner_ != nullptr) {
+    BST_ASSIGN_OR_RETURN(inner, inner_->PackDplr(parameters));
+  }
+  return std::make_unique<Metered<SsmWeights>>(
+      std::move(inner), RecurrenceFacts(parameters.spec, parameters.c.dim(1), /*dplr=*/true),
+      parameters.spec);
+}
+
+absl::StatusOr<std::unique_ptr<SsmWeights>> MeteredBackend::PackConvolution(
+    const ConvolutionParameters& parameters) {
+  const auto taps = static_cast<size_t>(parameters.taps.dim(1));
+  const SsmSpec& spec = parameters.spec;
+  const auto features = static_cast<size_t>(spec.num_features()),
+             inputs = static_cast<size_t>(spec.num_inputs), block = static_cast<size_t>(spec.block);
+  WeightFacts facts = {.bytes = (taps + 1) * features * sizeof(float),
+                       .state_bytes = taps * inputs * sizeof(float),
+                       .output_operations = 2 * static_cast<double>(taps),
+                       .taps = static_cast<double>(taps)};
+  // The partitioned form, as engine/backend/cuda/cuda_convolution.cc has it.
+  const size_t partitions =
+      spec.outputs == SsmOutputs::kEveryToken && block >= 16 ? (taps - 1 + block - 1) / block : 0;
+  if (partitions >= 2) {
+    const size_t size = 2 * std::bit_ceil(block), points = size / 2 + 1;
+    facts.bytes = (partitions * points * 2 + block + 1) * features * sizeof(float);
+    facts.state_bytes = (partitions * block * inputs + block * features) * sizeof(float);
+    // Within the block, and per token of it a transform of size n forth for each input and back for
+    // each feature, 2.5 n log2 n, and a product of spectra.
+    const double transform = 2.5 * static_cast<double>(size) *
+                             static_cast<double>(std::bit_width(size) - 1) *
+                             (1 + static_cast<double>(inputs) / static_cast<double>(features));
+    facts.output_operations =
+        static_cast<double>(block + 1) +
+        (transform + 8.0 * static_cast<double>(partitions * points)) / static_cast<double>(block);
+  }
+  std::unique_ptr<SsmWeights> inner;
+  if (inner_ != nullptr) {
+    BST_ASSIGN_OR_RETURN(inner, inner_->PackConvolution(parameters));
+  }
+  return std::make_unique<Metered<SsmWeights>>(std::move(inner), facts, parameters.spec);
+}
+
+absl::StatusOr<std::unique_ptr<ScanWeights>> MeteredBackend::PackScan(TensorView a_minus_one) {
+  WeightFacts facts;
+  facts.bytes = facts.state_bytes = static_cast<size_t>(Elements(a_minus_one) * kFloat);
+  std::unique_ptr<ScanWeights> inner;
+  if (inner_ != nullptr) {
+    BST_ASSIGN_OR_RETURN(inner, inner_->PackScan(a_minus_one));
+  }
+  return std::make_unique<Metered<ScanWeights>>(std::move(inner), facts);
+}
+
+absl::StatusOr<Buffer> MeteredBackend::PackVector(TensorView vector) {
+  if (inner_ != nullptr) return inner_->PackVector(vector);
+  return Allocate(static_cast<size_t>(Elements(vector) * kFloat));
+}
+
+size_t MeteredBackend::RingBytes(const AttentionSpec& spec) const {
+  if (inner_ != nullptr) return inner_->RingBytes(spec);
+  return KeyValueBytes(spec.window, spec.num_heads, spec.head_dim, spec.kv_type);
+}
+size_t MeteredBackend::ContextBytes(const ContextSpec& spec) const {
+  if (inner_ != nullptr) return inner_->ContextBytes(spec);
+  return KeyValueBytes(spec.capacity, spec.num_heads, spec.head_dim, spec.kv_type);
+}
+size_t MeteredBackend::SsmStateBytes(const SsmWeights& weights) const {
+  const auto& w = AsMetered(weights);
+  return w.inner == nullptr ? w.facts.state_bytes : inner_->SsmStateBytes(*w.inner);
+}
+size_t MeteredBackend::ScanStateBytes(const ScanWeights& weights) const {
+  const auto& w = AsMetered(weights);
+  return w.inner == nullptr ? w.facts.state_bytes : inner_->ScanStateBytes(*w.inner);
+}
+void MeteredBackend::ClearSlot(PoolView pool, SlotId slot) {
+  if (inner_ != nullptr) inner_->ClearSlot(pool, slot);
+}
+void MeteredBackend::CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) {
+  Run("copy slot", {.bytes = 2 * static_cast<double>(std::min(from.slot_bytes, to.slot_bytes))},
+      [&](Backend& inner) { inner.CopySlot(from, from_slot, to, to_slot); });
+}
+
+// ---------------------------------------------------------------- operators
+
+void MeteredBackend::Embed(const EmbeddingWeights& table, absl::Span<const TokenId> tokens,
+                           TensorView out) {
+  const auto& w = AsMetered(table);
+  Run("embed", {.bytes = Elements(out) * (kFloat + w.facts.element_bytes)},
+      [&](Backend& inner) { inner.Embed(*w.inner, tokens, out); });
+}
+
+void MeteredBackend::RmsNorm(TensorView x, TensorView gain, float epsilon, TensorView out) {
+  Run("rms norm",
+      {.bytes = (2 * Elements(x) + Elements(gain)) * kFloat, .operations = 4 * Elements(x)},
+      [&](Backend& inner) { inner.RmsNorm(x, gain, epsilon, out); });
+}
+
+void MeteredBackend::Linear(TensorView x, const LinearWeights& weights,
+                            const LinearOptions& options, TensorView out) {
+  const auto& w = AsMetered(weights);
+  const double in = w.in_features(), features = w.out_features();
+  const double out_passes = options.epilogue == LinearEpilogue::kAdd ? 2 : 1;
+  Run(absl::StrCat("linear ", w.in_features(), " x ", w.out_features()),
+      {.bytes = in * features * w.facts.element_bytes +
+                (Elements(x) + out_passes * Elements(out)) * kFloat,
+       .operations = 2 * Elements(x) * features,
+       .unit =
+           w.facts.element_bytes == kFloat ? RooflineUnit::kFloat32 : RooflineUnit::kTensorBf16},
+      [&](Backend& inner) { inner.Linear(x, *w.inner, options, out); });
+}
+
+void MeteredBackend::Gate(TensorView x, GateActivation activation, TensorView out) {
+  Run("gate", {.bytes = 3 * Elements(out) * kFloat, .operations = 2 * Elements(out)},
+      [&](Backend& inner) { inner.Gate(x, activation, out); });
+}
+
+void MeteredBackend::NormalizeHeads(TensorView x, int head_dim) {
+  Run("normalize heads", {.bytes = 2 * Elements(x) * kFloat, .operations = 3 * Elements(x)},
+      [&](Backend& inner) { inner.NormalizeHeads(x, head_dim); });
+}
+
+void MeteredBackend::RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) {
+  Run("rotary table", {.bytes = Elements(table) * kFloat, .operations = 2 * Elements(table)},
+      [&](Backend& inner) { inner.RotaryTable(rows, theta, table); });
+}
+
+void MeteredBackend::Rotate(TensorView x, int head_dim, TensorView table) {
+  Run("rotate",
+      {.bytes = (2 * Elements(x) + Elements(table)) * kFloat, .operations = 3 * Elements(x)},
+      [&](Backend& inner) { inner.Rotate(x, head_dim, table); });
+}
+
+void MeteredBackend::Attention(const AttentionWeights& weights, TensorView q, TensorView k,
+                               TensorView v, absl::Span<const Row> rows, PoolView ring,
+                               TensorView out) {
+  const auto& w = AsMetered(weights);
+  const AttentionSpec& spec = w.spec();
+  const double key_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
+  // Float32 queries and weights on the tensor cores: three products for one.
+  const bool is_bf16 = spec.kv_type == DType::kBF16 && spec.head_dim <= 128;
+  OperatorCost cost = {.bytes = 4 * Elements(q) * kFloat,
+                       .unit = is_bf16 ? RooflineUnit::kTensorBf16 : RooflineUnit::kFloat32};
+  for (const Row& row : rows) {
+    const VisibleKeys keys = KeysOf(row, spec);
+    cost.bytes += (keys.from_ring + std::min(row.num_tokens(), spec.window)) * key_bytes;
+    cost.operations += (is_bf16 ? 3 : 1) * 4 * Columns(q) * keys.seen;
+  }
+  Run(spec.scope == AttentionScope::kBlock ? "attention within the block" : "attention", cost,
+      [&](Backend& inner) { inner.Attention(*w.inner, q, k, v, rows, ring, out); });
+}
+
+void MeteredBackend::StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
+                                  absl::Span<const ContextRows> rows, PoolView contexts) {
+  const auto& w = AsMetered(weights);
+  Run("store context",
+      {.bytes = 2 * Elements(k) * (kFloat + static_cast<double>(SizeOf(w.spec().kv_type)))},
+      [&](Backend& inner) { inner.StoreContext(*w.inner, k, v, rows, contexts); });
+}
+
+void MeteredBackend::ContextAttention(const ContextWeights& weights, TensorView q,
+                                      absl::Span<const ContextUse> uses, TensorView out) {
+  const auto& w = AsMetered(weights);
+  OperatorCost cost = {.bytes = 2 * Elements(q) * kFloat};
+  for (const ContextUse& use : uses) {
+    cost.bytes += 2 * Columns(q) * static_cast<double>(SizeOf(w.spec().kv_type)) * use.num_rows;
+    cost.operations += 4 * Columns(q) * static_cast<double>(use.end - use.begin) * use.num_rows;
+  }
+  Run("context attention", cost,
+      [&](Backend& inner) { inner.ContextAttention(*w.inner, q, uses, out); });
+}
+
+void MeteredBackend::Ssm(const SsmWeights& weights, TensorView u, absl::Span<const Row> rows,
+                         PoolView state, TensorView y) {
+  const auto& w = AsMetered(weights);
+  const WeightFacts& facts = w.facts;
+  OperatorCost cost = {
+      .bytes = (Elements(u) + Elements(y)) * kFloat + static_cast<double>(w.bytes()),
+      .operations =
+          static_cast<double>(u.dim(0)) * w.spec().num_features() * facts.token_operations +
+          Elements(y) * (facts.output_operations + 2)};
+  int longest = 0;
+  for (const Row& row : rows) {
+    longest = std::max(longest, row.num_tokens());
+    if (facts.taps > 0) {  // reads the ring, writes what is new
+      const double held = std::min(static_cast<double>(row.position), facts.taps - 1);
+      cost.bytes += (held + std::min<double>(row.num_tokens(), facts.taps)) * Columns(u) * kFloat;
+    } else {
+      cost.bytes += 2 * static_cast<double>(facts.state_bytes);
+    }
+  }
+  cost.chain = longest * facts.token_chain;
+  Run(facts.taps > 0 ? "convolution" : "recurrence", cost,
+      [&](Backend& inner) { inner.Ssm(*w.inner, u, rows, state, y); });
+}
+
+void MeteredBackend::Scan(const ScanWeights& weights, TensorView v, absl::Span<const Row> rows,
+                          PoolView state) {
+  const auto& w = AsMetered(weights);
+  int longest = 0;
+  for (const Row& row : rows) longest = std::max(longest, row.num_tokens());
+  Run("scan",
+      {.bytes = 2 * Elements(v) * kFloat +
+                2 * static_cast<double>(rows.size()) * static_cast<double>(w.facts.state_bytes),
+       .operations = 5 * Elements(v),
+       .chain = 3.0 * longest},
+      [&](Backend& inner) { inner.Scan(*w.inner, v, rows, state); });
+}
+
+void MeteredBackend::AddScaled(TensorView x, TensorView gain, TensorView y) {
+  Run("add scaled",
+      {.bytes = (Elements(x) + 2 * Elements(y)) * kFloat, .operations = 2 * Elements(y)},
+      [&](Backend& inner) { inner.AddScaled(x, gain, y); });
+}
+void MeteredBackend::Multiply(TensorView x, TensorView y) {
+  Run("multiply", {.bytes = 3 * Elements(y) * kFloat, .operations = Elements(y)},
+      [&](Backend& inner) { inner.Multiply(x, y); });
+}
+void MeteredBackend::AddTable(TensorView table, TensorView x) {
+  Run("add table", {.bytes = 2 * Elements(x) * kFloat, .operations = Elements(x)},
+      [&](Backend& inner) { inner.AddTable(table, x); });
+}
+void MeteredBackend::Interpolate(TensorView s, TensorView gate, TensorView z) {
+  Run("interpolate", {.bytes = 3 * Elements(z) * kFloat, .operations = 4 * Elements(z)},
+      [&](Backend& inner) { inner.Interpolate(s, gate, z); });
+}
+void MeteredBackend::GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) {
+  Run("gather rows", {.bytes = 2 * Elements(out) * kFloat},
+      [&](Backend& inner) { inner.GatherRows(x, indices, out); });
+}
+void MeteredBackend::TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets,
+                                    absl::Span<float> logprobs) {
+  Run("target logprobs", {.bytes = Elements(logits) * kFloat, .operations = 2 * Elements(logits)},
+      [&](Backend& inner) { inner.TargetLogprobs(logits, targets, logprobs); });
+}
+
+}  // namespace bst

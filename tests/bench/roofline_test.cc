@@ -1,0 +1,144 @@
+// The roofline's counts against sums made by hand, its sizes against the backend it speaks of, and
+// the tables of the README against what the program prints.
+#include "tests/bench/roofline.h"
+
+#include <fstream>
+#include <iterator>
+
+#include "engine/backend/cuda/cuda_backend.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace bst {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr char kTiny[] = R"({
+  "model_type": "block_state_transformer", "format_version": 1, "vocab_size": 300,
+  "hidden_size": 64, "num_heads": 2, "head_dim": 32, "ffn_size": 192, "ffn_activation": "relu",
+  "window": 16, "norm_eps": 1e-6, "logit_scale": 1.0, "tie_embeddings": true,
+  "attention": {"scope": "sliding", "include_self": true, "empty_prefix": "masked",
+                "qk_norm": true, "position": "t5", "t5_num_buckets": 32, "t5_max_distance": 128,
+                "rope_theta": 10000.0},
+  "layers": [{"type": "transformer"},
+             {"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 8}},
+             {"type": "bst", "context": "multi_filter", "num_states": 4,
+              "ssm": {"kernel": "explicit", "length": 40}},
+             {"type": "bst", "context": "single_head",
+              "ssm": {"kernel": "explicit", "length": 60}},
+             {"type": "bst", "context": "single_head",
+              "ssm": {"kernel": "s4", "state_size": 8, "discretization": "bilinear"}},
+             {"type": "bst", "context": "multi_head", "ssm": {"kernel": "s5", "state_size": 8}},
+             {"type": "brect", "num_states": 5, "gate": "fixed"},
+             {"type": "gss", "inner_size": 96, "ssm_size": 32,
+              "ssm": {"kernel": "dss", "state_size": 8}}],
+  "tokenizer": {"type": "byte"},
+  "bos_token_id": null, "eos_token_id": null, "pad_token_id": null})";
+RooflineShape TinyShape() {
+  RooflineShape shape;
+  shape.chunk_tokens = 40;
+  shape.batches = {1, 3};
+  shape.rounds = shape.repeats = 1;
+  return shape;
+}
+
+const OperatorUse& Find(const RooflineStep& step, const std::string& name) {
+  for (const OperatorUse& use : step.operators) {
+    if (use.name == name) return use;
+  }
+  ADD_FAILURE() << "no " << name << " in " << step.name;
+  return step.operators.front();
+}
+
+// Reading the hole that its checkpoint is takes a second.
+const Roofline& Model400m() {
+  static const auto* const roofline =
+      new Roofline(*MakeRoofline(RooflineModels()[0].config, nullptr));
+  return *roofline;
+}
+
+TEST(RooflineTest, CountsWhatASumByHandCounts) {
+  const Roofline& roofline = Model400m();
+  // Matrices: attention 4 D^2, and 3 D^2 more in a BST layer; FFN; the tied embedding. The rest is
+  // gains, scales, biases and modes.
+  const double matrices =
+      12 * (4.0 * 1024 * 1024 + 2.0 * 1024 * 12288) + 3 * 4.0 * 1024 * 1024 + 32000.0 * 1024;
+  EXPECT_NEAR(static_cast<double>(roofline.parameters), matrices, 1e-3 * matrices);
+  // The output layer is packed beside the embedding.
+  EXPECT_NEAR(static_cast<double>(roofline.weight_bytes), 2 * (matrices + 32000.0 * 1024),
+              1e-3 * matrices);
+  // Rings of 12 layers and 3 contexts, K and V in BF16; three states of 8 complex modes.
+  EXPECT_EQ(roofline.slot_bytes, size_t{15} * 2 * 512 * 1024 * 2 + size_t{3} * 1024 * 8 * 8);
+  ASSERT_EQ(roofline.steps.size(), 4u);
+
+  const RooflineStep& chunk = roofline.steps[0];
+  const OperatorUse& up = Find(chunk, "linear 1024 x 12288");
+  EXPECT_EQ(up.calls, 12);
+  EXPECT_DOUBLE_EQ(up.cost.operations, 12 * 2.0 * 2048 * 1024 * 12288);
+  EXPECT_DOUBLE_EQ(up.cost.bytes,
+                   12 * (1024.0 * 12288 * 2 + 2048.0 * 1024 * 4 + 2048.0 * 12288 * 4));
+  // Every query of a sliding window sees W keys, within the block (W + 1) / 2 on average; three
+  // products for one.
+  EXPECT_DOUBLE_EQ(Find(chunk, "attention").cost.operations, 12 * 3 * 4.0 * 2048 * 512 * 1024);
+  EXPECT_DOUBLE_EQ(Find(chunk, "attention within the block").cost.operations,
+                   3 * 3 * 4.0 * 2048 * 256.5 * 1024);
+  EXPECT_DOUBLE_EQ(Find(chunk, "recurrence").cost.chain, 3 * 3.0 * 2048);
+
+  const RooflineStep& decode = roofline.steps[2];
+  EXPECT_EQ(decode.tokens, 32);
+  // The ring but for the key that leaves it, the new keys, and q, k, v and o in float32.
+  EXPECT_DOUBLE_EQ(Find(decode, "attention").cost.bytes,
+                   12 * 32 * (2 * 1024.0 * 2 * (511 + 1) + 4 * 1024.0 * 4));
+}
+
+TEST(RooflineTest, TheSlowestOfThreeBoundsCounts) {
+  constexpr GpuRates kGpu = {"", "", 1e12, 1e10, 1e9, 4e6, 80e9};
+  const auto predict = [&](const OperatorCost& cost) { return Predict(cost, kGpu); };
+  EXPECT_EQ(predict({.bytes = 1e9, .operations = 1e9}).bound, Bound::kBytes);
+  EXPECT_EQ(predict({.bytes = 1e9, .operations = 2e10}).bound, Bound::kOperations);
+  EXPECT_EQ(predict({.bytes = 1e9, .operations = 2e10, .unit = RooflineUnit::kTensorBf16}).bound,
+            Bound::kBytes);
+  const Prediction chain = predict({.bytes = 1e9, .chain = 5e6});
+  EXPECT_EQ(chain.bound, Bound::kChain);
+  EXPECT_DOUBLE_EQ(chain.seconds, 5.0);
+}
+
+// The backend itself, emulated, takes the sizes that paper says, runs the same operators and is
+// timed in each.
+TEST(RooflineTest, PaperAndBackendAgree) {
+  const Roofline paper = *MakeRoofline(kTiny, nullptr, TinyShape());
+  const auto backend = *MakeCudaBackend({.panel_rows = {}});
+  const Roofline measured = *MakeRoofline(kTiny, backend.get(), TinyShape());
+  EXPECT_EQ(measured.slot_bytes, paper.slot_bytes);
+  EXPECT_GE(measured.weight_bytes, paper.weight_bytes);  // matrices are padded
+  ASSERT_EQ(measured.steps.size(), paper.steps.size());
+  for (size_t i = 0; i < paper.steps.size(); ++i) {
+    EXPECT_GT(measured.steps[i].seconds, 0);
+    ASSERT_EQ(measured.steps[i].operators.size(), paper.steps[i].operators.size());
+    for (size_t j = 0; j < paper.steps[i].operators.size(); ++j) {
+      const OperatorUse &a = paper.steps[i].operators[j], &b = measured.steps[i].operators[j];
+      EXPECT_EQ(a.name, b.name);
+      EXPECT_EQ(a.cost.operations, b.cost.operations) << a.name;
+      EXPECT_GT(b.seconds, 0) << a.name;
+    }
+  }
+  const std::string table = MeasuredTable(measured, kGpus[0]);
+  EXPECT_THAT(table, HasSubstr("prompt chunk of 40"));
+  EXPECT_THAT(table, HasSubstr("predicted us   measured us"));
+}
+
+TEST(RooflineTest, TheReadmeHasWhatTheProgramPrints) {
+  std::ifstream file("engine/backend/cuda/README.md");
+  const std::string readme((std::istreambuf_iterator<char>(file)), {});
+  for (const RooflineModel& model : RooflineModels()) {
+    const std::string heading = *RooflineHeading(model);
+    EXPECT_THAT(readme, HasSubstr(heading));
+    if (model.name != std::string("400m")) continue;  // the other one's tables take longer
+    EXPECT_TRUE(readme.find(heading + RooflineTables(model, Model400m())) != readme.npos)
+        << "put the output of `bst-bench roofline` into engine/backend/cuda/README.md";
+  }
+}
+
+}  // namespace
+}  // namespace bst

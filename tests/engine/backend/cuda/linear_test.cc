@@ -1,0 +1,176 @@
+// Linear layers on the CUDA backend: cuBLAS is used where it gives the kernels' bits and nowhere
+// else, and a row's bits do not depend on the number of rows: emulated, and on a GPU where there is
+// one.
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/backend/cuda/cuda_backend.h"
+#include "engine/backend/cuda/cuda_plugin.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/cuda_on_cpu/libraries.h"
+#include "tests/support/model_runner.h"
+
+namespace bst {
+namespace {
+
+using cuda_on_cpu::BlasKind;
+using cuda_on_cpu::NumProducts;
+using cuda_on_cpu::SetBlas;
+using testing::HasSubstr;
+
+struct Size {
+  int in, out;
+};
+
+// One layer, its operands where kernels reach them.
+class Layer {
+ public:
+  Layer(Backend& backend, Size size, DType type, int max_rows)
+      : backend_(backend), size_(size), max_rows_(max_rows) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    std::vector<float> w(static_cast<size_t>(size.in) * static_cast<size_t>(size.out));
+    for (float& x : w) x = normal(random) / std::sqrt(static_cast<float>(size.in));
+    weights_ = *backend.PackLinear({TensorView(w.data(), DType::kF32, {size.out, size.in})}, type);
+    const auto floats = [&](int columns) {
+      return static_cast<size_t>(max_rows) * static_cast<size_t>(columns) * sizeof(float);
+    };
+    x_ = *backend.AllocateHostReadable(floats(size.in));
+    y_ = *backend.AllocateHostReadable(floats(size.out));
+    for (int64_t i = 0; i < int64_t{max_rows} * size.in; ++i)
+      static_cast<float*>(x_.data())[i] = normal(random);
+  }
+
+  // Of the last `rows` rows.
+  std::vector<float> Run(int rows, const LinearOptions& options = {}) {
+    const auto last = [&](const Buffer& buffer, int columns) {
+      return buffer.View(DType::kF32, {max_rows_, columns}).Rows(max_rows_ - rows, max_rows_);
+    };
+    const TensorView y = last(y_, size_.out);
+    for (int64_t i = 0; i < int64_t{rows} * size_.out; ++i)
+      y.as<float>()[i] = static_cast<float>(i % 17);
+    backend_.Linear(last(x_, size_.in), *weights_, options, y);
+    EXPECT_TRUE(backend_.Sync().ok());
+    return {y.as<float>(), y.as<float>() + int64_t{rows} * size_.out};
+  }
+
+ private:
+  Backend& backend_;
+  Size size_;
+  int max_rows_;
+  std::unique_ptr<LinearWeights> weights_;
+  Buffer x_, y_;
+};
+
+bool IsTail(const std::vector<float>& tail, const std::vector<float>& all) {
+  return std::memcmp(tail.data(), all.data() + (all.size() - tail.size()),
+                     tail.size() * sizeof(float)) == 0;
+}
+
+class CudaProductsTest : public testing::Test {
+ protected:
+  void TearDown() override { SetBlas(BlasKind::kAsTheKernels); }
+};
+
+// One segment of inputs and several; panels, panels and rows beside them, fewer rows than a panel.
+TEST_F(CudaProductsTest, GiveTheKernelsBitsInEveryEpilogue) {
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    for (const Size size : {Size{33, 70}, Size{300, 17}, Size{8300, 5}}) {
+      const auto with = *MakeCudaBackend({.panel_rows = {16, 5}});
+      const auto without = *MakeCudaBackend({.panel_rows = {}});
+      Layer a(*with, size, type, 40), b(*without, size, type, 40);
+      EXPECT_EQ(with->name(), "cuda (emulated, cuBLAS for 1 of 1 shapes)");
+      for (const LinearOptions& options :
+           {LinearOptions{.scale = 0.3f}, LinearOptions{.epilogue = LinearEpilogue::kRelu},
+            LinearOptions{.epilogue = LinearEpilogue::kGelu},
+            LinearOptions{.epilogue = LinearEpilogue::kAdd}}) {
+        for (const int rows : {40, 5, 3}) {
+          const int before = NumProducts();
+          const std::vector<float> got = a.Run(rows, options);
+          // 40 = 2 x 16 + 5 + 3; a scale over several segments is the kernels'.
+          const int segments = (size.in + 4095) / 4096;
+          const bool is_compared = segments == 1 || options.scale == 1.0f;
+          const int panels = rows == 40 ? 3 : rows == 5 ? 1 : 0;
+          EXPECT_EQ(NumProducts() - before, is_compared ? panels * segments : 0);
+          EXPECT_EQ(got, b.Run(rows, options))
+              << size.in << " x " << size.out << " epilogue " << static_cast<int>(options.epilogue);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaProductsTest, AreNotUsedWhereTheirBitsAreOthers) {
+  SetBlas(BlasKind::kOtherBits);
+  const auto backend = *MakeCudaBackend({.panel_rows = {16}});
+  Layer layer(*backend, {100, 70}, DType::kBF16, 40);
+  EXPECT_EQ(backend->name(), "cuda (emulated, cuBLAS for 0 of 1 shapes)");
+  const int before = NumProducts();
+  EXPECT_TRUE(IsTail(layer.Run(1), layer.Run(40)));
+  EXPECT_EQ(NumProducts(), before);
+}
+
+TEST_F(CudaProductsTest, MayBeMissing) {
+  SetBlas(BlasKind::kMissing);
+  const auto backend = *MakeCudaBackend();
+  EXPECT_EQ(backend->name(), "cuda (emulated, no cuBLAS: a test took it away)");
+  Layer layer(*backend, {33, 70}, DType::kBF16, 40);
+  EXPECT_TRUE(IsTail(layer.Run(1), layer.Run(40)));
+}
+
+TEST_F(CudaProductsTest, AreNotUsedForOperandsThatWereNotCompared) {
+  const auto backend = *MakeCudaBackend({.panel_rows = {16}});
+  std::vector<float> w(70 * 33, 0.5f), x(16 * 33, 1.0f), y(16 * 80);
+  const auto weights =
+      *backend->PackLinear({TensorView(w.data(), DType::kF32, {70, 33})}, DType::kF32);
+  const int before = NumProducts();
+  backend->Linear(TensorView(x.data(), DType::kF32, {16, 33}), *weights, {},
+                  TensorView(y.data(), DType::kF32, {16, 80}).Columns(3, 73));
+  EXPECT_TRUE(backend->Sync().ok());
+  EXPECT_EQ(NumProducts(), before);
+  EXPECT_EQ(y[3], 16.5f);
+  EXPECT_EQ(y[2], 0.0f);
+}
+
+// The batch law at its root. Both sides of every border between kernels and panels, emulated; on a
+// GPU 1 to 256 rows, whole chunks, and shapes of real models.
+TEST(CudaLinearLawTest, EmulatedARowsBitsDoNotDependOnTheNumberOfRows) {
+  const auto backend = *MakeCudaBackend({.panel_rows = {80, 24}});
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    for (const Size size : {Size{150, 40}, Size{4200, 9}}) {
+      Layer layer(*backend, size, type, 130);
+      const std::vector<float> all = layer.Run(130);
+      const std::vector<int> numbers =
+          size.in > 4096
+              ? std::vector<int>{1, 5, 25, 33, 104}
+              : std::vector<int>{1, 2, 4, 5, 8, 9, 23, 24, 25, 32, 33, 64, 65, 80, 81, 104};
+      for (const int rows : numbers)
+        EXPECT_TRUE(IsTail(layer.Run(rows), all)) << rows << " of " << size.in << " x " << size.out;
+    }
+  }
+}
+
+TEST(CudaLinearLawTest, OnAGpuARowsBitsDoNotDependOnTheNumberOfRows) {
+  const absl::StatusOr<std::unique_ptr<Backend>> backend = OpenCudaBackend();
+  if (!backend.ok()) GTEST_SKIP() << backend.status().message();
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    for (const Size size : {Size{1024, 3072}, Size{1000, 1024}, Size{12288, 1024}}) {
+      constexpr int kRows = 2048 + 256 + 19;
+      Layer layer(**backend, size, type, kRows);
+      const std::vector<float> all = layer.Run(kRows);
+      std::vector<int> numbers = {300, 511, 512, 1024, 2047, 2048, 2049, 2304};
+      for (int rows = 1; rows <= 256; ++rows) numbers.push_back(rows);
+      for (const int rows : numbers)
+        EXPECT_TRUE(IsTail(layer.Run(rows), all)) << rows << " of " << size.in << " x " << size.out;
+    }
+  }
+  std::printf("%s\n", (*backend)->name().c_str());
+}
+
+}  // namespace
+}  // namespace bst
