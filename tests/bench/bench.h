@@ -53,17 +53,18 @@ struct InterferenceBenchOptions {
 };
 int RunInterferenceBench(const InterferenceBenchOptions& options);
 
-// A 100M-parameter model with random weights: prefill against context length, decode of one stream
-// and of many, state, each beside the machine's limit measured in the same run (target_bench.cc).
+// A 100M-parameter model with random weights: prefill and decode against context length, decode
+// against the number of streams, all against threads, each beside the machine's limit measured in
+// the same run (target_bench.cc).
 struct TargetBenchOptions {
-  int threads = 0;
-  std::vector<int64_t> lengths = {512, 4'096, 16'384, 65'536};
+  std::vector<int> threads = {0};
+  std::vector<int64_t> lengths = {512, 4'096, 16'384, 65'536, 262'144, 1'048'576};
   int64_t max_f32_length = 65'536;  // float32 weights are measured to there
-  int rounds = 3;                   // the median over them is quoted
+  int rounds = 3;                   // the median over them is quoted; see kRepeatedLength
   int chunk_tokens = 2'048;
-  int streams = 32;                // of the second decode figure
-  int decode_steps = 50;           // the median over them is quoted
-  std::vector<std::string> types;  // these alone: f32, bf16, int8, int8+kv
+  std::vector<int> streams = {1, 32};  // that decode together
+  int decode_steps = 50;               // the median over them is quoted
+  std::vector<std::string> types;      // these alone: f32, bf16, int8, int8+kv
   std::string json;
 };
 int RunTargetBench(const TargetBenchOptions& options);

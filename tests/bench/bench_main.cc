@@ -94,8 +94,9 @@ int main(int argc, char** argv) {
   CLI::App* targets_app = app.add_subcommand(
       "targets",
       "Prefill, decode and state of a 100M-parameter model beside the machine's limits.");
-  targets_app->add_option("--threads", targets.threads, "0: all cores")->capture_default_str();
-  targets_app->add_option("--lengths", targets.lengths, "prompt lengths in tokens, to 1048576")
+  targets_app->add_option("--threads", targets.threads, "one or several; 0: all cores")
+      ->capture_default_str();
+  targets_app->add_option("--lengths", targets.lengths, "context lengths in tokens")
       ->capture_default_str();
   targets_app->add_option("--max-f32-length", targets.max_f32_length, "of the float32 weights")
       ->capture_default_str();
@@ -103,7 +104,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   targets_app->add_option("--chunk-tokens", targets.chunk_tokens, "tokens per forward pass")
       ->capture_default_str();
-  targets_app->add_option("--streams", targets.streams, "sequences that decode together")
+  targets_app->add_option("--streams", targets.streams, "numbers of sequences that decode together")
       ->capture_default_str();
   targets_app->add_option("--decode-steps", targets.decode_steps, "the median over them is quoted")
       ->capture_default_str();

@@ -101,8 +101,10 @@ void Read(const std::byte* from, int64_t bytes) {
       : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "cc", "memory");
 }
 
-double ReadRate(int threads) {
-  const int64_t each = (int64_t{512} << 20) / threads / 4096 * 4096;
+}  // namespace
+
+double MeasureReadRate(int threads, double bytes) {
+  const int64_t each = std::max<int64_t>(1, static_cast<int64_t>(bytes) / threads / 4096) * 4096;
   absl::StatusOr<Buffer> buffer = Buffer::Allocate(static_cast<size_t>(each * threads));
   BST_CHECK(buffer.ok(), buffer.status().ToString());
   std::memset(buffer->data(), 1, buffer->bytes());
@@ -110,8 +112,6 @@ double ReadRate(int threads) {
   return BestRate(threads, static_cast<double>(each),
                   [base, each](int t) { Read(base + t * each, each); });
 }
-
-}  // namespace
 
 MachineLimits MeasureMachineLimits(int threads) {
   const CpuIsa isa = DetectCpuIsa();
@@ -132,7 +132,7 @@ MachineLimits MeasureMachineLimits(int threads) {
                                  ? OperationRate(threads, RepeatInt8Zmm, kSums * 2.0 * 64)
                                  : OperationRate(threads, RepeatInt16Ymm, kSums * 2.0 * 16);
   }
-  limits.read_bytes = ReadRate(threads);
+  limits.read_bytes = MeasureReadRate(threads, 512e6);
   return limits;
 }
 

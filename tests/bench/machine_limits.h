@@ -15,5 +15,7 @@ struct MachineLimits {
 
 // Takes about a second. The best of several runs, so that a busy neighbour does not lower a limit.
 MachineLimits MeasureMachineLimits(int threads);
+// Bytes per second that `threads` threads read together from a buffer of `bytes`.
+double MeasureReadRate(int threads, double bytes);
 
 }  // namespace bst

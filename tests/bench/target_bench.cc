@@ -2,9 +2,13 @@
 // relu FFN 3072, W = 512, sliding scope, 32,000 tied tokens, single-head S4D context (N = 16) in
 // layers 3, 7 and 11; random weights.
 //
-// Every figure stands beside its limit, measured in the same run on the same threads: operations of
-// the weights' matrix products over the rate of the kernel's own multiply instruction, or bytes of
-// weights and state over the bandwidth of reading memory. A fraction of 1 is the machine's.
+// Every figure stands beside its limit, measured in the same run on the same threads; a fraction of
+// 1 is the machine's.
+//   prefill   operations of the weights' products and of attention over the rate of the multiply
+//             instruction for their types
+//   decode    the slower of that and of reading weights and states once, at the bandwidth of
+//             reading a buffer of their size
+// Elementwise operators, softmax and the state-space layers count as nothing.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -26,6 +30,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kLayers = 12, kWidth = 768, kHeads = 12, kFfn = 3072, kWindow = 512, kVocab = 32'000;
+constexpr int kBstLayers = 3;
+// Rounds after the first stop here: a token takes as long at any length.
+constexpr int64_t kRepeatedLength = 65'536;
 constexpr char kTransformer[] = R"({"type": "transformer"})";
 constexpr char kBst[] =
     R"({"type": "bst", "context": "single_head", "ssm": {"kernel": "s4d", "state_size": 16}})";
@@ -40,6 +47,25 @@ double TokenOperations() {
     products += (heads + attended + context) * kWidth * kWidth + 2.0 * kWidth * kFfn;
   }
   return 2 * products;
+}
+constexpr double kOutputOperations = 2.0 * kVocab * kWidth;  // of one token's logits
+
+// How many keys a token attends to in each window and in each context.
+struct Visible {
+  double window, context;
+};
+// The mean token of a document of `length`.
+Visible MeanVisible(int64_t length) {
+  const auto n = static_cast<double>(length), w = static_cast<double>(kWindow);
+  return {n <= w ? (n + 1) / 2 : w - w * (w - 1) / (2 * n), (std::min(n, w) + 1) / 2};
+}
+// The token at `position`.
+Visible VisibleAt(int64_t position) {
+  return {static_cast<double>(std::min<int64_t>(position + 1, kWindow)),
+          static_cast<double>(position % kWindow + 1)};
+}
+double AttentionOperations(Visible visible) {
+  return 4.0 * kWidth * (kLayers * visible.window + kBstLayers * visible.context);
 }
 
 struct Types {
@@ -67,7 +93,7 @@ class TargetModel {
       return;
     }
     model_ = *std::move(model);
-    auto pool = StatePool::Create(backend, model_->state_layout(), streams);
+    auto pool = StatePool::Create(backend, model_->state_layout(), streams + 1);
     if (!pool.ok()) {
       status = pool.status();
       return;
@@ -75,29 +101,36 @@ class TargetModel {
     pool_ = *std::move(pool);
   }
 
-  // Seconds for a document of `length` tokens and the logits after its last.
-  double Prefill(int64_t length) {
+  // Reads one document as long as the longest of `lengths`, which ascend. after(i, seconds, slot)
+  // is called at each: the seconds that its tokens so far and the logits after them have taken.
+  template <typename After>
+  void Prefill(absl::Span<const int64_t> lengths, const After& after) {
     const SlotLease lease = *pool_->Acquire();
-    const auto start = Clock::now();
-    for (int64_t position = 0; position < length; position += chunk_) {
-      const int n = static_cast<int>(std::min<int64_t>(chunk_, length - position));
-      Forward({{.slot = lease.id(), .begin = 0, .end = n, .position = position}});
+    double seconds = 0;
+    int64_t position = 0;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      auto start = Clock::now();
+      int n = 0;
+      for (; position < lengths[i]; position += n) {
+        n = static_cast<int>(std::min<int64_t>(chunk_, lengths[i] - position));
+        Forward({{.slot = lease.id(), .begin = 0, .end = n, .position = position}});
+      }
+      seconds += Seconds(start);
+      start = Clock::now();
+      model_->Logits({n - 1});
+      after(i, seconds + Seconds(start), lease.id());
     }
-    model_->Logits({static_cast<int>((length - 1) % chunk_)});
-    return Seconds(start);
   }
 
-  // Seconds per step in which each of `streams` sequences, `depth` tokens long, takes one token.
-  double Decode(int streams, int depth, int steps) {
+  // Seconds per step in which each of `streams` copies of a sequence, `depth` tokens long, takes
+  // one token.
+  double Decode(SlotId sequence, int64_t depth, int streams, int steps) {
     std::vector<SlotLease> leases;
     std::vector<Row> rows;
     std::vector<int> indices;
     for (int i = 0; i < streams; ++i) {
       leases.push_back(*pool_->Acquire());
-      for (int position = 0; position < depth; position += chunk_) {
-        const int n = std::min(chunk_, depth - position);
-        Forward({{.slot = leases.back().id(), .begin = 0, .end = n, .position = position}});
-      }
+      pool_->Copy(sequence, leases.back().id());
       rows.push_back({.slot = leases.back().id(), .begin = i, .end = i + 1, .position = depth});
       indices.push_back(i);
     }
@@ -109,8 +142,13 @@ class TargetModel {
       seconds.push_back(Seconds(start));
       for (Row& row : rows) ++row.position;
     }
-    std::nth_element(seconds.begin(), seconds.begin() + steps / 2, seconds.end());
-    return seconds[static_cast<size_t>(steps / 2)];
+    return Median(seconds);
+  }
+
+  static double Median(std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
   }
 
   size_t weight_bytes() const { return model_->weight_bytes(); }
@@ -146,51 +184,90 @@ RandomModel TheModel() {
   return model;
 }
 
+MachineLimits Best(const MachineLimits& a, const MachineLimits& b) {
+  return {.f32_operations = std::max(a.f32_operations, b.f32_operations),
+          .bf16_operations = std::max(a.bf16_operations, b.bf16_operations),
+          .int8_operations = std::max(a.int8_operations, b.int8_operations),
+          .read_bytes = std::max(a.read_bytes, b.read_bytes)};
+}
+
+double RateOf(const MachineLimits& limits, DType type) {
+  return type == DType::kF32    ? limits.f32_operations
+         : type == DType::kBF16 ? limits.bf16_operations
+                                : limits.int8_operations;
+}
+
 absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkpoint,
                      Backend& backend, const Types& types, const MachineLimits& limits,
                      nlohmann::json& rows) {
+  const int most_streams = *std::max_element(options.streams.begin(), options.streams.end());
   absl::Status status;
-  TargetModel model(checkpoint, backend, types, options.chunk_tokens, options.streams, status);
+  TargetModel model(checkpoint, backend, types, options.chunk_tokens, most_streams, status);
   BST_RETURN_IF_ERROR(status);
-  const double rate = types.weights == DType::kF32    ? limits.f32_operations
-                      : types.weights == DType::kBF16 ? limits.bf16_operations
-                                                      : limits.int8_operations;
-  const auto report = [&](const std::string& what, int64_t length, double tokens_per_second,
+  const int threads = backend.num_threads();
+  const auto report = [&](const char* what, int streams, int64_t length, double tokens_per_second,
                           double limit) {
-    std::printf("%-9s %-14s %9lld %12.1f %12.1f %8.2f\n", types.name, what.c_str(),
+    std::printf("%-8s %7d %-8s %7d %9lld %11.1f %11.1f %8.2f\n", types.name, threads, what, streams,
                 static_cast<long long>(length), tokens_per_second, limit,
                 tokens_per_second / limit);
     std::fflush(stdout);
     rows.push_back({{"types", types.name},
+                    {"threads", threads},
                     {"what", what},
+                    {"streams", streams},
                     {"tokens", length},
                     {"tokens_per_second", tokens_per_second},
                     {"limit", limit}});
   };
-  model.Prefill(options.chunk_tokens);  // warms up
-  for (const int64_t length : options.lengths) {
-    if (types.weights == DType::kF32 && length > options.max_f32_length) continue;
-    std::vector<double> seconds;
-    for (int round = 0; round < options.rounds; ++round) seconds.push_back(model.Prefill(length));
-    std::nth_element(seconds.begin(), seconds.begin() + options.rounds / 2, seconds.end());
-    report("prefill", length,
-           static_cast<double>(length) / seconds[static_cast<size_t>(options.rounds / 2)],
-           rate / TokenOperations());
-  }
-  // A step reads every weight once (of the embedding table a row per token) and every window.
+  const auto seconds_of_operations = [&](double products, Visible visible) {
+    return products / RateOf(limits, types.weights) +
+           AttentionOperations(visible) / RateOf(limits, types.kv);
+  };
+  // A step reads every weight once (of the embedding table a row per token) and every state.
   const double embedding = static_cast<double>(kVocab) * kWidth *
                            static_cast<double>(types.weights == DType::kF32 ? 4 : 2);
   const double weights = static_cast<double>(model.weight_bytes()) - embedding;
   const auto state = static_cast<double>(model.state_bytes());
-  for (const int streams : {1, options.streams}) {
-    const double step = model.Decode(streams, kWindow, options.decode_steps);
-    report(absl::StrCat("decode of ", streams), kWindow, streams / step,
-           streams * limits.read_bytes / (weights + streams * state));
-    if (options.streams == 1) break;
+  const auto report_decode = [&](SlotId sequence, int64_t depth, int streams) {
+    const double step = model.Decode(sequence, depth, streams, options.decode_steps);
+    const double bytes = weights + streams * state;
+    const double limit = std::max(
+        bytes / MeasureReadRate(threads, std::min(bytes, 1e9)),
+        streams * seconds_of_operations(TokenOperations() + kOutputOperations, VisibleAt(depth)));
+    report("decode", streams, depth, streams / step, streams / limit);
+  };
+
+  std::vector<int64_t> lengths = options.lengths;
+  std::sort(lengths.begin(), lengths.end());
+  if (types.weights == DType::kF32) {
+    lengths.erase(std::upper_bound(lengths.begin(), lengths.end(), options.max_f32_length),
+                  lengths.end());
   }
-  std::printf("%-9s %-14s %9s %12.0f bytes; weights %.1f MB\n", types.name, "state", "", state,
-              static_cast<double>(model.weight_bytes()) / 1e6);
+  model.Prefill({options.chunk_tokens}, [](size_t, double, SlotId) {});  // warms up
+  std::vector<std::vector<double>> seconds(lengths.size());
+  const auto repeated = static_cast<size_t>(
+      std::upper_bound(lengths.begin(), lengths.end(), kRepeatedLength) - lengths.begin());
+  for (int round = 1; round < options.rounds; ++round) {
+    model.Prefill(absl::MakeConstSpan(lengths).first(repeated),
+                  [&](size_t i, double s, SlotId) { seconds[i].push_back(s); });
+  }
+  model.Prefill(lengths, [&](size_t i, double s, SlotId sequence) {
+    seconds[i].push_back(s);
+    const int64_t n = lengths[i];
+    report("prefill", 1, n, static_cast<double>(n) / TargetModel::Median(seconds[i]),
+           1 / seconds_of_operations(TokenOperations(), MeanVisible(n)));
+    report_decode(sequence, n, 1);
+  });
+  model.Prefill({kWindow}, [&](size_t, double, SlotId sequence) {
+    for (const int streams : options.streams) {
+      const bool done = streams == 1 && std::binary_search(lengths.begin(), lengths.end(), kWindow);
+      if (!done) report_decode(sequence, kWindow, streams);
+    }
+  });
+  std::printf("%-8s state of a stream %.0f bytes at every length; weights %.1f MB\n", types.name,
+              state, static_cast<double>(model.weight_bytes()) / 1e6);
   rows.push_back({{"types", types.name},
+                  {"threads", threads},
                   {"what", "state"},
                   {"bytes", model.state_bytes()},
                   {"weight_bytes", model.weight_bytes()}});
@@ -198,33 +275,36 @@ absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkp
 }
 
 absl::Status Run(const TargetBenchOptions& options) {
-  BST_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                       MakeCpuBackend({.threads = options.threads, .isa = std::nullopt}));
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, OpenRandomModel(TheModel()));
-  const MachineLimits limits = MeasureMachineLimits(backend->num_threads());
-  std::printf(
-      "%s; limits measured now: %.2f TFLOP/s F32, %.2f BF16, %.2f TOP/s INT8, reads %.1f GB/s\n\n",
-      backend->name().c_str(), limits.f32_operations / 1e12, limits.bf16_operations / 1e12,
-      limits.int8_operations / 1e12, limits.read_bytes / 1e9);
-  std::printf("%-9s %-14s %9s %12s %12s %8s\n", "types", "what", "context", "tokens/s", "limit",
-              "fraction");
-  nlohmann::json rows = nlohmann::json::array();
-  for (const Types& types : kTypes) {
-    if (!options.types.empty() &&
-        std::find(options.types.begin(), options.types.end(), types.name) == options.types.end())
-      continue;
-    BST_RETURN_IF_ERROR(Measure(options, checkpoint, *backend, types, limits, rows));
+  nlohmann::json machine = nlohmann::json::array(), rows = nlohmann::json::array();
+  for (const int threads : options.threads) {
+    BST_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                         MakeCpuBackend({.threads = threads, .isa = std::nullopt}));
+    std::printf("%-8s %7s %-8s %7s %9s %11s %11s %8s\n", "types", "threads", "what", "streams",
+                "context", "tokens/s", "limit", "fraction");
+    MachineLimits limits = {};
+    for (const Types& types : kTypes) {
+      if (!options.types.empty() &&
+          std::find(options.types.begin(), options.types.end(), types.name) == options.types.end())
+        continue;
+      // Again for each type, and the best so far: a busy neighbour must not lower a limit.
+      limits = Best(limits, MeasureMachineLimits(backend->num_threads()));
+      BST_RETURN_IF_ERROR(Measure(options, checkpoint, *backend, types, limits, rows));
+    }
+    std::printf("%s; limits: %.2f TFLOP/s F32, %.2f BF16, %.2f TOP/s INT8, reads %.1f GB/s\n\n",
+                backend->name().c_str(), limits.f32_operations / 1e12,
+                limits.bf16_operations / 1e12, limits.int8_operations / 1e12,
+                limits.read_bytes / 1e9);
+    machine.push_back({{"backend", backend->name()},
+                       {"threads", backend->num_threads()},
+                       {"f32_operations", limits.f32_operations},
+                       {"bf16_operations", limits.bf16_operations},
+                       {"int8_operations", limits.int8_operations},
+                       {"read_bytes", limits.read_bytes}});
   }
   if (options.json.empty()) return absl::OkStatus();
   std::ofstream file(options.json);
-  file << nlohmann::json({{"backend", backend->name()},
-                          {"f32_operations", limits.f32_operations},
-                          {"bf16_operations", limits.bf16_operations},
-                          {"int8_operations", limits.int8_operations},
-                          {"read_bytes", limits.read_bytes},
-                          {"rows", rows}})
-              .dump(1)
-       << "\n";
+  file << nlohmann::json({{"machine", machine}, {"rows", rows}}).dump(1) << "\n";
   return file ? absl::OkStatus()
               : absl::UnavailableError(absl::StrCat("cannot write ", options.json));
 }
@@ -232,10 +312,12 @@ absl::Status Run(const TargetBenchOptions& options) {
 }  // namespace
 
 int RunTargetBench(const TargetBenchOptions& options) {
-  if (options.rounds < 1 || options.chunk_tokens < 1 || options.streams < 1 ||
-      options.decode_steps < 1 ||
-      std::any_of(options.lengths.begin(), options.lengths.end(),
-                  [](int64_t n) { return n < 1; })) {
+  const auto positive = [](const auto& values) {
+    return !values.empty() &&
+           std::all_of(values.begin(), values.end(), [](auto n) { return n >= 1; });
+  };
+  if (options.rounds < 1 || options.chunk_tokens < 1 || options.decode_steps < 1 ||
+      !positive(options.streams) || !positive(options.lengths)) {
     std::fprintf(stderr, "lengths, rounds, streams, steps and chunk tokens must be at least 1\n");
     return 2;
   }

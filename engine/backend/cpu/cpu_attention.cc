@@ -8,22 +8,17 @@
 namespace bst {
 namespace {
 
-KeyValueLayout RingLayout(const AttentionSpec& spec) { return {spec.window, spec.head_dim}; }
-
-size_t ScoreBytes(const AttentionSpec& spec) {
-  return static_cast<size_t>(kMaxQueries * RoundUp(spec.window, kLanes)) * sizeof(float);
+KeyValueLayout RingLayout(const CpuContext& context, const AttentionSpec& spec) {
+  return {context.kernels(), spec.window, spec.head_dim, spec.kv_type};
 }
 
-template <typename Kv>
-HeadKeyValues<Kv> RingHead(const AttentionSpec& spec, PoolView ring, SlotId slot, int head) {
-  const KeyValueLayout layout = RingLayout(spec);
-  return {layout,
-          ring.slot<std::byte>(slot) + static_cast<size_t>(head) * layout.HeadBytes(spec.kv_type)};
+template <typename Head>
+Head RingHead(const KeyValueLayout& layout, PoolView ring, SlotId slot, int head) {
+  return {layout, ring.slot<std::byte>(slot) + static_cast<size_t>(head) * layout.HeadBytes()};
 }
 
-template <typename Kv>
-void SetKeyValues(const HeadKeyValues<Kv>& current, const HeadKeyValues<Kv>& previous,
-                  AttendTask& task) {
+template <typename Head>
+void SetKeyValues(const Head& current, const Head& previous, AttendTask& task) {
   task.current_keys = current.keys;
   task.current_values = current.values;
   task.current_key_scales = current.key_scales;
@@ -32,6 +27,10 @@ void SetKeyValues(const HeadKeyValues<Kv>& current, const HeadKeyValues<Kv>& pre
   task.previous_values = previous.values;
   task.previous_key_scales = previous.key_scales;
   task.previous_value_scales = previous.value_scales;
+}
+
+KeyValueRows RowsFrom(TensorView k, TensorView v, int64_t row, int64_t column) {
+  return {k.row<float>(row) + column, v.row<float>(row) + column, k.row_stride(), v.row_stride()};
 }
 
 }  // namespace
@@ -59,12 +58,13 @@ absl::StatusOr<std::unique_ptr<CpuAttention>> CpuAttention::Pack(
       }
     }
   }
-  BST_RETURN_IF_ERROR(context.ReserveScratch(ScoreBytes(spec) + 2 * RingLayout(spec).CopyBytes()));
+  const KeyValueLayout layout = RingLayout(context, spec);
+  BST_RETURN_IF_ERROR(context.ReserveScratch(AttendScratchBytes(layout) + 2 * layout.CopyBytes()));
   return attention;
 }
 
-size_t CpuAttention::RingBytes(const AttentionSpec& spec) {
-  return static_cast<size_t>(spec.num_heads) * RingLayout(spec).HeadBytes(spec.kv_type);
+size_t CpuAttention::RingBytes(const CpuContext& context, const AttentionSpec& spec) {
+  return static_cast<size_t>(spec.num_heads) * RingLayout(context, spec).HeadBytes();
 }
 
 const float* CpuAttention::bias(int head) const {
@@ -81,7 +81,7 @@ AttendTask CpuAttention::HeadTask(int head, float* scores) const {
   task.num_visible = -1;
   task.window = spec().window;
   task.head_dim = spec().head_dim;
-  task.value_stride = RingLayout(spec()).value_stride();
+  task.value_stride = RoundUp(spec().head_dim, kLanes);
   task.include_self = spec().include_self;
   task.scale = scale()[head];
   task.bias = bias(head);
@@ -104,50 +104,55 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
       t += count;
     }
   }
-  if (spec().kv_type == DType::kBF16) {
-    RunTyped<BFloat16>(context, q, k, v, rows, ring, out, segments);
+  if (RingLayout(context, spec()).pairs) {
+    RunTyped<HeadPairs>(context, q, k, v, rows, ring, out, segments);
+  } else if (spec().kv_type == DType::kBF16) {
+    RunTyped<HeadKeyValues<BFloat16>>(context, q, k, v, rows, ring, out, segments);
   } else if (spec().kv_type == DType::kI8) {
-    RunTyped<int8_t>(context, q, k, v, rows, ring, out, segments);
+    RunTyped<HeadKeyValues<int8_t>>(context, q, k, v, rows, ring, out, segments);
   } else {
-    RunTyped<float>(context, q, k, v, rows, ring, out, segments);
+    RunTyped<HeadKeyValues<float>>(context, q, k, v, rows, ring, out, segments);
   }
 }
 
-template <typename Kv>
+template <typename Head>
 void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v,
                             absl::Span<const Row> rows, PoolView ring, TensorView out,
                             absl::Span<const Segment> segments) const {
   const int heads = spec().num_heads;
   context.pool().Run(static_cast<int>(segments.size()) * heads, [&](int index, int thread) {
-    RunSegment<Kv>(context, thread, segments[static_cast<size_t>(index / heads)], index % heads, q,
-                   k, v, ring, out);
+    RunSegment<Head>(context, thread, segments[static_cast<size_t>(index / heads)], index % heads,
+                     q, k, v, ring, out);
   });
   // Only now that every block of a chunk has read the old ring may its last W tokens replace it.
   // Single tokens did so on the way.
   const bool chunks =
       std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.num_tokens() > 1; });
   if (!chunks) return;
+  const KeyValueLayout layout = RingLayout(context, spec());
   context.pool().Run(static_cast<int>(rows.size()) * heads, [&](int index, int) {
     const Row& row = rows[static_cast<size_t>(index / heads)];
     if (row.num_tokens() == 1) return;
     const int head = index % heads;
-    const HeadKeyValues<Kv> head_ring = RingHead<Kv>(spec(), ring, row.slot, head);
-    const int64_t column = int64_t{head} * spec().head_dim;
-    for (int t = std::max(row.begin, row.end - spec().window); t < row.end; ++t) {
-      head_ring.template Write<Kv>(context.kernels(),
-                                   (row.position + (t - row.begin)) % spec().window,
-                                   k.row<float>(t) + column, v.row<float>(t) + column);
+    const Head head_ring = RingHead<Head>(layout, ring, row.slot, head);
+    for (int t = std::max(row.begin, row.end - spec().window); t < row.end;) {
+      const int64_t to = (row.position + (t - row.begin)) % spec().window;
+      const int count = std::min(row.end - t, spec().window - static_cast<int>(to));
+      head_ring.Write(context.kernels(), to, RowsFrom(k, v, t, int64_t{head} * spec().head_dim),
+                      count);
+      t += count;
     }
   });
 }
 
-template <typename Kv>
+template <typename Head>
 void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& segment, int head,
                               TensorView q, TensorView k, TensorView v, PoolView ring,
                               TensorView out) const {
   const int64_t column = int64_t{head} * spec().head_dim;
   const Row& row = segment.row;
-  const HeadKeyValues<Kv> head_ring = RingHead<Kv>(spec(), ring, row.slot, head);
+  const KeyValueLayout layout = RingLayout(context, spec());
+  const Head head_ring = RingHead<Head>(layout, ring, row.slot, head);
   float* scores = context.scratch(thread);
   AttendTask task = HeadTask(head, scores);
   task.q = q.row<float>(segment.begin) + column;
@@ -159,40 +164,34 @@ void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& se
   task.previous_visible = PreviousVisible(segment.block);
 
   if (row.num_tokens() == 1) {
-    const float* key = k.row<float>(segment.begin) + column;
-    const float* value = v.row<float>(segment.begin) + column;
     const auto write = [&] {
-      head_ring.template Write<Kv>(context.kernels(), segment.offset, key, value);
+      head_ring.Write(context.kernels(), segment.offset, RowsFrom(k, v, segment.begin, column), 1);
     };
     if (spec().include_self) write();
     SetKeyValues(head_ring, head_ring, task);
-    AttendKernel<Kv>(context.kernels())(task);
+    Head::AttendKernel(context.kernels())(task);
     if (!spec().include_self) write();
     return;
   }
 
-  // Float32 copies of the two blocks, rounded as the ring will round them. What precedes
-  // the row comes from the ring, the rest from the row itself.
-  std::byte* copies = reinterpret_cast<std::byte*>(scores) + ScoreBytes(spec());
-  const KeyValueLayout layout = RingLayout(spec());
-  constexpr bool kScaled = std::is_same_v<Kv, int8_t>;
-  const HeadKeyValues<float> current(layout, copies, kScaled);
-  const HeadKeyValues<float> previous(layout, copies + layout.CopyBytes(), kScaled);
-  const auto fill = [&](const HeadKeyValues<float>& copy, int64_t block, int begin, int end) {
-    for (int j = begin; j < end; ++j) {
-      const int64_t in_row = block * spec().window + j - row.position;
-      if (in_row < 0) {
-        copy.Copy(j, head_ring);
-        continue;
-      }
-      const int64_t t = row.begin + in_row;
-      copy.Write<Kv>(context.kernels(), j, k.row<float>(t) + column, v.row<float>(t) + column);
-    }
+  // Copies of the two blocks, with the numbers that the ring will hold. What precedes the row comes
+  // from the ring, the rest from the row itself.
+  using Copied = typename Head::Copied;
+  std::byte* copies = reinterpret_cast<std::byte*>(scores) + AttendScratchBytes(layout);
+  const Copied current(layout, copies), previous(layout, copies + layout.CopyBytes());
+  const auto fill = [&](const Copied& copy, int64_t block, int64_t begin, int64_t end) {
+    copy.Pad(begin, end);
+    const int64_t first = block * spec().window - row.position;  // in the row, of the block
+    const int64_t split = std::clamp(-first, begin, end);
+    copy.Copy(begin, split, head_ring);
+    if (split == end) return;
+    copy.Write(context.kernels(), split, RowsFrom(k, v, row.begin + first + split, column),
+               end - split);
   };
   fill(current, segment.block, 0, segment.offset + segment.count);
   if (task.previous_visible) fill(previous, segment.block - 1, segment.offset, spec().window);
   SetKeyValues(current, previous, task);
-  context.kernels().attend_f32(task);
+  Copied::AttendKernel(context.kernels())(task);
 }
 
 }  // namespace bst

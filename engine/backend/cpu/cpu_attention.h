@@ -1,9 +1,8 @@
 // Attention of the CPU backend.
 //
-// A ring keeps keys in tiles of sixteen, transposed, so that one vector holds sixteen scores;
-// values stay rows. A query at offset i of its block sees ring index j in its own block up to i and
-// in the block before beyond: decode reads the ring in place, a prompt block reads two copies (own
-// block, block before) and picks by index. So both do the same arithmetic in the same order.
+// A query at offset i of its block sees ring index j in its own block up to i and in the block
+// before beyond: decode reads the ring in place, a prompt block reads two copies (own block, block
+// before; cpu_key_values.h) and picks by index. So both do the same arithmetic in the same order.
 #pragma once
 
 #include <memory>
@@ -20,7 +19,7 @@ class CpuAttention : public AttentionWeights {
   // See Backend::PackAttention.
   static absl::StatusOr<std::unique_ptr<CpuAttention>> Pack(CpuContext& context,
                                                             const AttentionParameters& parameters);
-  static size_t RingBytes(const AttentionSpec& spec);
+  static size_t RingBytes(const CpuContext& context, const AttentionSpec& spec);
 
   // See Backend::Attention. `segments` is scratch that keeps its capacity between calls.
   struct Segment;
@@ -33,11 +32,12 @@ class CpuAttention : public AttentionWeights {
  private:
   explicit CpuAttention(const AttentionSpec& spec) : AttentionWeights(spec) {}
 
-  template <typename Kv>
+  // Head: HeadKeyValues or HeadPairs.
+  template <typename Head>
   void RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v,
                 absl::Span<const Row> rows, PoolView ring, TensorView out,
                 absl::Span<const Segment> segments) const;
-  template <typename Kv>
+  template <typename Head>
   void RunSegment(CpuContext& context, int thread, const Segment& segment, int head, TensorView q,
                   TensorView k, TensorView v, PoolView ring, TensorView out) const;
   AttendTask HeadTask(int head, float* scores) const;

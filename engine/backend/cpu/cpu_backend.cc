@@ -103,10 +103,10 @@ class CpuBackend : public Backend {
   }
 
   size_t RingBytes(const AttentionSpec& spec) const override {
-    return CpuAttention::RingBytes(spec);
+    return CpuAttention::RingBytes(context_, spec);
   }
   size_t ContextBytes(const ContextSpec& spec) const override {
-    return CpuContextAttention::ContextBytes(spec);
+    return CpuContextAttention::ContextBytes(context_, spec);
   }
   size_t SsmStateBytes(const SsmWeights& weights) const override {
     return dynamic_cast<const CpuSequence&>(weights).state_bytes();

@@ -9,7 +9,9 @@ namespace {
 // Below so many elements another thread is not worth waking.
 constexpr int64_t kSerialElements = 30'000;
 
-KeyValueLayout Layout(const ContextSpec& spec) { return {spec.capacity, spec.head_dim}; }
+KeyValueLayout Layout(const CpuContext& context, const ContextSpec& spec) {
+  return {context.kernels(), spec.capacity, spec.head_dim, spec.kv_type};
+}
 
 }  // namespace
 
@@ -22,43 +24,44 @@ absl::StatusOr<std::unique_ptr<CpuContextAttention>> CpuContextAttention::Pack(
     static_cast<float*>(scale.data())[h] =
         ElementAsFloat(parameters.scale, static_cast<int64_t>(h));
   }
-  const auto scores = static_cast<size_t>(kMaxQueries * RoundUp(spec.capacity, kLanes));
-  BST_RETURN_IF_ERROR(context.ReserveScratch(scores * sizeof(float)));
+  BST_RETURN_IF_ERROR(context.ReserveScratch(AttendScratchBytes(Layout(context, spec))));
   return std::unique_ptr<CpuContextAttention>(new CpuContextAttention(spec, std::move(scale)));
 }
 
-size_t CpuContextAttention::ContextBytes(const ContextSpec& spec) {
-  return static_cast<size_t>(spec.num_heads) * Layout(spec).HeadBytes(spec.kv_type);
+size_t CpuContextAttention::ContextBytes(const CpuContext& context, const ContextSpec& spec) {
+  return static_cast<size_t>(spec.num_heads) * Layout(context, spec).HeadBytes();
 }
 
 void CpuContextAttention::Store(CpuContext& context, TensorView k, TensorView v,
                                 absl::Span<const ContextRows> rows, PoolView contexts) const {
-  if (spec().kv_type == DType::kBF16) {
-    StoreTyped<BFloat16>(context, k, v, rows, contexts);
+  if (Layout(context, spec()).pairs) {
+    StoreTyped<HeadPairs>(context, k, v, rows, contexts);
+  } else if (spec().kv_type == DType::kBF16) {
+    StoreTyped<HeadKeyValues<BFloat16>>(context, k, v, rows, contexts);
   } else if (spec().kv_type == DType::kI8) {
-    StoreTyped<int8_t>(context, k, v, rows, contexts);
+    StoreTyped<HeadKeyValues<int8_t>>(context, k, v, rows, contexts);
   } else {
-    StoreTyped<float>(context, k, v, rows, contexts);
+    StoreTyped<HeadKeyValues<float>>(context, k, v, rows, contexts);
   }
 }
 
-template <typename Kv>
+template <typename Head>
 void CpuContextAttention::StoreTyped(CpuContext& context, TensorView k, TensorView v,
                                      absl::Span<const ContextRows> rows, PoolView contexts) const {
   const int heads = spec().num_heads;
-  const KeyValueLayout layout = Layout(spec());
-  const size_t head_bytes = layout.HeadBytes(spec().kv_type);
+  const KeyValueLayout layout = Layout(context, spec());
+  const size_t head_bytes = layout.HeadBytes();
   const auto store = [&](int index, int) {
     const ContextRows& part = rows[static_cast<size_t>(index / heads)];
     BST_DCHECK(part.first_row + part.end - part.begin <= spec().capacity);
     const int head = index % heads;
     const int64_t column = int64_t{head} * spec().head_dim;
-    const HeadKeyValues<Kv> to(
-        layout, contexts.slot<std::byte>(part.slot) + static_cast<size_t>(head) * head_bytes);
-    for (int i = part.begin; i < part.end; ++i) {
-      to.template Write<Kv>(context.kernels(), part.first_row + (i - part.begin),
-                            k.row<float>(i) + column, v.row<float>(i) + column);
-    }
+    const Head to(layout,
+                  contexts.slot<std::byte>(part.slot) + static_cast<size_t>(head) * head_bytes);
+    to.Write(context.kernels(), part.first_row,
+             {k.row<float>(part.begin) + column, v.row<float>(part.begin) + column, k.row_stride(),
+              v.row_stride()},
+             part.end - part.begin);
   };
   const int tasks = static_cast<int>(rows.size()) * heads;
   int64_t elements = 0;
@@ -74,28 +77,30 @@ void CpuContextAttention::Attend(CpuContext& context, TensorView q,
                                  absl::Span<const ContextUse> uses, TensorView out) const {
   BST_CHECK(q.dim(1) == int64_t{spec().num_heads} * spec().head_dim, "queries of ", q.dim(1));
   BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
-  if (spec().kv_type == DType::kBF16) {
-    AttendTyped<BFloat16>(context, q, uses, out);
+  if (Layout(context, spec()).pairs) {
+    AttendTyped<HeadPairs>(context, q, uses, out);
+  } else if (spec().kv_type == DType::kBF16) {
+    AttendTyped<HeadKeyValues<BFloat16>>(context, q, uses, out);
   } else if (spec().kv_type == DType::kI8) {
-    AttendTyped<int8_t>(context, q, uses, out);
+    AttendTyped<HeadKeyValues<int8_t>>(context, q, uses, out);
   } else {
-    AttendTyped<float>(context, q, uses, out);
+    AttendTyped<HeadKeyValues<float>>(context, q, uses, out);
   }
 }
 
-template <typename Kv>
+template <typename Head>
 void CpuContextAttention::AttendTyped(CpuContext& context, TensorView q,
                                       absl::Span<const ContextUse> uses, TensorView out) const {
   const int heads = spec().num_heads;
-  const KeyValueLayout layout = Layout(spec());
-  const size_t head_bytes = layout.HeadBytes(spec().kv_type);
+  const KeyValueLayout layout = Layout(context, spec());
+  const size_t head_bytes = layout.HeadBytes();
   const auto attend = [&](int index, int thread) {
     const ContextUse& use = uses[static_cast<size_t>(index / heads)];
     BST_DCHECK(1 <= use.num_rows && use.num_rows <= spec().capacity);
     const int head = index % heads;
     const int64_t column = int64_t{head} * spec().head_dim;
-    const HeadKeyValues<Kv> stored(
-        layout, const_cast<std::byte*>(use.context) + static_cast<size_t>(head) * head_bytes);
+    const Head stored(layout,
+                      const_cast<std::byte*>(use.context) + static_cast<size_t>(head) * head_bytes);
     AttendTask task = {};
     task.current_keys = task.previous_keys = stored.keys;
     task.current_values = task.previous_values = stored.values;
@@ -113,7 +118,7 @@ void CpuContextAttention::AttendTyped(CpuContext& context, TensorView q,
     task.value_stride = layout.value_stride();
     task.scale = static_cast<const float*>(scale_.data())[head];
     task.scores = context.scratch(thread);
-    AttendKernel<Kv>(context.kernels())(task);
+    Head::AttendKernel(context.kernels())(task);
   };
   context.pool().Run(static_cast<int>(uses.size()) * heads, attend);
 }

@@ -16,7 +16,7 @@ class CpuContextAttention : public ContextWeights {
   // See Backend::PackContextAttention.
   static absl::StatusOr<std::unique_ptr<CpuContextAttention>> Pack(
       CpuContext& context, const ContextParameters& parameters);
-  static size_t ContextBytes(const ContextSpec& spec);
+  static size_t ContextBytes(const CpuContext& context, const ContextSpec& spec);
 
   // See Backend::StoreContext.
   void Store(CpuContext& context, TensorView k, TensorView v, absl::Span<const ContextRows> rows,
@@ -31,10 +31,11 @@ class CpuContextAttention : public ContextWeights {
   CpuContextAttention(const ContextSpec& spec, Buffer scale)
       : ContextWeights(spec), scale_(std::move(scale)) {}
 
-  template <typename Kv>
+  // Head: HeadKeyValues or HeadPairs.
+  template <typename Head>
   void StoreTyped(CpuContext& context, TensorView k, TensorView v,
                   absl::Span<const ContextRows> rows, PoolView contexts) const;
-  template <typename Kv>
+  template <typename Head>
   void AttendTyped(CpuContext& context, TensorView q, absl::Span<const ContextUse> uses,
                    TensorView out) const;
 

@@ -1,10 +1,13 @@
 // The layout of keys and values that every attention of the CPU backend shares: per head, keys in
 // tiles of sixteen, transposed, so that one vector holds sixteen scores; then values as rows padded
-// to whole vectors; with INT8 then a scale per key and one per value (int8.h).
+// to whole vectors; with INT8 then a scale per key and one per value (int8.h). BF16 where attention
+// multiplies pairs of them: a pair ring (kernels.h).
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "engine/backend/cpu/cpu_context.h"
@@ -16,67 +19,109 @@ namespace bst {
 struct KeyValueLayout {
   int64_t rows;
   int head_dim;
+  DType type;
+  bool pairs;
 
-  int64_t KeyElements() const { return RoundUp(rows, kLanes) * head_dim; }
+  KeyValueLayout(const CpuKernels& kernels, int64_t num_rows, int dim, DType kv_type)
+      : rows(num_rows),
+        head_dim(dim),
+        type(kv_type),
+        pairs(kv_type == DType::kBF16 && kernels.write_pairs != nullptr) {}
+
+  int64_t KeyElements() const {
+    return RoundUp(rows, kLanes) * (pairs ? RoundUpInputs(head_dim) : head_dim);
+  }
   int64_t value_stride() const { return RoundUp(head_dim, kLanes); }
-  int64_t elements() const { return KeyElements() + rows * value_stride(); }
+  int64_t elements() const {
+    return KeyElements() + (pairs ? RoundUpInputs(rows) : rows) * value_stride();
+  }
   int64_t scales() const { return RoundUp(rows, kLanes); }  // of the keys, and of the values
 
-  size_t HeadBytes(DType type) const {
+  size_t HeadBytes() const {
     const auto numbers = static_cast<size_t>(elements()) * SizeOf(type);
     return type == DType::kI8 ? numbers + ScaleBytes() : numbers;
   }
-  // A float32 copy, whatever it is a copy of.
-  size_t CopyBytes() const { return HeadBytes(DType::kF32) + ScaleBytes(); }
+  // Of what a prompt block reads: pairs too, else float32.
+  size_t CopyBytes() const {
+    return pairs ? HeadBytes() : static_cast<size_t>(elements()) * sizeof(float) + ScaleBytes();
+  }
 
  private:
   size_t ScaleBytes() const { return 2 * static_cast<size_t>(scales()) * sizeof(float); }
 };
 
-// Keys and values of one head: in the pool, where Kv is the pool's type, or a float32 copy of such
-// for a prompt block, which holds the same numbers (of INT8 the integers, and the scales beside).
-template <typename Kv>
+// Of AttendTask::scores, for keys of this layout.
+inline size_t AttendScratchBytes(const KeyValueLayout& layout) {
+  if (layout.pairs) return PairScratchBytes(layout.rows, layout.head_dim);
+  return static_cast<size_t>(kMaxQueries * RoundUp(layout.rows, kLanes)) * sizeof(float);
+}
+
+// One head's columns of the matrices that hold new keys and values, from some row on.
+struct KeyValueRows {
+  const float* k;
+  const float* v;
+  int64_t k_stride, v_stride;
+};
+
+// Keys and values of one head kept as `Number`: in the pool, or a float32 copy for a prompt block,
+// which holds the numbers of a pool of type `As` (of INT8 the integers, and the scales beside).
+template <typename Number, typename As = Number>
 struct HeadKeyValues {
-  Kv* keys;             // [tiles][dh][16]
-  Kv* values;           // [rows][value_stride]
+  using Copied = HeadKeyValues<float, As>;
+  static constexpr bool kScaled = std::is_same_v<As, int8_t>;
+
+  Number* keys;         // [tiles][dh][16]
+  Number* values;       // [rows][value_stride]
   float* key_scales;    // [tiles * 16]; nullptr: no scales
   float* value_scales;  // likewise
   int head_dim;
   int64_t value_stride;
 
-  HeadKeyValues(const KeyValueLayout& layout, std::byte* base,
-                bool scaled = std::is_same_v<Kv, int8_t>)
-      : keys(reinterpret_cast<Kv*>(base)),
+  HeadKeyValues(const KeyValueLayout& layout, std::byte* base)
+      : keys(reinterpret_cast<Number*>(base)),
         values(keys + layout.KeyElements()),
-        key_scales(scaled ? reinterpret_cast<float*>(keys + layout.elements()) : nullptr),
-        value_scales(scaled ? key_scales + layout.scales() : nullptr),
+        key_scales(kScaled ? reinterpret_cast<float*>(keys + layout.elements()) : nullptr),
+        value_scales(kScaled ? key_scales + layout.scales() : nullptr),
         head_dim(layout.head_dim),
         value_stride(layout.value_stride()) {}
 
-  // One key and value as a pool of type `As` keeps them.
-  template <typename As>
-  void Write(const CpuKernels& kernels, int64_t index, const float* key, const float* value) const {
-    Kv* to_key = keys + KeyOffset(index);
-    Kv* to_value = values + index * value_stride;
-    if constexpr (std::is_same_v<As, int8_t>) {
-      key_scales[index] = Quantize(kernels, key, to_key, kLanes);
-      value_scales[index] = Quantize(kernels, value, to_value, 1);
-    } else {
-      for (int i = 0; i < head_dim; ++i) Narrow<As>(key[i], to_key + i * kLanes);
-      for (int i = 0; i < head_dim; ++i) Narrow<As>(value[i], to_value + i);
+  static auto AttendKernel(const CpuKernels& kernels) {
+    if constexpr (std::is_same_v<Number, int8_t>) return kernels.attend_int8;
+    if constexpr (std::is_same_v<Number, BFloat16>) return kernels.attend_bf16;
+    if constexpr (std::is_same_v<Number, float>) return kernels.attend_f32;
+  }
+
+  // Rows [0, count) to `index` and on.
+  void Write(const CpuKernels& kernels, int64_t index, const KeyValueRows& rows,
+             int64_t count) const {
+    for (int64_t i = 0; i < count; ++i, ++index) {
+      const float* key = rows.k + i * rows.k_stride;
+      const float* value = rows.v + i * rows.v_stride;
+      Number* to_key = keys + KeyOffset(index);
+      Number* to_value = values + index * value_stride;
+      if constexpr (kScaled) {
+        key_scales[index] = Quantize(kernels, key, to_key, kLanes);
+        value_scales[index] = Quantize(kernels, value, to_value, 1);
+      } else {
+        for (int d = 0; d < head_dim; ++d) Narrow(key[d], to_key + d * kLanes);
+        for (int d = 0; d < head_dim; ++d) Narrow(value[d], to_value + d);
+      }
     }
   }
-  // One index of a pool's into a float32 copy.
-  template <typename From>
-  void Copy(int64_t index, const HeadKeyValues<From>& from) const {
-    const int64_t tile = KeyOffset(index), row = index * value_stride;
-    for (int i = 0; i < head_dim; ++i)
-      keys[tile + i * kLanes] = Widen(from.keys[tile + i * kLanes]);
-    for (int i = 0; i < head_dim; ++i) values[row + i] = Widen(from.values[row + i]);
-    if (key_scales == nullptr) return;
-    key_scales[index] = from.key_scales[index];
-    value_scales[index] = from.value_scales[index];
+  // Indices [begin, end) of a pool's into a copy.
+  void Copy(int64_t begin, int64_t end, const HeadKeyValues<As>& from) const {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t tile = KeyOffset(index), row = index * value_stride;
+      for (int d = 0; d < head_dim; ++d)
+        keys[tile + d * kLanes] = Widen(from.keys[tile + d * kLanes]);
+      for (int d = 0; d < head_dim; ++d) values[row + d] = Widen(from.values[row + d]);
+      if (key_scales == nullptr) continue;
+      key_scales[index] = from.key_scales[index];
+      value_scales[index] = from.value_scales[index];
+    }
   }
+  // Before [begin, end) of a copy are filled.
+  void Pad(int64_t /*begin*/, int64_t /*end*/) const {}
 
  private:
   int64_t KeyOffset(int64_t index) const {
@@ -91,22 +136,67 @@ struct HeadKeyValues {
   static float Widen(float x) { return x; }
   static float Widen(BFloat16 x) { return ToFloat(x); }
   static float Widen(int8_t x) { return x; }
-  template <typename As>
   static void Narrow(float x, float* out) {
     *out = std::is_same_v<As, BFloat16> ? ToFloat(ToBFloat16(x)) : x;
   }
-  template <typename As>
-  static void Narrow(float x, BFloat16* out) {
-    *out = ToBFloat16(x);
-  }
+  static void Narrow(float x, BFloat16* out) { *out = ToBFloat16(x); }
 };
 
-// The kernel that reads keys and values of a type.
-template <typename Kv>
-auto AttendKernel(const CpuKernels& kernels) {
-  if constexpr (std::is_same_v<Kv, int8_t>) return kernels.attend_int8;
-  if constexpr (std::is_same_v<Kv, BFloat16>) return kernels.attend_bf16;
-  if constexpr (std::is_same_v<Kv, float>) return kernels.attend_f32;
-}
+// Those of a pair ring, and copies of it.
+struct HeadPairs {
+  using Copied = HeadPairs;
+
+  BFloat16* keys;    // [tiles][key_dims / 2][16][2]
+  BFloat16* values;  // [rows / 2][value_stride][2]
+  float* key_scales = nullptr;
+  float* value_scales = nullptr;
+  int head_dim;
+  int64_t key_dims;
+  int64_t value_stride;
+
+  HeadPairs(const KeyValueLayout& layout, std::byte* base)
+      : keys(reinterpret_cast<BFloat16*>(base)),
+        values(keys + layout.KeyElements()),
+        head_dim(layout.head_dim),
+        key_dims(RoundUpInputs(layout.head_dim)),
+        value_stride(layout.value_stride()) {}
+
+  static auto AttendKernel(const CpuKernels& kernels) { return kernels.attend_bf16; }
+
+  void Write(const CpuKernels& kernels, int64_t index, const KeyValueRows& rows,
+             int64_t count) const {
+    kernels.write_pairs({.k = rows.k,
+                         .v = rows.v,
+                         .k_stride = rows.k_stride,
+                         .v_stride = rows.v_stride,
+                         .count = static_cast<int>(count),
+                         .head_dim = head_dim,
+                         .first_index = static_cast<int>(index),
+                         .keys = keys,
+                         .values = values});
+  }
+  // Whole tiles and pairs: what they hold besides is finite, and overwritten or not seen.
+  void Copy(int64_t begin, int64_t end, const HeadPairs& from) const {
+    if (begin >= end) return;
+    CopyRange(from.keys, keys, begin / kLanes * kLanes, RoundUp(end, kLanes), key_dims);
+    CopyRange(from.values, values, begin / 2 * 2, RoundUp(end, 2), value_stride);
+  }
+  // The kernel multiplies values in whole steps: those beside [begin, end), with zero weights.
+  void Pad(int64_t begin, int64_t end) const {
+    constexpr int64_t kStep = 2 * kStepPairs;
+    const auto clear_step_of = [&](int64_t index) {
+      std::fill_n(values + index / kStep * kStep * value_stride, kStep * value_stride, BFloat16{});
+    };
+    if (begin % kStep != 0) clear_step_of(begin);
+    if (end % kStep != 0) clear_step_of(end);
+  }
+
+ private:
+  static void CopyRange(const BFloat16* from, BFloat16* to, int64_t begin, int64_t end,
+                        int64_t width) {
+    std::memcpy(to + begin * width, from + begin * width,
+                static_cast<size_t>((end - begin) * width) * sizeof(BFloat16));
+  }
+};
 
 }  // namespace bst

@@ -9,6 +9,10 @@
 //   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
 //                 indices 16 j .. 16 j + 15; INT8: then float32 scales of keys and of values, each
 //                 [tiles][16]
+//   pair ring     [H] x { keys [tiles][dh / 2][16][2], values [W / 2][dh][2] }: BF16 where
+//   attention
+//                 multiplies pairs: of keys along dh, padded to a multiple of 32; of values along
+//                 the ring, W padded to a multiple of 32 and dh to one of 16
 //   ssm           [groups] x { d [16], modes [M][4][16] }: re, im of E and 2 B C (cpu_ssm.h) of the
 //                 group's sixteen features; state [groups][M][2][16]: re, im
 //   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and 2
@@ -84,9 +88,21 @@ struct AttendTask {
   bool include_self;
   float scale;
   const float* bias;  // [2 W] distances descending, twice (cpu_attention.cc); nullptr: none
-  float* scores;      // scratch, [kMaxQueries][W padded to 16]
+  float* scores;      // scratch, [kMaxQueries][W padded to 16]; on pairs PairScratchBytes
 };
 inline constexpr int kMaxQueries = 6;  // that one pass over the keys serves
+
+// One key and value each of rows [0, count) to ring indices first_index .. of a pair ring's head.
+struct WritePairsTask {
+  const float* k;  // [count][stride]
+  const float* v;
+  int64_t k_stride, v_stride;
+  int count;
+  int head_dim;
+  int first_index;
+  BFloat16* keys;
+  BFloat16* values;
+};
 
 // One feature group of one row, diagonal or DPLR.
 struct RecurrenceTask {
@@ -155,6 +171,20 @@ inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
 // K of the packed INT8 layouts.
 inline int64_t RoundUpInt8Inputs(int64_t k) { return (k + 63) / 64 * 64; }
 
+// Attention on pairs (attention_pairs.inl) takes queries in groups of so many.
+inline constexpr int kPairQueries = 16;
+// Steps along K, in pairs, that padding completes: what one AMX tile holds.
+inline constexpr int kStepPairs = 16;
+
+// Scratch of attention on pairs for one head, 64-byte aligned: see PairScratch.
+inline size_t PairScratchBytes(int64_t window, int head_dim) {
+  const int64_t keys = RoundUpInputs(window), dims = RoundUpInputs(head_dim);
+  // Queries, scores, weights, weights of the step with the border, outputs; the last values.
+  return static_cast<size_t>(
+      kPairQueries * (2 * dims + 4 * (keys + 16) + 2 * (keys + 32) + 2 * 64 + 4 * dims) +
+      2 * 32 * dims);
+}
+
 struct CpuKernels {
   void (*linear_f32)(const LinearTask& task);
   void (*linear_bf16)(const LinearTask& task);
@@ -165,7 +195,9 @@ struct CpuKernels {
   QuantizedRow (*quantize_inputs)(const float* x, int n, uint8_t* q);  // int8.h
   void (*attend_f32)(const AttendTask& task);                          // keys and values in float32
   void (*attend_bf16)(const AttendTask& task);                         // in BF16
-  void (*attend_int8)(const AttendTask& task);                         // in INT8
+  // Where attend_bf16 multiplies pairs, of a pair ring; nullptr: where it does not.
+  void (*write_pairs)(const WritePairsTask& task);
+  void (*attend_int8)(const AttendTask& task);  // in INT8
   // QuantizeSymmetric of int8.h; the second stores the integers as float32.
   float (*quantize_symmetric)(const float* x, int n, int8_t* q, int64_t stride);
   float (*quantize_symmetric_as_floats)(const float* x, int n, float* q, int64_t stride);

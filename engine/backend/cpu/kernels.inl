@@ -538,6 +538,7 @@ constexpr CpuKernels MakeKernels(void (*linear_int8)(const LinearTask&)) {
           .quantize_inputs = QuantizeInputsKernel,
           .attend_f32 = AttendKernel<float>,
           .attend_bf16 = AttendKernel<BFloat16>,
+          .write_pairs = nullptr,
           .attend_int8 = AttendKernel<int8_t>,
           .quantize_symmetric = QuantizeSymmetricKernel<int8_t>,
           .quantize_symmetric_as_floats = QuantizeSymmetricKernel<float>,

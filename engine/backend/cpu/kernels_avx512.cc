@@ -1,6 +1,6 @@
-// The kernels compiled for AVX-512, and with dot products or AMX tiles for linear layers. (The
-// compiler emits no tile instruction of its own, so naming AMX here costs the AVX-512 kernels
-// nothing; dot products have a region of their own.)
+// The kernels compiled for AVX-512, and with dot products or AMX tiles for linear layers and
+// attention. (The compiler emits no tile instruction of its own, so naming AMX here costs the
+// AVX-512 kernels nothing; dot products have a region of their own.)
 //
 // Standard headers come before the target region: a function they define must not be compiled for
 // this instruction set, lest the linker keeps that copy for all.
@@ -37,8 +37,11 @@ constexpr int kTileFilters = 4;
 #include "engine/backend/cpu/kernels.inl"
 #include "engine/backend/cpu/linear_formats.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
+#include "engine/backend/cpu/attention_pairs.inl"
+#include "engine/backend/cpu/attention_tiles.inl"
 #pragma GCC push_options
 #pragma GCC target("avx512vnni,avx512bf16")
+#include "engine/backend/cpu/attention_dots.inl"
 #include "engine/backend/cpu/dots_avx512.inl"
 #include "engine/backend/cpu/linear_dots.inl"
 
@@ -46,6 +49,24 @@ void LinearInt8Vnni(const LinearTask& task) { LinearDotsKernel<Int8DotVnni>(task
 void LinearBf16Dots(const LinearTask& task) { LinearDotsKernel<Bf16Dot>(task); }
 #pragma GCC pop_options
 // clang-format on
+
+// Those whose BF16 layers and attention multiply pairs.
+constexpr CpuKernels MakePairKernels(void (*linear_int8)(const LinearTask&),
+                                     void (*linear_bf16)(const LinearTask&),
+                                     void (*attend_bf16)(const AttendTask&)) {
+  CpuKernels kernels = MakeKernels(linear_int8);
+  kernels.linear_bf16 = linear_bf16;
+  kernels.linear_bf16_takes_packed_inputs = true;
+  kernels.attend_bf16 = attend_bf16;
+  kernels.write_pairs = WritePairsKernel;
+  return kernels;
+}
+
+template <typename Tiles>
+constexpr CpuKernels MakeTileKernels() {
+  return MakePairKernels(LinearTilesKernel<Int8Tiles, Tiles>, LinearTilesKernel<Bf16Tiles, Tiles>,
+                         AttendPairsKernel<TileProducts<Tiles>>);
+}
 
 }  // namespace
 
@@ -60,12 +81,8 @@ const CpuKernels& Avx512VnniKernels() {
 }
 
 const CpuKernels& Avx512Bf16Kernels() {
-  static constexpr CpuKernels kernels = [] {
-    CpuKernels with_dots = MakeKernels(LinearInt8Vnni);
-    with_dots.linear_bf16 = LinearBf16Dots;
-    with_dots.linear_bf16_takes_packed_inputs = true;
-    return with_dots;
-  }();
+  static constexpr CpuKernels kernels =
+      MakePairKernels(LinearInt8Vnni, LinearBf16Dots, AttendPairsKernel<DotProducts>);
   return kernels;
 }
 

@@ -59,12 +59,11 @@ class HardwareTiles {
     if constexpr (Sum == 3) _tile_dpbusd(3, 5, 7);
   }
   template <int T>
-  void Store(float* to) {
-    constexpr int64_t kStride = 64;
-    if constexpr (T == 0) _tile_stored(0, to, kStride);
-    if constexpr (T == 1) _tile_stored(1, to, kStride);
-    if constexpr (T == 2) _tile_stored(2, to, kStride);
-    if constexpr (T == 3) _tile_stored(3, to, kStride);
+  void Store(float* to, int64_t stride_bytes = 64) {
+    if constexpr (T == 0) _tile_stored(0, to, stride_bytes);
+    if constexpr (T == 1) _tile_stored(1, to, stride_bytes);
+    if constexpr (T == 2) _tile_stored(2, to, stride_bytes);
+    if constexpr (T == 3) _tile_stored(3, to, stride_bytes);
   }
 
  private:
@@ -130,8 +129,9 @@ class EmulatedTiles {
     }
   }
   template <int T>
-  void Store(float* to) {
-    std::memcpy(to, tiles_[T], sizeof(tiles_[T]));
+  void Store(float* to, int64_t stride_bytes = 64) {
+    for (int r = 0; r < kTileRows; ++r)
+      std::memcpy(reinterpret_cast<char*>(to) + r * stride_bytes, tiles_[T][r], 64);
   }
 
  private:
@@ -214,12 +214,4 @@ void LinearTilesKernel(const LinearTask& task) {
       LinearTileBlock<Format, 2>(tiles, task, row, panel);
     if (row < task.num_rows) LinearTileBlock<Format, 1>(tiles, task, row, panel);
   }
-}
-
-template <typename Tiles>
-constexpr CpuKernels MakeTileKernels() {
-  CpuKernels kernels = MakeKernels(LinearTilesKernel<Int8Tiles, Tiles>);
-  kernels.linear_bf16 = LinearTilesKernel<Bf16Tiles, Tiles>;
-  kernels.linear_bf16_takes_packed_inputs = true;
-  return kernels;
 }

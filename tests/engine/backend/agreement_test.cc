@@ -188,61 +188,144 @@ TEST_P(AgreementTest, ActivationsAtTheirLimits) {
   }
 }
 
+struct AttentionProblem {
+  AttentionSpec spec;
+  std::vector<float> scale, bias;
+  bool has_bias;
+  uint32_t seed;
+
+  int64_t width() const { return int64_t{spec.num_heads} * spec.head_dim; }
+  AttentionParameters parameters() {
+    return {.spec = spec,
+            .scale = Contiguous(scale, {spec.num_heads}),
+            .bias = has_bias ? Contiguous(bias, {spec.num_heads, spec.window + 1}) : TensorView()};
+  }
+  std::string description() const {
+    return absl::StrCat("H ", spec.num_heads, " dh ", spec.head_dim, " W ", spec.window,
+                        spec.scope == AttentionScope::kSliding ? " sliding" : " block",
+                        spec.include_self ? " self" : " strict",
+                        spec.empty_prefix == EmptyPrefix::kZeros ? " zeros " : " masked ",
+                        has_bias ? "bias " : "", std::string(Name(spec.kv_type)));
+  }
+};
+
+AttentionProblem RandomAttention(std::mt19937& random, DType kv_type) {
+  const auto pick = [&](std::vector<int> choices) { return choices[random() % choices.size()]; };
+  const bool sliding = random() % 2 == 0;
+  AttentionProblem problem = {
+      .spec = {.num_heads = pick({1, 2, 3}),
+               .head_dim = pick({1, 7, 8, 16, 24, 64, 80, 136}),
+               .window = pick({1, 2, 7, 15, 16, 17, 32, 33, 40, 128, 160}),
+               .scope = sliding ? AttentionScope::kSliding : AttentionScope::kBlock,
+               .include_self = random() % 2 == 0,
+               .empty_prefix =
+                   sliding && random() % 2 == 0 ? EmptyPrefix::kZeros : EmptyPrefix::kMasked,
+               .kv_type = kv_type},
+      .scale = {},
+      .bias = {},
+      .has_bias = random() % 2 == 0,
+      .seed = static_cast<uint32_t>(random())};
+  problem.scale = RandomVector(static_cast<size_t>(problem.spec.num_heads), 12);
+  for (float& s : problem.scale)
+    s = std::fabs(s) / std::sqrt(static_cast<float>(problem.spec.head_dim));
+  problem.bias =
+      RandomVector(static_cast<size_t>(problem.spec.num_heads * (problem.spec.window + 1)), 13);
+  return problem;
+}
+
+// Two documents in changing rows, one call for each of `lengths`.
+Matrix AttendDocuments(Backend& backend, AttentionProblem& problem,
+                       const std::vector<int>& lengths) {
+  const auto weights = *backend.PackAttention(problem.parameters());
+  const size_t slot_bytes = (backend.RingBytes(problem.spec) + 63) / 64 * 64;
+  const Buffer memory = *backend.Allocate(slot_bytes * 3);
+  const PoolView ring = {static_cast<std::byte*>(memory.data()), slot_bytes};
+  int64_t total = 0;
+  for (const int length : lengths) total += 2 * length;
+  const int64_t width = problem.width();
+  Matrix q = Matrix::Random(total, width, problem.seed),
+         k = Matrix::Random(total, width, problem.seed + 1),
+         v = Matrix::Random(total, width, problem.seed + 2), out(total, width);
+  int64_t begin = 0, position = 0;
+  for (const int length : lengths) {
+    const std::vector<Row> rows = {
+        {.slot = SlotId(2), .begin = 0, .end = length, .position = position},
+        {.slot = SlotId(0), .begin = length, .end = 2 * length, .position = position}};
+    const auto part = [&](Matrix& m) { return m.view().Rows(begin, begin + 2 * length); };
+    backend.Attention(*weights, part(q), part(k), part(v), rows, ring, part(out));
+    begin += 2 * length;
+    position += length;
+  }
+  return out;
+}
+
+// Three steps of up to two windows and a bit, then single tokens.
+std::vector<int> RandomLengths(std::mt19937& random, int window) {
+  std::vector<int> lengths;
+  for (int step = 0; step < 3; ++step)
+    lengths.push_back(1 + static_cast<int>(random() % (2 * static_cast<unsigned>(window) + 3)));
+  lengths.insert(lengths.end(), 3, 1);
+  return lengths;
+}
+
 TEST_P(AgreementTest, AttentionOverChunksAndSteps) {
   std::mt19937 random(11);
-  const auto pick = [&](std::vector<int> choices) { return choices[random() % choices.size()]; };
   for (int trial = 0; trial < (kSanitized ? 24 : 120); ++trial) {
-    const bool sliding = random() % 2 == 0;
-    const AttentionSpec spec = {
-        .num_heads = pick({1, 2, 3}),
-        .head_dim = pick({1, 7, 8, 16, 24, 64, 80, 136}),
-        .window = pick({1, 2, 7, 15, 16, 17, 32, 40, 128, 160}),
-        .scope = sliding ? AttentionScope::kSliding : AttentionScope::kBlock,
-        .include_self = random() % 2 == 0,
-        .empty_prefix = sliding && random() % 2 == 0 ? EmptyPrefix::kZeros : EmptyPrefix::kMasked,
-        .kv_type = AnyType(static_cast<uint32_t>(random()))};
-    const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
-    std::vector<float> scale = RandomVector(static_cast<size_t>(spec.num_heads), 12);
-    for (float& s : scale) s = std::fabs(s) / std::sqrt(static_cast<float>(spec.head_dim));
-    std::vector<float> bias =
-        RandomVector(static_cast<size_t>(spec.num_heads * (spec.window + 1)), 13);
-    AttentionParameters parameters = {
-        .spec = spec, .scale = Contiguous(scale, {spec.num_heads}), .bias = {}};
-    if (random() % 2 == 0) parameters.bias = Contiguous(bias, {spec.num_heads, spec.window + 1});
-    // Two documents in changing rows: three steps each, then single tokens.
-    std::vector<int> lengths;
-    for (int step = 0; step < 3; ++step)
-      lengths.push_back(1 +
-                        static_cast<int>(random() % (2 * static_cast<unsigned>(spec.window) + 3)));
-    lengths.insert(lengths.end(), 3, 1);
-    const auto seed = static_cast<uint32_t>(random());
-    const auto apply = [&](Backend& backend) {
-      const auto weights = *backend.PackAttention(parameters);
-      const size_t slot_bytes = (backend.RingBytes(spec) + 63) / 64 * 64;
-      const Buffer memory = *backend.Allocate(slot_bytes * 3);
-      const PoolView ring = {static_cast<std::byte*>(memory.data()), slot_bytes};
-      int64_t total = 0;
-      for (const int length : lengths) total += 2 * length;
-      Matrix q = Matrix::Random(total, width, seed), k = Matrix::Random(total, width, seed + 1),
-             v = Matrix::Random(total, width, seed + 2), out(total, width);
-      int64_t begin = 0, position = 0;
+    AttentionProblem problem = RandomAttention(random, AnyType(static_cast<uint32_t>(trial)));
+    const std::vector<int> lengths = RandomLengths(random, problem.spec.window);
+    ExpectAgreement([&](Backend& backend) { return AttendDocuments(backend, problem, lengths); },
+                    absl::StrCat("trial ", trial, ": ", problem.description()),
+                    AttentionTolerance(problem.spec.kv_type));
+  }
+}
+
+// With scores of zero every visible value weighs the same, exactly, whatever the numbers' type: who
+// is visible, and which value an index stands for.
+TEST_P(AgreementTest, AttentionToEveryVisibleValueAlike) {
+  std::mt19937 random(12);
+  for (int trial = 0; trial < (kSanitized ? 8 : 40); ++trial) {
+    AttentionProblem problem = RandomAttention(random, AnyType(static_cast<uint32_t>(trial)));
+    std::fill(problem.scale.begin(), problem.scale.end(), 0.0f);
+    const std::vector<int> lengths = RandomLengths(random, problem.spec.window);
+    ExpectAgreement([&](Backend& backend) { return AttendDocuments(backend, problem, lengths); },
+                    absl::StrCat("trial ", trial, ": ", problem.description()));
+  }
+}
+
+// One document in one chunk, in pieces cut anywhere and token by token: the same bits.
+TEST_P(AgreementTest, AttentionDoesNotDependOnTheCut) {
+  std::mt19937 random(13);
+  for (int trial = 0; trial < (kSanitized ? 8 : 40); ++trial) {
+    AttentionProblem problem = RandomAttention(random, AnyType(static_cast<uint32_t>(trial)));
+    const int window = problem.spec.window, total = 3 * window + 5;
+    const int64_t width = problem.width();
+    const auto attend = [&](const std::vector<int>& lengths) {
+      const auto weights = *tested_->PackAttention(problem.parameters());
+      const Buffer memory = *tested_->Allocate(tested_->RingBytes(problem.spec));
+      const PoolView ring = {static_cast<std::byte*>(memory.data()), memory.bytes()};
+      Matrix q = Matrix::Random(total, width, problem.seed),
+             k = Matrix::Random(total, width, problem.seed + 1),
+             v = Matrix::Random(total, width, problem.seed + 2), out(total, width);
+      int position = 0;
       for (const int length : lengths) {
-        const std::vector<Row> rows = {
-            {.slot = SlotId(2), .begin = 0, .end = length, .position = position},
-            {.slot = SlotId(0), .begin = length, .end = 2 * length, .position = position}};
-        const auto part = [&](Matrix& m) { return m.view().Rows(begin, begin + 2 * length); };
-        backend.Attention(*weights, part(q), part(k), part(v), rows, ring, part(out));
-        begin += 2 * length;
+        const auto part = [&](Matrix& m) { return m.view().Rows(position, position + length); };
+        tested_->Attention(
+            *weights, part(q), part(k), part(v),
+            {Row{.slot = SlotId(0), .begin = 0, .end = length, .position = position}}, ring,
+            part(out));
         position += length;
       }
-      return out;
+      return out.values();
     };
-    ExpectAgreement(
-        apply, absl::StrCat("trial ", trial, ": H ", spec.num_heads, " dh ", spec.head_dim, " W ",
-                            spec.window, sliding ? " sliding" : " block",
-                            spec.include_self ? " self" : " strict",
-                            spec.empty_prefix == EmptyPrefix::kZeros ? " zeros " : " masked ",
-                            std::string(Name(spec.kv_type))));
+    std::vector<int> pieces;
+    for (int left = total; left > 0; left -= pieces.back())
+      pieces.push_back(std::min(left, 1 + static_cast<int>(random() % 45)));
+    const std::vector<float> whole = attend({total});
+    for (const std::vector<int>& lengths :
+         {pieces, std::vector<int>(static_cast<size_t>(total), 1)}) {
+      EXPECT_EQ(std::memcmp(whole.data(), attend(lengths).data(), whole.size() * sizeof(float)), 0)
+          << trial << ": " << problem.description();
+    }
   }
 }
 

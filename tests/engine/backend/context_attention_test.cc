@@ -85,7 +85,8 @@ TEST_P(ContextAttentionTest, AgreesWithTheReference) {
         },
         absl::StrCat("trial ", trial, ": H ", problem.spec.num_heads, " dh ", problem.spec.head_dim,
                      " capacity ", problem.spec.capacity, " ",
-                     std::string(Name(problem.spec.kv_type))));
+                     std::string(Name(problem.spec.kv_type))),
+        AttentionTolerance(problem.spec.kv_type));
   }
 }
 

@@ -18,6 +18,10 @@ namespace bst {
 // Float32 sums of n products in another order differ by about sqrt(n) 2^-24 relative RMS: 4e-6 at
 // n = 4096. Elementary functions are good to 2e-7.
 inline constexpr double kTolerance = 5e-6;
+// Attention on BF16 pairs rounds queries and weights too. A rounding is 2^-9 / sqrt(3) = 1.1e-3
+// relative RMS; one of a query moves a score by so much of its deviation, about 1 here, and the
+// weight as much.
+inline constexpr double kPairAttentionTolerance = 4e-3;
 inline constexpr float kSentinel = -12345.5f;
 
 // A matrix inside a larger one: `margin` columns on the right and one row below hold sentinels.
@@ -84,6 +88,12 @@ class OperatorTest : public testing::TestWithParam<std::string> {
   std::vector<DType> Types() const {
     return tested_->HasInt8() ? std::vector<DType>{DType::kF32, DType::kBF16, DType::kI8}
                               : std::vector<DType>{DType::kF32, DType::kBF16};
+  }
+  double AttentionTolerance(DType kv) const {
+    const std::string name = tested_->name();
+    const bool pairs =
+        name.find("avx512bf16") != std::string::npos || name.find("amx") != std::string::npos;
+    return pairs && kv == DType::kBF16 ? kPairAttentionTolerance : kTolerance;
   }
   DType AnyType(uint32_t random) const { return Types()[random % Types().size()]; }
 

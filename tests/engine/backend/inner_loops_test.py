@@ -1,0 +1,128 @@
+"""Counts the instructions of the CPU kernels' inner loops, as objdump shows them: exact, so that a loop that lost
+its shape fails here whatever the machine and whatever else runs on it.
+
+    python3 inner_loops_test.py build/release/engine/backend/cpu/libbst_backend_cpu.a
+
+A kernel has a loop that multiplies as often per turn as its register tile says, keeps its sums in registers (no
+vector on the stack) and calls nothing (an intrinsic compiled outside its target region becomes a call).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import unittest
+from typing import Dict, List, NamedTuple, Tuple
+
+
+class Instruction(NamedTuple):
+    address: int
+    name: str
+    operands: str
+
+
+class Kernel(NamedTuple):
+    function: str  # the demangled name begins so, without namespaces and return type
+    multiply: str
+    multiplies: int  # per turn
+    instructions: int  # per turn, at most
+
+
+# Multiplies are rows times vectors of the register tile. Besides: loads of weights, broadcasts of inputs, and what
+# g++ 12 needs to count and to step.
+KERNELS = [
+    Kernel("DotTile<Bf16Dot, 12, 2>", "vdpbf16ps", 24, 48),
+    Kernel("DotTile<Bf16Dot, 1, 8>", "vdpbf16ps", 8, 22),
+    Kernel("DotTile<Int8DotVnni, 12, 2>", "vpdpbusd", 24, 48),
+    Kernel("DotTile<Int8DotVnni, 1, 8>", "vpdpbusd", 8, 14),
+    Kernel("DotProducts::Tile<8, 2>", "vdpbf16ps", 16, 31),
+    Kernel("DotProducts::Tile<1, 8>", "vdpbf16ps", 8, 21),
+    Kernel("DotProducts::Tile<1, 4>", "vdpbf16ps", 4, 13),
+    Kernel("LinearTileBlock<Bf16Tiles, 2, HardwareTiles>", "tdpbf16ps", 4, 14),
+    Kernel("LinearTileBlock<Int8Tiles, 2, HardwareTiles>", "tdpbusd", 4, 14),
+    Kernel("AttendPairsKernel<TileProducts<HardwareTiles> >", "tdpbf16ps", 2, 12),
+    Kernel("LinearTile<float, 12, 1>", "vfmadd231ps", 24, 42),
+    Kernel("LinearTile<float, 3, 1>", "vfmadd231ps", 12, 22),  # AVX2: a vector is two registers
+]
+
+HEADER = re.compile(r"^[0-9a-f]+ <(.*)>:$")
+LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
+JUMP_TARGET = re.compile(r"^([0-9a-f]+)\b")
+VECTOR_ON_STACK = re.compile(r"%r[sb]p\).*%[yz]mm|%[yz]mm.*%r[sb]p\)")
+
+Function = Tuple[str, List[Instruction]]
+
+
+def disassemble(library: str) -> List[Function]:
+    text = subprocess.run(["objdump", "-d", "-C", "--no-show-raw-insn", library], check=True, capture_output=True,
+                          text=True).stdout
+    functions: List[Function] = []
+    for line in text.splitlines():
+        header = HEADER.match(line)
+        match = LINE.match(line)
+        if header:
+            name = header.group(1).replace("bst::", "").replace("(anonymous namespace)::", "")
+            functions.append((name.removeprefix("void "), []))
+        elif match:
+            functions[-1][1].append(Instruction(int(match.group(1), 16), match.group(2), match.group(3)))
+    return functions
+
+
+def innermost_loops(body: List[Instruction]) -> List[List[Instruction]]:
+    index: Dict[int, int] = {instruction.address: i for i, instruction in enumerate(body)}
+    spans: List[Tuple[int, int]] = []
+    for i, instruction in enumerate(body):
+        target = JUMP_TARGET.match(instruction.operands)
+        if instruction.name.startswith("j") and target:
+            start = index.get(int(target.group(1), 16))
+            if start is not None and start <= i:
+                spans.append((start, i))
+    inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
+    return [body[start:end + 1] for start, end in inner]
+
+
+def faults(loop: List[Instruction], kernel: Kernel) -> List[str]:
+    found = []
+    multiplies = sum(instruction.name == kernel.multiply for instruction in loop)
+    if multiplies != kernel.multiplies:
+        found.append(f"{multiplies} x {kernel.multiply}, not {kernel.multiplies}")
+    if len(loop) > kernel.instructions:
+        found.append(f"{len(loop)} instructions, more than {kernel.instructions}")
+    found += [f"{i.name} {i.operands}" for i in loop
+              if i.name.startswith("call") or VECTOR_ON_STACK.search(i.operands)]
+    return found
+
+
+class InnerLoopsTest(unittest.TestCase):
+    library = ""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.functions = disassemble(cls.library)
+
+    def test_every_kernel_has_its_loop(self) -> None:
+        for kernel in KERNELS:
+            with self.subTest(kernel.function):
+                loops = [loop for name, body in self.functions if name.startswith(kernel.function)
+                         for loop in innermost_loops(body) if any(i.name == kernel.multiply for i in loop)]
+                self.assertTrue(loops, f"no loop with {kernel.multiply}")
+                candidates = [faults(loop, kernel) for loop in loops]
+                self.assertIn([], candidates)
+
+    def test_a_loop_that_spills_calls_or_multiplies_less_is_seen(self) -> None:
+        kernel = Kernel("f", "vfmadd231ps", 2, 4)
+        multiply = Instruction(0, "vfmadd231ps", "%zmm1,%zmm2,%zmm3")
+        jump = Instruction(8, "jne", "0 <f>")
+        self.assertEqual(innermost_loops([multiply, multiply._replace(address=4), jump]), [[
+            multiply, multiply._replace(address=4), jump]])
+        self.assertEqual(faults([multiply, multiply, jump], kernel), [])
+        self.assertTrue(faults([multiply, jump], kernel))
+        self.assertTrue(faults([multiply, multiply, Instruction(4, "vmovaps", "%zmm1,0x40(%rsp)"), jump], kernel))
+        self.assertTrue(faults([multiply, multiply, Instruction(4, "call", "10 <g>"), jump], kernel))
+        self.assertTrue(faults([multiply, multiply, jump, jump, jump], kernel))
+
+
+if __name__ == "__main__":
+    InnerLoopsTest.library = sys.argv.pop(1)
+    unittest.main()
