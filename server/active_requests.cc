@@ -79,6 +79,16 @@ int ActiveRequests::unread() const {
   return unread_;
 }
 
+void ActiveRequests::AddUnreadBytes(int64_t difference) {
+  absl::MutexLock lock(&mutex_);
+  unread_bytes_ += difference;
+}
+
+int64_t ActiveRequests::unread_bytes() const {
+  absl::MutexLock lock(&mutex_);
+  return unread_bytes_;
+}
+
 bool ActiveRequests::WaitUntilNoneOpen(absl::Duration timeout) {
   absl::MutexLock lock(&mutex_);
   const auto none_open = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return open_rpcs_ == 0; };

@@ -72,6 +72,9 @@ class ActiveRequests {
   void EnterUnread() ABSL_LOCKS_EXCLUDED(mutex_);
   void LeaveUnread() ABSL_LOCKS_EXCLUDED(mutex_);
   int unread() const ABSL_LOCKS_EXCLUDED(mutex_);
+  // What their readers have still to take of them all.
+  void AddUnreadBytes(int64_t difference) ABSL_LOCKS_EXCLUDED(mutex_);
+  int64_t unread_bytes() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   std::shared_ptr<Abortable> Find(const std::string& request_id) const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -82,6 +85,7 @@ class ActiveRequests {
       ABSL_GUARDED_BY(mutex_);
   int open_rpcs_ ABSL_GUARDED_BY(mutex_) = 0;
   int unread_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t unread_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace bst

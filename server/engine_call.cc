@@ -90,12 +90,15 @@ void EngineCall::StopSequence(int sequence_index) {
   engine_->StopSequence(id, sequence_index);
 }
 
-void EngineCall::Refuse(absl::Status why) {
+bool EngineCall::Refuse(absl::Status why) {
+  bool is_first;
   {
     absl::MutexLock lock(&mutex_);
-    if (cause_ == CancelCause::kNone) refusal_ = std::move(why);
+    is_first = cause_ == CancelCause::kNone;
+    if (is_first) refusal_ = std::move(why);
   }
   Cancel(CancelCause::kRefused);
+  return is_first;
 }
 
 template absl::Status EngineCall::Submit(const ServedModel& model, GenerateRequest request);
@@ -115,7 +118,19 @@ std::vector<SequenceEvent> EngineCall::TakeEvents() {
   return events;
 }
 
+void EngineCall::AccountUnread(size_t bytes) {
+  int64_t difference;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!ended_) return;
+    difference = static_cast<int64_t>(bytes) - unread_bytes_;
+    unread_bytes_ = static_cast<int64_t>(bytes);
+  }
+  if (difference != 0) frontend_.active().AddUnreadBytes(difference);
+}
+
 void EngineCall::CloseRpc() {
+  AccountUnread(0);
   bool ended;
   {
     absl::MutexLock lock(&mutex_);

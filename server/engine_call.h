@@ -11,7 +11,8 @@
 //             (2) The first cause of a cancellation stays.
 // Memory      What waits for the reader is bounded by the request's tokens, and by kMaxOutboxBytes:
 //             a request whose reader is further behind ends with kResourceExhausted, and what
-//             waited is dropped. ServerConfig::write_timeout bounds how long anything waits.
+//             waited is dropped. ServerConfig::write_timeout bounds how long one message waits, and
+//             max_unread_bytes what finished requests keep together.
 // Ownership   Shared by its RPC (until OnDone), the engine (until FinishedEvent) and the delivery
 // thread
 //             (while posted).
@@ -42,7 +43,7 @@ class CallbackServerContext;
 
 namespace bst {
 
-// Tokens alone stay far below it. With 20 alternatives each it is 300,000 tokens.
+// The tokens of one continuation stay far below it. With 20 alternatives each it is 300,000 tokens.
 inline constexpr size_t kMaxOutboxBytes = size_t{64} << 20;
 
 // How a request ended, as the wire says it.
@@ -69,6 +70,8 @@ class EngineCall : public TokenSink,
   EngineCall(Frontend& frontend, const char* rpc) : frontend_(frontend), rpc_(rpc) {
     frontend.active().OpenRpc();
   }
+  // Once the request is over: `bytes` of it wait for the reader. No-op before.
+  void AccountUnread(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   // The RPC is done (gRPC's OnDone): the frontend may be gone afterwards.
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -84,7 +87,7 @@ class EngineCall : public TokenSink,
   void StopSequence(int sequence_index) ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends the request in the engine because of something in it that came later; the RPC then ends
   // with `why`. No-op after another cause.
-  void Refuse(absl::Status why) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool Refuse(absl::Status why) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // The events since the last call. After FinishedEvent the request id is free again.
   std::vector<SequenceEvent> TakeEvents() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -122,8 +125,9 @@ class EngineCall : public TokenSink,
   mutable absl::Mutex mutex_;
   std::vector<SequenceEvent> outbox_ ABSL_GUARDED_BY(mutex_);
   bool posted_ ABSL_GUARDED_BY(mutex_) = false;
-  bool ended_ ABSL_GUARDED_BY(mutex_) = false;    // FinishedEvent was taken
-  bool dropped_ ABSL_GUARDED_BY(mutex_) = false;  // BoundOutbox returned true
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;        // FinishedEvent was taken
+  int64_t unread_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // as AccountUnread was told
+  bool dropped_ ABSL_GUARDED_BY(mutex_) = false;      // BoundOutbox returned true
   std::optional<SequenceId> id_ ABSL_GUARDED_BY(mutex_);
   CancelCause cause_ ABSL_GUARDED_BY(mutex_) = CancelCause::kNone;
   absl::Status refusal_ ABSL_GUARDED_BY(mutex_);         // kRefused: why

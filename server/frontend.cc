@@ -67,6 +67,11 @@ absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
   BST_ASSIGN_OR_RETURN(const ServedModel* const model, Admit(context));
   const EngineLoad load = model->engine->load();
   if (load.draining) return Draining();
+  if (UnreadIsFull()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("readers are behind: ", active_.unread_bytes() >> 20,
+                     " MB of the output of finished requests wait for them"));
+  }
   if (RequestsAreFull(load)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("queue is full: ", load.in_flight, " requests run and wait"));
@@ -88,6 +93,8 @@ bool Frontend::QueueIsFilling() const {
   return model()->engine->load().queue_tokens > config_.engine.max_queue_tokens / 2;
 }
 
+bool Frontend::UnreadIsFull() const { return active_.unread_bytes() > config_.max_unread_bytes; }
+
 bool Frontend::RequestsAreFull(const EngineLoad& load) const {
   return load.in_flight >= int64_t{config_.engine.max_sequences} + config_.engine.max_queue;
 }
@@ -105,7 +112,7 @@ void Frontend::CountRejected(const absl::Status& status) {
       break;
     case absl::StatusCode::kResourceExhausted: {
       // The engine does not say which limit it was: the queue of requests is full or it is not.
-      const bool requests_full = RequestsAreFull(model()->engine->load());
+      const bool requests_full = RequestsAreFull(model()->engine->load()) || UnreadIsFull();
       metrics_.CountRejected(requests_full ? RejectReason::kQueueRequests
                                            : RejectReason::kQueueTokens);
       break;

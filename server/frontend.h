@@ -88,6 +88,7 @@ class Frontend {
   Addresses addresses() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  bool UnreadIsFull() const;
   bool RequestsAreFull(const EngineLoad& load) const;
 
   const ServerConfig config_;

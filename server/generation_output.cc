@@ -79,7 +79,7 @@ void GenerationOutput::End(size_t index, v1::FinishReason reason, TokenId stop_t
   v1::SequenceFinished& ended = continuation.ended.emplace();
   ended.set_sequence_index(static_cast<uint32_t>(index));
   ended.set_reason(reason);
-  if (continuation.output.stop_match().has_value()) {
+  if (reason == v1::STOP_STRING && continuation.output.stop_match().has_value()) {
     ended.set_stop_string(*continuation.output.stop_match());
   }
   SetStopToken(reason, stop_token, ended);

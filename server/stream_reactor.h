@@ -37,6 +37,7 @@ class StreamReactor : public Base, public EngineCall {
       absl::MutexLock lock(&write_mutex_);
       for (SequenceEvent& event : TakeEvents()) Handle(std::move(event));
       if (BoundOutbox(PendingBytes())) DropOutput();
+      AccountUnread(PendingBytes());
       if (writing_ || finishing_) return;
       std::optional<Message> message;
       if (!reader_gone_) message = NextMessage();

@@ -45,7 +45,8 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     if (!ok && context().IsCancelled()) return GiveUp(LeftBeforeTheFirst());
     const bool goes_on = !prompt_.has_value() ? ReadFirst(ok) : ok ? ReadMore() : ReadEnd();
     part_.Clear();  // the next one may have to wait for long
-    if (goes_on && HoldsLittleText() && !MustWait()) ReadNext();
+    if (!goes_on || !HoldsLittleText()) return ForgetPrompt();
+    if (!MustWait()) ReadNext();
   }
 
   void OnDone() override {
@@ -135,9 +136,14 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     return false;
   }
   bool Refused(const absl::Status& status) {
-    if (absl::IsResourceExhausted(status)) frontend().CountRejected(status);
-    Refuse(status);
+    if (Refuse(status) && absl::IsResourceExhausted(status)) frontend().CountRejected(status);
     return false;
+  }
+
+  // Nothing more of it is read.
+  void ForgetPrompt() {
+    prompt_.reset();
+    held_text_.Release();
   }
 
   void ReadNext() {

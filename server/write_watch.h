@@ -32,7 +32,8 @@ namespace bst {
 class WriteWatch : public std::enable_shared_from_this<WriteWatch> {
  public:
   // A write that takes longer than `limit` leads to `on_stall()`, then to the end of the call of
-  // `context`, once. Both are used until Close; `on_stall` must not block.
+  // `context`, once. Both are used until Close; `on_stall` runs
+  // under the watch's lock and must not call it.
   WriteWatch(grpc::CallbackServerContext& context, absl::Duration limit,
              std::function<void()> on_stall)
       : context_(context),

@@ -27,6 +27,7 @@ class Arguments:
     promtool: str
     seconds: float
     stress: str
+    sanitized: bool
 
 
 arguments = Arguments()
@@ -42,6 +43,7 @@ def main() -> None:
                         help="a flag for every server that is started; may be repeated")
     parser.add_argument("--seconds", type=float, default=10, help="how long each test of a load goes on")
     parser.add_argument("--stress", default="", help="the bst-stress binary")
+    parser.add_argument("--sanitized", action="store_true", help="the binaries are built with sanitizers")
     _, rest = parser.parse_known_args(namespace=arguments)
     unittest.main(module="__main__", argv=[sys.argv[0], *rest])
 
@@ -77,6 +79,8 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if arguments.sanitized and self.process.poll() is None:
+            self._end_for_its_leaks()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -86,6 +90,14 @@ class ServerProcess:
         for number, line in enumerate(self.lines):
             if "Sanitizer:" in line or "runtime error:" in line:  # a build with sanitizers has found something
                 raise AssertionError("\n".join(self.lines[number:]))
+
+    def _end_for_its_leaks(self) -> None:
+        """LeakSanitizer looks at the exit: that of a server whose requests are over, others are killed."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            pass
 
     @property
     def grpc(self) -> str:

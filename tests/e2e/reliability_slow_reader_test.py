@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import unittest
-from typing import Any
+from typing import Any, Callable
 
 import bst_process
 from bst_process import ServerProcess
@@ -117,11 +117,18 @@ class WriteTimeoutTest(ReaderTest):
 
     WRITE_TIMEOUT = 1
 
-    def wait_until_read(self) -> None:
-        deadline = time.monotonic() + 60
-        while self.control.load().unread_calls > 0:
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not holds():
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.02)
+
+    def calls(self) -> int:
+        load = self.control.load()
+        return load.running + load.waiting + load.unread_calls
+
+    def timeouts(self) -> int:
+        return sum(" write_timeout " in line for line in self.server.lines)
 
     def test_they_lose_what_their_requests_left(self) -> None:
         request = ENDLESS | {"stopping": {"max_new_tokens": 30_000, "ignore_eos": True}, "output": {"top_logprobs": 20}}
@@ -130,8 +137,9 @@ class WriteTimeoutTest(ReaderTest):
                  self.slow.channel.unary_stream(  # as a stream, or the library reads the answer by itself
                      "/bst.v1.Generation/GenerateOnce",
                      request_serializer=lambda fields: message("GenerateRequest", fields).SerializeToString())(request)]
-        self.wait_until_idle()
-        self.wait_until_read()
+        self.wait_until(lambda: self.calls() + self.timeouts() == 3)  # all have come
+        self.wait_until(lambda: self.timeouts() == 3)
+        self.wait_until(lambda: self.calls() == 0)
         for call in calls:
             self.assertEqual(finish(call)[1], "CANCELLED")
         # What was over was counted for what it was; the endless one ended for this.
@@ -139,7 +147,7 @@ class WriteTimeoutTest(ReaderTest):
             self.assertEqual(self.server.metric(
                 f'bst_requests_total{{code="{name}",finish_reason="{reason}",rpc="{rpc}"}}'), 1)
         self.server.terminate()
-        self.assertEqual(sum(" write_timeout " in line for line in self.server.lines), 3)
+        self.assertEqual(self.timeouts(), 3)
 
 
 if __name__ == "__main__":

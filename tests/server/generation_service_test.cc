@@ -355,6 +355,7 @@ TEST_F(GenerationServiceTest, AContinuationWhoseTextWasDroppedIsNotComplete) {
   }
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   ASSERT_TRUE(stream.finished.has_value());
+  ASSERT_EQ(stream.finished->sequences_size(), 2);
   for (const v1::SequenceFinished& sequence : stream.finished->sequences()) {
     EXPECT_EQ(sequence.reason(), v1::ERROR) << sequence.sequence_index();
   }
@@ -374,6 +375,29 @@ TEST_F(GenerationServiceTest, ACallThatIsNotReadToItsEndIsCounted) {
   EXPECT_TRUE(reader->Finish().ok());
   EXPECT_EQ(tokens, kMuch);
   EXPECT_TRUE(server_.WaitForUnreadCalls(0));
+}
+
+TEST(UnreadOutput, OfAllReadersTogetherIsBounded) {
+  ServerConfig config = LoopbackConfig();
+  config.max_unread_bytes = 100'000;
+  RunningServer server(config);
+  grpc::ClientContext context;
+  const auto reader = server.generation().Generate(&context, RequestOfMuch());
+  const SequenceId id = server.engine().WaitForRequest(0).id;
+  GenerateMuch(server.engine(), id);
+  server.engine().Finish(id, FinishReason::kMaxTokens);
+  EXPECT_TRUE(server.WaitForUnreadCalls(1));
+  server.engine().AnswerWith({'y'});
+  const Stream refused = server.Generate(TextRequest("z"));
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.status.error_message(), testing::HasSubstr("readers are behind"));
+  EXPECT_TRUE(DetailOf<google::rpc::RetryInfo>(refused.status).has_value());
+  v1::GenerateEvent event;
+  while (reader->Read(&event)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_TRUE(server.WaitForUnreadCalls(0));
+  EXPECT_TRUE(server.Generate(TextRequest("z")).status.ok());
 }
 
 class WriteTimeoutTest : public testing::Test {

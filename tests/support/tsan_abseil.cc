@@ -157,7 +157,7 @@ extern "C" const char* __tsan_default_suppressions() {
          "called_from_lib:libssl.so\n"
          "called_from_lib:libcrypto.so\n"
          "mutex:^google::protobuf::internal::MapField\n"
-         "race:^absl::debian3::Mutex::\n";
+         "race_top:^__tsan_mutex_\n";
 }
 
 // --version exits inside Abseil's parser of flags, which then destroys a mutex that it holds. Weak:
