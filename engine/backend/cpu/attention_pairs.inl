@@ -55,8 +55,7 @@ struct PairScratch {
 
   int64_t dims, keys;
   int64_t score_stride, weight_stride;
-  float* scores;               // [16][score_stride]
-  float* border_scores;        // [16][16], with keys of the block before
+  float* scores;               // [16][score_stride], before bias and scale
   float* outputs;              // [16][dims]
   BFloat16* queries;           // [16][dims]
   BFloat16* weights;           // [16][weight_stride]

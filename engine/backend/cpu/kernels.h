@@ -9,10 +9,9 @@
 //   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
 //                 indices 16 j .. 16 j + 15; INT8: then float32 scales of keys and of values, each
 //                 [tiles][16]
-//   pair ring     [H] x { keys [tiles][dh / 2][16][2], values [W / 2][dh][2] }: BF16 where
-//   attention
-//                 multiplies pairs: of keys along dh, padded to a multiple of 32; of values along
-//                 the ring, W padded to a multiple of 32 and dh to one of 16
+//   pair ring     [H] x { keys [tiles][dh / 2][16][2], values [W / 2][dh][2] }: of BF16 where
+//                 attention multiplies pairs. Keys: along dh, padded to a multiple of 32; values:
+//                 along the ring, W padded to a multiple of 32, dh to one of 16
 //   ssm           [groups] x { d [16], modes [M][4][16] }: re, im of E and 2 B C (cpu_ssm.h) of the
 //                 group's sixteen features; state [groups][M][2][16]: re, im
 //   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and 2
