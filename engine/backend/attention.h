@@ -11,6 +11,9 @@
 //           kZeros                        positions before the document hold k = v = 0, as far as
 //                                         the window reaches; kMasked: they do not exist
 // I8        Keys and values are kept as int8.h says, each with one scale per position and head.
+// Rounding  With BF16 a backend may round queries and softmax weights to BF16 too, with I8 to
+//           integers of 16 bits over their own range; sums are float32 or exact. Else all is
+//           float32.
 // Formula   s_j = (<q, k_j> + bias[h][t - t_j]) * scale_h,  o = softmax(s) v;  no visible key: o =
 // 0
 #pragma once

@@ -1,10 +1,10 @@
 // Attention where keys and values are BF16 and the processor multiplies pairs of BF16: on dot
-// products or on AMX tiles. Included by kernels_avx512.cc after kernels.inl.
+// products or on AMX tiles. Included by kernels_avx512.cc after attention_products.inl.
 //
 // Both halves of attention are products of a few rows with a packed matrix: scores, of queries
 // (rounded to BF16) with keys, and outputs, of weights (rounded to BF16 too) with values. Sums are
 // float32. The kernel is written over a `Products` type, which multiplies up to sixteen rows:
-//   void Multiply(const PairProduct&)
+//   void Multiply(const Product&)
 // and makes each output one chain of additions along K that no other row has a part in.
 //
 // Queries come in groups that lie in one tile of sixteen ring indices, at the same places whatever
@@ -20,24 +20,6 @@
 // Zero weights silence only finite values: NaN among the keys and values of a sequence reaches its
 // tokens up to 31 positions earlier in the same chunk.
 
-// One run along K of a product: rows [16][pairs][2] against a packed matrix.
-struct PairRun {
-  const char* rows;
-  int64_t row_stride;  // bytes
-  const char* matrix;  // pairs i of vector c at i * pair_stride + c * vector_stride
-  int64_t pairs;       // a multiple of kStepPairs
-};
-// out[r][16 c ..] = the sum of the runs in order.
-struct PairProduct {
-  const PairRun* runs;
-  int num_runs;
-  int num_rows;     // of 16 that may be read and written
-  int num_vectors;  // of sixteen outputs
-  int64_t pair_stride, vector_stride;
-  float* out;
-  int64_t out_stride;
-};
-
 // Where things lie in AttendTask::scores. Strides are odd in cache lines, lest rows share sets.
 struct PairScratch {
   explicit PairScratch(const AttendTask& task)
@@ -46,17 +28,16 @@ struct PairScratch {
         score_stride(keys + kLanes),
         weight_stride(keys + 2 * kLanes),
         scores(task.scores),
-        outputs(scores + kPairQueries * score_stride),
-        queries(reinterpret_cast<BFloat16*>(outputs + kPairQueries * dims)),
-        weights(queries + kPairQueries * dims),
-        own_weights(weights + kPairQueries * weight_stride),
-        previous_weights(own_weights + kPairQueries * 2 * kStepPairs),
-        last_values(previous_weights + kPairQueries * 2 * kStepPairs) {}
+        outputs(scores + kGroupQueries * score_stride),
+        queries(reinterpret_cast<BFloat16*>(outputs + kGroupQueries * dims)),
+        weights(queries + kGroupQueries * dims),
+        own_weights(weights + kGroupQueries * weight_stride),
+        previous_weights(own_weights + kGroupQueries * 2 * kStepGroups),
+        last_values(previous_weights + kGroupQueries * 2 * kStepGroups) {}
 
   int64_t dims, keys;
   int64_t score_stride, weight_stride;
-  float* scores;               // [16][score_stride]
-  float* border_scores;        // [16][16], with keys of the block before
+  float* scores;               // [16][score_stride], before bias and scale
   float* outputs;              // [16][dims]
   BFloat16* queries;           // [16][dims]
   BFloat16* weights;           // [16][weight_stride]
@@ -95,15 +76,15 @@ template <typename Products>
 inline void PairScores(Products& products, const PairScratch& scratch, int num_rows,
                        const void* keys, int64_t first, int64_t end) {
   const int64_t tile_bytes = 2 * kLanes * scratch.dims;
-  const PairRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
-                       .row_stride = 2 * scratch.dims,
-                       .matrix = static_cast<const char*>(keys) + first * tile_bytes,
-                       .pairs = scratch.dims / 2};
+  const ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
+                          .row_stride = 2 * scratch.dims,
+                          .matrix = static_cast<const char*>(keys) + first * tile_bytes,
+                          .groups = scratch.dims / 2};
   products.Multiply({.runs = &run,
                      .num_runs = 1,
                      .num_rows = num_rows,
                      .num_vectors = static_cast<int>(end - first),
-                     .pair_stride = 4 * kLanes,
+                     .group_stride = 4 * kLanes,
                      .vector_stride = tile_bytes,
                      .out = scratch.scores + first * kLanes,
                      .out_stride = scratch.score_stride});
@@ -170,9 +151,9 @@ inline float PairWeights(const AttendTask& task, const PairScratch& scratch, int
 // block.
 inline void SplitWeights(const PairScratch& scratch, int row, int64_t step, int own) {
   const __m512i all =
-      _mm512_loadu_si512(scratch.weights + row * scratch.weight_stride + step * 2 * kStepPairs);
+      _mm512_loadu_si512(scratch.weights + row * scratch.weight_stride + step * 2 * kStepGroups);
   const auto first = static_cast<__mmask32>((uint64_t{1} << own) - 1);
-  const int64_t at = int64_t{row} * 2 * kStepPairs;
+  const int64_t at = int64_t{row} * 2 * kStepGroups;
   _mm512_storeu_si512(scratch.own_weights + at, _mm512_maskz_mov_epi16(first, all));
   _mm512_storeu_si512(scratch.previous_weights + at, _mm512_maskz_mov_epi16(~first, all));
 }
@@ -193,7 +174,7 @@ inline void AttendPairGroup(Products& products, const AttendTask& task, const Pa
   const bool has_border = task.previous_visible && !one_ring;
   if (has_border) {
     PairScores(products, scratch, num_rows, task.previous_keys, border_tile, visible_tiles);
-    V16 beyond[kPairQueries];
+    V16 beyond[kGroupQueries];
     float* border = scratch.scores + border_tile * kLanes;
     for (int r = 0; r < num_rows; ++r) beyond[r] = Load(border + r * scratch.score_stride);
     PairScores(products, scratch, num_rows, task.current_keys, 0, border_tile + 1);
@@ -205,10 +186,10 @@ inline void AttendPairGroup(Products& products, const AttendTask& task, const Pa
     PairScores(products, scratch, num_rows, task.current_keys, 0, visible_tiles);
   }
 
-  constexpr int kStep = 2 * kStepPairs;
+  constexpr int kStep = 2 * kStepGroups;
   const int64_t steps = (visible_tiles * kLanes + kStep - 1) / kStep;
   const int64_t border_step = offset / kStep;
-  float normalizer[kPairQueries];
+  float normalizer[kGroupQueries];
   for (int r = 0; r < num_rows; ++r) {
     const int own = CurrentEnd(task, all_own ? 0 : offset + r);
     const int visible = task.previous_visible ? task.window : own;
@@ -219,8 +200,8 @@ inline void AttendPairGroup(Products& products, const AttendTask& task, const Pa
   }
 
   const int64_t columns = (task.head_dim + kLanes - 1) / kLanes * kLanes;
-  const int64_t pair_bytes = 4 * columns, step_bytes = kStepPairs * pair_bytes;
-  PairRun runs[4];
+  const int64_t pair_bytes = 4 * columns, step_bytes = kStepGroups * pair_bytes;
+  ProductRun runs[4];
   int num_runs = 0;
   const auto add = [&](const BFloat16* weights, int64_t stride, const void* values, int64_t first,
                        int64_t end) {
@@ -228,7 +209,7 @@ inline void AttendPairGroup(Products& products, const AttendTask& task, const Pa
     runs[num_runs++] = {.rows = reinterpret_cast<const char*>(weights),
                         .row_stride = 2 * stride,
                         .matrix = static_cast<const char*>(values) + first * step_bytes,
-                        .pairs = (end - first) * kStepPairs};
+                        .groups = (end - first) * kStepGroups};
   };
   const auto add_steps = [&](const void* values, int64_t first, int64_t end) {
     add(scratch.weights + first * kStep, scratch.weight_stride, values, first, end);
@@ -263,7 +244,7 @@ inline void AttendPairGroup(Products& products, const AttendTask& task, const Pa
                      .num_runs = num_runs,
                      .num_rows = num_rows,
                      .num_vectors = static_cast<int>(columns / kLanes),
-                     .pair_stride = pair_bytes,
+                     .group_stride = pair_bytes,
                      .vector_stride = 4 * kLanes,
                      .out = scratch.outputs,
                      .out_stride = scratch.dims});
@@ -276,25 +257,41 @@ inline void AttendPairGroup(Products& products, const AttendTask& task, const Pa
   }
 }
 
+// Sets `group` to each group of the task's queries in turn.
+template <typename Attend>
+inline void ForEachGroup(const AttendTask& task, AttendTask& group, const Attend& attend) {
+  for (int query = 0; query < task.num_queries;) {
+    group.q = task.q + query * task.q_stride;
+    group.out = task.out + query * task.out_stride;
+    group.first_offset = task.first_offset + query;
+    const int in_tile = task.num_visible >= 0 ? 0 : group.first_offset % kGroupQueries;
+    const int n = std::min(kGroupQueries - in_tile, task.num_queries - query);
+    attend(n);
+    query += n;
+  }
+}
+
 template <typename Products>
 void AttendPairsKernel(const AttendTask& task) {
   const PairScratch scratch(task);
   Products products;
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
-  for (int query = 0; query < task.num_queries;) {
-    group.q = task.q + query * task.q_stride;
-    group.out = task.out + query * task.out_stride;
-    group.first_offset = task.first_offset + query;
-    const int in_tile = task.num_visible >= 0 ? 0 : group.first_offset % kPairQueries;
-    const int n = std::min(kPairQueries - in_tile, task.num_queries - query);
-    AttendPairGroup(products, group, scratch, n);
-    query += n;
+  ForEachGroup(task, group, [&](int n) { AttendPairGroup(products, group, scratch, n); });
+}
+
+// New keys and values lie far apart: the processor does not see the next rows coming.
+template <typename WriteTask>
+inline void PrefetchRows(const WriteTask& task, int row) {
+  constexpr int kAhead = 8;
+  if (row + kAhead >= task.count) return;
+  for (int d = 0; d < task.head_dim; d += kLanes) {
+    _mm_prefetch(task.k + (row + kAhead) * task.k_stride + d, _MM_HINT_T0);
+    _mm_prefetch(task.v + (row + kAhead) * task.v_stride + d, _MM_HINT_T0);
   }
 }
 
 void WritePairsKernel(const WritePairsTask& task) {
-  constexpr int kAhead = 8;
   const auto dims = static_cast<int>(RoundUpInputs(task.head_dim));
   const int columns = (task.head_dim + kLanes - 1) / kLanes * kLanes;
   const auto load = [&](const float* row, int first) {
@@ -305,13 +302,7 @@ void WritePairsKernel(const WritePairsTask& task) {
     const int64_t index = task.first_index + i;
     const float* key = task.k + i * task.k_stride;
     const float* value = task.v + i * task.v_stride;
-    // Rows are far apart: the processor does not see the next ones coming.
-    if (i + kAhead < task.count) {
-      for (int d = 0; d < task.head_dim; d += kLanes) {
-        _mm_prefetch(key + kAhead * task.k_stride + d, _MM_HINT_T0);
-        _mm_prefetch(value + kAhead * task.v_stride + d, _MM_HINT_T0);
-      }
-    }
+    PrefetchRows(task, i);
     auto* to_key =
         reinterpret_cast<char*>(task.keys + index / kLanes * kLanes * dims + index % kLanes * 2);
     for (int d = 0; d < dims; d += kLanes) {

@@ -1,9 +1,10 @@
-// Products of pairs on AMX tiles, for attention_pairs.inl: sixteen rows by 32 outputs at a time.
-// Included by kernels_avx512.cc after linear_tiles.inl, whose tiles these are.
-template <typename Tiles>
+// Products of packed groups on AMX tiles, for attention_pairs.inl and attention_bytes.inl: sixteen
+// rows by 32 outputs at a time. Included by kernels_avx512.cc after linear_tiles.inl, whose tiles
+// and formats these are.
+template <typename Format, typename Tiles>
 class TileProducts {
  public:
-  void Multiply(const PairProduct& product) {
+  void Multiply(const Product& product) {
     int vector = 0;
     for (; vector + 2 <= product.num_vectors; vector += 2) Block<2>(product, vector);
     if (vector < product.num_vectors) Block<1>(product, vector);
@@ -11,20 +12,20 @@ class TileProducts {
 
  private:
   template <int Vectors>
-  void Block(const PairProduct& product, int vector) {
+  void Block(const Product& product, int vector) {
     tiles_.template Zero<0>();
     if constexpr (Vectors == 2) tiles_.template Zero<1>();
     for (int n = 0; n < product.num_runs; ++n) {
-      const PairRun& run = product.runs[n];
+      const ProductRun& run = product.runs[n];
       const char* matrix = run.matrix + vector * product.vector_stride;
-      for (int64_t i = 0; i < run.pairs; i += kStepPairs) {
+      for (int64_t i = 0; i < run.groups; i += kStepGroups) {
         tiles_.template Load<4>(run.rows + 4 * i, run.row_stride);
-        tiles_.template Load<6>(matrix + i * product.pair_stride, product.pair_stride);
-        tiles_.template MultiplyAdd<0>();
+        tiles_.template Load<6>(matrix + i * product.group_stride, product.group_stride);
+        Format::template MultiplyAdd<0>(tiles_);
         if constexpr (Vectors == 2) {
-          tiles_.template Load<7>(matrix + i * product.pair_stride + product.vector_stride,
-                                  product.pair_stride);
-          tiles_.template MultiplyAdd<1>();
+          tiles_.template Load<7>(matrix + i * product.group_stride + product.vector_stride,
+                                  product.group_stride);
+          Format::template MultiplyAdd<1>(tiles_);
         }
       }
     }

@@ -23,6 +23,8 @@ void SetKeyValues(const Head& current, const Head& previous, AttendTask& task) {
   task.current_values = current.values;
   task.current_key_scales = current.key_scales;
   task.current_value_scales = current.value_scales;
+  task.current_key_offsets = current.key_offsets;
+  task.previous_key_offsets = previous.key_offsets;
   task.previous_keys = previous.keys;
   task.previous_values = previous.values;
   task.previous_key_scales = previous.key_scales;
@@ -104,8 +106,11 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
       t += count;
     }
   }
-  if (RingLayout(context, spec()).pairs) {
+  const int group = RingLayout(context, spec()).group;
+  if (group == 2) {
     RunTyped<HeadPairs>(context, q, k, v, rows, ring, out, segments);
+  } else if (group == 4) {
+    RunTyped<HeadQuads>(context, q, k, v, rows, ring, out, segments);
   } else if (spec().kv_type == DType::kBF16) {
     RunTyped<HeadKeyValues<BFloat16>>(context, q, k, v, rows, ring, out, segments);
   } else if (spec().kv_type == DType::kI8) {

@@ -32,7 +32,7 @@ class CpuAttention : public AttentionWeights {
  private:
   explicit CpuAttention(const AttentionSpec& spec) : AttentionWeights(spec) {}
 
-  // Head: HeadKeyValues or HeadPairs.
+  // Head: HeadKeyValues, HeadPairs or HeadQuads.
   template <typename Head>
   void RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v,
                 absl::Span<const Row> rows, PoolView ring, TensorView out,

@@ -34,8 +34,11 @@ size_t CpuContextAttention::ContextBytes(const CpuContext& context, const Contex
 
 void CpuContextAttention::Store(CpuContext& context, TensorView k, TensorView v,
                                 absl::Span<const ContextRows> rows, PoolView contexts) const {
-  if (Layout(context, spec()).pairs) {
+  const int group = Layout(context, spec()).group;
+  if (group == 2) {
     StoreTyped<HeadPairs>(context, k, v, rows, contexts);
+  } else if (group == 4) {
+    StoreTyped<HeadQuads>(context, k, v, rows, contexts);
   } else if (spec().kv_type == DType::kBF16) {
     StoreTyped<HeadKeyValues<BFloat16>>(context, k, v, rows, contexts);
   } else if (spec().kv_type == DType::kI8) {
@@ -77,8 +80,11 @@ void CpuContextAttention::Attend(CpuContext& context, TensorView q,
                                  absl::Span<const ContextUse> uses, TensorView out) const {
   BST_CHECK(q.dim(1) == int64_t{spec().num_heads} * spec().head_dim, "queries of ", q.dim(1));
   BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
-  if (Layout(context, spec()).pairs) {
+  const int group = Layout(context, spec()).group;
+  if (group == 2) {
     AttendTyped<HeadPairs>(context, q, uses, out);
+  } else if (group == 4) {
+    AttendTyped<HeadQuads>(context, q, uses, out);
   } else if (spec().kv_type == DType::kBF16) {
     AttendTyped<HeadKeyValues<BFloat16>>(context, q, uses, out);
   } else if (spec().kv_type == DType::kI8) {
@@ -106,6 +112,7 @@ void CpuContextAttention::AttendTyped(CpuContext& context, TensorView q,
     task.current_values = task.previous_values = stored.values;
     task.current_key_scales = stored.key_scales;
     task.current_value_scales = stored.value_scales;
+    task.current_key_offsets = stored.key_offsets;
     task.previous_visible = false;
     task.q = q.row<float>(use.begin) + column;
     task.q_stride = q.row_stride();

@@ -31,7 +31,7 @@ class CpuContextAttention : public ContextWeights {
   CpuContextAttention(const ContextSpec& spec, Buffer scale)
       : ContextWeights(spec), scale_(std::move(scale)) {}
 
-  // Head: HeadKeyValues or HeadPairs.
+  // Head: HeadKeyValues, HeadPairs or HeadQuads.
   template <typename Head>
   void StoreTyped(CpuContext& context, TensorView k, TensorView v,
                   absl::Span<const ContextRows> rows, PoolView contexts) const;

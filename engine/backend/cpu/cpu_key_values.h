@@ -1,7 +1,7 @@
 // The layout of keys and values that every attention of the CPU backend shares: per head, keys in
 // tiles of sixteen, transposed, so that one vector holds sixteen scores; then values as rows padded
-// to whole vectors; with INT8 then a scale per key and one per value (int8.h). BF16 where attention
-// multiplies pairs of them: a pair ring (kernels.h).
+// to whole vectors; with INT8 then a scale per key and one per value (int8.h). Where attention
+// multiplies pairs of BF16 or bytes: a pair ring or a byte ring (kernels.h).
 #pragma once
 
 #include <algorithm>
@@ -20,39 +20,42 @@ struct KeyValueLayout {
   int64_t rows;
   int head_dim;
   DType type;
-  bool pairs;
+  int group;  // numbers side by side: pairs 2, bytes 4, else 1
 
   KeyValueLayout(const CpuKernels& kernels, int64_t num_rows, int dim, DType kv_type)
-      : rows(num_rows),
-        head_dim(dim),
-        type(kv_type),
-        pairs(kv_type == DType::kBF16 && kernels.write_pairs != nullptr) {}
+      : rows(num_rows), head_dim(dim), type(kv_type), group(Group(kernels)) {}
 
-  int64_t KeyElements() const {
-    return RoundUp(rows, kLanes) * (pairs ? RoundUpInputs(head_dim) : head_dim);
-  }
+  int64_t KeyElements() const { return RoundUp(rows, kLanes) * ToSteps(head_dim); }
   int64_t value_stride() const { return RoundUp(head_dim, kLanes); }
-  int64_t elements() const {
-    return KeyElements() + (pairs ? RoundUpInputs(rows) : rows) * value_stride();
-  }
+  int64_t elements() const { return KeyElements() + ToSteps(rows) * value_stride(); }
   int64_t scales() const { return RoundUp(rows, kLanes); }  // of the keys, and of the values
 
   size_t HeadBytes() const {
     const auto numbers = static_cast<size_t>(elements()) * SizeOf(type);
     return type == DType::kI8 ? numbers + ScaleBytes() : numbers;
   }
-  // Of what a prompt block reads: pairs too, else float32.
+  // Of what a prompt block reads: the same in groups, else float32.
   size_t CopyBytes() const {
-    return pairs ? HeadBytes() : static_cast<size_t>(elements()) * sizeof(float) + ScaleBytes();
+    return group > 1 ? HeadBytes() : static_cast<size_t>(elements()) * sizeof(float) + ScaleBytes();
   }
 
  private:
-  size_t ScaleBytes() const { return 2 * static_cast<size_t>(scales()) * sizeof(float); }
+  int Group(const CpuKernels& kernels) const {
+    if (type == DType::kBF16 && kernels.write_pairs != nullptr) return 2;
+    const bool fits = std::max<int64_t>(rows, head_dim) <= kMaxInt8Inputs;  // sums into int32
+    return type == DType::kI8 && kernels.write_bytes != nullptr && fits ? 4 : 1;
+  }
+  int64_t ToSteps(int64_t n) const { return group > 1 ? RoundUp(n, group * kStepGroups) : n; }
+  // With a byte ring's key offsets.
+  size_t ScaleBytes() const {
+    return static_cast<size_t>((group == 4 ? 3 : 2) * scales()) * sizeof(float);
+  }
 };
 
 // Of AttendTask::scores, for keys of this layout.
 inline size_t AttendScratchBytes(const KeyValueLayout& layout) {
-  if (layout.pairs) return PairScratchBytes(layout.rows, layout.head_dim);
+  if (layout.group == 2) return PairScratchBytes(layout.rows, layout.head_dim);
+  if (layout.group == 4) return ByteScratchBytes(layout.rows, layout.head_dim);
   return static_cast<size_t>(kMaxQueries * RoundUp(layout.rows, kLanes)) * sizeof(float);
 }
 
@@ -74,6 +77,7 @@ struct HeadKeyValues {
   Number* values;       // [rows][value_stride]
   float* key_scales;    // [tiles * 16]; nullptr: no scales
   float* value_scales;  // likewise
+  int32_t* key_offsets = nullptr;
   int head_dim;
   int64_t value_stride;
 
@@ -142,6 +146,13 @@ struct HeadKeyValues {
   static void Narrow(float x, BFloat16* out) { *out = ToBFloat16(x); }
 };
 
+// Indices [begin, end) of arrays with so many elements per index.
+template <typename T>
+void CopyRange(const T* from, T* to, int64_t begin, int64_t end, int64_t width) {
+  std::memcpy(to + begin * width, from + begin * width,
+              static_cast<size_t>((end - begin) * width) * sizeof(T));
+}
+
 // Those of a pair ring, and copies of it.
 struct HeadPairs {
   using Copied = HeadPairs;
@@ -150,6 +161,7 @@ struct HeadPairs {
   BFloat16* values;  // [rows / 2][value_stride][2]
   float* key_scales = nullptr;
   float* value_scales = nullptr;
+  int32_t* key_offsets = nullptr;
   int head_dim;
   int64_t key_dims;
   int64_t value_stride;
@@ -183,20 +195,64 @@ struct HeadPairs {
   }
   // The kernel multiplies values in whole steps: those beside [begin, end), with zero weights.
   void Pad(int64_t begin, int64_t end) const {
-    constexpr int64_t kStep = 2 * kStepPairs;
+    constexpr int64_t kStep = 2 * kStepGroups;
     const auto clear_step_of = [&](int64_t index) {
       std::fill_n(values + index / kStep * kStep * value_stride, kStep * value_stride, BFloat16{});
     };
     if (begin % kStep != 0) clear_step_of(begin);
     if (end % kStep != 0) clear_step_of(end);
   }
+};
 
- private:
-  static void CopyRange(const BFloat16* from, BFloat16* to, int64_t begin, int64_t end,
-                        int64_t width) {
-    std::memcpy(to + begin * width, from + begin * width,
-                static_cast<size_t>((end - begin) * width) * sizeof(BFloat16));
+// Those of a byte ring, and copies of it. Zero weights silence any byte: nothing needs padding.
+struct HeadQuads {
+  using Copied = HeadQuads;
+
+  int8_t* keys;    // [tiles][key_dims / 4][16][4]
+  int8_t* values;  // [rows / 4][value_stride][4]
+  float* key_scales;
+  float* value_scales;
+  int32_t* key_offsets;
+  int head_dim;
+  int64_t key_dims;
+  int64_t value_stride;
+
+  HeadQuads(const KeyValueLayout& layout, std::byte* base)
+      : keys(reinterpret_cast<int8_t*>(base)),
+        values(keys + layout.KeyElements()),
+        key_scales(reinterpret_cast<float*>(keys + layout.elements())),
+        value_scales(key_scales + layout.scales()),
+        key_offsets(reinterpret_cast<int32_t*>(value_scales + layout.scales())),
+        head_dim(layout.head_dim),
+        key_dims(RoundUpInt8Inputs(layout.head_dim)),
+        value_stride(layout.value_stride()) {}
+
+  static auto AttendKernel(const CpuKernels& kernels) { return kernels.attend_int8; }
+
+  void Write(const CpuKernels& kernels, int64_t index, const KeyValueRows& rows,
+             int64_t count) const {
+    kernels.write_bytes({.k = rows.k,
+                         .v = rows.v,
+                         .k_stride = rows.k_stride,
+                         .v_stride = rows.v_stride,
+                         .count = static_cast<int>(count),
+                         .head_dim = head_dim,
+                         .first_index = static_cast<int>(index),
+                         .keys = keys,
+                         .values = values,
+                         .key_scales = key_scales,
+                         .value_scales = value_scales,
+                         .key_offsets = key_offsets});
   }
+  void Copy(int64_t begin, int64_t end, const HeadQuads& from) const {
+    if (begin >= end) return;
+    CopyRange(from.keys, keys, begin / kLanes * kLanes, RoundUp(end, kLanes), key_dims);
+    CopyRange(from.values, values, begin / 4 * 4, RoundUp(end, 4), value_stride);
+    CopyRange(from.key_scales, key_scales, begin, end, 1);
+    CopyRange(from.value_scales, value_scales, begin, end, 1);
+    CopyRange(from.key_offsets, key_offsets, begin, end, 1);
+  }
+  void Pad(int64_t /*begin*/, int64_t /*end*/) const {}
 };
 
 }  // namespace bst

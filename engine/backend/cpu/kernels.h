@@ -9,10 +9,12 @@
 //   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
 //                 indices 16 j .. 16 j + 15; INT8: then float32 scales of keys and of values, each
 //                 [tiles][16]
-//   pair ring     [H] x { keys [tiles][dh / 2][16][2], values [W / 2][dh][2] }: BF16 where
-//   attention
-//                 multiplies pairs: of keys along dh, padded to a multiple of 32; of values along
-//                 the ring, W padded to a multiple of 32 and dh to one of 16
+//   pair ring     [H] x { keys [tiles][dh / 2][16][2], values [W / 2][dh][2] }: of BF16 where
+//                 attention multiplies pairs. Keys: along dh, padded to a multiple of 32; values:
+//                 along the ring, W padded to a multiple of 32, dh to one of 16
+//   byte ring     [H] x { keys [tiles][dh / 4][16][4], values [W / 4][dh][4], then scales of keys,
+//                 scales of values and 128 times the sums of keys' bytes, each [tiles][16] }: of
+//                 INT8 where attention multiplies bytes. Padded as a pair ring, to 64 for 32
 //   ssm           [groups] x { d [16], modes [M][4][16] }: re, im of E and 2 B C (cpu_ssm.h) of the
 //                 group's sixteen features; state [groups][M][2][16]: re, im
 //   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and 2
@@ -26,6 +28,7 @@
 // Threads   Pure functions over the memory they are given.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -72,6 +75,8 @@ struct AttendTask {
   // multiplied with; nullptr otherwise.
   const float* current_key_scales;
   const float* current_value_scales;
+  const int32_t* current_key_offsets;  // of a byte ring
+  const int32_t* previous_key_offsets;
   const float* previous_key_scales;
   const float* previous_value_scales;
   bool previous_visible;  // false: scope block, or nothing before the document
@@ -171,18 +176,42 @@ inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
 // K of the packed INT8 layouts.
 inline int64_t RoundUpInt8Inputs(int64_t k) { return (k + 63) / 64 * 64; }
 
-// Attention on pairs (attention_pairs.inl) takes queries in groups of so many.
-inline constexpr int kPairQueries = 16;
-// Steps along K, in pairs, that padding completes: what one AMX tile holds.
-inline constexpr int kStepPairs = 16;
+// The same to a byte ring's head.
+struct WriteBytesTask {
+  const float* k;
+  const float* v;
+  int64_t k_stride, v_stride;
+  int count;
+  int head_dim;
+  int first_index;
+  int8_t* keys;
+  int8_t* values;
+  float* key_scales;
+  float* value_scales;
+  int32_t* key_offsets;
+};
+
+// Attention on pairs and on bytes (attention_pairs.inl, attention_bytes.inl) takes queries in
+// groups of so many.
+inline constexpr int kGroupQueries = 16;
+// Steps along K, in groups of four bytes, that padding completes: what one AMX tile holds.
+inline constexpr int kStepGroups = 16;
 
 // Scratch of attention on pairs for one head, 64-byte aligned: see PairScratch.
 inline size_t PairScratchBytes(int64_t window, int head_dim) {
   const int64_t keys = RoundUpInputs(window), dims = RoundUpInputs(head_dim);
   // Queries, scores, weights, weights of the step with the border, outputs; the last values.
   return static_cast<size_t>(
-      kPairQueries * (2 * dims + 4 * (keys + 16) + 2 * (keys + 32) + 2 * 64 + 4 * dims) +
+      kGroupQueries * (2 * dims + 4 * (keys + 16) + 2 * (keys + 32) + 2 * 64 + 4 * dims) +
       2 * 32 * dims);
+}
+
+// Likewise of attention on bytes: see ByteScratch.
+inline size_t ByteScratchBytes(int64_t window, int head_dim) {
+  const int64_t dims = RoundUpInt8Inputs(head_dim);
+  const int64_t stride = RoundUpInt8Inputs(std::max<int64_t>(window, head_dim)) + 16;
+  // Sums; digits of queries, of weights, twice of weights of the step with the border.
+  return static_cast<size_t>(2 * kGroupQueries * (4 * stride + dims + stride + 2 * 64));
 }
 
 struct CpuKernels {
@@ -198,6 +227,8 @@ struct CpuKernels {
   // Where attend_bf16 multiplies pairs, of a pair ring; nullptr: where it does not.
   void (*write_pairs)(const WritePairsTask& task);
   void (*attend_int8)(const AttendTask& task);  // in INT8
+  // Where attend_int8 multiplies bytes, of a byte ring; nullptr: where it does not.
+  void (*write_bytes)(const WriteBytesTask& task);
   // QuantizeSymmetric of int8.h; the second stores the integers as float32.
   float (*quantize_symmetric)(const float* x, int n, int8_t* q, int64_t stride);
   float (*quantize_symmetric_as_floats)(const float* x, int n, float* q, int64_t stride);
@@ -232,11 +263,11 @@ void LinearInt8Avx2(const LinearTask& task);
 
 const CpuKernels& Avx2Kernels();
 const CpuKernels& Avx512Kernels();
-// Those of AVX-512, the INT8 linear layers on byte dot products (VNNI).
+// Those of AVX-512, INT8 layers and attention on byte dot products (VNNI).
 const CpuKernels& Avx512VnniKernels();
-// Those besides, the BF16 linear layers on BF16 dot products.
+// Those besides, BF16 layers and attention on BF16 dot products.
 const CpuKernels& Avx512Bf16Kernels();
-// Those of AVX-512, the BF16 and INT8 linear layers on AMX tiles.
+// Those of AVX-512, BF16 and INT8 layers and attention on AMX tiles.
 const CpuKernels& AmxKernels();
 // The same with the tiles emulated: slow, for tests on machines without AMX.
 const CpuKernels& EmulatedAmxKernels();

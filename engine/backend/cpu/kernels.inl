@@ -194,9 +194,10 @@ QuantizedRow QuantizeInputsKernel(const float* x, int n, uint8_t* q) {
   return {.scale = scale + ReduceAdd(poison), .zero = static_cast<int32_t>(zero_byte)};
 }
 
-// QuantizeSymmetric of int8.h, bit for bit.
-template <typename Out>
-float QuantizeSymmetricKernel(const float* x, int n, Out* q, int64_t stride) {
+// QuantizeSymmetric of int8.h, bit for bit. store(first, n, rounded) takes n <= 16 integers, zeros
+// behind them.
+template <typename Store16>
+inline float QuantizeSymmetricInto(const float* x, int n, const Store16& store) {
   V16 largest = Zero(), poison = Zero();
   for (int i = 0; i < n; i += kLanes) {
     const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
@@ -207,12 +208,19 @@ float QuantizeSymmetricKernel(const float* x, int n, Out* q, int64_t stride) {
   const V16 inverse = Set1(Int8Reciprocal(scale));
   for (int i = 0; i < n; i += kLanes) {
     const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
-    float rounded[kLanes];
-    Store(rounded, Min(Max(Round(v * inverse), Set1(-127.0f)), Set1(127.0f)));
-    for (int lane = 0; lane < std::min(kLanes, n - i); ++lane)
-      q[(i + lane) * stride] = static_cast<Out>(rounded[lane]);
+    store(i, std::min(kLanes, n - i), Min(Max(Round(v * inverse), Set1(-127.0f)), Set1(127.0f)));
   }
   return scale + ReduceAdd(poison);
+}
+
+template <typename Out>
+float QuantizeSymmetricKernel(const float* x, int n, Out* q, int64_t stride) {
+  return QuantizeSymmetricInto(x, n, [&](int first, int count, V16 integers) {
+    float rounded[kLanes];
+    Store(rounded, integers);
+    for (int lane = 0; lane < count; ++lane)
+      q[(first + lane) * stride] = static_cast<Out>(rounded[lane]);
+  });
 }
 
 // ---------------------------------------------------------------- attention
@@ -540,6 +548,7 @@ constexpr CpuKernels MakeKernels(void (*linear_int8)(const LinearTask&)) {
           .attend_bf16 = AttendKernel<BFloat16>,
           .write_pairs = nullptr,
           .attend_int8 = AttendKernel<int8_t>,
+          .write_bytes = nullptr,
           .quantize_symmetric = QuantizeSymmetricKernel<int8_t>,
           .quantize_symmetric_as_floats = QuantizeSymmetricKernel<float>,
           .ssm = SsmKernel,

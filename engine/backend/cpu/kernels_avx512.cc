@@ -37,12 +37,14 @@ constexpr int kTileFilters = 4;
 #include "engine/backend/cpu/kernels.inl"
 #include "engine/backend/cpu/linear_formats.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
+#include "engine/backend/cpu/attention_products.inl"
 #include "engine/backend/cpu/attention_pairs.inl"
+#include "engine/backend/cpu/attention_bytes.inl"
 #include "engine/backend/cpu/attention_tiles.inl"
 #pragma GCC push_options
 #pragma GCC target("avx512vnni,avx512bf16")
-#include "engine/backend/cpu/attention_dots.inl"
 #include "engine/backend/cpu/dots_avx512.inl"
+#include "engine/backend/cpu/attention_dots.inl"
 #include "engine/backend/cpu/linear_dots.inl"
 
 void LinearInt8Vnni(const LinearTask& task) { LinearDotsKernel<Int8DotVnni>(task); }
@@ -50,11 +52,22 @@ void LinearBf16Dots(const LinearTask& task) { LinearDotsKernel<Bf16Dot>(task); }
 #pragma GCC pop_options
 // clang-format on
 
-// Those whose BF16 layers and attention multiply pairs.
-constexpr CpuKernels MakePairKernels(void (*linear_int8)(const LinearTask&),
-                                     void (*linear_bf16)(const LinearTask&),
-                                     void (*attend_bf16)(const AttendTask&)) {
+// Those whose INT8 layers and attention multiply bytes.
+constexpr CpuKernels MakeByteKernels(void (*linear_int8)(const LinearTask&),
+                                     void (*attend_int8)(const AttendTask&)) {
   CpuKernels kernels = MakeKernels(linear_int8);
+  kernels.attend_int8 = attend_int8;
+  kernels.write_bytes = WriteBytesKernel;
+  return kernels;
+}
+
+constexpr CpuKernels MakeVnniKernels() {
+  return MakeByteKernels(LinearInt8Vnni, AttendBytesKernel<DotProducts<Int8DotVnni>>);
+}
+
+// The same, and the BF16 layers and attention multiply pairs.
+constexpr CpuKernels WithPairs(CpuKernels kernels, void (*linear_bf16)(const LinearTask&),
+                               void (*attend_bf16)(const AttendTask&)) {
   kernels.linear_bf16 = linear_bf16;
   kernels.linear_bf16_takes_packed_inputs = true;
   kernels.attend_bf16 = attend_bf16;
@@ -64,8 +77,10 @@ constexpr CpuKernels MakePairKernels(void (*linear_int8)(const LinearTask&),
 
 template <typename Tiles>
 constexpr CpuKernels MakeTileKernels() {
-  return MakePairKernels(LinearTilesKernel<Int8Tiles, Tiles>, LinearTilesKernel<Bf16Tiles, Tiles>,
-                         AttendPairsKernel<TileProducts<Tiles>>);
+  return WithPairs(MakeByteKernels(LinearTilesKernel<Int8Tiles, Tiles>,
+                                   AttendBytesKernel<TileProducts<Int8Tiles, Tiles>>),
+                   LinearTilesKernel<Bf16Tiles, Tiles>,
+                   AttendPairsKernel<TileProducts<Bf16Tiles, Tiles>>);
 }
 
 }  // namespace
@@ -76,13 +91,13 @@ const CpuKernels& Avx512Kernels() {
 }
 
 const CpuKernels& Avx512VnniKernels() {
-  static constexpr CpuKernels kernels = MakeKernels(LinearInt8Vnni);
+  static constexpr CpuKernels kernels = MakeVnniKernels();
   return kernels;
 }
 
 const CpuKernels& Avx512Bf16Kernels() {
   static constexpr CpuKernels kernels =
-      MakePairKernels(LinearInt8Vnni, LinearBf16Dots, AttendPairsKernel<DotProducts>);
+      WithPairs(MakeVnniKernels(), LinearBf16Dots, AttendPairsKernel<DotProducts<Bf16Dot>>);
   return kernels;
 }
 

@@ -279,16 +279,33 @@ TEST_P(AgreementTest, AttentionOverChunksAndSteps) {
   }
 }
 
-// With scores of zero every visible value weighs the same, exactly, whatever the numbers' type: who
-// is visible, and which value an index stands for.
+// With scores of zero every visible value weighs the same, exactly (but for the scales of INT8):
+// who is visible, and which value an index stands for.
 TEST_P(AgreementTest, AttentionToEveryVisibleValueAlike) {
   std::mt19937 random(12);
   for (int trial = 0; trial < (kSanitized ? 8 : 40); ++trial) {
     AttentionProblem problem = RandomAttention(random, AnyType(static_cast<uint32_t>(trial)));
     std::fill(problem.scale.begin(), problem.scale.end(), 0.0f);
     const std::vector<int> lengths = RandomLengths(random, problem.spec.window);
-    ExpectAgreement([&](Backend& backend) { return AttendDocuments(backend, problem, lengths); },
-                    absl::StrCat("trial ", trial, ": ", problem.description()));
+    ExpectAgreement(
+        [&](Backend& backend) { return AttendDocuments(backend, problem, lengths); },
+        absl::StrCat("trial ", trial, ": ", problem.description()),
+        problem.spec.kv_type == DType::kI8 ? AttentionTolerance(DType::kI8) : kTolerance);
+  }
+}
+
+// Sums of bytes are exact: dot products and tiles are the same bits.
+TEST_P(AgreementTest, AttentionOnBytesIsTheSameOnTiles) {
+  if (GetParam().find("avx512vnni") == std::string::npos) GTEST_SKIP() << "one level is enough";
+  const auto tiles = *MakeBackend("cpu:amx-emulated");
+  std::mt19937 random(14);
+  for (int trial = 0; trial < 20; ++trial) {
+    AttentionProblem problem = RandomAttention(random, DType::kI8);
+    const std::vector<int> lengths = RandomLengths(random, problem.spec.window);
+    const std::vector<float> expected = AttendDocuments(*tested_, problem, lengths).values();
+    const std::vector<float> got = AttendDocuments(*tiles, problem, lengths).values();
+    EXPECT_EQ(std::memcmp(expected.data(), got.data(), got.size() * sizeof(float)), 0)
+        << trial << ": " << problem.description();
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <random>
 #include <string>
@@ -22,6 +23,9 @@ inline constexpr double kTolerance = 5e-6;
 // relative RMS; one of a query moves a score by so much of its deviation, about 1 here, and the
 // weight as much.
 inline constexpr double kPairAttentionTolerance = 4e-3;
+// On bytes queries and weights are integers of 16 bits: a step of 2^-15 or 2^-16 of the largest, of
+// which the usual one is a few times smaller.
+inline constexpr double kByteAttentionTolerance = 1e-4;
 inline constexpr float kSentinel = -12345.5f;
 
 // A matrix inside a larger one: `margin` columns on the right and one row below hold sentinels.
@@ -90,10 +94,15 @@ class OperatorTest : public testing::TestWithParam<std::string> {
                               : std::vector<DType>{DType::kF32, DType::kBF16};
   }
   double AttentionTolerance(DType kv) const {
-    const std::string name = tested_->name();
-    const bool pairs =
-        name.find("avx512bf16") != std::string::npos || name.find("amx") != std::string::npos;
-    return pairs && kv == DType::kBF16 ? kPairAttentionTolerance : kTolerance;
+    const auto runs_on = [&](std::initializer_list<const char*> levels) {
+      return std::any_of(levels.begin(), levels.end(), [&](const char* level) {
+        return tested_->name().find(level) != std::string::npos;
+      });
+    };
+    if (kv == DType::kBF16 && runs_on({"avx512bf16", "amx"})) return kPairAttentionTolerance;
+    if (kv == DType::kI8 && runs_on({"avx512vnni", "avx512bf16", "amx"}))
+      return kByteAttentionTolerance;
+    return kTolerance;
   }
   DType AnyType(uint32_t random) const { return Types()[random % Types().size()]; }
 

@@ -1,0 +1,21 @@
+// What attention_pairs.inl and attention_bytes.inl ask of a `Products` type: a few rows times a
+// packed matrix. Both come in groups of four bytes along K: two BF16, summed in float32, or four
+// bytes, summed in int32.
+
+// One run along K: rows [16][groups] against the matrix.
+struct ProductRun {
+  const char* rows;
+  int64_t row_stride;  // bytes
+  const char* matrix;  // groups i of vector c at i * group_stride + c * vector_stride
+  int64_t groups;      // a multiple of kStepGroups
+};
+// out[r][16 c ..] = the sum of the runs in order.
+struct Product {
+  const ProductRun* runs;
+  int num_runs;
+  int num_rows;     // of 16 that may be read and written
+  int num_vectors;  // of sixteen outputs
+  int64_t group_stride, vector_stride;
+  float* out;  // or int32
+  int64_t out_stride;
+};
