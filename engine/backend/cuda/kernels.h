@@ -49,7 +49,7 @@ struct RoundTask {
 };
 void RoundRows(Stream& stream, const RoundTask& task);
 
-// How many elements of each row of `a` and `b` have other bits.
+// How many elements of each row of `a` and `b` have other bits; one NaN is like another.
 struct DifferenceTask {
   Matrix a, b;
   int32_t* counts;  // [rows]

@@ -80,8 +80,10 @@ void Drain(const Stream* stream) {
 }
 
 absl::StatusOr<void*> AllocateHost(size_t bytes) {
-  void* data = std::malloc(bytes == 0 ? 1 : bytes);
-  if (data == nullptr) return absl::ResourceExhaustedError(absl::StrCat("no ", bytes, " bytes"));
+  constexpr size_t kAlignment = 256;  // as cudaMalloc's
+  void* data = nullptr;
+  if (posix_memalign(&data, kAlignment, bytes == 0 ? 1 : bytes) != 0)
+    return absl::ResourceExhaustedError(absl::StrCat("no ", bytes, " bytes"));
   std::memset(data, 0xff, bytes);
   return data;
 }
