@@ -83,7 +83,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_store_base(StoreBaseTask task) {
 }
 
 BST_KERNEL void BST_BOUNDS(256, 8) bst_multiply_spectra(SpectraTask task) {
-  const int point = BlockX() * kThreads + ThreadX(), feature = BlockY();
+  const int point = BlockY() * kThreads + ThreadX(), feature = BlockX();
   if (point >= task.points) return;
   const int input = feature % task.inputs;
   float re = 0.0f, im = 0.0f;
@@ -118,8 +118,9 @@ void StoreBase(Stream& stream, const StoreBaseTask& task) {
   BST_LAUNCH(bst_store_base, shape, stream, task);
 }
 void MultiplySpectra(Stream& stream, const SpectraTask& task) {
-  const LaunchShape shape = {.blocks_x = (task.points + kThreads - 1) / kThreads,
-                             .blocks_y = task.features};
+  // Features of many heads are more than a grid has rows.
+  const LaunchShape shape = {.blocks_x = task.features,
+                             .blocks_y = (task.points + kThreads - 1) / kThreads};
   BST_LAUNCH(bst_multiply_spectra, shape, stream, task);
 }
 
