@@ -42,17 +42,18 @@ BST_KERNEL void BST_BOUNDS(256, 4) bst_load_block(LoadBlockTask task) {
   BST_SHARED(float, tile, kTile*(kTile + 1));
   const int x = ThreadX() % kTile, y = ThreadX() / kTile;
   const int first_input = BlockX() * kTile, first_row = BlockY() * kTile;
+  const BlockPlace place = *task.place;
   for (int r = y; r < kTile; r += kTileRows) {
     const int row = first_row + r, input = first_input + x;
     float value = 0.0f;
     if (row < task.rows && input < task.inputs) {
-      const int64_t position = task.position + row;
+      const int64_t position = place.position + row;
       value =
-          position >= task.row.position
-              ? task.u
-                    .data[(task.row.begin + (position - task.row.position)) * task.u.stride + input]
+          position >= place.row.position
+              ? task.u.data[(place.row.begin + (position - place.row.position)) * task.u.stride +
+                            input]
               : static_cast<const float*>(
-                    task.row.state)[position % task.ring_rows * task.inputs + input];
+                    place.row.state)[position % task.ring_rows * task.inputs + input];
     }
     tile[r * (kTile + 1) + x] = value;
   }
@@ -68,6 +69,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_store_base(StoreBaseTask task) {
   BST_SHARED(float, tile, kTile*(kTile + 1));
   const int x = ThreadX() % kTile, y = ThreadX() / kTile;
   const int first_feature = BlockX() * kTile, first_row = BlockY() * kTile;
+  float* base = task.place->base;
   for (int r = y; r < kTile; r += kTileRows) {
     const int feature = first_feature + r, row = first_row + x;
     tile[r * (kTile + 1) + x] = feature < task.features && row < task.rows
@@ -78,7 +80,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_store_base(StoreBaseTask task) {
   for (int r = y; r < kTile; r += kTileRows) {
     const int feature = first_feature + x, row = first_row + r;
     if (feature < task.features && row < task.rows)
-      task.base[int64_t{row} * task.features + feature] = tile[x * (kTile + 1) + r];
+      base[int64_t{row} * task.features + feature] = tile[x * (kTile + 1) + r];
   }
 }
 

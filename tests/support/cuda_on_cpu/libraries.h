@@ -17,6 +17,9 @@ void SetStreamOrder(uint32_t seed);
 // LaunchGraph calls of this process so far.
 int NumGraphLaunches();
 
+enum class CaptureFails { kNever, kAtBegin, kAtEnd };
+void SetCaptureFails(CaptureFails fails);
+
 // Runs when the stream does, among its kernels.
 void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task);
 

@@ -66,6 +66,7 @@ std::mt19937& StreamOrder() {
 }
 
 int graph_launches = 0;
+cuda_on_cpu::CaptureFails capture_fails = cuda_on_cpu::CaptureFails::kNever;
 
 // Until `stream` has run what it was given; null: until all have.
 void Drain(const Stream* stream) {
@@ -160,10 +161,15 @@ void StopRecording(Stream& stream) { stream.recording = nullptr; }
 CallList* Recording(const Stream& stream) { return stream.recording; }
 
 bool BeginCapture(Stream& stream) {
+  if (capture_fails == cuda_on_cpu::CaptureFails::kAtBegin) return false;
   stream.BeginCapture();
   return true;
 }
-Graph* EndCapture(Stream& stream) { return new Graph{.tasks = stream.EndCapture()}; }
+Graph* EndCapture(Stream& stream) {
+  std::deque<Task> tasks = stream.EndCapture();
+  if (capture_fails == cuda_on_cpu::CaptureFails::kAtEnd) return nullptr;
+  return new Graph{.tasks = std::move(tasks)};
+}
 void LaunchGraph(Stream& stream, const Graph& graph) {
   ++graph_launches;
   for (const Task& task : graph.tasks) stream.Push(task);
@@ -185,6 +191,7 @@ namespace bst::cuda_on_cpu {
 
 void SetStreamOrder(uint32_t seed) { cuda::StreamOrder().seed(seed); }
 int NumGraphLaunches() { return cuda::graph_launches; }
+void SetCaptureFails(CaptureFails fails) { cuda::capture_fails = fails; }
 
 void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task) {
   stream.Push([task = std::move(task)] {
