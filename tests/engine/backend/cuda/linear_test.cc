@@ -177,8 +177,8 @@ TEST_F(CudaProductsTest, AreNotUsedForOperandsThatWereNotCompared) {
   EXPECT_EQ(NumProducts(), before + 1);
 }
 
-// The batch law at its root. Both sides of every border between kernels and panels, emulated; on a
-// GPU 1 to 256 rows, whole chunks, and shapes of real models.
+// The batch law at its root, and that cuBLAS does not show. Both sides of every border between
+// kernels and panels, emulated; on a GPU 1 to 256 rows, whole chunks, and shapes of real models.
 TEST(CudaLinearLawTest, EmulatedARowsBitsDoNotDependOnTheNumberOfRows) {
   const auto backend = *MakeCudaBackend({.panel_rows = {80, 24}});
   for (const DType type : {DType::kF32, DType::kBF16}) {
@@ -198,15 +198,26 @@ TEST(CudaLinearLawTest, EmulatedARowsBitsDoNotDependOnTheNumberOfRows) {
 TEST(CudaLinearLawTest, OnAGpuARowsBitsDoNotDependOnTheNumberOfRows) {
   const absl::StatusOr<std::unique_ptr<Backend>> backend = OpenCudaBackend();
   if (!backend.ok()) GTEST_SKIP() << backend.status().message();
+  const auto kernels = *OpenCudaBackend({.panel_rows = {}});
   for (const DType type : {DType::kF32, DType::kBF16}) {
     for (const Size size : {Size{1024, 3072}, Size{1000, 1024}, Size{12288, 1024}}) {
       constexpr int kRows = 2048 + 256 + 19;
-      Layer layer(**backend, size, type, kRows);
+      Layer layer(**backend, size, type, kRows), without(*kernels, size, type, kRows);
+      for (const LinearEpilogue epilogue : {LinearEpilogue::kStore, LinearEpilogue::kRelu,
+                                            LinearEpilogue::kGelu, LinearEpilogue::kAdd}) {
+        EXPECT_TRUE(IsTail(layer.Run(kRows, {.epilogue = epilogue}),
+                           without.Run(kRows, {.epilogue = epilogue})))
+            << size.in << " x " << size.out << " epilogue " << static_cast<int>(epilogue);
+      }
       const std::vector<float> all = layer.Run(kRows);
       std::vector<int> numbers = {300, 511, 512, 1024, 2047, 2048, 2049, 2304};
       for (int rows = 1; rows <= 256; ++rows) numbers.push_back(rows);
-      for (const int rows : numbers)
-        EXPECT_TRUE(IsTail(layer.Run(rows), all)) << rows << " of " << size.in << " x " << size.out;
+      for (const int rows : numbers) {
+        const std::vector<float> some = layer.Run(rows);
+        EXPECT_TRUE(IsTail(some, all)) << rows << " of " << size.in << " x " << size.out;
+        EXPECT_TRUE(IsTail(some, without.Run(rows)))
+            << rows << " of " << size.in << " x " << size.out << " without cuBLAS";
+      }
     }
   }
   std::printf("%s\n", (*backend)->name().c_str());
