@@ -19,11 +19,11 @@ absl::Status Measure() {
   const auto* const gpu = std::find_if(std::begin(kGpus), std::end(kGpus), [&](const auto& g) {
     return name.find(g.device) != name.npos;
   });
-  std::printf("%s\n", name.c_str());
   if (gpu == std::end(kGpus)) std::printf("no datasheet rates of this GPU are known here\n");
   for (const RooflineModel& model : RooflineModels()) {
     BST_ASSIGN_OR_RETURN(const Roofline roofline, MakeRoofline(model.config, backend.get()));
-    std::printf("\n%s: %s", model.name,
+    // The name tells what cuBLAS does for the weights that have been packed by now.
+    std::printf("\n%s on %s: %s", model.name, backend->name().c_str(),
                 MeasuredTable(roofline, gpu == std::end(kGpus) ? kGpus[0] : *gpu).c_str());
     std::fflush(stdout);
   }

@@ -94,12 +94,13 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path) {
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
+  const std::vector<int> small_panels = {24};  // that small models' steps fill
   const std::vector<std::string> parts = absl::StrSplit(name, ':');
   if (parts[0] == "reference") return MakeReferenceBackend();
-  if (parts[0] == "gpu") return OpenCudaBackend();
+  if (parts[0] == "gpu") return OpenCudaBackend({.panel_rows = small_panels});
   if (parts[0] == "cuda") {
     return MakeCudaBackend(
-        {.blocking = parts.size() > 1 && parts[1] == "blocking", .panel_rows = {24}});
+        {.blocking = parts.size() > 1 && parts[1] == "blocking", .panel_rows = small_panels});
   }
   if (parts[0] != "cpu") return absl::InvalidArgumentError(absl::StrCat("unknown backend ", name));
   CpuOptions options;

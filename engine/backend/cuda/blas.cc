@@ -203,8 +203,8 @@ std::vector<Product*> FindProducts(Blas& blas, const ProductShape& shape, int co
 
 void DestroyProduct(Product* product) { delete product; }
 
-void RunProduct(Stream& stream, const Product& product, const ProductOperands& operands) {
-  if (!stream.status.ok()) return;
+absl::Status RunProduct(Stream& stream, const Product& product, const ProductOperands& operands) {
+  if (!stream.status.ok()) return stream.status;
   const bool add = operands.epilogue == ProductEpilogue::kAdd;
   const float alpha = operands.scale, beta = add ? 1.0f : 0.0f;
   const cublasStatus_t status = product.blas.functions.matmul(
@@ -212,10 +212,9 @@ void RunProduct(Stream& stream, const Product& product, const ProductOperands& o
       operands.weights, product.weights, operands.x, product.x, &beta, operands.out, product.result,
       operands.out, product.result, &product.algo, product.blas.workspace, kWorkspaceBytes,
       stream.handle);
-  if (status != CUBLAS_STATUS_SUCCESS) {
-    stream.status =
-        absl::InternalError(absl::StrCat("cublasLtMatmul: status ", static_cast<int>(status)));
-  }
+  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+  (void)cudaGetLastError();  // of the launch; a fault of the device stays
+  return absl::InternalError(absl::StrCat("cublasLtMatmul: status ", static_cast<int>(status)));
 }
 
 }  // namespace bst::cuda
@@ -235,8 +234,10 @@ std::vector<Product*> FindProducts(Blas& /*blas*/, const ProductShape& /*shape*/
   return {};
 }
 void DestroyProduct(Product* /*product*/) {}
-void RunProduct(Stream& /*stream*/, const Product& /*product*/,
-                const ProductOperands& /*operands*/) {}
+absl::Status RunProduct(Stream& /*stream*/, const Product& /*product*/,
+                        const ProductOperands& /*operands*/) {
+  return absl::UnimplementedError("built without cuBLAS");
+}
 
 }  // namespace bst::cuda
 

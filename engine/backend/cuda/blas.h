@@ -10,7 +10,8 @@
 // Ownership   Products die before the Blas they were found by.
 // Threads     One.
 // Errors      OpenBlas: kUnavailable, "no cuBLAS: ...". FindProducts: none found is an empty list.
-//             Run: sticks to the stream.
+//             RunProduct: kInternal where it was not enqueued; the stream is as before. What fails
+//             on the device later sticks to the stream.
 // Tested by   tests/engine/backend/cuda/linear_test.cc
 #pragma once
 
@@ -48,6 +49,6 @@ struct ProductOperands {
   float scale;
   ProductEpilogue epilogue;
 };
-void RunProduct(Stream& stream, const Product& product, const ProductOperands& operands);
+absl::Status RunProduct(Stream& stream, const Product& product, const ProductOperands& operands);
 
 }  // namespace bst::cuda

@@ -42,17 +42,18 @@ BST_KERNEL void BST_BOUNDS(256, 4) bst_load_block(LoadBlockTask task) {
   BST_SHARED(float, tile, kTile*(kTile + 1));
   const int x = ThreadX() % kTile, y = ThreadX() / kTile;
   const int first_input = BlockX() * kTile, first_row = BlockY() * kTile;
+  const BlockPlace place = *task.place;
   for (int r = y; r < kTile; r += kTileRows) {
     const int row = first_row + r, input = first_input + x;
     float value = 0.0f;
     if (row < task.rows && input < task.inputs) {
-      const int64_t position = task.position + row;
+      const int64_t position = place.position + row;
       value =
-          position >= task.row.position
-              ? task.u
-                    .data[(task.row.begin + (position - task.row.position)) * task.u.stride + input]
+          position >= place.row.position
+              ? task.u.data[(place.row.begin + (position - place.row.position)) * task.u.stride +
+                            input]
               : static_cast<const float*>(
-                    task.row.state)[position % task.ring_rows * task.inputs + input];
+                    place.row.state)[position % task.ring_rows * task.inputs + input];
     }
     tile[r * (kTile + 1) + x] = value;
   }
@@ -68,6 +69,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_store_base(StoreBaseTask task) {
   BST_SHARED(float, tile, kTile*(kTile + 1));
   const int x = ThreadX() % kTile, y = ThreadX() / kTile;
   const int first_feature = BlockX() * kTile, first_row = BlockY() * kTile;
+  float* base = task.place->base;
   for (int r = y; r < kTile; r += kTileRows) {
     const int feature = first_feature + r, row = first_row + x;
     tile[r * (kTile + 1) + x] = feature < task.features && row < task.rows
@@ -78,12 +80,12 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_store_base(StoreBaseTask task) {
   for (int r = y; r < kTile; r += kTileRows) {
     const int feature = first_feature + x, row = first_row + r;
     if (feature < task.features && row < task.rows)
-      task.base[int64_t{row} * task.features + feature] = tile[x * (kTile + 1) + r];
+      base[int64_t{row} * task.features + feature] = tile[x * (kTile + 1) + r];
   }
 }
 
 BST_KERNEL void BST_BOUNDS(256, 8) bst_multiply_spectra(SpectraTask task) {
-  const int point = BlockX() * kThreads + ThreadX(), feature = BlockY();
+  const int point = BlockY() * kThreads + ThreadX(), feature = BlockX();
   if (point >= task.points) return;
   const int input = feature % task.inputs;
   float re = 0.0f, im = 0.0f;
@@ -118,8 +120,9 @@ void StoreBase(Stream& stream, const StoreBaseTask& task) {
   BST_LAUNCH(bst_store_base, shape, stream, task);
 }
 void MultiplySpectra(Stream& stream, const SpectraTask& task) {
-  const LaunchShape shape = {.blocks_x = (task.points + kThreads - 1) / kThreads,
-                             .blocks_y = task.features};
+  // Features of many heads are more than a grid has rows.
+  const LaunchShape shape = {.blocks_x = task.features,
+                             .blocks_y = (task.points + kThreads - 1) / kThreads};
   BST_LAUNCH(bst_multiply_spectra, shape, stream, task);
 }
 

@@ -4,7 +4,8 @@
 // Operators are enqueued on one stream. What they need from the host (rows, tokens, places) goes
 // through a pinned arena that Sync() empties.
 //
-// Memory    A step allocates nothing once the arena has seen its largest step.
+// Memory    A step allocates neither device nor pinned memory once the arena has seen its largest
+//           step.
 // Threads   Engine thread only.
 // Errors    MakeCudaBackend: kUnavailable, with the reason ("no CUDA driver: ..."). Sync: the
 //           first failure of a copy or kernel, by name.

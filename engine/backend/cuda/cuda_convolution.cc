@@ -93,9 +93,23 @@ class CudaConvolution : public CudaSequence {
     std::vector<cuda::ConvolutionOutput> sorted;
     for (const Output& output : outputs_) sorted.push_back(output.output);
     const cuda::ConvolutionOutput* const staged = device.Stage(absl::MakeConstSpan(sorted));
+    std::vector<cuda::BlockPlace> blocks;
+    for (const Pass& pass : passes_) {
+      for (int i = 0; i < pass.num_loaded; ++i) {
+        blocks.push_back({.row = pass.row,
+                          .position = (pass.block - pass.num_loaded + i) * spec().block,
+                          .base = pass.base});
+      }
+    }
+    const cuda::BlockPlace* places = device.Stage(absl::MakeConstSpan(blocks));
+    int newest = 0;  // spectrum
     size_t done = 0;
     for (int pass = 0; pass <= static_cast<int>(passes_.size()); ++pass) {
-      if (pass > 0) MakeBase(device, u, passes_[static_cast<size_t>(pass) - 1]);
+      if (pass > 0) {
+        const Pass& its = passes_[static_cast<size_t>(pass) - 1];
+        newest = MakeBase(device, u, its, places, newest);
+        places += its.num_loaded;
+      }
       const size_t first = done;
       while (done < outputs_.size() && outputs_[done].pass == pass) ++done;
       cuda::Convolution(device.stream(), {.u = ToMatrix(u),
@@ -130,7 +144,9 @@ class CudaConvolution : public CudaSequence {
     cuda::SequenceRow row;
     float* base;
     int64_t block;
+    int num_blocks;  // before it, that give something
     bool continues;  // the pass before was the block before of the same row
+    int num_loaded;  // of the newest, the others are there: all, or one where it continues
   };
   // `pass`: after which an output can be made.
   struct Output {
@@ -201,6 +217,7 @@ class CudaConvolution : public CudaSequence {
       const int64_t block = num_partitions_ > 0 ? position / window : 0;
       const auto offset = static_cast<int>(num_partitions_ > 0 ? position % window : 0);
       if (num_partitions_ > 0 && offset == 0 && block > 0) {
+        const auto count = static_cast<int>(std::min<int64_t>(block, num_partitions_));
         passes_.push_back({.row = {.state = ring,
                                    .position = row.position,
                                    .begin = row.begin,
@@ -208,7 +225,9 @@ class CudaConvolution : public CudaSequence {
                                    .first_output = 0},
                            .base = base,
                            .block = block,
-                           .continues = pass > 0});
+                           .num_blocks = count,
+                           .continues = pass > 0,
+                           .num_loaded = pass > 0 ? 1 : count});
         pass = static_cast<int>(passes_.size());
       }
       if (position % OutputBlock() == OutputBlock() - 1) {
@@ -231,39 +250,42 @@ class CudaConvolution : public CudaSequence {
     }
   }
 
-  void MakeBase(CudaDevice& device, TensorView u, const Pass& pass) const {
+  // Spectra are a ring that begins anew with each row, not where the document is: so that calls
+  // repeat. `newest` is the last one of the pass before; that of this one is returned.
+  int MakeBase(CudaDevice& device, TensorView u, const Pass& pass, const cuda::BlockPlace* places,
+               int newest) const {
     const int window = spec().block, inputs = spec().num_inputs, features = spec().num_features();
     auto* const spectra = reinterpret_cast<float*>(device.scratch());
     float* const sums = spectra + num_partitions_ * SpectrumFloats(inputs);
     float* const reals = sums + SpectrumFloats(features);
-    const int64_t oldest = std::max<int64_t>(0, pass.block - num_partitions_);
-    for (int64_t j = pass.continues ? pass.block - 1 : oldest; j < pass.block; ++j) {
+    if (!pass.continues) newest = num_partitions_ - 1;
+    for (int i = 0; i < pass.num_loaded; ++i) {
+      newest = (newest + 1) % num_partitions_;
       cuda::LoadBlock(device.stream(), {.u = ToMatrix(u),
-                                        .row = pass.row,
-                                        .position = j * window,
+                                        .place = places + i,
                                         .reals = reals,
                                         .rows = window,
                                         .size = size_,
                                         .inputs = inputs,
                                         .ring_rows = ring_rows()});
       cuda::CallOrKeep<MakeForward>(
-          device.stream(), TransformCall{&*input_fft_, reals,
-                                         spectra + j % num_partitions_ * SpectrumFloats(inputs)});
+          device.stream(),
+          TransformCall{&*input_fft_, reals, spectra + newest * SpectrumFloats(inputs)});
     }
-    cuda::MultiplySpectra(device.stream(),
-                          {.inputs_spectra = spectra,
-                           .filters = static_cast<const float*>(filters_.data()),
-                           .sums = sums,
-                           .points = points(),
-                           .inputs = inputs,
-                           .features = features,
-                           .ring = num_partitions_,
-                           .newest = static_cast<int>((pass.block - 1) % num_partitions_),
-                           .count = static_cast<int>(pass.block - oldest)});
+    cuda::MultiplySpectra(device.stream(), {.inputs_spectra = spectra,
+                                            .filters = static_cast<const float*>(filters_.data()),
+                                            .sums = sums,
+                                            .points = points(),
+                                            .inputs = inputs,
+                                            .features = features,
+                                            .ring = num_partitions_,
+                                            .newest = newest,
+                                            .count = pass.num_blocks});
     cuda::CallOrKeep<MakeInverse>(device.stream(), TransformCall{&*feature_fft_, sums, reals});
     cuda::StoreBase(
         device.stream(),
-        {.reals = reals, .base = pass.base, .rows = window, .size = size_, .features = features});
+        {.reals = reals, .place = places, .rows = window, .size = size_, .features = features});
+    return newest;
   }
 
   int num_taps_;

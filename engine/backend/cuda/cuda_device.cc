@@ -1,6 +1,7 @@
 #include "engine/backend/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
@@ -57,7 +58,7 @@ absl::StatusOr<Buffer> CudaDevice::Upload(const void* data, size_t bytes) {
 const void* CudaDevice::StageBytes(const void* data, size_t bytes) {
   const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (arena_used_ + rounded > arena_bytes_) {
-    (void)Sync();  // kernels may still read what lies there; the stream keeps the status
+    (void)Flush();  // kernels may still read what lies there; the stream keeps the status
     if (rounded > arena_bytes_) {
       const absl::Status grown = GrowArena(rounded);
       if (!grown.ok()) {
@@ -68,6 +69,7 @@ const void* CudaDevice::StageBytes(const void* data, size_t bytes) {
   }
   const size_t offset = arena_used_;
   arena_used_ += rounded;
+  step_bytes_ += rounded;
   void* const pinned = static_cast<std::byte*>(pinned_) + offset;
   void* const staged = static_cast<std::byte*>(staged_) + offset;
   if (bytes > 0) {
@@ -82,7 +84,7 @@ void CudaDevice::Download(const void* staged, void* to, size_t bytes) {
   const auto offset = static_cast<const std::byte*>(staged) - static_cast<std::byte*>(staged_);
   void* const pinned = static_cast<std::byte*>(pinned_) + offset;
   cuda::Copy(stream(), pinned, staged, bytes);
-  if (Sync().ok()) std::memcpy(to, pinned, bytes);
+  if (Flush().ok()) std::memcpy(to, pinned, bytes);
 }
 
 absl::Status CudaDevice::GrowArena(size_t bytes) {
@@ -93,6 +95,7 @@ absl::Status CudaDevice::GrowArena(size_t bytes) {
     cuda::FreePinned(pinned);
     return staged.status();
   }
+  graphs_.Clear();  // they name the old one
   if (pinned_ != nullptr) cuda::FreePinned(pinned_);
   if (staged_ != nullptr) cuda::FreeDevice(staged_);
   pinned_ = pinned;
@@ -124,10 +127,18 @@ void CudaDevice::EndStep() {
   step_.clear();
 }
 
-absl::Status CudaDevice::Sync() {
+absl::Status CudaDevice::Flush() {
   EndStep();
   arena_used_ = 0;
   return cuda::Synchronize(stream());
+}
+
+absl::Status CudaDevice::Sync() {
+  const absl::Status status = Flush();
+  const size_t bytes = std::exchange(step_bytes_, 0);
+  // The next step of this size need not wait in its middle; if there is no memory, it will.
+  if (status.ok() && bytes > arena_bytes_) (void)GrowArena(bytes);
+  return status;
 }
 
 }  // namespace bst

@@ -56,11 +56,13 @@ class CudaDevice {
   // (step_graphs.h). Before that nothing of it runs.
   void BeginStep();
 
+  // Also makes the arena as large as what was staged since the last one.
   absl::Status Sync();
 
  private:
   CudaDevice() = default;
   void EndStep();
+  absl::Status Flush();  // empties the arena
   const void* StageBytes(const void* data, size_t bytes);
   absl::Status GrowArena(size_t bytes);
 
@@ -71,6 +73,7 @@ class CudaDevice {
   void* staged_ = nullptr;
   size_t arena_bytes_ = 0;
   size_t arena_used_ = 0;
+  size_t step_bytes_ = 0;  // staged since the last Sync
   Buffer scratch_;
 
   bool in_step_ = false;

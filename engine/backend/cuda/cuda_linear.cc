@@ -1,6 +1,8 @@
 #include "engine/backend/cuda/cuda_linear.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <random>
 #include <utility>
 
@@ -14,6 +16,8 @@ namespace bst {
 namespace {
 
 constexpr int kAlgorithms = 8;  // that cuBLAS is asked for, per shape
+// Of the operands that were compared: cuBLAS may go by their addresses.
+constexpr uintptr_t kProductAlignment = 256;
 
 cuda::Activation ToActivation(LinearEpilogue epilogue) {
   if (epilogue == LinearEpilogue::kRelu) return cuda::Activation::kRelu;
@@ -26,7 +30,20 @@ struct ProductCall {
   cuda::ProductOperands operands;
 };
 void MakeProduct(cuda::Stream& stream, const ProductCall& call) {
-  cuda::RunProduct(stream, *call.product, call.operands);
+  const absl::Status made = cuda::RunProduct(stream, *call.product, call.operands);
+  if (!made.ok()) cuda::Fail(stream, made);
+}
+
+// In [-1.4, 1.4), without short fractions.
+std::vector<float> RandomNumbers(int64_t n, unsigned seed) {
+  std::vector<float> numbers(static_cast<size_t>(n));
+  std::minstd_rand random(seed);
+  for (float& x : numbers) x = static_cast<float>(random()) * 1.3e-9f - 1.4f;
+  return numbers;
+}
+
+bool IsAligned(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % kProductAlignment == 0;
 }
 
 int NumSegments(const CudaLinear& weights) {
@@ -78,8 +95,8 @@ CudaProducts::CudaProducts(CudaDevice& device, std::vector<int> panel_rows)
 }
 
 CudaProducts::~CudaProducts() {
-  for (const auto& [shape, panels] : chosen_) {
-    for (const Panel& panel : panels) {
+  for (const auto& [shape, choice] : chosen_) {
+    for (const Panel& panel : choice.panels) {
       if (panel.whole != nullptr) cuda::DestroyProduct(panel.whole);
       cuda::DestroyProduct(panel.last);
     }
@@ -93,13 +110,20 @@ CudaProducts::Shape CudaProducts::ShapeOf(const CudaLinear& weights) {
 
 void CudaProducts::Choose(const CudaLinear& weights) {
   if (blas_ == nullptr || chosen_.count(ShapeOf(weights)) > 0) return;
-  std::vector<Panel>& panels = chosen_[ShapeOf(weights)];
+  std::vector<Panel>& panels = chosen_[ShapeOf(weights)].panels;
+  // Not by the weights themselves: those of one layer may be zeros, for which all sums are alike.
+  const int64_t in = weights.in_features(), out = weights.out_features();
+  std::vector<float> numbers = RandomNumbers(in * out, 1234567);
+  const absl::StatusOr<std::unique_ptr<CudaLinear>> random =
+      CudaLinear::Pack(device_, {TensorView(numbers.data(), DType::kF32, {out, in})},
+                       weights.is_bf16() ? DType::kBF16 : DType::kF32);
+  if (!random.ok()) return;
   for (const int rows : panel_rows_) {
     const size_t rounded =
         static_cast<size_t>(rows) * static_cast<size_t>(weights.padded_in()) * sizeof(BFloat16);
     if (weights.is_bf16() && !device_.ReserveScratch(rounded).ok()) continue;
     Panel panel = {.rows = rows};
-    if (Find(weights, panel)) panels.push_back(panel);
+    if (Find(**random, panel)) panels.push_back(panel);
   }
 }
 
@@ -137,16 +161,21 @@ bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
 }
 
 // A panel whose rows are 61 different ones, again and again: so a row's place in the panel may not
-// show either.
-bool CudaProducts::SameBits(const CudaLinear& weights, const Panel& panel) {
+// show either. Among them is what only some sums are right for: zeros, subnormal numbers, a NaN, an
+// infinity.
+bool CudaProducts::SameBits(const CudaLinear& weights, Panel& panel) {
   constexpr int kDifferent = 61;
   const int64_t in = weights.in_features(), out = weights.out_features();
   const auto bytes = [&](int64_t columns) {
     return static_cast<size_t>(panel.rows * columns) * sizeof(float);
   };
-  std::vector<float> numbers(static_cast<size_t>(kDifferent * in));
-  std::minstd_rand random(1);
-  for (float& x : numbers) x = static_cast<float>(random()) * 1.3e-9f - 1.4f;  // no short fractions
+  std::vector<float> numbers = RandomNumbers(kDifferent * in, 1);
+  for (int64_t k = 0; k < in; ++k) {
+    numbers[static_cast<size_t>(in + k)] = 0.0f;
+    numbers[static_cast<size_t>(3 * in + k)] *= 1e-39f;
+  }
+  numbers[static_cast<size_t>(5 * in + in / 2)] = std::numeric_limits<float>::quiet_NaN();
+  numbers[static_cast<size_t>(7 * in + in / 3)] = std::numeric_limits<float>::infinity();
   std::vector<int32_t> indices(static_cast<size_t>(panel.rows));
   for (size_t i = 0; i < indices.size(); ++i) indices[i] = static_cast<int32_t>(i % kDifferent);
   absl::StatusOr<Buffer> table = device_.Upload(numbers.data(), numbers.size() * sizeof(float));
@@ -164,13 +193,9 @@ bool CudaProducts::SameBits(const CudaLinear& weights, const Panel& panel) {
                 .out = matrix(*x, in),
                 .rows = panel.rows,
                 .columns = static_cast<int>(in)});
-  std::vector<LinearOptions> all = {{.epilogue = LinearEpilogue::kStore},
-                                    {.epilogue = LinearEpilogue::kAdd},
-                                    {.epilogue = LinearEpilogue::kRelu}};
-  if (panel.whole == nullptr) all.push_back({.scale = 0.37f});
-  for (const LinearOptions& options : all) {
+  const auto is_same = [&](const LinearOptions& options) {
     RunKernel(weights, options, matrix(*x, in), matrix(*expected, out), panel.rows);
-    RunPanel(weights, panel, options, matrix(*x, in), matrix(*got, out));
+    const absl::Status run = RunPanel(weights, panel, options, matrix(*x, in), matrix(*got, out));
     std::vector<int32_t> differing(static_cast<size_t>(panel.rows));
     const int32_t* const counts = device_.Stage(absl::MakeConstSpan(differing));
     cuda::CountDifferences(device_.stream(), {.a = matrix(*expected, out),
@@ -179,16 +204,24 @@ bool CudaProducts::SameBits(const CudaLinear& weights, const Panel& panel) {
                                               .rows = panel.rows,
                                               .columns = static_cast<int>(out)});
     device_.Download(counts, differing.data(), differing.size() * sizeof(int32_t));
-    if (!device_.Sync().ok()) return false;
-    if (std::any_of(differing.begin(), differing.end(), [](int32_t n) { return n != 0; }))
-      return false;
-  }
-  return true;
+    return device_.Sync().ok() && run.ok() &&
+           std::all_of(differing.begin(), differing.end(), [](int32_t n) { return n == 0; });
+  };
+  const LinearOptions relu = {.epilogue = LinearEpilogue::kRelu};
+  if (!is_same({.epilogue = LinearEpilogue::kStore}) ||
+      !is_same({.epilogue = LinearEpilogue::kAdd}) ||
+      (panel.whole == nullptr && !is_same({.scale = 0.37f})))
+    return false;
+  // cuBLAS's own may let a NaN through, which the kernels' makes 0.
+  panel.fuses_relu = panel.whole == nullptr;
+  if (panel.fuses_relu && is_same(relu)) return true;
+  panel.fuses_relu = false;
+  return is_same(relu);
 }
 
-void CudaProducts::RunPanel(const CudaLinear& weights, const Panel& panel,
-                            const LinearOptions& options, const cuda::Matrix& x,
-                            const cuda::Matrix& out) {
+absl::Status CudaProducts::RunPanel(const CudaLinear& weights, const Panel& panel,
+                                    const LinearOptions& options, const cuda::Matrix& x,
+                                    const cuda::Matrix& out) {
   const bool bf16 = weights.is_bf16();
   if (bf16) {
     cuda::RoundRows(device_.stream(), {.x = x,
@@ -207,24 +240,29 @@ void CudaProducts::RunPanel(const CudaLinear& weights, const Panel& panel,
     const size_t weights_first = bf16 ? first : first * static_cast<size_t>(weights.padded_out());
     cuda::ProductEpilogue epilogue = cuda::ProductEpilogue::kStore;
     if (s > 0 || options.epilogue == LinearEpilogue::kAdd) epilogue = cuda::ProductEpilogue::kAdd;
-    if (segments == 1 && options.epilogue == LinearEpilogue::kRelu)
+    if (options.epilogue == LinearEpilogue::kRelu && panel.fuses_relu)
       epilogue = cuda::ProductEpilogue::kRelu;
-    cuda::CallOrKeep<MakeProduct>(
-        device_.stream(),
-        ProductCall{is_last ? panel.last : panel.whole,
-                    {.x = inputs + first * size,
-                     .weights = matrix + weights_first * size,
-                     .out = out.data,
-                     .scale = options.epilogue == LinearEpilogue::kStore ? options.scale : 1.0f,
-                     .epilogue = epilogue}});
+    const ProductCall call = {
+        is_last ? panel.last : panel.whole,
+        {.x = inputs + first * size,
+         .weights = matrix + weights_first * size,
+         .out = out.data,
+         .scale = options.epilogue == LinearEpilogue::kStore ? options.scale : 1.0f,
+         .epilogue = epilogue}};
+    if (cuda::Recording(device_.stream()) != nullptr) {
+      cuda::CallOrKeep<MakeProduct>(device_.stream(), call);
+    } else {
+      BST_RETURN_IF_ERROR(cuda::RunProduct(device_.stream(), *call.product, call.operands));
+    }
   }
-  const bool is_relu = options.epilogue == LinearEpilogue::kRelu && segments > 1;
+  const bool is_relu = options.epilogue == LinearEpilogue::kRelu && !panel.fuses_relu;
   if (is_relu || options.epilogue == LinearEpilogue::kGelu) {
     cuda::Activate(device_.stream(), {.x = out,
                                       .activation = ToActivation(options.epilogue),
                                       .rows = panel.rows,
                                       .columns = weights.out_features()});
   }
+  return absl::OkStatus();
 }
 
 void CudaProducts::RunKernel(const CudaLinear& weights, const LinearOptions& options,
@@ -254,14 +292,23 @@ void CudaProducts::Run(TensorView x, const CudaLinear& weights, const LinearOpti
     return cuda::Matrix{view.row<float>(done), view.row_stride()};
   };
   const auto chosen = chosen_.find(ShapeOf(weights));
+  const bool is_whole = out.row_stride() == out.dim(1);
+  if (chosen != chosen_.end())
+    (is_whole ? chosen->second.is_whole : chosen->second.is_sliced) = true;
   // What was compared is what is used: rows that follow one another, a scale of one segment.
-  const bool is_compared = chosen != chosen_.end() && out.row_stride() == out.dim(1) &&
+  const bool is_compared = chosen != chosen_.end() && is_whole &&
                            (weights.is_bf16() || x.row_stride() == x.dim(1)) &&
                            (options.scale == 1.0f || NumSegments(weights) == 1);
   if (is_compared) {
-    for (const Panel& panel : chosen->second) {
-      for (; rows - done >= panel.rows; done += panel.rows)
-        RunPanel(weights, panel, options, from(x), from(out));
+    // BF16 inputs are read from their rounded copy.
+    const auto is_aligned = [&] {
+      return IsAligned(from(out).data) && (weights.is_bf16() || IsAligned(from(x).data));
+    };
+    for (const Panel& panel : chosen->second.panels) {
+      for (; rows - done >= panel.rows && is_aligned(); done += panel.rows) {
+        const absl::Status run = RunPanel(weights, panel, options, from(x), from(out));
+        if (!run.ok()) cuda::Fail(device_.stream(), run);
+      }
     }
   }
   if (done < rows) RunKernel(weights, options, from(x), from(out), rows - done);
@@ -269,9 +316,13 @@ void CudaProducts::Run(TensorView x, const CudaLinear& weights, const LinearOpti
 
 std::string CudaProducts::Summary() const {
   if (blas_ == nullptr) return missing_;
-  const auto used = std::count_if(chosen_.begin(), chosen_.end(),
-                                  [](const auto& entry) { return !entry.second.empty(); });
-  return absl::StrCat("cuBLAS for ", used, " of ", chosen_.size(), " shapes");
+  int used = 0, all = 0;
+  for (const auto& [shape, choice] : chosen_) {
+    if (choice.is_sliced && !choice.is_whole) continue;
+    ++all;
+    used += !choice.panels.empty();
+  }
+  return absl::StrCat("cuBLAS for ", used, " of ", all, " shapes");
 }
 
 }  // namespace bst

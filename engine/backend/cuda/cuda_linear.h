@@ -2,14 +2,17 @@
 //
 // The kernels of linear.cu define the bits and do any number of rows. In their place cuBLAS takes
 // panels of a few fixed numbers of rows, as many as fit, where it gives the kernels' bits: for each
-// shape of weights each algorithm that it proposes multiplies a whole panel, in every epilogue, and
-// is compared with the kernels when the first weights of the shape are packed. It never sees
-// another number of rows, so that nothing is left to its promises; the rows that remain are the
-// kernels'.
+// shape of weights each algorithm that it proposes multiplies a whole panel by random weights, in
+// every epilogue, and is compared with the kernels when the first weights of the shape are packed;
+// among the rows are zeros, subnormal numbers, a NaN and an infinity. One that does not start is
+// passed over. cuBLAS never sees another number of rows, nor outputs that are columns of a wider
+// matrix, nor outputs or F32 inputs that do not begin at 256 bytes, so that nothing is left to its
+// promises; the rows that remain are the kernels'.
 //
 // Ownership   CudaLinear owns device memory; CudaProducts outlives every call of Run.
 // Threads     One.
-// Errors      Pack: kResourceExhausted. That cuBLAS is missing or differs is none: Summary tells.
+// Errors      Pack: kResourceExhausted. That cuBLAS is missing or differs is none: Summary tells. A
+//             product that was chosen and does not start sticks to the device's stream.
 // Tested by   tests/engine/backend/cuda/linear_test.cc, and by it on GPUs
 #pragma once
 
@@ -59,7 +62,8 @@ class CudaProducts {
   void Choose(const CudaLinear& weights);
   void Run(TensorView x, const CudaLinear& weights, const LinearOptions& options, TensorView out);
 
-  // "cuBLAS for 5 of 6 shapes", "no cuBLAS: ...".
+  // "cuBLAS for 5 of 6 shapes", "no cuBLAS: ...". Shapes that have been used for columns of wider
+  // matrices alone do not count.
   std::string Summary() const;
 
  private:
@@ -68,23 +72,27 @@ class CudaProducts {
     int rows = 0;
     cuda::Product* whole = nullptr;  // null: there is but one segment
     cuda::Product* last = nullptr;
+    bool fuses_relu = false;
+  };
+  struct Choice {
+    std::vector<Panel> panels;                 // descending in rows
+    bool is_whole = false, is_sliced = false;  // how outputs have come
   };
   using Shape = std::tuple<int, int, bool>;  // in, out, BF16
 
   static Shape ShapeOf(const CudaLinear& weights);
   bool Find(const CudaLinear& weights, Panel& panel);
-  bool SameBits(const CudaLinear& weights, const Panel& panel);
-  void RunPanel(const CudaLinear& weights, const Panel& panel, const LinearOptions& options,
-                const cuda::Matrix& x, const cuda::Matrix& out);
+  bool SameBits(const CudaLinear& weights, Panel& panel);  // sets fuses_relu
+  absl::Status RunPanel(const CudaLinear& weights, const Panel& panel, const LinearOptions& options,
+                        const cuda::Matrix& x, const cuda::Matrix& out);
   void RunKernel(const CudaLinear& weights, const LinearOptions& options, const cuda::Matrix& x,
                  const cuda::Matrix& out, int rows);
 
   CudaDevice& device_;
   std::vector<int> panel_rows_;
   cuda::Blas* blas_ = nullptr;
-  std::string missing_;                         // why blas_ is null
-  std::map<Shape, std::vector<Panel>> chosen_;  // descending in rows
-  Buffer rounded_;                              // a panel of x in BF16
+  std::string missing_;  // why blas_ is null
+  std::map<Shape, Choice> chosen_;
 };
 
 }  // namespace bst

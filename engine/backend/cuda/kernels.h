@@ -49,7 +49,7 @@ struct RoundTask {
 };
 void RoundRows(Stream& stream, const RoundTask& task);
 
-// How many elements of each row of `a` and `b` have other bits.
+// How many elements of each row of `a` and `b` have other bits; one NaN is like another.
 struct DifferenceTask {
   Matrix a, b;
   int32_t* counts;  // [rows]
@@ -254,12 +254,17 @@ struct ConvolutionTask {
 };
 void Convolution(Stream& stream, const ConvolutionTask& task);
 
+// What differs between steps of the same kind; so it is in device memory.
+struct BlockPlace {
+  SequenceRow row;   // state: the ring
+  int64_t position;  // of the block
+  float* base;       // [rows, features]
+};
 // Inputs at positions position .. position + rows - 1 of a row's document, of the step or of the
 // ring, each input's one after the other, zeros up to `size`.
 struct LoadBlockTask {
   Matrix u;
-  SequenceRow row;  // state: the ring
-  int64_t position;
+  const BlockPlace* place;
   float* reals;  // [inputs, size]
   int rows, size, inputs, ring_rows;
 };
@@ -275,10 +280,10 @@ struct SpectraTask {
 };
 void MultiplySpectra(Stream& stream, const SpectraTask& task);
 
-// base[i][f] = reals[f][rows + i], i < rows
+// place->base[i][f] = reals[f][rows + i], i < rows
 struct StoreBaseTask {
   const float* reals;  // [features, size]
-  float* base;         // [rows, features]
+  const BlockPlace* place;
   int rows, size, features;
 };
 void StoreBase(Stream& stream, const StoreBaseTask& task);

@@ -315,7 +315,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_count_differences(DifferenceTask task) {
   const float* b = task.b.data + BlockX() * task.b.stride;
   int count = 0;
   for (int c = ThreadX(); c < task.columns; c += kThreads)
-    count += FloatBits(a[c]) != FloatBits(b[c]);
+    count += FloatBits(a[c]) != FloatBits(b[c]) && !(a[c] != a[c] && b[c] != b[c]);
   count = SumLanes(count, kWarp);
   if (ThreadX() % kWarp == 0) counts[ThreadX() / kWarp] = count;
   SyncThreads();

@@ -130,8 +130,11 @@ class Graph {
 };
 
 bool BeginCapture(Stream& stream) {
-  return stream.status.ok() &&
-         cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+  if (!stream.status.ok()) return false;
+  if (cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeThreadLocal) == cudaSuccess)
+    return true;
+  (void)cudaGetLastError();  // it would show up in later calls
+  return false;
 }
 Graph* EndCapture(Stream& stream) {
   cudaGraph_t captured = nullptr;

@@ -15,6 +15,7 @@
 #include "engine/backend/reference/reference_backend.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/sanitized.h"
 
 namespace bst {
 namespace {
@@ -749,6 +750,7 @@ TEST_F(SchedulerTest, ThePlansMemoryIsReused) {
 // Eight times the sequences of one request take eight times as long, not sixty-four times: neither
 // a step of them all nor the one in which all of them end.
 TEST_F(SchedulerTest, AStepIsLinearInTheSequencesOfARequest) {
+  if (kSanitized) GTEST_SKIP() << "times under a sanitizer say nothing of others";
   const auto seconds_of = [this](int sequences) {
     Make(sequences, {.max_step_tokens = sequences + 4, .chunk_tokens = 4, .window = 4});
     SequenceSpec spec = Spec(1, 4, 4);

@@ -17,12 +17,16 @@ void SetStreamOrder(uint32_t seed);
 // LaunchGraph calls of this process so far.
 int NumGraphLaunches();
 
+enum class CaptureFails { kNever, kAtBegin, kAtEnd };
+void SetCaptureFails(CaptureFails fails);
+
 // Runs when the stream does, among its kernels.
 void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task);
 
 enum class BlasKind {
   kAsTheKernels,  // proposes an algorithm that adds sums up in two halves, then one in order
   kOtherBits,     // the first of the two alone
+  kFails,         // proposes one that does not start, then one in order
   kMissing,
 };
 void SetBlas(BlasKind kind);

@@ -66,6 +66,7 @@ std::mt19937& StreamOrder() {
 }
 
 int graph_launches = 0;
+cuda_on_cpu::CaptureFails capture_fails = cuda_on_cpu::CaptureFails::kNever;
 
 // Until `stream` has run what it was given; null: until all have.
 void Drain(const Stream* stream) {
@@ -80,8 +81,10 @@ void Drain(const Stream* stream) {
 }
 
 absl::StatusOr<void*> AllocateHost(size_t bytes) {
-  void* data = std::malloc(bytes == 0 ? 1 : bytes);
-  if (data == nullptr) return absl::ResourceExhaustedError(absl::StrCat("no ", bytes, " bytes"));
+  constexpr size_t kAlignment = 256;  // as cudaMalloc's
+  void* data = nullptr;
+  if (posix_memalign(&data, kAlignment, bytes == 0 ? 1 : bytes) != 0)
+    return absl::ResourceExhaustedError(absl::StrCat("no ", bytes, " bytes"));
   std::memset(data, 0xff, bytes);
   return data;
 }
@@ -158,10 +161,15 @@ void StopRecording(Stream& stream) { stream.recording = nullptr; }
 CallList* Recording(const Stream& stream) { return stream.recording; }
 
 bool BeginCapture(Stream& stream) {
+  if (capture_fails == cuda_on_cpu::CaptureFails::kAtBegin) return false;
   stream.BeginCapture();
   return true;
 }
-Graph* EndCapture(Stream& stream) { return new Graph{.tasks = stream.EndCapture()}; }
+Graph* EndCapture(Stream& stream) {
+  std::deque<Task> tasks = stream.EndCapture();
+  if (capture_fails == cuda_on_cpu::CaptureFails::kAtEnd) return nullptr;
+  return new Graph{.tasks = std::move(tasks)};
+}
 void LaunchGraph(Stream& stream, const Graph& graph) {
   ++graph_launches;
   for (const Task& task : graph.tasks) stream.Push(task);
@@ -183,6 +191,7 @@ namespace bst::cuda_on_cpu {
 
 void SetStreamOrder(uint32_t seed) { cuda::StreamOrder().seed(seed); }
 int NumGraphLaunches() { return cuda::graph_launches; }
+void SetCaptureFails(CaptureFails fails) { cuda::capture_fails = fails; }
 
 void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task) {
   stream.Push([task = std::move(task)] {

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "engine/backend/cuda/cuda_backend.h"
+#include "engine/backend/cuda/kernels.h"
+#include "engine/backend/cuda/runtime.h"
 #include "gtest/gtest.h"
 #include "tests/support/cuda_on_cpu/libraries.h"
 #include "tests/support/model_runner.h"
@@ -62,6 +64,31 @@ TEST(ConvolutionFormsTest, TheDirectAndThePartitionedFormAreOneFunction) {
     // Transforms and sums in float32.
     EXPECT_LT(RelativeRms(partitioned, direct), 1e-6);
     EXPECT_GT(RelativeRms(partitioned, direct), 0);
+  }
+}
+
+// 32 filters of 2,048 inputs and one more input: a grid has 65,535 rows.
+TEST(ConvolutionFormsTest, TakeMoreFeaturesThanAGridHasRows) {
+  constexpr int kManyInputs = 2049, kManyFeatures = 32 * kManyInputs, kPoints = 2;
+  std::vector<float> spectra(2 * kManyInputs * kPoints), filters(2 * kManyFeatures * kPoints),
+      sums(filters.size());
+  for (size_t i = 0; i < spectra.size(); i += 2) spectra[i] = static_cast<float>(i / 2);
+  for (size_t i = 0; i < filters.size(); ++i) filters[i] = static_cast<float>(i % 1000);
+  cuda::Stream* const stream = *cuda::CreateStream();
+  cuda::MultiplySpectra(*stream, {.inputs_spectra = spectra.data(),
+                                  .filters = filters.data(),
+                                  .sums = sums.data(),
+                                  .points = kPoints,
+                                  .inputs = kManyInputs,
+                                  .features = kManyFeatures,
+                                  .ring = 1,
+                                  .newest = 0,
+                                  .count = 1});
+  EXPECT_TRUE(cuda::Synchronize(*stream).ok());
+  cuda::DestroyStream(stream);
+  for (size_t i = 0; i < filters.size(); ++i) {
+    const size_t number = i / 2 % (kManyInputs * kPoints);
+    ASSERT_EQ(sums[i], static_cast<float>(number) * filters[i]) << i;
   }
 }
 

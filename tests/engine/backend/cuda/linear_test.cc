@@ -1,6 +1,7 @@
 // Linear layers on the CUDA backend: cuBLAS is used where it gives the kernels' bits and nowhere
 // else, and a row's bits do not depend on the number of rows: emulated, and on a GPU where there is
 // one.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -30,31 +31,29 @@ struct Size {
 // One layer, its operands where kernels reach them.
 class Layer {
  public:
-  Layer(Backend& backend, Size size, DType type, int max_rows)
-      : backend_(backend), size_(size), max_rows_(max_rows) {
+  Layer(Backend& backend, Size size, DType type, int max_rows) : backend_(backend), size_(size) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     std::vector<float> w(static_cast<size_t>(size.in) * static_cast<size_t>(size.out));
     for (float& x : w) x = normal(random) / std::sqrt(static_cast<float>(size.in));
     weights_ = *backend.PackLinear({TensorView(w.data(), DType::kF32, {size.out, size.in})}, type);
+    numbers_.resize(static_cast<size_t>(max_rows) * static_cast<size_t>(size.in));
+    for (float& x : numbers_) x = normal(random);
     const auto floats = [&](int columns) {
       return static_cast<size_t>(max_rows) * static_cast<size_t>(columns) * sizeof(float);
     };
     x_ = *backend.AllocateHostReadable(floats(size.in));
     y_ = *backend.AllocateHostReadable(floats(size.out));
-    for (int64_t i = 0; i < int64_t{max_rows} * size.in; ++i)
-      static_cast<float*>(x_.data())[i] = normal(random);
   }
 
-  // Of the last `rows` rows.
+  // Of the last `rows` rows, which are moved to where buffers begin.
   std::vector<float> Run(int rows, const LinearOptions& options = {}) {
-    const auto last = [&](const Buffer& buffer, int columns) {
-      return buffer.View(DType::kF32, {max_rows_, columns}).Rows(max_rows_ - rows, max_rows_);
-    };
-    const TensorView y = last(y_, size_.out);
+    std::copy(numbers_.end() - int64_t{rows} * size_.in, numbers_.end(),
+              static_cast<float*>(x_.data()));
+    const TensorView y = y_.View(DType::kF32, {rows, size_.out});
     for (int64_t i = 0; i < int64_t{rows} * size_.out; ++i)
       y.as<float>()[i] = static_cast<float>(i % 17);
-    backend_.Linear(last(x_, size_.in), *weights_, options, y);
+    backend_.Linear(x_.View(DType::kF32, {rows, size_.in}), *weights_, options, y);
     EXPECT_TRUE(backend_.Sync().ok());
     return {y.as<float>(), y.as<float>() + int64_t{rows} * size_.out};
   }
@@ -62,7 +61,7 @@ class Layer {
  private:
   Backend& backend_;
   Size size_;
-  int max_rows_;
+  std::vector<float> numbers_;
   std::unique_ptr<LinearWeights> weights_;
   Buffer x_, y_;
 };
@@ -80,7 +79,7 @@ class CudaProductsTest : public testing::Test {
 // One segment of inputs and several; panels, panels and rows beside them, fewer rows than a panel.
 TEST_F(CudaProductsTest, GiveTheKernelsBitsInEveryEpilogue) {
   for (const DType type : {DType::kF32, DType::kBF16}) {
-    for (const Size size : {Size{33, 70}, Size{300, 17}, Size{8300, 5}}) {
+    for (const Size size : {Size{36, 72}, Size{300, 20}, Size{8300, 8}}) {
       const auto with = *MakeCudaBackend({.panel_rows = {16, 5}});
       const auto without = *MakeCudaBackend({.panel_rows = {}});
       Layer a(*with, size, type, 40), b(*without, size, type, 40);
@@ -115,6 +114,31 @@ TEST_F(CudaProductsTest, AreNotUsedWhereTheirBitsAreOthers) {
   EXPECT_EQ(NumProducts(), before);
 }
 
+// For zeros all sums are alike.
+TEST_F(CudaProductsTest, AreComparedByOtherWeightsThanTheLayers) {
+  SetBlas(BlasKind::kOtherBits);
+  const auto backend = *MakeCudaBackend({.panel_rows = {16}});
+  std::vector<float> zeros(70 * 100);
+  const auto pruned =
+      *backend->PackLinear({TensorView(zeros.data(), DType::kF32, {70, 100})}, DType::kF32);
+  Layer layer(*backend, {100, 70}, DType::kF32, 40);
+  EXPECT_EQ(backend->name(), "cuda (emulated, cuBLAS for 0 of 1 shapes)");
+  EXPECT_TRUE(IsTail(layer.Run(1), layer.Run(40)));
+}
+
+TEST_F(CudaProductsTest, ArePassedOverWhereTheyDoNotStart) {
+  SetBlas(BlasKind::kFails);
+  for (const Size size : {Size{100, 72}, Size{4200, 8}}) {
+    const auto backend = *MakeCudaBackend({.panel_rows = {16}});
+    Layer layer(*backend, size, DType::kBF16, 40);
+    EXPECT_TRUE(backend->Sync().ok());
+    EXPECT_EQ(backend->name(), "cuda (emulated, cuBLAS for 1 of 1 shapes)");
+    const int before = NumProducts();
+    EXPECT_TRUE(IsTail(layer.Run(1), layer.Run(40)));
+    EXPECT_GT(NumProducts(), before);
+  }
+}
+
 TEST_F(CudaProductsTest, MayBeMissing) {
   SetBlas(BlasKind::kMissing);
   const auto backend = *MakeCudaBackend();
@@ -123,26 +147,42 @@ TEST_F(CudaProductsTest, MayBeMissing) {
   EXPECT_TRUE(IsTail(layer.Run(1), layer.Run(40)));
 }
 
+// Columns of a wider matrix, rows that do not begin at 256 bytes.
 TEST_F(CudaProductsTest, AreNotUsedForOperandsThatWereNotCompared) {
   const auto backend = *MakeCudaBackend({.panel_rows = {16}});
-  std::vector<float> w(70 * 33, 0.5f), x(16 * 33, 1.0f), y(16 * 80);
+  std::vector<float> w(70 * 33, 0.5f);
   const auto weights =
       *backend->PackLinear({TensorView(w.data(), DType::kF32, {70, 33})}, DType::kF32);
+  const auto floats = [&](int n) {
+    return *backend->AllocateHostReadable(static_cast<size_t>(n) * sizeof(float));
+  };
+  const Buffer inputs = floats(17 * 33), wide = floats(16 * 80), outputs = floats(17 * 70);
+  const TensorView x = inputs.View(DType::kF32, {17, 33}), y = outputs.View(DType::kF32, {17, 70});
+  std::fill_n(x.as<float>(), 17 * 33, 1.0f);
   const int before = NumProducts();
-  backend->Linear(TensorView(x.data(), DType::kF32, {16, 33}), *weights, {},
-                  TensorView(y.data(), DType::kF32, {16, 80}).Columns(3, 73));
+  EXPECT_EQ(backend->name(), "cuda (emulated, cuBLAS for 1 of 1 shapes)");
+  const TensorView slice = wide.View(DType::kF32, {16, 80}).Columns(3, 73);
+  backend->Linear(x.Rows(0, 16), *weights, {}, slice);
+  EXPECT_EQ(backend->name(), "cuda (emulated, cuBLAS for 0 of 0 shapes)");
+  backend->Linear(x.Rows(1, 17), *weights, {}, y.Rows(0, 16));
+  backend->Linear(x.Rows(0, 16), *weights, {}, y.Rows(1, 17));
   EXPECT_TRUE(backend->Sync().ok());
+  EXPECT_EQ(backend->name(), "cuda (emulated, cuBLAS for 1 of 1 shapes)");
   EXPECT_EQ(NumProducts(), before);
-  EXPECT_EQ(y[3], 16.5f);
-  EXPECT_EQ(y[2], 0.0f);
+  EXPECT_EQ(slice.row<float>(0)[0], 16.5f);
+  EXPECT_EQ(slice.row<float>(0)[-1], 0.0f);
+  EXPECT_EQ(y.row<float>(16)[69], 16.5f);
+  backend->Linear(x.Rows(0, 16), *weights, {}, y.Rows(0, 16));
+  EXPECT_TRUE(backend->Sync().ok());
+  EXPECT_EQ(NumProducts(), before + 1);
 }
 
-// The batch law at its root. Both sides of every border between kernels and panels, emulated; on a
-// GPU 1 to 256 rows, whole chunks, and shapes of real models.
+// The batch law at its root, and that cuBLAS does not show. Both sides of every border between
+// kernels and panels, emulated; on a GPU 1 to 256 rows, whole chunks, and shapes of real models.
 TEST(CudaLinearLawTest, EmulatedARowsBitsDoNotDependOnTheNumberOfRows) {
   const auto backend = *MakeCudaBackend({.panel_rows = {80, 24}});
   for (const DType type : {DType::kF32, DType::kBF16}) {
-    for (const Size size : {Size{150, 40}, Size{4200, 9}}) {
+    for (const Size size : {Size{152, 40}, Size{4200, 8}}) {
       Layer layer(*backend, size, type, 130);
       const std::vector<float> all = layer.Run(130);
       const std::vector<int> numbers =
@@ -158,15 +198,26 @@ TEST(CudaLinearLawTest, EmulatedARowsBitsDoNotDependOnTheNumberOfRows) {
 TEST(CudaLinearLawTest, OnAGpuARowsBitsDoNotDependOnTheNumberOfRows) {
   const absl::StatusOr<std::unique_ptr<Backend>> backend = OpenCudaBackend();
   if (!backend.ok()) GTEST_SKIP() << backend.status().message();
+  const auto kernels = *OpenCudaBackend({.panel_rows = {}});
   for (const DType type : {DType::kF32, DType::kBF16}) {
     for (const Size size : {Size{1024, 3072}, Size{1000, 1024}, Size{12288, 1024}}) {
       constexpr int kRows = 2048 + 256 + 19;
-      Layer layer(**backend, size, type, kRows);
+      Layer layer(**backend, size, type, kRows), without(*kernels, size, type, kRows);
+      for (const LinearEpilogue epilogue : {LinearEpilogue::kStore, LinearEpilogue::kRelu,
+                                            LinearEpilogue::kGelu, LinearEpilogue::kAdd}) {
+        EXPECT_TRUE(IsTail(layer.Run(kRows, {.epilogue = epilogue}),
+                           without.Run(kRows, {.epilogue = epilogue})))
+            << size.in << " x " << size.out << " epilogue " << static_cast<int>(epilogue);
+      }
       const std::vector<float> all = layer.Run(kRows);
       std::vector<int> numbers = {300, 511, 512, 1024, 2047, 2048, 2049, 2304};
       for (int rows = 1; rows <= 256; ++rows) numbers.push_back(rows);
-      for (const int rows : numbers)
-        EXPECT_TRUE(IsTail(layer.Run(rows), all)) << rows << " of " << size.in << " x " << size.out;
+      for (const int rows : numbers) {
+        const std::vector<float> some = layer.Run(rows);
+        EXPECT_TRUE(IsTail(some, all)) << rows << " of " << size.in << " x " << size.out;
+        EXPECT_TRUE(IsTail(some, without.Run(rows)))
+            << rows << " of " << size.in << " x " << size.out << " without cuBLAS";
+      }
     }
   }
   std::printf("%s\n", (*backend)->name().c_str());

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -47,16 +46,21 @@ class Workload {
     const absl::Status status = backend_.Sync();
     EXPECT_TRUE(status.ok()) << status;
     std::vector<float> all;
-    for (const std::vector<float>& m : matrices_) all.insert(all.end(), m.begin(), m.end());
+    for (const Buffer& m : matrices_) {
+      const auto* const floats = static_cast<const float*>(m.data());
+      all.insert(all.end(), floats, floats + m.bytes() / sizeof(float));
+    }
     return all;
   }
 
  private:
   TensorView Random(int64_t rows, int64_t columns, double deviation = 1.0) {
     std::normal_distribution<float> normal(0, static_cast<float>(deviation));
-    std::vector<float>& m = matrices_.emplace_back(static_cast<size_t>(rows * columns));
-    for (float& x : m) x = normal(random_);
-    return {m.data(), DType::kF32, {rows, columns}};
+    const int64_t n = rows * columns;
+    matrices_.push_back(*backend_.AllocateHostReadable(static_cast<size_t>(n) * sizeof(float)));
+    auto* const floats = static_cast<float*>(matrices_.back().data());
+    for (int64_t i = 0; i < n; ++i) floats[i] = normal(random_);
+    return {floats, DType::kF32, {rows, columns}};
   }
   // A host tensor for the Pack functions.
   TensorView Parameter(const Shape& shape, double deviation = 1.0) {
@@ -222,7 +226,7 @@ class Workload {
 
   Backend& backend_;
   std::mt19937 random_{17};
-  std::deque<std::vector<float>> matrices_;
+  std::vector<Buffer> matrices_;
   std::vector<Buffer> buffers_, gains_;
   std::vector<std::unique_ptr<PackedWeights>> weights_;
 };

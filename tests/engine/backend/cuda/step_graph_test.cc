@@ -1,9 +1,11 @@
 // Decode steps as graphs: which steps become one, and that nothing else changes.
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "engine/backend/cuda/cuda_backend.h"
+#include "engine/backend/cuda/cuda_device.h"
 #include "engine/backend/cuda/step_graphs.h"
 #include "gtest/gtest.h"
 #include "tests/support/cuda_on_cpu/libraries.h"
@@ -12,7 +14,9 @@
 namespace bst {
 namespace {
 
+using cuda_on_cpu::CaptureFails;
 using cuda_on_cpu::NumGraphLaunches;
+using cuda_on_cpu::SetCaptureFails;
 
 struct AddTask {
   float* to;
@@ -64,6 +68,78 @@ TEST_F(StepGraphsTest, TheStepsThatWereNotUsedForLongestAreForgotten) {
   EXPECT_EQ(sum_, 123);
   graphs.Clear();
   EXPECT_FALSE(Step(graphs, 1));
+}
+
+TEST_F(StepGraphsTest, AStepThatCannotBeCapturedRunsAsItIs) {
+  for (const CaptureFails fails : {CaptureFails::kAtBegin, CaptureFails::kAtEnd}) {
+    sum_ = 0;
+    StepGraphs graphs(4);
+    SetCaptureFails(fails);
+    for (int i = 0; i < 3; ++i) EXPECT_FALSE(Step(graphs, 1));
+    SetCaptureFails(CaptureFails::kNever);
+    EXPECT_FALSE(Step(graphs, 1));  // it is not tried again
+    EXPECT_FALSE(Step(graphs, 10));
+    EXPECT_TRUE(Step(graphs, 10));
+    EXPECT_EQ(sum_, 24);
+  }
+}
+
+// The first arena is of 1 MiB.
+TEST(CudaDeviceTest, AStepWaitsInItsMiddleOnlyWhileTheArenaIsTooSmall) {
+  const auto device = *CudaDevice::Open();
+  const std::vector<float> values(100000, 2.5f);
+  for (const bool waits : {true, false, false}) {
+    bool has_run = false;
+    cuda_on_cpu::EnqueueOnHost(device->stream(), [&] { has_run = true; });
+    const float* last = nullptr;
+    for (int i = 0; i < 6; ++i) last = device->Stage(absl::MakeConstSpan(values));
+    EXPECT_EQ(has_run, waits);
+    float copy = 0;
+    device->Download(last + 99999, &copy, sizeof(copy));
+    EXPECT_EQ(copy, 2.5f);
+    EXPECT_TRUE(device->Sync().ok());
+  }
+}
+
+// An explicit filter of blocks of 16 and three partitions: the blocks before the one that starts
+// lie in other places of the ring each time.
+TEST(CudaGraphTest, BlockStartsOfExplicitFiltersRepeat) {
+  constexpr int kWidth = 4, kBlock = 16, kTaps = 3 * kBlock + 1, kSteps = 9 * kBlock;
+  std::vector<std::vector<float>> results;
+  for (const int graph_tokens : {0, 256}) {
+    const auto backend = *MakeCudaBackend({.panel_rows = {}, .graph_tokens = graph_tokens});
+    std::vector<float> table(16 * kWidth), taps(kWidth * kTaps), d(kWidth, 1.0f);
+    for (size_t i = 0; i < table.size(); ++i) table[i] = std::sin(static_cast<float>(i));
+    for (size_t i = 0; i < taps.size(); ++i) taps[i] = std::cos(static_cast<float>(i));
+    const auto embedding =
+        *backend->PackEmbedding(TensorView(table.data(), DType::kF32, {16, kWidth}), DType::kF32);
+    const auto weights = *backend->PackConvolution(
+        {.spec = {.num_inputs = kWidth, .num_filters = 1, .block = kBlock},
+         .taps = {taps.data(), DType::kF32, {kWidth, kTaps}},
+         .d = {d.data(), DType::kF32, {kWidth}}});
+    const size_t slot_bytes = backend->SsmStateBytes(*weights);
+    const Buffer memory = *backend->Allocate(2 * slot_bytes);
+    const Buffer inputs = *backend->Allocate(kWidth * sizeof(float));
+    const Buffer outputs = *backend->AllocateHostReadable(kWidth * sizeof(float));
+    const TensorView u = inputs.View(DType::kF32, {1, kWidth});
+    const TensorView y = outputs.View(DType::kF32, {1, kWidth});
+    std::vector<float>& all = results.emplace_back();
+    for (int slot = 0; slot < 2; ++slot) {
+      for (int t = 0; t < kSteps; ++t) {
+        const int before = NumGraphLaunches();
+        backend->Embed(*embedding, {TokenId((t + 5 * slot) % 16)}, u);
+        backend->Ssm(*weights, u, {{.slot = SlotId(slot), .begin = 0, .end = 1, .position = t}},
+                     {static_cast<std::byte*>(memory.data()), slot_bytes}, y);
+        EXPECT_TRUE(backend->Sync().ok());
+        all.insert(all.end(), y.as<float>(), y.as<float>() + kWidth);
+        // The fourth block is the first after three.
+        const bool is_repeated = slot > 0 || t > 3 * kBlock;
+        const int graphs = NumGraphLaunches() - before;
+        EXPECT_TRUE(!is_repeated || graphs == (graph_tokens > 0 ? 1 : 0)) << t;
+      }
+    }
+  }
+  EXPECT_EQ(results[0], results[1]);
 }
 
 // Models decode 1, 2 and 3 sequences in turn: after the first steps all but
