@@ -17,13 +17,13 @@
 //                 INT8 where attention multiplies bytes. Padded as a pair ring, to 64 for 32
 //   ssm           [groups] x { d [16], modes [M][4][16] }: re, im of E and 2 B C (cpu_ssm.h) of the
 //                 group's sixteen features; state [groups][M][2][16]: re, im
-//   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and 2
-//   C
-//                 (cpu_dplr.h); state as ssm
+//   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and
+//                 2 C (cpu_dplr.h); state as ssm
 //
 // Batch law: each output element is one fixed sequence of operations, whatever the number of rows:
-// a linear layer adds along K in one order (INT8: exactly, in any); a score adds along dh one by
-// one; attention adds values in ring order.
+// a linear layer adds along K in one order (INT8: exactly, in any); a score adds along dh and
+// attention adds values in ring order, one by one, by pairs as one multiply instruction adds them,
+// or exactly (bytes).
 //
 // Threads   Pure functions over the memory they are given.
 #pragma once
@@ -67,8 +67,8 @@ struct LinearTask {
 // Ring index j is read from `current` where it belongs to the query's own block, from `previous`
 // where it belongs to the block before; in decode both are the ring itself.
 struct AttendTask {
-  const void* current_keys;    // [tiles][dh][16]
-  const void* current_values;  // [W][value_stride]
+  const void* current_keys;    // a head's of a ring, a pair ring or a byte ring: see above
+  const void* current_values;  // likewise; of a ring [W][value_stride]
   const void* previous_keys;
   const void* previous_values;
   // INT8 (also of a float32 copy of it): what the keys' scores and the values' weights are
