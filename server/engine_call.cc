@@ -122,7 +122,7 @@ void EngineCall::AccountUnread(size_t bytes) {
   int64_t difference;
   {
     absl::MutexLock lock(&mutex_);
-    if (!ended_) return;
+    if (!ended_ || closed_) return;
     difference = static_cast<int64_t>(bytes) - unread_bytes_;
     unread_bytes_ = static_cast<int64_t>(bytes);
   }
@@ -130,13 +130,18 @@ void EngineCall::AccountUnread(size_t bytes) {
 }
 
 void EngineCall::CloseRpc() {
-  AccountUnread(0);
   bool ended;
+  int64_t unread_bytes;
   {
     absl::MutexLock lock(&mutex_);
+    closed_ = true;
     ended = ended_;
+    unread_bytes = unread_bytes_;
   }
-  if (ended) frontend_.active().LeaveUnread();
+  if (ended) {
+    frontend_.active().AddUnreadBytes(-unread_bytes);
+    frontend_.active().LeaveUnread();
+  }
   frontend_.active().CloseRpc();
 }
 

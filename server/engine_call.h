@@ -70,7 +70,8 @@ class EngineCall : public TokenSink,
   EngineCall(Frontend& frontend, const char* rpc) : frontend_(frontend), rpc_(rpc) {
     frontend.active().OpenRpc();
   }
-  // Once the request is over: `bytes` of it wait for the reader. No-op before.
+  // Once the request is over: `bytes` of it wait for the reader. No-op before, and after CloseRpc,
+  // when the delivery thread may still come.
   void AccountUnread(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   // The RPC is done (gRPC's OnDone): the frontend may be gone afterwards.
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -126,6 +127,7 @@ class EngineCall : public TokenSink,
   std::vector<SequenceEvent> outbox_ ABSL_GUARDED_BY(mutex_);
   bool posted_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;        // FinishedEvent was taken
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;       // CloseRpc was called
   int64_t unread_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // as AccountUnread was told
   bool dropped_ ABSL_GUARDED_BY(mutex_) = false;      // BoundOutbox returned true
   std::optional<SequenceId> id_ ABSL_GUARDED_BY(mutex_);
