@@ -24,17 +24,22 @@ if(BST_FUZZ)  # Coverage of our own code, which leads libFuzzer.
 endif()
 target_compile_options(bst_flags INTERFACE ${BST_SANITIZE_FLAGS})
 add_link_options(${BST_SANITIZE_FLAGS})
+# bst_stand_in(name base libraries ...): programs that use target `base` define themselves what
+# tests/support/NAME.cc stands in for. By link options and not as a library: it has to be in every
+# such program, and once.
+function(bst_stand_in name base)
+  add_library(bst_${name} OBJECT ${CMAKE_SOURCE_DIR}/tests/support/${name}.cc)
+  target_include_directories(bst_${name} PRIVATE ${CMAKE_SOURCE_DIR})
+  target_compile_options(bst_${name} PRIVATE ${BST_SANITIZE_FLAGS})
+  target_link_libraries(bst_${name} PRIVATE ${ARGN})
+  target_link_options(${base} INTERFACE $<TARGET_OBJECTS:bst_${name}>)
+  set_property(TARGET ${base} APPEND PROPERTY INTERFACE_LINK_DEPENDS $<TARGET_OBJECTS:bst_${name}>)
+  add_dependencies(${base} bst_${name})
+endfunction()
+
 if(BST_SANITIZE STREQUAL "thread")
-  # tests/support/tsan_abseil.cc stands in for functions of Abseil, and says why. An option and not
-  # a library: it has to be in every program, and once.
-  add_library(bst_tsan_abseil OBJECT ${CMAKE_SOURCE_DIR}/tests/support/tsan_abseil.cc)
-  target_include_directories(bst_tsan_abseil PRIVATE ${CMAKE_SOURCE_DIR})
-  target_compile_options(bst_tsan_abseil PRIVATE ${BST_SANITIZE_FLAGS})
-  target_link_libraries(bst_tsan_abseil PRIVATE absl::synchronization)
-  target_link_options(bst_flags INTERFACE $<TARGET_OBJECTS:bst_tsan_abseil>)
+  bst_stand_in(tsan_abseil bst_flags absl::synchronization)
   target_link_libraries(bst_flags INTERFACE ${CMAKE_DL_LIBS})
-  set_property(TARGET bst_flags PROPERTY INTERFACE_LINK_DEPENDS $<TARGET_OBJECTS:bst_tsan_abseil>)
-  add_dependencies(bst_flags bst_tsan_abseil)
 endif()
 
 # bst_library(NAME target SRCS a.cc ... DEPS targets ...): a static library of this folder.

@@ -156,6 +156,7 @@ extern "C" const char* __tsan_default_suppressions() {
          "called_from_lib:libprotobuf.so\n"
          "called_from_lib:libssl.so\n"
          "called_from_lib:libcrypto.so\n"
+         "thread:^grpc_core::Thread::Thread\n"  // its own, over but not joined at the exit
          "mutex:^google::protobuf::internal::MapField\n"
          "race_top:^__tsan_mutex_\n";
 }
