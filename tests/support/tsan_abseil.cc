@@ -10,9 +10,12 @@
 // the sanitizer was told that they no longer hold the lock.
 #include <sanitizer/tsan_interface.h>
 
+#include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <thread>
 
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
@@ -134,6 +137,16 @@ void Notification::WaitForNotification() const {
       BST_ABSEIL_CONST "12Notification19WaitForNotificationEv");
   real(this);
   __tsan_acquire(const_cast<Notification*>(this));
+}
+
+// Copies of a status share its text, and the last of them deletes it. The count of a copy is raised
+// in our code but lowered in the library, whose order TSan cannot see. As in the library.
+void Status::UnrefNonInlined(uintptr_t rep) {
+  status_internal::StatusRep* const shared = RepToPointer(rep);
+  if (shared->ref.load(std::memory_order_acquire) == 1 ||
+      shared->ref.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    delete shared;
+  }
 }
 
 ABSL_NAMESPACE_END
