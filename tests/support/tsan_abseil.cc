@@ -10,7 +10,6 @@
 // the sanitizer was told that they no longer hold the lock.
 #include <sanitizer/tsan_interface.h>
 
-#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <thread>
@@ -24,6 +23,10 @@
 
 #define BST_ABSEIL "_ZN4absl7debian3"
 #define BST_ABSEIL_CONST "_ZNK4absl7debian3"
+
+// Exported by TSan's runtime, but in no header of gcc 12.
+extern "C" void __tsan_ignore_thread_begin();
+extern "C" void __tsan_ignore_thread_end();
 
 namespace {
 
@@ -139,14 +142,14 @@ void Notification::WaitForNotification() const {
   __tsan_acquire(const_cast<Notification*>(this));
 }
 
-// Copies of a status share its text, and the last of them deletes it. The count of a copy is raised
-// in our code but lowered in the library, whose order TSan cannot see. As in the library.
+// Copies of a status share its text, and the last of them deletes it. Our code raises the count,
+// the library lowers it in an order that TSan cannot see, and deletes where TSan can.
 void Status::UnrefNonInlined(uintptr_t rep) {
-  status_internal::StatusRep* const shared = RepToPointer(rep);
-  if (shared->ref.load(std::memory_order_acquire) == 1 ||
-      shared->ref.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-    delete shared;
-  }
+  static auto* const real =
+      bst::RealFunction<void(uintptr_t)>(BST_ABSEIL "6Status15UnrefNonInlinedEm");
+  __tsan_ignore_thread_begin();
+  real(rep);
+  __tsan_ignore_thread_end();
 }
 
 ABSL_NAMESPACE_END
@@ -170,6 +173,7 @@ extern "C" const char* __tsan_default_suppressions() {
          "called_from_lib:libssl.so\n"
          "called_from_lib:libcrypto.so\n"
          "thread:^grpc_core::Thread::Thread\n"  // its own, over but not joined at the exit
+         "race_top:^std::_Function_base::~_Function_base\n"  // gRPC uses ours for what is its own
          "mutex:^google::protobuf::internal::MapField\n"
          "race_top:^__tsan_mutex_\n";
 }
