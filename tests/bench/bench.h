@@ -46,7 +46,7 @@ struct InterferenceBenchOptions {
   int64_t long_tokens = 1'000'000;
   int short_tokens = 100;
   int streams = 8;
-  int interval_ms = 200;   // between a short request's end and the next one
+  int interval_ms = 200;   // on average, between a short request's end and the next one
   int seconds = 60;        // at most; the end of the long prompt ends it too
   int target_step_ms = 0;  // 0: the engine's default
   int chunk_tokens = 0;    // likewise

@@ -82,7 +82,8 @@ int main(int argc, char** argv) {
   interference_app->add_option("--streams", interference.streams, "that decode meanwhile")
       ->capture_default_str();
   interference_app
-      ->add_option("--interval-ms", interference.interval_ms, "between the short requests")
+      ->add_option("--interval-ms", interference.interval_ms,
+                   "between the short requests, on average")
       ->capture_default_str();
   interference_app->add_option("--seconds", interference.seconds, "at most")->capture_default_str();
   interference_app->add_option("--target-step-ms", interference.target_step_ms,

@@ -36,6 +36,7 @@ class Recorder final : public EngineObserver {
   void OnStep(const StepStats& step) override {
     if (!on_) return;
     step_ms.push_back(absl::ToDoubleMilliseconds(step.duration));
+    step_end.push_back(absl::Now());
     step_tokens.push_back(step.tokens);
   }
   void OnToken(SequenceId, std::optional<absl::Duration> since_previous) override {
@@ -48,7 +49,19 @@ class Recorder final : public EngineObserver {
 
   void Turn(bool on) { on_ = on; }
 
+  // Milliseconds of the longest step that ran at some moment between the two; 0: none did.
+  double LongestStepBetween(absl::Time begin, absl::Time end) const {
+    double longest = 0;
+    for (size_t i = 0; i < step_ms.size(); ++i) {
+      if (step_end[i] >= begin && step_end[i] - absl::Milliseconds(step_ms[i]) <= end) {
+        longest = std::max(longest, step_ms[i]);
+      }
+    }
+    return longest;
+  }
+
   std::vector<double> step_ms, step_tokens, gap_ms;
+  std::vector<absl::Time> step_end;
 
  private:
   std::atomic<bool> on_ = false;
@@ -151,10 +164,15 @@ absl::Status Run(const InterferenceBenchOptions& options) {
 
   recorder.Turn(true);
   std::vector<double> short_ms;
+  std::vector<absl::Time> short_begin;
+  std::mt19937 random(1);
   while (!long_prompt.has_first_token() && absl::Now() - begin < absl::Seconds(options.seconds)) {
+    short_begin.push_back(absl::Now());
     BST_ASSIGN_OR_RETURN(const double ms, traffic.TimeToFirstToken(options.short_tokens));
     short_ms.push_back(ms);
-    absl::SleepFor(absl::Milliseconds(options.interval_ms));
+    // Not the same: it would come at the same moment of every step.
+    absl::SleepFor(absl::Milliseconds(2 * options.interval_ms) *
+                   std::uniform_real_distribution<double>()(random));
   }
   recorder.Turn(false);
   const absl::Duration observed = absl::Now() - begin;
@@ -169,7 +187,13 @@ absl::Status Run(const InterferenceBenchOptions& options) {
     return absl::FailedPreconditionError("the long prompt was read before anything was measured");
   }
 
-  const double idle = Percentile(idle_ms, 50), step = Percentile(recorder.step_ms, 50);
+  const double idle = Percentile(idle_ms, 50);
+  size_t num_in_time = 0;
+  for (size_t i = 0; i < short_ms.size(); ++i) {
+    const absl::Time first_token = short_begin[i] + absl::Milliseconds(short_ms[i]);
+    num_in_time +=
+        short_ms[i] <= 3 * idle + recorder.LongestStepBetween(short_begin[i], first_token);
+  }
   const auto row = [](const char* name, const std::vector<double>& values) {
     std::printf("%-34s %9.1f %9.1f %9.1f %9.1f %7zu\n", name, Percentile(values, 50),
                 Percentile(values, 90), Percentile(values, 99), Percentile(values, 100),
@@ -187,11 +211,8 @@ absl::Status Run(const InterferenceBenchOptions& options) {
   row("step", recorder.step_ms);
   row("step, tokens", recorder.step_tokens);
   std::printf(
-      "\n3 x idle + one step: %.1f ms; within it: %.1f %% of the first tokens\n", 3 * idle + step,
-      100.0 *
-          static_cast<double>(std::count_if(short_ms.begin(), short_ms.end(),
-                                            [&](double ms) { return ms <= 3 * idle + step; })) /
-          static_cast<double>(short_ms.size()));
+      "\n%.1f %% of the first tokens came within 3 x %.1f ms and the longest step they met\n",
+      100.0 * static_cast<double>(num_in_time) / static_cast<double>(short_ms.size()), idle);
   return absl::OkStatus();
 }
 
