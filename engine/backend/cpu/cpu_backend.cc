@@ -17,6 +17,7 @@
 #include "engine/backend/cpu/cpu_scan.h"
 #include "engine/backend/cpu/cpu_sequence.h"
 #include "engine/backend/cpu/cpu_ssm.h"
+#include "engine/backend/cpu/self_check.h"
 #include "engine/base/log.h"
 #include "engine/tensor/host_convert.h"
 
@@ -314,47 +315,14 @@ class CpuBackend : public Backend {
   double frequencies_theta_ = 0;
 };
 
-// One small product on the tiles against the emulation, before the first is trusted: hypervisors
-// have been seen to report instructions that they do not deliver.
-bool AmxComputes() {
-  constexpr int kIn = 64, kOut = 32, kRows = 32;
-  std::vector<uint8_t> input_bytes(kRows * kIn);
-  std::vector<int8_t> weight_bytes(kIn * kOut);
-  for (size_t i = 0; i < input_bytes.size(); ++i) input_bytes[i] = static_cast<uint8_t>(i * 11);
-  for (size_t i = 0; i < weight_bytes.size(); ++i) weight_bytes[i] = static_cast<int8_t>(i * 13);
-  const std::vector<QuantizedRow> rows(kRows, {.scale = 1.0f, .zero = 3});
-  const std::vector<float> scales(kOut, 1.0f);
-  const std::vector<int32_t> sums(kOut, 5);
-  std::vector<BFloat16> weights(kIn * kOut), inputs(kRows * kIn);
-  for (size_t i = 0; i < weights.size(); ++i)
-    weights[i] = ToBFloat16(static_cast<float>(i * 7 % 31) - 15.0f);
-  for (size_t i = 0; i < inputs.size(); ++i)
-    inputs[i] = ToBFloat16(static_cast<float>(i * 5 % 29) - 14.0f);
-  std::vector<float> tiles(kRows * kOut), emulated(kRows * kOut);
-  LinearTask task = {};
-  task.packed_x = inputs.data();
-  task.weights = weights.data();
-  task.in_features = kIn;
-  task.out_features = kOut;
-  task.out_stride = kOut;
-  task.num_rows = kRows;
-  task.last_panel = 1;
-  task.epilogue = CpuEpilogue::kStore;
-  task.scale = 1.0f;
-  const auto same = [&](void (*linear)(const LinearTask&), void (*emulation)(const LinearTask&)) {
-    task.out = tiles.data();
-    linear(task);
-    task.out = emulated.data();
-    emulation(task);
-    return tiles == emulated;  // small integers: exact whatever the order
-  };
-  if (!same(AmxKernels().linear_bf16, EmulatedAmxKernels().linear_bf16)) return false;
-  task.quantized_x = input_bytes.data();
-  task.quantized_rows = rows.data();
-  task.weights = weight_bytes.data();
-  task.weight_scales = scales.data();
-  task.weight_sums = sums.data();
-  return same(AmxKernels().linear_int8, EmulatedAmxKernels().linear_int8);
+// The backend on AMX tiles, if it computes what the emulation computes.
+absl::StatusOr<std::unique_ptr<Backend>> MakeAmxBackend(int threads) {
+  auto tiles = std::make_unique<CpuBackend>(Name(CpuIsa::kAmx), AmxKernels(), threads);
+  CpuBackend emulation("amx emulated", EmulatedAmxKernels(), 1);
+  BST_ASSIGN_OR_RETURN(const std::vector<float> values, SelfCheckValues(*tiles));
+  BST_ASSIGN_OR_RETURN(const std::vector<float> expected, SelfCheckValues(emulation));
+  if (!AreAlike(values, expected)) return absl::InternalError("the tiles compute something else");
+  return tiles;
 }
 
 int ProcessorsOfThisProcess() {
@@ -383,10 +351,13 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
     if (options.emulate_amx)
       return std::make_unique<CpuBackend>("amx emulated", EmulatedAmxKernels(), threads);
     switch (isa) {
-      case CpuIsa::kAmx:
-        if (AmxComputes()) return std::make_unique<CpuBackend>(Name(isa), AmxKernels(), threads);
-        Log(LogLevel::kError, "amx_self_test_failed", {{"fallback", "avx512vnni"}});
+      case CpuIsa::kAmx: {
+        absl::StatusOr<std::unique_ptr<Backend>> backend = MakeAmxBackend(threads);
+        if (backend.ok()) return backend;
+        Log(LogLevel::kError, "amx_self_check_failed",
+            {{"reason", backend.status().ToString()}, {"fallback", "avx512vnni"}});
         [[fallthrough]];
+      }
       case CpuIsa::kAvx512Vnni:
         return std::make_unique<CpuBackend>(Name(CpuIsa::kAvx512Vnni), Avx512VnniKernels(),
                                             threads);
