@@ -170,7 +170,7 @@ extern "C" const char* __tsan_default_suppressions() {
          "called_from_lib:libabsl_time.so\n"
          "called_from_lib:libabsl_time_zone.so\n"
          "called_from_lib:libprotobuf.so\n"
-         "race_top:libcivetweb.so\n"  // gmtime, from all of its threads
+         "race_top:gmtime\n"  // Civetweb calls it from all of its threads
          "called_from_lib:libssl.so\n"
          "called_from_lib:libcrypto.so\n"
          "thread:^grpc_core::Thread::Thread\n"  // its own, over but not joined at the exit
