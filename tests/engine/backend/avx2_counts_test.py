@@ -1,0 +1,67 @@
+"""Counts the instructions of the AVX2 kernels with callgrind: the same on every machine, whatever else runs on it.
+(Valgrind knows nothing of AVX-512 and AMX; inner_loops_test.py reads those.)
+
+    python3 avx2_counts_test.py build/release/bin/avx2_counts
+
+The name of an operator ends with its rows or tokens: linear layers of 256 x 256, attention of one head of 64 at
+W = 128 in the second block, S4D of 64 features with 16 modes, 256 wide RMSNorm and gated GELU. A count may fall
+at any time (then lower it here); where it grows something has been lost, or gained for a reason that the commit
+tells. The margin is for the C library, whose copies depend on the machine.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+MARGIN = 1.02
+INSTRUCTIONS = {  # of one call
+    "linear_f32_1": 15824,
+    "linear_f32_24": 379678,
+    "linear_bf16_1": 34219,
+    "linear_bf16_24": 511260,
+    "linear_int8_1": 24367,
+    "linear_int8_24": 471375,
+    "attention_f32_1": 8041,
+    "attention_f32_24": 258790,
+    "attention_bf16_1": 13578,
+    "attention_bf16_24": 345138,
+    "attention_int8_1": 14579,
+    "attention_int8_24": 313559,
+    "ssm_1": 4580,
+    "ssm_24": 46573,
+    "rms_norm_24": 8997,
+    "gate_24": 33070,
+}
+
+
+class CountsTest(unittest.TestCase):
+    def count(self, operator: str, times: int) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", program,
+                                   operator, str(times)], capture_output=True, text=True)
+            if done.returncode == 77:
+                self.skipTest(done.stderr)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return int(re.search(r"^(?:summary|totals): (\d+)", Path(folder, "out").read_text(), re.M).group(1))
+
+    def test_no_kernel_grows(self) -> None:
+        for operator, limit in INSTRUCTIONS.items():
+            with self.subTest(operator):
+                # Of two calls, so that what comes before the first is not counted.
+                instructions = (self.count(operator, 3) - self.count(operator, 1)) // 2
+                print(f"{operator:20} {instructions:10,}", flush=True)
+                self.assertLessEqual(instructions, limit * MARGIN)
+
+    def test_an_unknown_operator_is_refused(self) -> None:
+        with self.assertRaises(AssertionError):
+            self.count("linear", 1)
+
+
+if __name__ == "__main__":
+    program = sys.argv.pop(1)
+    unittest.main()
