@@ -24,6 +24,10 @@ if(NOT BST_CUDA STREQUAL "OFF" AND BST_SANITIZE STREQUAL "none")
     # CMake 3.25 does not know that nvcc 13 has it.
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    # CMake 3.25.1 asks for a property of this target, which CUDA 13 does not have.
+    if(NOT TARGET CUDA::nvToolsExt)
+      add_library(CUDA::nvToolsExt INTERFACE IMPORTED)
+    endif()
     find_package(CUDAToolkit REQUIRED)
     if(CUDAToolkit_VERSION VERSION_LESS 12)
       message(STATUS "CUDA engine: not built, CUDA ${CUDAToolkit_VERSION} is too old for C++20, 12 is needed")
