@@ -170,11 +170,12 @@ extern "C" const char* __tsan_default_suppressions() {
          "called_from_lib:libabsl_time.so\n"
          "called_from_lib:libabsl_time_zone.so\n"
          "called_from_lib:libprotobuf.so\n"
-         "race_top:gmtime\n"  // Civetweb calls it from all of its threads
+         "race_top:gmtime$\n"  // Civetweb calls it from all of its threads
          "called_from_lib:libssl.so\n"
          "called_from_lib:libcrypto.so\n"
          "thread:^grpc_core::Thread::Thread\n"  // its own, over but not joined at the exit
-         "race_top:^std::_Function_base::~_Function_base\n"  // gRPC uses ours for what is its own
+         "race:^grpc::internal::Callback*Handler<*>::ServerCallback*Impl::~\n"  // counted in the
+                                                                                // library
          "mutex:^google::protobuf::internal::MapField\n"
          "race_top:^__tsan_mutex_\n";
 }

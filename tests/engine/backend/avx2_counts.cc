@@ -114,7 +114,7 @@ int main(int argc, char** argv) {
   const auto backend = bst::MakeCpuBackend({.threads = 1, .isa = bst::CpuIsa::kAvx2});
   if (!backend.ok()) {
     std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());
-    return 77;
+    return 1;
   }
   const std::function<void()> run =
       argc == 3 ? bst::Operator(**backend, argv[1]) : std::function<void()>();
