@@ -174,8 +174,8 @@ extern "C" const char* __tsan_default_suppressions() {
          "called_from_lib:libssl.so\n"
          "called_from_lib:libcrypto.so\n"
          "thread:^grpc_core::Thread::Thread\n"  // its own, over but not joined at the exit
-         "race:^grpc::internal::Callback*Handler<*>::ServerCallback*Impl::~\n"  // counted in the
-                                                                                // library
+         // Calls are counted down in the library.
+         "race:^grpc::internal::Callback*Handler<*>::ServerCallback*Impl::~\n"
          "mutex:^google::protobuf::internal::MapField\n"
          "race_top:^__tsan_mutex_\n";
 }
