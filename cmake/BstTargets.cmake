@@ -7,6 +7,11 @@ add_library(bst_flags INTERFACE)
 target_compile_options(bst_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion -ffp-contract=off
                                            $<$<BOOL:${BST_WERROR}>:-Werror>)
 target_include_directories(bst_flags INTERFACE ${CMAKE_SOURCE_DIR})
+# A fuzzer without them finds little, and could not open SentencePiece's library: only a sanitizer's
+# runtime gives a shared library what coverage calls.
+if(BST_FUZZ AND BST_SANITIZE STREQUAL "none")
+  set(BST_SANITIZE "address")
+endif()
 # Without vptr and null, which double the compile time: AddressSanitizer reports a null access too.
 if(BST_SANITIZE STREQUAL "address")
   set(BST_SANITIZE_FLAGS -fsanitize=address,undefined -fno-sanitize=null,vptr -fno-sanitize-recover=all

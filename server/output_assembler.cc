@@ -17,7 +17,7 @@ OutputAssembler::OutputAssembler(const Tokenizer& tokenizer, const OutputOptions
                                  StreamDecoder::Position position)
     : logprobs_(options.logprobs), decoder_(tokenizer, position), matcher_(options.stop) {}
 
-void OutputAssembler::AppendText(std::string text) {
+void OutputAssembler::AppendText(std::string_view text) {
   if (text.empty()) return;
   if (pending_.empty()) pending_.emplace_back();
   pending_.back().text.append(text);

@@ -16,6 +16,7 @@
 #include <deque>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bst/v1/generation.pb.h"
@@ -31,7 +32,7 @@ inline constexpr int kMaxTokensPerMessage = 4096;
 // The memory of a token's alternatives, while they wait for the reader.
 inline size_t MemoryOf(const std::vector<TokenLogprob>& top) {
   constexpr size_t kMallocOverhead = 16;
-  return sizeof(top) + kMallocOverhead + top.size() * sizeof(TokenLogprob);
+  return sizeof(std::vector<TokenLogprob>) + kMallocOverhead + top.size() * sizeof(TokenLogprob);
 }
 
 // What the messages hold.
@@ -75,7 +76,7 @@ class OutputAssembler {
   };
 
   static size_t MemoryOfMessage(const Pending& pending);
-  void AppendText(std::string text);
+  void AppendText(std::string_view text);
 
   const bool logprobs_;
   StreamDecoder decoder_;

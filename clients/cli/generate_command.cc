@@ -166,8 +166,7 @@ grpc::Status Call(const Connection& connection, const v1::GenerateRequest& reque
                   const std::function<void(const v1::GenerateEvent&)>& handle) {
   const auto stub = v1::Generation::NewStub(connection.MakeChannel());
   std::optional<uint64_t> exceeded_limit;
-  const grpc::Status asked =
-      CheckMessageLimit(connection, *stub, request.ByteSizeLong(), exceeded_limit);
+  grpc::Status asked = CheckMessageLimit(connection, *stub, request.ByteSizeLong(), exceeded_limit);
   if (!asked.ok()) return asked;
   grpc::ClientContext context;
   connection.Prepare(context);

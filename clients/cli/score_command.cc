@@ -61,7 +61,7 @@ grpc::Status Call(const Connection& connection, const v1::ScoreRequest& request,
   const auto stub = v1::Generation::NewStub(connection.MakeChannel());
   const size_t bytes = request.ByteSizeLong();
   std::optional<uint64_t> exceeded_limit;
-  const grpc::Status asked = CheckMessageLimit(connection, *stub, bytes, exceeded_limit);
+  grpc::Status asked = CheckMessageLimit(connection, *stub, bytes, exceeded_limit);
   if (!asked.ok()) return asked;
   if (exceeded_limit.has_value()) return TooLarge(bytes, *exceeded_limit);
   grpc::ClientContext context;

@@ -28,7 +28,7 @@ grpc::Status CheckMessageLimit(const Connection& connection, v1::Generation::Stu
   grpc::ClientContext context;
   connection.Prepare(context);
   v1::ModelInfo info;
-  const grpc::Status status = stub.GetModelInfo(&context, {}, &info);
+  grpc::Status status = stub.GetModelInfo(&context, {}, &info);
   if (status.ok() && bytes > info.limits().max_message_bytes()) {
     exceeded = info.limits().max_message_bytes();
   }

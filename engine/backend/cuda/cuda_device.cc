@@ -134,7 +134,7 @@ absl::Status CudaDevice::Flush() {
 }
 
 absl::Status CudaDevice::Sync() {
-  const absl::Status status = Flush();
+  absl::Status status = Flush();
   const size_t bytes = std::exchange(step_bytes_, 0);
   // The next step of this size need not wait in its middle; if there is no memory, it will.
   if (status.ok() && bytes > arena_bytes_) (void)GrowArena(bytes);
