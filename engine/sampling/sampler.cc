@@ -157,6 +157,54 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, uin
   return Describe(logits, token, options_.top_logprobs, log_sum);
 }
 
+TokenDraw Sampler::DeviceDraw(uint64_t token_index, absl::Span<const TokenId> banned, int row,
+                              SlotId state) const {
+  const SamplingParams& params = options_.params;
+  TokenDraw draw = {.params = {.seed = params.seed,
+                               .temperature = params.temperature,
+                               .top_k = params.top_k,
+                               .top_p = params.top_p,
+                               .min_p = params.min_p,
+                               .typical_p = params.typical_p,
+                               .repetition_penalty = params.repetition_penalty,
+                               .presence_penalty = params.presence_penalty,
+                               .frequency_penalty = params.frequency_penalty},
+                    .token_index = token_index,
+                    .sequence_index = options_.sequence_index,
+                    .row = row,
+                    .banned = banned,
+                    .num_top = std::min(options_.top_logprobs, options_.vocab_size)};
+  if (HasState()) draw.state = state;
+  return draw;
+}
+
+std::vector<TokenId> Sampler::StateTokens() const {
+  std::vector<TokenId> tokens;
+  tokens.reserve(output_counts_.size());
+  for (const auto& [token, count] : output_counts_) tokens.push_back(token);
+  return tokens;
+}
+
+std::vector<TokenBias> Sampler::StateBias() const {
+  std::vector<TokenBias> biases;
+  for (const auto& [token, bias] : options_.params.logit_bias) biases.push_back({token, bias});
+  return biases;
+}
+
+absl::StatusOr<SampledToken> FromDevice(const DrawResult& result,
+                                        absl::Span<const TokenLogit> top) {
+  BST_ASSIGN_OR_RETURN(const float max, CheckedMax({result.max, result.has_nan != 0}));
+  if (result.token < 0) return NoTokenLeft();
+  const double log_sum = static_cast<double>(max) + std::log(result.sum);
+  const auto logprob = [&](float logit) {
+    return static_cast<float>(static_cast<double>(logit) - log_sum);
+  };
+  SampledToken token = {TokenId(result.token), logprob(result.logit), {}};
+  token.top.reserve(top.size());
+  for (const TokenLogit& t : top) token.top.emplace_back(TokenId(t.token), logprob(t.logit));
+  return token;
+}
+
 std::vector<TokenId> DistinctTokens(absl::Span<const TokenId> tokens, int vocab_size) {
   std::vector<bool> seen(static_cast<size_t>(vocab_size));
   std::vector<TokenId> distinct;
