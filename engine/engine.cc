@@ -52,8 +52,8 @@ class EngineImpl final : public Engine {
   ~EngineImpl() override { EngineImpl::Shutdown(); }
 
   absl::Status Start(std::unique_ptr<Model> model, std::unique_ptr<StatePool> pool,
-                     const SchedulerLimits& limits, absl::Duration target_step,
-                     EngineObserver* observer);
+                     std::unique_ptr<StepSampler> sampler, const SchedulerLimits& limits,
+                     absl::Duration target_step, EngineObserver* observer);
   void SetLoadTime(absl::Duration duration) {
     info_.load_seconds = absl::ToDoubleSeconds(duration);
   }
@@ -89,10 +89,11 @@ class EngineImpl final : public Engine {
 };
 
 absl::Status EngineImpl::Start(std::unique_ptr<Model> model, std::unique_ptr<StatePool> pool,
-                               const SchedulerLimits& limits, absl::Duration target_step,
-                               EngineObserver* observer) {
-  runner_ = std::make_unique<StepRunner>(*backend_, std::move(model), std::move(pool), limits,
-                                         target_step, clock_, inbox_, observer);
+                               std::unique_ptr<StepSampler> sampler, const SchedulerLimits& limits,
+                               absl::Duration target_step, EngineObserver* observer) {
+  runner_ =
+      std::make_unique<StepRunner>(*backend_, std::move(model), std::move(pool), std::move(sampler),
+                                   limits, target_step, clock_, inbox_, observer);
   BST_RETURN_IF_ERROR(runner_->WarmUp());
   absl::MutexLock lock(&join_mutex_);
   try {
@@ -324,10 +325,15 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
            .kv = kv,
            .max_step_tokens = max_step_tokens,
            .max_logit_rows = std::min(LogitRows(checkpoint.config().vocab_size), max_step_tokens),
-           .max_rows = options.max_sequences}));
+           .max_rows = options.max_sequences,
+           .logits =
+               parts.backend->HasSampling() ? LogitsPlace::kDevice : LogitsPlace::kHostReadable}));
   BST_ASSIGN_OR_RETURN(
       std::unique_ptr<StatePool> pool,
       StatePool::Create(*parts.backend, model->state_layout(), options.max_sequences));
+  BST_ASSIGN_OR_RETURN(
+      std::unique_ptr<StepSampler> sampler,
+      StepSampler::Create(*parts.backend, model->vocab_size(), options.max_sequences));
 
   info.backend = parts.backend->name();
   info.threads = parts.backend->num_threads();
@@ -357,8 +363,8 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
       .upload_timeout = options.upload_timeout};
   auto engine = std::make_unique<EngineImpl>(std::move(info), scheduler_limits.long_slots,
                                              std::move(parts.backend), *parts.clock, inbox_limits);
-  BST_RETURN_IF_ERROR(engine->Start(std::move(model), std::move(pool), scheduler_limits,
-                                    options.target_step, observer));
+  BST_RETURN_IF_ERROR(engine->Start(std::move(model), std::move(pool), std::move(sampler),
+                                    scheduler_limits, options.target_step, observer));
   engine->SetLoadTime(parts.clock->Now() - begin);
   return engine;
 }

@@ -17,10 +17,6 @@
 namespace bst {
 namespace {
 
-absl::Span<const float> LogitsOf(const TensorView& logits, size_t row) {
-  return {logits.row<const float>(static_cast<int64_t>(row)), static_cast<size_t>(logits.dim(1))};
-}
-
 std::vector<TokenLogprob> ToTop(const std::vector<std::pair<TokenId, float>>& likeliest) {
   std::vector<TokenLogprob> top;
   top.reserve(likeliest.size());
@@ -120,12 +116,13 @@ StepStats StatsOf(const StepPlan& plan) {
 }  // namespace
 
 StepRunner::StepRunner(Backend& backend, std::unique_ptr<Model> model,
-                       std::unique_ptr<StatePool> pool, const SchedulerLimits& limits,
-                       absl::Duration target_step, const Clock& clock, Inbox& inbox,
-                       EngineObserver* observer)
+                       std::unique_ptr<StatePool> pool, std::unique_ptr<StepSampler> sampler,
+                       const SchedulerLimits& limits, absl::Duration target_step,
+                       const Clock& clock, Inbox& inbox, EngineObserver* observer)
     : backend_(backend),
       model_(std::move(model)),
       pool_(std::move(pool)),
+      sampler_(std::move(sampler)),
       scheduler_(limits, *pool_),
       clock_(clock),
       inbox_(inbox),
@@ -142,8 +139,7 @@ absl::Status StepRunner::WarmUp() {
   const auto run = [&](int64_t position, int tokens) {
     const Row row = {.slot = lease->id(), .begin = 0, .end = tokens, .position = position};
     model_->Forward(absl::MakeConstSpan(block).first(static_cast<size_t>(tokens)), {row}, *pool_);
-    model_->Logits({0});
-    return backend_.Sync();
+    return sampler_->Score(model_->Logits({0}), {TokenId(0)}, /*top_logprobs=*/1, tokens_);
   };
   absl::Status status = run(0, window_);
   const absl::Time warm = clock_.Now();
@@ -291,19 +287,24 @@ absl::Status StepRunner::SampleRows(const StepPlan& plan) {
   for (size_t begin = 0; begin < indices_.size(); begin += group_rows) {
     const absl::Span<const int> group = absl::MakeConstSpan(indices_).subspan(begin, group_rows);
     const TensorView logits = model_->Logits(group);
-    BST_RETURN_IF_ERROR(backend_.Sync());
+    const size_t first = next;
+    draws_.clear();
     for (size_t i = 0; i < group.size(); ++i) {
       // A row's samples follow one another: several at the end of a prompt.
       const int row = plan.samples()[next].row;
       for (; next < drawn_.size() && plan.samples()[next].row == row; ++next) {
-        sampled_.push_back(Sample(LogitsOf(logits, i), drawn_[next]));
+        draws_.push_back(DrawOf(drawn_[next], static_cast<int>(i), plan.samples()[next].slot));
       }
+    }
+    BST_RETURN_IF_ERROR(sampler_->Sample(logits, draws_, tokens_));
+    for (size_t i = first; i < next; ++i) {
+      sampled_.push_back(Record(std::move(tokens_[i - first]), drawn_[i]));
     }
   }
   return absl::OkStatus();
 }
 
-SampledRow StepRunner::Sample(absl::Span<const float> logits, DrawnToken& drawn) {
+StepSampler::Draw StepRunner::DrawOf(const DrawnToken& drawn, int row, SlotId slot) {
   ActiveRequest& request = *drawn.request;
   const int index = drawn.event.sequence_index;
   ContinuationRecord& continuation = request.continuations[static_cast<size_t>(index)];
@@ -311,9 +312,15 @@ SampledRow StepRunner::Sample(absl::Span<const float> logits, DrawnToken& drawn)
     continuation.sampler = request.sampler->ForSequence(static_cast<uint32_t>(index));
   }
   const bool may_end = continuation.generated_tokens >= request.stopping.min_new_tokens;
-  absl::StatusOr<SampledToken> sample = continuation.sampler->Sample(
-      logits, static_cast<uint64_t>(continuation.generated_tokens),
-      may_end ? absl::Span<const TokenId>() : request.ending, scratch_);
+  return {.sampler = &*continuation.sampler,
+          .row = row,
+          .slot = slot,
+          .token_index = static_cast<uint64_t>(continuation.generated_tokens),
+          .banned = may_end ? absl::Span<const TokenId>() : request.ending};
+}
+
+SampledRow StepRunner::Record(absl::StatusOr<SampledToken> sample, DrawnToken& drawn) {
+  ActiveRequest& request = *drawn.request;
   if (!sample.ok()) {
     request.failure = absl::InternalError(sample.status().message());
     return {.failed = true};
@@ -321,7 +328,10 @@ SampledRow StepRunner::Sample(absl::Span<const float> logits, DrawnToken& drawn)
   drawn.event.token = {sample->token, sample->logprob};
   drawn.event.top = ToTop(sample->top);
   const bool ends = absl::c_linear_search(request.ending, sample->token);
-  if (ends) continuation.stop_token = sample->token;
+  if (ends) {
+    request.continuations[static_cast<size_t>(drawn.event.sequence_index)].stop_token =
+        sample->token;
+  }
   return {.token = sample->token, .ends_sequence = ends};
 }
 
@@ -343,8 +353,11 @@ absl::Status StepRunner::ScoreRow(const StepPlan& plan, const PlannedRow& row) {
     const TensorView logits = model_->Logits(indices_);
     backend_.TargetLogprobs(logits, targets, absl::MakeSpan(logprobs_));
     BST_RETURN_IF_ERROR(backend_.Sync());
+    if (request.top_logprobs > 0) {
+      BST_RETURN_IF_ERROR(sampler_->Score(logits, targets, request.top_logprobs, tokens_));
+    }
 
-    absl::StatusOr<ScoredEvent> event = Scored(logits, targets, request.top_logprobs);
+    absl::StatusOr<ScoredEvent> event = Scored(targets, request.top_logprobs);
     if (!event.ok()) {
       request.failure = event.status();
       scheduler_.Cancel(row.id);
@@ -356,7 +369,7 @@ absl::Status StepRunner::ScoreRow(const StepPlan& plan, const PlannedRow& row) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<ScoredEvent> StepRunner::Scored(TensorView logits, absl::Span<const TokenId> targets,
+absl::StatusOr<ScoredEvent> StepRunner::Scored(absl::Span<const TokenId> targets,
                                                int top_logprobs) {
   ScoredEvent event;
   event.tokens.reserve(targets.size());
@@ -364,10 +377,9 @@ absl::StatusOr<ScoredEvent> StepRunner::Scored(TensorView logits, absl::Span<con
     if (std::isnan(logprobs_[i])) return absl::InternalError("the model's logits are not numbers");
     event.tokens.push_back({targets[i], logprobs_[i]});
     if (top_logprobs == 0) continue;
-    BST_ASSIGN_OR_RETURN(const SampledToken scored,
-                         ScoreToken(LogitsOf(logits, i), targets[i], top_logprobs, scratch_));
-    event.tokens.back().logprob = scored.logprob;  // the same normaliser as its alternatives
-    event.top.push_back(ToTop(scored.top));
+    BST_RETURN_IF_ERROR(tokens_[i].status());
+    event.tokens.back().logprob = tokens_[i]->logprob;  // the same normaliser as its alternatives
+    event.top.push_back(ToTop(tokens_[i]->top));
   }
   return event;
 }

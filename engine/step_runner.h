@@ -1,6 +1,6 @@
 // StepRunner: one step of the engine after another; everything that the engine thread owns.
 //
-//   Scheduler::Plan -> Model::Forward -> StatePool::Copy -> Model::Logits -> Sampler ->
+//   Scheduler::Plan -> Model::Forward -> StatePool::Copy -> Model::Logits -> StepSampler ->
 //   Scheduler::Commit -> sinks
 //
 // Events     Those of one step are pushed after its Commit, when slots, counters and request ids
@@ -8,7 +8,7 @@
 //            pushed as they are computed, since a chunk's would need a copy of its logits.
 // Failures   NaN in a row's logits ends that request with kInternal. A device failure ends all of
 //            them: the results of that step are dropped, and whoever comes later ends at once.
-// Ownership  Owns model, pool, scheduler and the accepted requests; the rest outlives it.
+// Ownership  Owns model, pool, sampler, scheduler and the accepted requests; the rest outlives it.
 // Threads    Engine thread only (WarmUp before it starts), but load() is thread-safe.
 // Tested by  tests/engine/engine_test.cc, tests/engine/engine_fault_test.cc
 #pragma once
@@ -30,7 +30,7 @@
 #include "engine/engine.h"
 #include "engine/inbox.h"
 #include "engine/model/model.h"
-#include "engine/sampling/sampler.h"
+#include "engine/sampling/step_sampler.h"
 #include "engine/scheduler/scheduler.h"
 #include "engine/state/state_pool.h"
 
@@ -40,8 +40,9 @@ class StepRunner {
  public:
   // `observer` may be null.
   StepRunner(Backend& backend, std::unique_ptr<Model> model, std::unique_ptr<StatePool> pool,
-             const SchedulerLimits& limits, absl::Duration target_step, const Clock& clock,
-             Inbox& inbox, EngineObserver* observer);
+             std::unique_ptr<StepSampler> sampler, const SchedulerLimits& limits,
+             absl::Duration target_step, const Clock& clock, Inbox& inbox,
+             EngineObserver* observer);
 
   // Runs two blocks and a single token through the model, so that the first request does not pay
   // for cold memory and threads; leaves nothing behind but a first idea of the model's speed.
@@ -80,10 +81,11 @@ class StepRunner {
   void LearnSpeed(const StepStats& stats);
   absl::Status Run(const StepPlan& plan);
   absl::Status SampleRows(const StepPlan& plan);
-  SampledRow Sample(absl::Span<const float> logits, DrawnToken& drawn);
+  StepSampler::Draw DrawOf(const DrawnToken& drawn, int row, SlotId slot);
+  SampledRow Record(absl::StatusOr<SampledToken> sample, DrawnToken& drawn);
   absl::Status ScoreRow(const StepPlan& plan, const PlannedRow& row);
-  absl::StatusOr<ScoredEvent> Scored(TensorView logits, absl::Span<const TokenId> targets,
-                                     int top_logprobs);
+  // Of logprobs_ and, with alternatives, tokens_.
+  absl::StatusOr<ScoredEvent> Scored(absl::Span<const TokenId> targets, int top_logprobs);
   void CommitFailed(StepPlan plan, const absl::Status& status);
   void UpdateLoad();
   void ReportStep(const StepStats& stats);
@@ -96,6 +98,7 @@ class StepRunner {
   Backend& backend_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<StatePool> pool_;
+  std::unique_ptr<StepSampler> sampler_;
   Scheduler scheduler_;
   const Clock& clock_;
   Inbox& inbox_;
@@ -118,7 +121,8 @@ class StepRunner {
   std::vector<float> logprobs_;
   std::vector<SampledRow> sampled_;
   std::vector<DrawnToken> drawn_;  // one for each of sampled_
-  SamplerScratch scratch_;
+  std::vector<StepSampler::Draw> draws_;
+  std::vector<absl::StatusOr<SampledToken>> tokens_;
 
   std::atomic<int> running_ = 0;
   std::atomic<int> slots_used_ = 0;

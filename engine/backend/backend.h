@@ -32,6 +32,7 @@
 #include "engine/backend/attention.h"
 #include "engine/backend/convolution.h"
 #include "engine/backend/row.h"
+#include "engine/backend/sampling.h"
 #include "engine/backend/ssm.h"
 #include "engine/base/ids.h"
 #include "engine/tensor/buffer.h"
@@ -213,6 +214,31 @@ class Backend {
   // on return.  logits [n, V].
   virtual void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets,
                               absl::Span<float> logprobs) = 0;
+
+  // ---- Sampling (sampling.h): the last operator of a step, where the backend has it ----
+  // Without it the host draws (engine/sampling), from logits in memory that it can read, and calls
+  // none of these.
+
+  virtual bool HasSampling() const { return false; }
+  // Of one slot of the pool that the next three take.
+  virtual size_t SamplingStateBytes(int /*vocab_size*/) const { return 0; }
+  // At load: memory for calls of SampleTokens with up to so many draws. Errors:
+  // kResourceExhausted.
+  virtual absl::Status ReserveSampling(int /*vocab_size*/, int /*max_draws*/) {
+    return absl::OkStatus();
+  }
+  // What a sequence begins with: tokens of its prompt, and its biases. No token twice in either.
+  // REQUIRES: the slot is clear.
+  virtual void SetSamplingState(PoolView /*state*/, SlotId /*slot*/,
+                                absl::Span<const TokenId> /*prompt*/,
+                                absl::Span<const TokenBias> /*biases*/) {}
+  // Draws one token each, into host memory, complete on return; `top` takes the likeliest of the
+  // draws that want them, one draw's after the other's, most likely first; ties: lower id first.
+  // Where a row's logits are no distribution its `top` means nothing, and nothing is counted.
+  // logits [n, V].
+  virtual void SampleTokens(TensorView /*logits*/, absl::Span<const TokenDraw> /*draws*/,
+                            PoolView /*state*/, absl::Span<DrawResult> /*results*/,
+                            absl::Span<TokenLogit> /*top*/) {}
 
   // Waits for everything enqueued. Errors: the first failure since the backend was made; it sticks.
   virtual absl::Status Sync() = 0;

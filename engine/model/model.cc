@@ -90,7 +90,9 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Checkpoint& checkpoin
   for (Scratch* scratch : {&model->residual_, &model->rotary_, &model->gathered_}) {
     BST_RETURN_IF_ERROR(scratch->Allocate(backend));
   }
-  BST_RETURN_IF_ERROR(model->logits_.AllocateHostReadable(backend));
+  BST_RETURN_IF_ERROR(options.logits == LogitsPlace::kDevice
+                          ? model->logits_.Allocate(backend)
+                          : model->logits_.AllocateHostReadable(backend));
   return model;
 }
 

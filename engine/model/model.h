@@ -28,12 +28,18 @@
 
 namespace bst {
 
+enum class LogitsPlace {
+  kHostReadable,  // for whoever draws from them on the host
+  kDevice,
+};
+
 struct ModelOptions {
   DType weights = DType::kF32;  // F32, BF16 or, where the backend has it, I8
   DType kv = DType::kF32;       // rings and context rows: likewise
   int max_step_tokens = 2048;   // capacity of the workspace, in tokens
   int max_logit_rows = 256;     // capacity of the logits, in rows
   int max_rows = 256;           // sequences in one step
+  LogitsPlace logits = LogitsPlace::kHostReadable;
 };
 
 class Model {
@@ -52,7 +58,8 @@ class Model {
   void Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, StatePool& pool);
 
   // Logits after the given tokens (indices into the last Forward's packed tokens), in float32 on
-  // the device: [indices.size(), V], valid until the next call. REQUIRES: at most max_logit_rows.
+  // the device: [indices.size(), V], valid until the next call; the host may read them after
+  // Sync() if that was asked for. REQUIRES: at most max_logit_rows.
   TensorView Logits(absl::Span<const int> indices);
 
   int vocab_size() const { return vocab_size_; }

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 #include "engine/sampling/softmax.h"
 
@@ -23,17 +23,17 @@ struct Cut {
 
 constexpr uint32_t kDigitBits = 11;
 constexpr size_t kBins = size_t{1} << kDigitBits;
-using Bins = std::array<double, kBins>;
+using Bins = std::array<uint64_t, kBins>;
 
 // The bin in which the sum of masses from `before` up reaches `target`, and the sum before that
-// bin; the last bin with any mass if rounding leaves the sum short.
+// bin; the last bin with any mass if all of them are less.
 struct BinCut {
   uint32_t bin = 0;
-  double before = 0;
+  uint64_t before = 0;
 };
-BinCut FindBin(const Bins& bins, double before, double target) {
+BinCut FindBin(const Bins& bins, uint64_t before, uint64_t target) {
   BinCut cut;
-  double sum = before;
+  uint64_t sum = before;
   for (size_t bin = 0; bin < kBins && sum < target; ++bin) {
     if (bins[bin] == 0) continue;
     cut = {static_cast<uint32_t>(bin), sum};
@@ -42,15 +42,16 @@ BinCut FindBin(const Bins& bins, double before, double target) {
   return cut;
 }
 
-// The last token of the smallest leading set whose masses sum to `target` > 0 or more.
-// `mass_of(id)` is at least 0, and not 0 for all.
-template <typename MassOf>
-Cut FindCut(MassOf mass_of, double target, SamplerScratch& scratch) {
+// The last token of the smallest leading set whose masses sum to target_of(all mass) > 0 or more.
+// `mass_of(id)` is not 0 for all.
+template <typename MassOf, typename TargetOf>
+Cut FindCut(MassOf mass_of, TargetOf target_of, SamplerScratch& scratch) {
   const std::vector<uint32_t>& ranks = scratch.ranks;
   std::vector<uint32_t>& ids = scratch.ids;
   constexpr uint32_t kFirstShift = 32 - kDigitBits;
   Bins bins = {};
   for (size_t i = 0; i < ranks.size(); ++i) bins[ranks[i] >> kFirstShift] += mass_of(i);
+  const uint64_t target = target_of(std::accumulate(bins.begin(), bins.end(), uint64_t{0}));
   BinCut cut = FindBin(bins, 0, target);
   ids.resize(ranks.size());
   size_t count = 0;
@@ -74,7 +75,7 @@ Cut FindCut(MassOf mass_of, double target, SamplerScratch& scratch) {
   }
   // Those left have one rank.
   Cut last;
-  double sum = cut.before;
+  uint64_t sum = cut.before;
   for (size_t i = 0; i < count && sum < target; ++i) {
     if (mass_of(ids[i]) == 0) continue;
     last = {ranks[ids[i]], ids[i]};
@@ -93,28 +94,30 @@ void DropBehind(const Cut& cut, SamplerScratch& scratch) {
   }
 }
 
-// Ascending in the rank is descending in the logit. -0 and 0 have one rank.
 void RankByLogit(absl::Span<const float> logits, SamplerScratch& scratch) {
   scratch.ranks.resize(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const auto bits = std::bit_cast<int32_t>(logits[i] + 0.0f);
-    // Negative: the bits, sign included, grow with the magnitude. Others: they shrink below 2^31.
-    scratch.ranks[i] = static_cast<uint32_t>(bits < 0 ? bits : 0x7fffffff - bits);
-  }
+  for (size_t i = 0; i < logits.size(); ++i) scratch.ranks[i] = RankOfLogit(logits[i]);
+}
+
+// Drops the tokens behind the smallest leading set with `fraction` of all mass.
+void KeepMass(float fraction, SamplerScratch& scratch) {
+  const float scale = MassScale(scratch.ranks.size());
+  const auto mass_of = [&](size_t id) { return MassOf(scratch.weights[id], scale); };
+  const auto target_of = [=](uint64_t total) { return MassTarget(fraction, total); };
+  DropBehind(FindCut(mass_of, target_of, scratch), scratch);
 }
 
 // The tokens that are still there, each counted once.
 void KeepTopK(int top_k, absl::Span<const float> logits, SamplerScratch& scratch) {
   RankByLogit(logits, scratch);
-  const auto mass_of = [&](size_t id) { return scratch.weights[id] > 0 ? 1.0 : 0.0; };
-  DropBehind(FindCut(mass_of, top_k, scratch), scratch);
+  const auto mass_of = [&](size_t id) { return scratch.weights[id] > 0 ? uint64_t{1} : 0; };
+  const auto target_of = [=](uint64_t) { return static_cast<uint64_t>(top_k); };
+  DropBehind(FindCut(mass_of, target_of, scratch), scratch);
 }
 
 void KeepTopP(float top_p, absl::Span<const float> logits, SamplerScratch& scratch) {
   RankByLogit(logits, scratch);
-  const double total = SumWeights(scratch.weights, scratch.block_sums);
-  const auto mass_of = [&](size_t id) { return static_cast<double>(scratch.weights[id]); };
-  DropBehind(FindCut(mass_of, static_cast<double>(top_p) * total, scratch), scratch);
+  KeepMass(top_p, scratch);
 }
 
 // The likeliest token's weight is 1.
@@ -129,19 +132,14 @@ void KeepTypical(float typical_p, absl::Span<const float> logits, float max, flo
                  SamplerScratch& scratch) {
   const double total = SumWeights(scratch.weights, scratch.block_sums);
   const auto x = [&](size_t i) { return (max - logits[i]) / temperature; };
-  double mean = 0;
-  for (size_t i = 0; i < logits.size(); ++i) {
+  const auto weighted_x = [&](size_t i) {  // weights are 0 beyond the logits
     const auto weight = static_cast<double>(scratch.weights[i]);
-    mean += weight > 0 ? weight * static_cast<double>(x(i)) : 0.0;
-  }
-  mean /= total;
+    return weight > 0 ? weight * static_cast<double>(x(i)) : 0.0;
+  };
+  const double mean = SumTerms(scratch.weights.size(), weighted_x, scratch.block_sums) / total;
   scratch.ranks.resize(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const auto distance = static_cast<float>(static_cast<double>(x(i)) - mean);
-    scratch.ranks[i] = std::bit_cast<uint32_t>(distance) & 0x7fffffffu;
-  }
-  const auto mass_of = [&](size_t id) { return static_cast<double>(scratch.weights[id]); };
-  DropBehind(FindCut(mass_of, static_cast<double>(typical_p) * total, scratch), scratch);
+  for (size_t i = 0; i < logits.size(); ++i) scratch.ranks[i] = RankOfDistance(x(i), mean);
+  KeepMass(typical_p, scratch);
 }
 
 }  // namespace

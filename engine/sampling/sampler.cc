@@ -24,15 +24,8 @@ bool InVocabulary(TokenId token, size_t vocab_size) {
   return token.value() >= 0 && Index(token) < vocab_size;
 }
 
-// Keeps what bias and penalties compute from finite logits finite; -infinity stays a ban.
-float LimitToFinite(float logit) {
-  constexpr float kMax = std::numeric_limits<float>::max();
-  return logit == -kInfinity ? logit : std::clamp(logit, -kMax, kMax);
-}
-
-// The largest logit of the model. Errors: kInternal when `logits` are no distribution.
-absl::StatusOr<float> CheckedMax(absl::Span<const float> logits) {
-  const LogitRange range = ScanLogits(logits);
+// The largest logit of the model. Errors: kInternal when the logits are no distribution.
+absl::StatusOr<float> CheckedMax(const LogitRange& range) {
   if (range.has_nan) return absl::InternalError("the model's logits contain NaN");
   if (!std::isfinite(range.max)) {
     return absl::InternalError(absl::StrCat("the model's largest logit is ", range.max));
@@ -59,6 +52,8 @@ std::vector<std::pair<TokenId, float>> TopTokens(absl::Span<const float> logits,
   return top;
 }
 
+absl::Status NoTokenLeft() { return absl::InternalError("every token is banned"); }
+
 // The result for `token`, given the logarithm of sum_i exp(logit_i).
 SampledToken Describe(absl::Span<const float> logits, TokenId token, int top_logprobs,
                       double log_sum) {
@@ -70,26 +65,16 @@ SampledToken Describe(absl::Span<const float> logits, TokenId token, int top_log
 // 0.
 size_t DrawFromWeights(double u, SamplerScratch& scratch) {
   const std::vector<float>& weights = scratch.weights;
-  const double target = u * SumWeights(weights, scratch.block_sums);
-  // The last block and the last token with any weight, should rounding put the target beyond them.
-  size_t block = 0;
-  double before = 0, sum = 0;
+  Crossing blocks = {.target = u * SumWeights(weights, scratch.block_sums)};
   for (size_t i = 0; i < scratch.block_sums.size(); ++i) {
-    if (scratch.block_sums[i] == 0) continue;
-    block = i;
-    before = sum;
-    sum += scratch.block_sums[i];
-    if (sum > target) break;
+    if (blocks.Add(static_cast<int32_t>(i), scratch.block_sums[i])) break;
   }
-  size_t drawn = 0;
-  sum = before;
-  for (size_t i = block * kSumBlock; i < (block + 1) * kSumBlock; ++i) {
-    if (weights[i] == 0) continue;
-    drawn = i;
-    sum += static_cast<double>(weights[i]);
-    if (sum > target) break;
+  const size_t begin = static_cast<size_t>(blocks.at) * kSumBlock;
+  Crossing tokens = {.target = blocks.target, .sum = blocks.before};
+  for (size_t i = begin; i < begin + kSumBlock; ++i) {
+    if (tokens.Add(static_cast<int32_t>(i), static_cast<double>(weights[i]))) break;
   }
-  return drawn;
+  return static_cast<size_t>(tokens.at);
 }
 
 }  // namespace
@@ -127,16 +112,12 @@ absl::Span<const float> Sampler::Adjust(absl::Span<const float> logits,
   scratch.logits.assign(logits.begin(), logits.end());
   for (const auto& [token, bias] : params.logit_bias) {
     float& logit = scratch.logits[Index(token)];
-    logit = LimitToFinite(logit + bias);
+    logit = AddBias(logit, bias);
   }
   for (const auto& [token, count] : output_counts_) {
     float& logit = scratch.logits[Index(token)];
-    if (params.repetition_penalty != 1) {
-      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
-    }
-    if (count > 0)
-      logit -= params.presence_penalty + params.frequency_penalty * static_cast<float>(count);
-    logit = LimitToFinite(logit);
+    logit = Penalize(logit, count, params.repetition_penalty, params.presence_penalty,
+                     params.frequency_penalty);
   }
   for (const TokenId token : banned) {
     BST_CHECK(InVocabulary(token, logits.size()), "token ", token.value());
@@ -150,7 +131,7 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, uin
                                              SamplerScratch& scratch) {
   const SamplingParams& params = options_.params;
   BST_CHECK(logits.size() == static_cast<size_t>(options_.vocab_size), logits.size(), " logits");
-  BST_ASSIGN_OR_RETURN(const float raw_max, CheckedMax(logits));
+  BST_ASSIGN_OR_RETURN(const float raw_max, CheckedMax(ScanLogits(logits)));
   ComputeWeights(logits, raw_max, 1.0f, scratch.weights);
   const double log_sum =
       static_cast<double>(raw_max) + std::log(SumWeights(scratch.weights, scratch.block_sums));
@@ -158,7 +139,7 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, uin
   const absl::Span<const float> adjusted = Adjust(logits, banned, scratch);
   const bool changed = adjusted.data() != logits.data();
   const float max = changed ? ScanLogits(adjusted).max : raw_max;
-  if (max == -kInfinity) return absl::InternalError("every token is banned");
+  if (max == -kInfinity) return NoTokenLeft();
 
   size_t drawn = 0;
   if (params.temperature == 0) {
@@ -176,6 +157,54 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, uin
   return Describe(logits, token, options_.top_logprobs, log_sum);
 }
 
+TokenDraw Sampler::DeviceDraw(uint64_t token_index, absl::Span<const TokenId> banned, int row,
+                              SlotId state) const {
+  const SamplingParams& params = options_.params;
+  TokenDraw draw = {.params = {.seed = params.seed,
+                               .temperature = params.temperature,
+                               .top_k = params.top_k,
+                               .top_p = params.top_p,
+                               .min_p = params.min_p,
+                               .typical_p = params.typical_p,
+                               .repetition_penalty = params.repetition_penalty,
+                               .presence_penalty = params.presence_penalty,
+                               .frequency_penalty = params.frequency_penalty},
+                    .token_index = token_index,
+                    .sequence_index = options_.sequence_index,
+                    .row = row,
+                    .banned = banned,
+                    .num_top = std::min(options_.top_logprobs, options_.vocab_size)};
+  if (HasState()) draw.state = state;
+  return draw;
+}
+
+std::vector<TokenId> Sampler::StateTokens() const {
+  std::vector<TokenId> tokens;
+  tokens.reserve(output_counts_.size());
+  for (const auto& [token, count] : output_counts_) tokens.push_back(token);
+  return tokens;
+}
+
+std::vector<TokenBias> Sampler::StateBias() const {
+  std::vector<TokenBias> biases;
+  for (const auto& [token, bias] : options_.params.logit_bias) biases.push_back({token, bias});
+  return biases;
+}
+
+absl::StatusOr<SampledToken> FromDevice(const DrawResult& result,
+                                        absl::Span<const TokenLogit> top) {
+  BST_ASSIGN_OR_RETURN(const float max, CheckedMax({result.max, result.has_nan != 0}));
+  if (result.token < 0) return NoTokenLeft();
+  const double log_sum = static_cast<double>(max) + std::log(result.sum);
+  const auto logprob = [&](float logit) {
+    return static_cast<float>(static_cast<double>(logit) - log_sum);
+  };
+  SampledToken token = {TokenId(result.token), logprob(result.logit), {}};
+  token.top.reserve(top.size());
+  for (const TokenLogit& t : top) token.top.emplace_back(TokenId(t.token), logprob(t.logit));
+  return token;
+}
+
 std::vector<TokenId> DistinctTokens(absl::Span<const TokenId> tokens, int vocab_size) {
   std::vector<bool> seen(static_cast<size_t>(vocab_size));
   std::vector<TokenId> distinct;
@@ -191,7 +220,7 @@ std::vector<TokenId> DistinctTokens(absl::Span<const TokenId> tokens, int vocab_
 absl::StatusOr<SampledToken> ScoreToken(absl::Span<const float> logits, TokenId token,
                                         int top_logprobs, SamplerScratch& scratch) {
   BST_CHECK(InVocabulary(token, logits.size()), "token ", token.value());
-  BST_ASSIGN_OR_RETURN(const float max, CheckedMax(logits));
+  BST_ASSIGN_OR_RETURN(const float max, CheckedMax(ScanLogits(logits)));
   ComputeWeights(logits, max, 1.0f, scratch.weights);
   const double log_sum =
       static_cast<double>(max) + std::log(SumWeights(scratch.weights, scratch.block_sums));

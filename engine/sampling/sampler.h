@@ -20,6 +20,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/backend/sampling.h"
 #include "engine/base/ids.h"
 #include "engine/sampling/sampling_params.h"
 
@@ -71,6 +72,14 @@ class Sampler {
   absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, uint64_t token_index,
                                       absl::Span<const TokenId> banned, SamplerScratch& scratch);
 
+  // The same draw for a device that samples (Backend::SampleTokens), which then remembers the
+  // token. `state` is where, for draws that HasState; it begins as StateTokens and the bias.
+  TokenDraw DeviceDraw(uint64_t token_index, absl::Span<const TokenId> banned, int row,
+                       SlotId state) const;
+  bool HasState() const { return has_penalties() || !options_.params.logit_bias.empty(); }
+  std::vector<TokenId> StateTokens() const;  // of the prompt. REQUIRES: nothing was drawn yet
+  std::vector<TokenBias> StateBias() const;
+
  private:
   bool has_penalties() const;
   // The logits to draw from: `logits` themselves, or scratch.logits when anything changes them.
@@ -81,6 +90,9 @@ class Sampler {
   // With penalties only: tokens of prompt and output, and how often each is in the output.
   absl::flat_hash_map<TokenId, int> output_counts_;
 };
+
+// What Sample would have returned, from what the device says of its draw and of the likeliest.
+absl::StatusOr<SampledToken> FromDevice(const DrawResult& result, absl::Span<const TokenLogit> top);
 
 // Each of `tokens` once, in the order in which they come first. REQUIRES: they are in the
 // vocabulary. Any thread.

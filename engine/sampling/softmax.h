@@ -1,7 +1,7 @@
 // The arithmetic of sampling: maximum, exponentials and sums over a vocabulary.
 //
-// Written so that the compiler vectorises it and yet every machine computes the same bits: no libm
-// (whose exp differs between versions and CPUs), and every sum in one fixed order.
+// Written so that the compiler vectorises it and yet every machine computes the same bits, a GPU
+// among them: see engine/backend/sampling_arithmetic.h.
 //
 // Threads   Pure functions.
 // Tested by tests/engine/sampling/softmax_test.cc
@@ -11,11 +11,9 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "engine/backend/sampling_arithmetic.h"
 
 namespace bst {
-
-// Weights are summed in blocks of this many; arrays of weights are padded with zeros to a multiple.
-inline constexpr size_t kSumBlock = 256;
 
 struct LogitRange {
   float max;  // meaningless with NaN; -infinity of no logits
@@ -29,9 +27,25 @@ LogitRange ScanLogits(absl::Span<const float> logits);
 void ComputeWeights(absl::Span<const float> logits, float max, float temperature,
                     std::vector<float>& weights);
 
-// The sum of each block, and of all blocks. Within a block 8 partial sums, element i in sum i mod
-// 8; these and then the blocks are added from first to last. All in float64. REQUIRES:
-// weights.size() is a multiple of kSumBlock.
+// The sum of term(i), i < count, and of each block, in the order of sampling_arithmetic.h.
+// REQUIRES: count is a multiple of kSumBlock.
+template <typename Term>
+double SumTerms(size_t count, Term term, std::vector<double>& block_sums) {
+  block_sums.resize(count / kSumBlock);
+  double total = 0;
+  for (size_t block = 0; block < block_sums.size(); ++block) {
+    double sums[kSumLanes] = {};
+    for (size_t i = block * kSumBlock; i < (block + 1) * kSumBlock; i += kSumLanes) {
+      for (size_t lane = 0; lane < kSumLanes; ++lane) sums[lane] += term(i + lane);
+    }
+    double sum = 0;
+    for (const double partial : sums) sum += partial;
+    block_sums[block] = sum;
+    total += sum;
+  }
+  return total;
+}
+// The same of weights.
 double SumWeights(absl::Span<const float> weights, std::vector<double>& block_sums);
 
 }  // namespace bst

@@ -218,7 +218,7 @@ void Scheduler::Impl::PlanDecode(const Request& request) {
   for (const auto& [index, continuation] : request.live) {
     const int begin = static_cast<int>(plan.tokens_.size());
     plan.tokens_.push_back(continuation.last_token);
-    plan.samples_.push_back({static_cast<int>(plan.rows_.size()), index});
+    plan.samples_.push_back({static_cast<int>(plan.rows_.size()), index, continuation.lease->id()});
     plan.rows_.push_back({.id = request.spec.id,
                           .row = {.slot = continuation.lease->id(),
                                   .begin = begin,
@@ -339,7 +339,8 @@ void Scheduler::Impl::PlanChunk(const Request& request, int chunk_tokens) {
   if (is_last && request.spec.max_new_tokens > 0) {
     row.num_samples = request.num_slots();
     for (const auto& [index, continuation] : request.live) {
-      plan.samples_.push_back({static_cast<int>(plan.rows_.size()), index});
+      plan.samples_.push_back(
+          {static_cast<int>(plan.rows_.size()), index, continuation.lease->id()});
       if (continuation.lease->id() == slot) continue;
       plan.copies_.push_back({slot, continuation.lease->id()});
     }

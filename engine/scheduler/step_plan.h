@@ -28,6 +28,7 @@ struct PlannedRow {
 struct PlannedSample {
   int row = 0;  // index into plan.rows()
   int sequence_index = 0;
+  SlotId slot;  // of the continuation
 };
 
 // After the rows ran, slot `to` becomes a copy of slot `from`.

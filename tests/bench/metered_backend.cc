@@ -457,4 +457,34 @@ void MeteredBackend::TargetLogprobs(TensorView logits, absl::Span<const TokenId>
       [&](Backend& inner) { inner.TargetLogprobs(logits, targets, logprobs); });
 }
 
+size_t MeteredBackend::SamplingStateBytes(int vocab_size) const {
+  if (inner_ != nullptr) return inner_->SamplingStateBytes(vocab_size);
+  return static_cast<size_t>(vocab_size) * 2 * sizeof(float);  // a count and a bias
+}
+absl::Status MeteredBackend::ReserveSampling(int vocab_size, int max_draws) {
+  // A row's logits and its weights, in blocks, and each block's sum.
+  const size_t blocks = (static_cast<size_t>(vocab_size) + kSumBlock - 1) / kSumBlock;
+  allocated_bytes_ +=
+      static_cast<size_t>(max_draws) * blocks * (kSumBlock * 2 * sizeof(float) + sizeof(double));
+  return inner_ == nullptr ? absl::OkStatus() : inner_->ReserveSampling(vocab_size, max_draws);
+}
+void MeteredBackend::SetSamplingState(PoolView state, SlotId slot, absl::Span<const TokenId> prompt,
+                                      absl::Span<const TokenBias> biases) {
+  if (inner_ != nullptr) inner_->SetSamplingState(state, slot, prompt, biases);
+}
+void MeteredBackend::SampleTokens(TensorView logits, absl::Span<const TokenDraw> draws,
+                                  PoolView state, absl::Span<DrawResult> results,
+                                  absl::Span<TokenLogit> top) {
+  double row_bytes = 0;
+  for (const TokenDraw& draw : draws) row_bytes += draw.state.has_value() ? 3 * kFloat : kFloat;
+  const double blocks = Columns(logits) / static_cast<double>(kSumBlock);
+  // A maximum, two weights and two sums. All draws side by side: of one draw two sums over the
+  // blocks, a walk to the token's block, and one within it.
+  Run("sample",
+      {.bytes = row_bytes * Columns(logits),
+       .operations = 5 * static_cast<double>(draws.size()) * Columns(logits),
+       .chain = 3 * blocks + static_cast<double>(kSumBlock)},
+      [&](Backend& inner) { inner.SampleTokens(logits, draws, state, results, top); });
+}
+
 }  // namespace bst

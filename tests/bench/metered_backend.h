@@ -7,7 +7,8 @@
 // Operations  Multiplications and additions. Sums of squares and softmax exponentials are small
 //             beside them and count as one each.
 // Chain       Operations that follow one after the other whatever the machine: the updates of a
-//             recurrence along its tokens.
+//             recurrence along its tokens; sums over a vocabulary, whose order the host's sampler
+//             gives.
 // Ownership   The inner backend outlives this one. Packed weights die before both.
 // Threads     As Backend.
 // Tested by   tests/bench/roofline_test.cc
@@ -109,6 +110,13 @@ class MeteredBackend final : public Backend {
   void GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) override;
   void TargetLogprobs(TensorView logits, absl::Span<const TokenId> targets,
                       absl::Span<float> logprobs) override;
+  bool HasSampling() const override { return inner_ == nullptr || inner_->HasSampling(); }
+  size_t SamplingStateBytes(int vocab_size) const override;
+  absl::Status ReserveSampling(int vocab_size, int max_draws) override;
+  void SetSamplingState(PoolView state, SlotId slot, absl::Span<const TokenId> prompt,
+                        absl::Span<const TokenBias> biases) override;
+  void SampleTokens(TensorView logits, absl::Span<const TokenDraw> draws, PoolView state,
+                    absl::Span<DrawResult> results, absl::Span<TokenLogit> top) override;
   absl::Status Sync() override { return inner_ == nullptr ? absl::OkStatus() : inner_->Sync(); }
 
  private:

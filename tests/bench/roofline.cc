@@ -162,12 +162,16 @@ absl::StatusOr<Roofline> MakeRoofline(std::string_view config, Backend* inner,
                                       .kv = DType::kBF16,
                                       .max_step_tokens = std::max(shape.chunk_tokens, most_rows),
                                       .max_logit_rows = most_rows,
-                                      .max_rows = most_rows}));
-  Roofline roofline = {.parameters = checkpoint.num_parameters(),
-                       .weight_bytes = backend.weight_bytes(),
-                       .workspace_bytes = backend.allocated_bytes(),
-                       .slot_bytes = model->state_layout().bytes_per_slot(),
-                       .steps = {}};
+                                      .max_rows = most_rows,
+                                      .logits = LogitsPlace::kDevice}));
+  const int vocab_size = checkpoint.config().vocab_size;
+  BST_RETURN_IF_ERROR(backend.ReserveSampling(vocab_size, most_rows));
+  Roofline roofline = {
+      .parameters = checkpoint.num_parameters(),
+      .weight_bytes = backend.weight_bytes(),
+      .workspace_bytes = backend.allocated_bytes(),
+      .slot_bytes = model->state_layout().bytes_per_slot() + backend.SamplingStateBytes(vocab_size),
+      .steps = {}};
   BST_ASSIGN_OR_RETURN(const std::unique_ptr<StatePool> pool,
                        StatePool::Create(backend, model->state_layout(), most_rows));
   std::vector<SlotLease> leases;
@@ -176,12 +180,16 @@ absl::StatusOr<Roofline> MakeRoofline(std::string_view config, Backend* inner,
   const int window = checkpoint.config().window;
   const auto run = [&](const std::vector<Row>& rows) {
     std::vector<TokenId> tokens;
-    for (int t = 0; t < rows.back().end; ++t)
-      tokens.emplace_back(t * 37 % checkpoint.config().vocab_size);
+    for (int t = 0; t < rows.back().end; ++t) tokens.emplace_back(t * 37 % vocab_size);
     std::vector<int> last;
-    for (const Row& row : rows) last.push_back(row.end - 1);
+    std::vector<TokenDraw> draws;
+    for (const Row& row : rows) {
+      draws.push_back({.row = static_cast<int>(last.size())});
+      last.push_back(row.end - 1);
+    }
+    std::vector<DrawResult> results(draws.size());
     model->Forward(tokens, rows, *pool);
-    (void)model->Logits(last);
+    backend.SampleTokens(model->Logits(last), draws, {}, absl::MakeSpan(results), {});
   };
   const auto add_step = [&](const std::string& name, const std::vector<Row>& rows) -> absl::Status {
     RooflineStep step = {.name = name,

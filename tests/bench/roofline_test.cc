@@ -69,8 +69,10 @@ TEST(RooflineTest, CountsWhatASumByHandCounts) {
   // The output layer is packed beside the embedding.
   EXPECT_NEAR(static_cast<double>(roofline.weight_bytes), 2 * (matrices + 32000.0 * 1024),
               1e-3 * matrices);
-  // Rings of 12 layers and 3 contexts, K and V in BF16; three states of 8 complex modes.
-  EXPECT_EQ(roofline.slot_bytes, size_t{15} * 2 * 512 * 1024 * 2 + size_t{3} * 1024 * 8 * 8);
+  // Rings of 12 layers and 3 contexts, K and V in BF16; three states of 8 complex modes; a count
+  // and a bias per token of the vocabulary.
+  EXPECT_EQ(roofline.slot_bytes,
+            size_t{15} * 2 * 512 * 1024 * 2 + size_t{3} * 1024 * 8 * 8 + size_t{32000} * 8);
   ASSERT_EQ(roofline.steps.size(), 4u);
 
   const RooflineStep& chunk = roofline.steps[0];
@@ -91,6 +93,8 @@ TEST(RooflineTest, CountsWhatASumByHandCounts) {
   // The ring but for the key that leaves it, the new keys, and q, k, v and o in float32.
   EXPECT_DOUBLE_EQ(Find(decode, "attention").cost.bytes,
                    12 * 32 * (2 * 1024.0 * 2 * (511 + 1) + 4 * 1024.0 * 4));
+  EXPECT_DOUBLE_EQ(Find(decode, "sample").cost.bytes, 32 * 32000.0 * 4);
+  EXPECT_DOUBLE_EQ(Find(decode, "sample").cost.chain, 3 * 125.0 + 256);
 }
 
 TEST(RooflineTest, TheSlowestOfThreeBoundsCounts) {

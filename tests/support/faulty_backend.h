@@ -5,6 +5,7 @@
 //                      kInternal for ever, as a device does that has fallen off its bus
 //   Poison(token)      the token's embedding is NaN
 //
+// It does not draw tokens: HasSampling is false, so the host does.
 // Threads   Those of Backend; the three may be called from another thread at any time.
 #pragma once
 

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/cuda_device.h"
 #include "engine/backend/cuda/cuda_linear.h"
+#include "engine/backend/cuda/cuda_sampling.h"
 #include "engine/backend/cuda/cuda_weights.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/base/status_macros.h"
@@ -25,7 +26,10 @@ bool IsBf16(DType type) { return type == DType::kBF16; }
 class CudaBackend final : public Backend {
  public:
   CudaBackend(std::unique_ptr<CudaDevice> device, const CudaOptions& options)
-      : device_(std::move(device)), products_(*device_, options.panel_rows), options_(options) {}
+      : device_(std::move(device)),
+        products_(*device_, options.panel_rows),
+        sampling_(*device_),
+        options_(options) {}
 
   std::string name() const override {
     return absl::StrCat("cuda (", device_->name(), ", ", products_.Summary(), ")");
@@ -346,6 +350,23 @@ class CudaBackend final : public Backend {
     device_->Download(results, logprobs.data(), n * sizeof(float));
   }
 
+  bool HasSampling() const override { return true; }
+  size_t SamplingStateBytes(int vocab_size) const override {
+    return static_cast<size_t>(vocab_size) * sizeof(cuda::TokenState);
+  }
+  absl::Status ReserveSampling(int vocab_size, int max_draws) override {
+    return sampling_.Reserve(vocab_size, max_draws);
+  }
+  void SetSamplingState(PoolView state, SlotId slot, absl::Span<const TokenId> prompt,
+                        absl::Span<const TokenBias> biases) override {
+    sampling_.SetState(state, slot, prompt, biases);
+    Done();
+  }
+  void SampleTokens(TensorView logits, absl::Span<const TokenDraw> draws, PoolView state,
+                    absl::Span<DrawResult> results, absl::Span<TokenLogit> top) override {
+    sampling_.Draw(logits, draws, state, results, top);
+  }
+
   absl::Status Sync() override { return device_->Sync(); }
 
  private:
@@ -374,6 +395,7 @@ class CudaBackend final : public Backend {
 
   std::unique_ptr<CudaDevice> device_;
   CudaProducts products_;
+  CudaSampling sampling_;
   CudaOptions options_;
 };
 

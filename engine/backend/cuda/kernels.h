@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "engine/backend/sampling_arithmetic.h"
+
 namespace bst::cuda {
 
 class Stream;
@@ -287,5 +289,49 @@ struct StoreBaseTask {
   int rows, size, features;
 };
 void StoreBase(Stream& stream, const StoreBaseTask& task);
+
+// ---- sampling.cu: one token per draw, as engine/backend/sampling.h says
+// What penalties and bias look at, of one token; [V] of them are a slot's sampling state.
+struct TokenState {
+  uint32_t count;  // kInPrompt, plus how often the output has it
+  float bias;
+};
+constexpr uint32_t kInPrompt = 0x80000000u;
+struct SamplingDraw {
+  DrawParams params;
+  uint64_t token_index;
+  TokenState* state;  // or null
+  uint32_t sequence_index;
+  int32_t row;
+  int32_t given;                     // or -1
+  int32_t first_banned, num_banned;  // in `banned` and `top` of the task
+  int32_t first_top, num_top;
+};
+constexpr int kMaxTop = 256;
+struct SamplingTask {
+  Matrix logits;
+  const SamplingDraw* draws;
+  const int32_t* banned;
+  std::byte* scratch;  // [num_draws, SamplingScratchBytes(columns)]
+  DrawResult* results;
+  TokenLogit* top;
+  int num_draws, columns;
+};
+// Sums of blocks; a row's logits, later its ranks; its weights.
+BST_HOST_DEVICE constexpr size_t SamplingScratchBytes(int columns) {
+  const size_t blocks = (static_cast<size_t>(columns) + kSumBlock - 1) / kSumBlock;
+  return blocks * (kSumBlock * 2 * sizeof(float) + sizeof(double));
+}
+void Sample(Stream& stream, const SamplingTask& task);
+
+// Tokens of `prompt` are in the prompt, those of `biased` have their bias; no token twice in one.
+struct SamplingStateTask {
+  TokenState* state;
+  const int32_t* prompt;
+  const int32_t* biased;
+  const float* bias;
+  int num_prompt, num_biased;
+};
+void SetSamplingState(Stream& stream, const SamplingStateTask& task);
 
 }  // namespace bst::cuda

@@ -451,13 +451,18 @@ class Replay {
             Expect(next_sample < plan.samples().size() &&
                        plan.samples()[next_sample].sequence_index == index,
                    "first token of ", id, "#", index);
-            ++next_sample;
-            if (index == reader) continue;
+            if (!error_.empty()) return;
+            const SlotId slot = plan.samples()[next_sample++].slot;
+            if (index == reader) {
+              Expect(slot == row.row.slot, "slot of the first token of ", id);
+              continue;
+            }
             Expect(
                 next_copy < plan.copies().size() && plan.copies()[next_copy].from == row.row.slot,
                 "no copy for ", id, "#", index);
             if (!error_.empty()) return;
             known.slots[index] = plan.copies()[next_copy++].to;
+            Expect(slot == known.slots[index], "slot of the first token of ", id, "#", index);
           }
         }
       } else {
@@ -465,6 +470,7 @@ class Replay {
         ++decode_rows;
         Expect(next_sample < plan.samples().size() && row.num_samples == 1, "samples of ", id);
         if (!error_.empty()) return;
+        Expect(plan.samples()[next_sample].slot == row.row.slot, "slot of a sample of ", id);
         const int index = plan.samples()[next_sample++].sequence_index;
         Expect(known.decodes() && !row.scores && tokens.size() == 1 &&
                    known.drawn.contains(index) && tokens[0] == known.drawn.at(index).back(),

@@ -40,6 +40,7 @@ class Workload {
     Elementwise();
     Sequences();
     Logprobs();
+    Sampling();
   }
   // Everything that was written.
   std::vector<float> Results() {
@@ -222,6 +223,48 @@ class Workload {
     const TensorView out = Random(1, 3);
     const std::vector<TokenId> targets = {TokenId(0), TokenId(299), TokenId(130)};
     backend_.TargetLogprobs(Random(3, 300, 4.0), targets, absl::MakeSpan(out.as<float>(), 3));
+  }
+
+  // Greedy, every filter with penalties and bans, and a given token; more tokens than are listed.
+  void Sampling() {
+    constexpr int kColumns = 600;
+    EXPECT_TRUE(backend_.ReserveSampling(kColumns, 3).ok());
+    const PoolView state = Pool(backend_.SamplingStateBytes(kColumns), 2);
+    backend_.SetSamplingState(state, SlotId(1), {TokenId(5), TokenId(599)}, {{TokenId(7), 2.0f}});
+    const std::vector<TokenId> banned = {TokenId(0), TokenId(599)};
+    std::vector<TokenDraw> draws(3);
+    draws[0].params.temperature = 0;
+    draws[1].row = 1;
+    draws[1].params = {.temperature = 2.5f,
+                       .top_k = 500,
+                       .top_p = 0.99f,
+                       .min_p = 1e-6f,
+                       .typical_p = 0.95f,
+                       .repetition_penalty = 1.3f,
+                       .presence_penalty = 0.5f};
+    draws[1].state = SlotId(1);
+    draws[1].banned = banned;
+    draws[1].num_top = 20;
+    draws[2].row = 1;
+    draws[2].given = TokenId(3);
+    std::vector<DrawResult> results(3);
+    std::vector<TokenLogit> top(20);
+    const TensorView logits = Random(2, kColumns);
+    for (int step = 0; step < 2; ++step) {
+      backend_.SampleTokens(logits, draws, state, absl::MakeSpan(results), absl::MakeSpan(top));
+      const TensorView out = Random(1, 3 * 4 + 20 * 2);
+      float* numbers = out.as<float>();
+      for (const DrawResult& r : results) {
+        *numbers++ = static_cast<float>(r.token);
+        *numbers++ = r.logit;
+        *numbers++ = r.max;
+        *numbers++ = static_cast<float>(r.sum);
+      }
+      for (const TokenLogit& t : top) {
+        *numbers++ = static_cast<float>(t.token);
+        *numbers++ = t.logit;
+      }
+    }
   }
 
   Backend& backend_;

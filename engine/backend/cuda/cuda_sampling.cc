@@ -1,0 +1,114 @@
+#include "engine/backend/cuda/cuda_sampling.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "engine/backend/cuda/cuda_weights.h"
+#include "engine/backend/cuda/kernels.h"
+#include "engine/base/check.h"
+
+namespace bst {
+namespace {
+
+// Arrays that go through the arena as one: an arena may move between two.
+class StagedArrays {
+ public:
+  // Room for `count` more; returns where, in bytes from the beginning.
+  template <typename T>
+  size_t Add(size_t count) {
+    static_assert(alignof(T) <= sizeof(uint64_t));
+    const size_t at = words_.size() * sizeof(uint64_t);
+    words_.resize(words_.size() + (count * sizeof(T) + sizeof(uint64_t) - 1) / sizeof(uint64_t));
+    return at;
+  }
+  template <typename T>
+  T* At(size_t at) {
+    return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(words_.data()) + at);
+  }
+  const std::byte* Stage(CudaDevice& device) const {
+    return reinterpret_cast<const std::byte*>(device.Stage(absl::MakeConstSpan(words_)));
+  }
+
+ private:
+  std::vector<uint64_t> words_;
+};
+
+}  // namespace
+
+absl::Status CudaSampling::Reserve(int vocab_size, int max_draws) {
+  return device_.ReserveScratch(cuda::SamplingScratchBytes(vocab_size) *
+                                static_cast<size_t>(max_draws));
+}
+
+void CudaSampling::SetState(PoolView state, SlotId slot, absl::Span<const TokenId> prompt,
+                            absl::Span<const TokenBias> biases) {
+  StagedArrays arrays;
+  const size_t prompt_at = arrays.Add<int32_t>(prompt.size());
+  const size_t biased_at = arrays.Add<int32_t>(biases.size());
+  const size_t bias_at = arrays.Add<float>(biases.size());
+  for (size_t i = 0; i < prompt.size(); ++i) arrays.At<int32_t>(prompt_at)[i] = prompt[i].value();
+  for (size_t i = 0; i < biases.size(); ++i) {
+    arrays.At<int32_t>(biased_at)[i] = biases[i].token.value();
+    arrays.At<float>(bias_at)[i] = biases[i].bias;
+  }
+  const std::byte* const staged = arrays.Stage(device_);
+  cuda::SetSamplingState(device_.stream(),
+                         {.state = state.slot<cuda::TokenState>(slot),
+                          .prompt = reinterpret_cast<const int32_t*>(staged + prompt_at),
+                          .biased = reinterpret_cast<const int32_t*>(staged + biased_at),
+                          .bias = reinterpret_cast<const float*>(staged + bias_at),
+                          .num_prompt = static_cast<int>(prompt.size()),
+                          .num_biased = static_cast<int>(biases.size())});
+}
+
+void CudaSampling::Draw(TensorView logits, absl::Span<const TokenDraw> draws, PoolView state,
+                        absl::Span<DrawResult> results, absl::Span<TokenLogit> top) {
+  size_t num_banned = 0;
+  for (const TokenDraw& draw : draws) num_banned += draw.banned.size();
+  StagedArrays arrays;
+  const size_t results_at = arrays.Add<DrawResult>(draws.size());
+  const size_t top_at = arrays.Add<TokenLogit>(top.size());
+  const size_t draws_at = arrays.Add<cuda::SamplingDraw>(draws.size());
+  const size_t banned_at = arrays.Add<int32_t>(num_banned);
+  int32_t first_banned = 0, first_top = 0;
+  for (size_t i = 0; i < draws.size(); ++i) {
+    const TokenDraw& draw = draws[i];
+    BST_CHECK(0 <= draw.num_top && draw.num_top <= cuda::kMaxTop, draw.num_top, " likeliest");
+    arrays.At<cuda::SamplingDraw>(draws_at)[i] = {
+        .params = draw.params,
+        .token_index = draw.token_index,
+        .state = draw.state.has_value() ? state.slot<cuda::TokenState>(*draw.state) : nullptr,
+        .sequence_index = draw.sequence_index,
+        .row = draw.row,
+        .given = draw.given.has_value() ? draw.given->value() : -1,
+        .first_banned = first_banned,
+        .num_banned = static_cast<int32_t>(draw.banned.size()),
+        .first_top = first_top,
+        .num_top = draw.num_top};
+    for (const TokenId token : draw.banned)
+      arrays.At<int32_t>(banned_at)[first_banned++] = token.value();
+    first_top += draw.num_top;
+  }
+  BST_CHECK(results.size() == draws.size() && top.size() == static_cast<size_t>(first_top),
+            results.size(), " results and ", top.size(), " likeliest of ", draws.size(), " draws");
+  const std::byte* const staged = arrays.Stage(device_);
+  // The kernel writes results where they came from.
+  auto* const written = const_cast<std::byte*>(staged);
+  cuda::Sample(device_.stream(),
+               {.logits = ToMatrix(logits),
+                .draws = reinterpret_cast<const cuda::SamplingDraw*>(staged + draws_at),
+                .banned = reinterpret_cast<const int32_t*>(staged + banned_at),
+                .scratch = device_.scratch(),
+                .results = reinterpret_cast<DrawResult*>(written + results_at),
+                .top = reinterpret_cast<TokenLogit*>(written + top_at),
+                .num_draws = static_cast<int>(draws.size()),
+                .columns = static_cast<int>(logits.dim(1))});
+  std::vector<std::byte> read(draws_at);
+  device_.Download(staged, read.data(), read.size());
+  std::memcpy(results.data(), read.data() + results_at, results.size() * sizeof(DrawResult));
+  if (!top.empty()) std::memcpy(top.data(), read.data() + top_at, top.size() * sizeof(TokenLogit));
+}
+
+}  // namespace bst

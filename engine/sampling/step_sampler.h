@@ -1,0 +1,65 @@
+// StepSampler: the tokens of a whole step, drawn on the device where the backend samples, else
+// here, with the same result.
+//
+// On the device the logits stay where they are: a draw gives its token and what its
+// log-probabilities are made of. Penalties and biases lie there too, per slot: what a sequence
+// begins with goes over with its first draw, and a draw counts its own token.
+//
+// Ownership   Owns the sampling state of all slots. The backend outlives it; samplers are the
+//             caller's.
+// Threads     Engine thread only.
+// Errors      Create: kResourceExhausted. Sample and Score: the first failure of the device, as
+//             Backend::Sync; what is wrong with one row's logits is that row's own status.
+// Tested by   tests/engine/backend/cuda/sampling_test.cc (both ways against each other)
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "engine/backend/backend.h"
+#include "engine/sampling/sampler.h"
+
+namespace bst {
+
+class StepSampler {
+ public:
+  // One token of one sequence.
+  struct Draw {
+    Sampler* sampler = nullptr;
+    int row = 0;               // of the logits; several draws may share one
+    SlotId slot;               // the sequence's, from its first draw to its last
+    uint64_t token_index = 0;  // in the output; 0: the sequence's first draw
+    absl::Span<const TokenId> banned;
+  };
+
+  static absl::StatusOr<std::unique_ptr<StepSampler>> Create(Backend& backend, int vocab_size,
+                                                             int num_slots);
+
+  // Waits for the logits [rows, V]; tokens[i] is that of draws[i], or why there is none.
+  absl::Status Sample(TensorView logits, absl::Span<const Draw> draws,
+                      std::vector<absl::StatusOr<SampledToken>>& tokens);
+  // The same of tokens that are given: targets[i] under row i.
+  absl::Status Score(TensorView logits, absl::Span<const TokenId> targets, int top_logprobs,
+                     std::vector<absl::StatusOr<SampledToken>>& tokens);
+
+ private:
+  StepSampler(Backend& backend, int num_slots) : backend_(backend), num_slots_(num_slots) {}
+  // Draws `draws_` on the device.
+  absl::Status Run(TensorView logits, std::vector<absl::StatusOr<SampledToken>>& tokens);
+
+  Backend& backend_;
+  int num_slots_;
+  Buffer state_memory_;
+  PoolView state_;
+  // Of the call that runs; members only to keep their memory.
+  std::vector<TokenDraw> draws_;
+  std::vector<DrawResult> results_;
+  std::vector<TokenLogit> top_;
+  SamplerScratch scratch_;
+};
+
+}  // namespace bst
