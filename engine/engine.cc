@@ -317,23 +317,23 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
         absl::StrCat("the backend ", parts.backend->name(), " has no int8; use f32 or bf16"));
   }
   const int chunk_tokens = std::max(options.chunk_tokens / window, 1) * window;
+  const int max_logit_rows = std::min(LogitRows(checkpoint.config().vocab_size), max_step_tokens);
   BST_ASSIGN_OR_RETURN(
       std::unique_ptr<Model> model,
-      Model::Create(
-          checkpoint, *parts.backend,
-          {.weights = weights,
-           .kv = kv,
-           .max_step_tokens = max_step_tokens,
-           .max_logit_rows = std::min(LogitRows(checkpoint.config().vocab_size), max_step_tokens),
-           .max_rows = options.max_sequences,
-           .logits =
-               parts.backend->HasSampling() ? LogitsPlace::kDevice : LogitsPlace::kHostReadable}));
+      Model::Create(checkpoint, *parts.backend,
+                    {.weights = weights,
+                     .kv = kv,
+                     .max_step_tokens = max_step_tokens,
+                     .max_logit_rows = max_logit_rows,
+                     .max_rows = options.max_sequences,
+                     .logits = parts.backend->HasSampling() ? LogitsPlace::kDevice
+                                                            : LogitsPlace::kHostReadable}));
   BST_ASSIGN_OR_RETURN(
       std::unique_ptr<StatePool> pool,
       StatePool::Create(*parts.backend, model->state_layout(), options.max_sequences));
-  BST_ASSIGN_OR_RETURN(
-      std::unique_ptr<StepSampler> sampler,
-      StepSampler::Create(*parts.backend, model->vocab_size(), options.max_sequences));
+  BST_ASSIGN_OR_RETURN(std::unique_ptr<StepSampler> sampler,
+                       StepSampler::Create(*parts.backend, model->vocab_size(),
+                                           options.max_sequences, max_logit_rows));
 
   info.backend = parts.backend->name();
   info.threads = parts.backend->num_threads();

@@ -34,6 +34,7 @@
 #include "engine/backend/row.h"
 #include "engine/backend/sampling.h"
 #include "engine/backend/ssm.h"
+#include "engine/base/check.h"
 #include "engine/base/ids.h"
 #include "engine/tensor/buffer.h"
 #include "engine/tensor/tensor_view.h"
@@ -231,14 +232,18 @@ class Backend {
   // REQUIRES: the slot is clear.
   virtual void SetSamplingState(PoolView /*state*/, SlotId /*slot*/,
                                 absl::Span<const TokenId> /*prompt*/,
-                                absl::Span<const TokenBias> /*biases*/) {}
+                                absl::Span<const TokenBias> /*biases*/) {
+    BST_CHECK(false, name(), " does not sample");
+  }
   // Draws one token each, into host memory, complete on return; `top` takes the likeliest of the
   // draws that want them, one draw's after the other's, most likely first; ties: lower id first.
   // Where a row's logits are no distribution its `top` means nothing, and nothing is counted.
   // logits [n, V].
   virtual void SampleTokens(TensorView /*logits*/, absl::Span<const TokenDraw> /*draws*/,
                             PoolView /*state*/, absl::Span<DrawResult> /*results*/,
-                            absl::Span<TokenLogit> /*top*/) {}
+                            absl::Span<TokenLogit> /*top*/) {
+    BST_CHECK(false, name(), " does not sample");
+  }
 
   // Waits for everything enqueued. Errors: the first failure since the backend was made; it sticks.
   virtual absl::Status Sync() = 0;

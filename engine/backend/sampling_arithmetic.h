@@ -6,7 +6,8 @@
 // masses of tokens, in whatever order suits it, masses are integers.
 //
 // Threads   Pure functions of their arguments.
-// Tested by tests/engine/sampling, tests/engine/backend/cuda/sampling_test.cc
+// Tested by tests/engine/sampling/sampling_arithmetic_test.cc,
+// tests/engine/backend/cuda/sampling_test.cc
 #pragma once
 
 #include <cstddef>
@@ -95,9 +96,17 @@ BST_HOST_DEVICE inline float ExpOfMinus(float y) {
   return BitCast<float>(BitCast<int32_t>(p * power) & keep);
 }
 
+// Memory that a device needs for one draw: sums of blocks, a row of logits, its weights.
+BST_HOST_DEVICE constexpr size_t SamplingScratchBytes(int vocab_size) {
+  const size_t blocks = (static_cast<size_t>(vocab_size) + kSumBlock - 1) / kSumBlock;
+  return blocks * (kSumBlock * 2 * sizeof(float) + sizeof(double));
+}
+
 // ---- Bias and penalties
 
-// Keeps what bias and penalties compute from finite logits finite; -infinity stays a ban.
+// What bias and penalties compute from finite logits: beyond the largest float it is that, beyond
+// the smallest -infinity, a ban. The second comparison never holds; without it nvcc 13 orders
+// bst_sample's code otherwise, and spills two of its registers.
 BST_HOST_DEVICE inline float LimitToFinite(float logit) {
   constexpr float kMax = 3.402823466e+38f;
   const float limited = logit > kMax ? kMax : logit;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 
 namespace bst {
@@ -18,10 +19,11 @@ absl::Span<const float> RowOf(const TensorView& logits, int row) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StepSampler>> StepSampler::Create(Backend& backend, int vocab_size,
-                                                                 int num_slots) {
-  std::unique_ptr<StepSampler> sampler(new StepSampler(backend, num_slots));
+                                                                 int num_slots, int max_rows) {
+  const int max_draws = std::min(kMaxDraws, std::max(num_slots, max_rows));
+  std::unique_ptr<StepSampler> sampler(new StepSampler(backend, num_slots, max_draws));
   if (!backend.HasSampling()) return sampler;
-  BST_RETURN_IF_ERROR(backend.ReserveSampling(vocab_size, std::min(num_slots, kMaxDraws)));
+  BST_RETURN_IF_ERROR(backend.ReserveSampling(vocab_size, max_draws));
   const size_t slot_bytes = backend.SamplingStateBytes(vocab_size);
   BST_ASSIGN_OR_RETURN(sampler->state_memory_,
                        backend.Allocate(slot_bytes * static_cast<size_t>(num_slots)));
@@ -76,7 +78,7 @@ absl::Status StepSampler::Score(TensorView logits, absl::Span<const TokenId> tar
 
 absl::Status StepSampler::Run(TensorView logits,
                               std::vector<absl::StatusOr<SampledToken>>& tokens) {
-  const auto most = static_cast<size_t>(std::min(num_slots_, kMaxDraws));
+  const auto most = static_cast<size_t>(max_draws_);
   for (size_t begin = 0; begin < draws_.size(); begin += most) {
     const auto draws = absl::MakeConstSpan(draws_).subspan(begin, most);
     size_t num_top = 0;

@@ -36,8 +36,9 @@ class StepSampler {
     absl::Span<const TokenId> banned;
   };
 
+  // max_rows: of logits in one call.
   static absl::StatusOr<std::unique_ptr<StepSampler>> Create(Backend& backend, int vocab_size,
-                                                             int num_slots);
+                                                             int num_slots, int max_rows);
 
   // Waits for the logits [rows, V]; tokens[i] is that of draws[i], or why there is none.
   absl::Status Sample(TensorView logits, absl::Span<const Draw> draws,
@@ -47,12 +48,14 @@ class StepSampler {
                      std::vector<absl::StatusOr<SampledToken>>& tokens);
 
  private:
-  StepSampler(Backend& backend, int num_slots) : backend_(backend), num_slots_(num_slots) {}
+  StepSampler(Backend& backend, int num_slots, int max_draws)
+      : backend_(backend), num_slots_(num_slots), max_draws_(max_draws) {}
   // Draws `draws_` on the device.
   absl::Status Run(TensorView logits, std::vector<absl::StatusOr<SampledToken>>& tokens);
 
   Backend& backend_;
   int num_slots_;
+  int max_draws_;  // at once
   Buffer state_memory_;
   PoolView state_;
   // Of the call that runs; members only to keep their memory.

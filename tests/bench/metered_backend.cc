@@ -462,10 +462,7 @@ size_t MeteredBackend::SamplingStateBytes(int vocab_size) const {
   return static_cast<size_t>(vocab_size) * 2 * sizeof(float);  // a count and a bias
 }
 absl::Status MeteredBackend::ReserveSampling(int vocab_size, int max_draws) {
-  // A row's logits and its weights, in blocks, and each block's sum.
-  const size_t blocks = (static_cast<size_t>(vocab_size) + kSumBlock - 1) / kSumBlock;
-  allocated_bytes_ +=
-      static_cast<size_t>(max_draws) * blocks * (kSumBlock * 2 * sizeof(float) + sizeof(double));
+  allocated_bytes_ += static_cast<size_t>(max_draws) * SamplingScratchBytes(vocab_size);
   return inner_ == nullptr ? absl::OkStatus() : inner_->ReserveSampling(vocab_size, max_draws);
 }
 void MeteredBackend::SetSamplingState(PoolView state, SlotId slot, absl::Span<const TokenId> prompt,

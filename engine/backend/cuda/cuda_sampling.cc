@@ -18,39 +18,48 @@ class StagedArrays {
   // Room for `count` more; returns where, in bytes from the beginning.
   template <typename T>
   size_t Add(size_t count) {
-    static_assert(alignof(T) <= sizeof(uint64_t));
-    const size_t at = words_.size() * sizeof(uint64_t);
-    words_.resize(words_.size() + (count * sizeof(T) + sizeof(uint64_t) - 1) / sizeof(uint64_t));
+    static_assert(alignof(T) <= kAlignment);
+    const size_t at = bytes_.size();
+    bytes_.resize(at + (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment);
     return at;
   }
   template <typename T>
   T* At(size_t at) {
-    return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(words_.data()) + at);
+    return reinterpret_cast<T*>(bytes_.data() + at);
   }
   const std::byte* Stage(CudaDevice& device) const {
-    return reinterpret_cast<const std::byte*>(device.Stage(absl::MakeConstSpan(words_)));
+    return device.Stage(absl::MakeConstSpan(bytes_));
   }
 
  private:
-  std::vector<uint64_t> words_;
+  static constexpr size_t kAlignment = 8;
+  std::vector<std::byte> bytes_;
 };
+
+// A kernel writes where a token says.
+int32_t CheckedToken(TokenId token, size_t vocab_size) {
+  BST_CHECK(0 <= token.value() && static_cast<size_t>(token.value()) < vocab_size, "token ",
+            token.value());
+  return token.value();
+}
 
 }  // namespace
 
 absl::Status CudaSampling::Reserve(int vocab_size, int max_draws) {
-  return device_.ReserveScratch(cuda::SamplingScratchBytes(vocab_size) *
-                                static_cast<size_t>(max_draws));
+  return device_.ReserveScratch(SamplingScratchBytes(vocab_size) * static_cast<size_t>(max_draws));
 }
 
 void CudaSampling::SetState(PoolView state, SlotId slot, absl::Span<const TokenId> prompt,
                             absl::Span<const TokenBias> biases) {
+  const size_t vocab_size = state.slot_bytes / sizeof(cuda::TokenState);
   StagedArrays arrays;
   const size_t prompt_at = arrays.Add<int32_t>(prompt.size());
   const size_t biased_at = arrays.Add<int32_t>(biases.size());
   const size_t bias_at = arrays.Add<float>(biases.size());
-  for (size_t i = 0; i < prompt.size(); ++i) arrays.At<int32_t>(prompt_at)[i] = prompt[i].value();
+  for (size_t i = 0; i < prompt.size(); ++i)
+    arrays.At<int32_t>(prompt_at)[i] = CheckedToken(prompt[i], vocab_size);
   for (size_t i = 0; i < biases.size(); ++i) {
-    arrays.At<int32_t>(biased_at)[i] = biases[i].token.value();
+    arrays.At<int32_t>(biased_at)[i] = CheckedToken(biases[i].token, vocab_size);
     arrays.At<float>(bias_at)[i] = biases[i].bias;
   }
   const std::byte* const staged = arrays.Stage(device_);
@@ -67,28 +76,35 @@ void CudaSampling::Draw(TensorView logits, absl::Span<const TokenDraw> draws, Po
                         absl::Span<DrawResult> results, absl::Span<TokenLogit> top) {
   size_t num_banned = 0;
   for (const TokenDraw& draw : draws) num_banned += draw.banned.size();
+  const auto vocab_size = static_cast<size_t>(logits.dim(1));
   StagedArrays arrays;
   const size_t results_at = arrays.Add<DrawResult>(draws.size());
-  const size_t top_at = arrays.Add<TokenLogit>(top.size());
   const size_t draws_at = arrays.Add<cuda::SamplingDraw>(draws.size());
+  // The same address for both, so that the call depends on the number of draws alone, and steps of
+  // as many draws are one graph.
+  const size_t tail_at = arrays.Add<TokenLogit>(top.size());
   const size_t banned_at = arrays.Add<int32_t>(num_banned);
-  int32_t first_banned = 0, first_top = 0;
+  auto first_banned = static_cast<int32_t>((banned_at - tail_at) / sizeof(int32_t));
+  int32_t first_top = 0;
   for (size_t i = 0; i < draws.size(); ++i) {
     const TokenDraw& draw = draws[i];
     BST_CHECK(0 <= draw.num_top && draw.num_top <= cuda::kMaxTop, draw.num_top, " likeliest");
+    BST_CHECK(0 <= draw.row && draw.row < logits.dim(0), "row ", draw.row);
+    BST_CHECK(!draw.state.has_value() || state.slot_bytes >= vocab_size * sizeof(cuda::TokenState),
+              state.slot_bytes, " bytes of state");
     arrays.At<cuda::SamplingDraw>(draws_at)[i] = {
         .params = draw.params,
         .token_index = draw.token_index,
         .state = draw.state.has_value() ? state.slot<cuda::TokenState>(*draw.state) : nullptr,
         .sequence_index = draw.sequence_index,
         .row = draw.row,
-        .given = draw.given.has_value() ? draw.given->value() : -1,
+        .given = draw.given.has_value() ? CheckedToken(*draw.given, vocab_size) : -1,
         .first_banned = first_banned,
         .num_banned = static_cast<int32_t>(draw.banned.size()),
         .first_top = first_top,
         .num_top = draw.num_top};
     for (const TokenId token : draw.banned)
-      arrays.At<int32_t>(banned_at)[first_banned++] = token.value();
+      arrays.At<int32_t>(tail_at)[first_banned++] = CheckedToken(token, vocab_size);
     first_top += draw.num_top;
   }
   BST_CHECK(results.size() == draws.size() && top.size() == static_cast<size_t>(first_top),
@@ -99,16 +115,16 @@ void CudaSampling::Draw(TensorView logits, absl::Span<const TokenDraw> draws, Po
   cuda::Sample(device_.stream(),
                {.logits = ToMatrix(logits),
                 .draws = reinterpret_cast<const cuda::SamplingDraw*>(staged + draws_at),
-                .banned = reinterpret_cast<const int32_t*>(staged + banned_at),
+                .banned = reinterpret_cast<const int32_t*>(staged + tail_at),
                 .scratch = device_.scratch(),
                 .results = reinterpret_cast<DrawResult*>(written + results_at),
-                .top = reinterpret_cast<TokenLogit*>(written + top_at),
+                .top = reinterpret_cast<TokenLogit*>(written + tail_at),
                 .num_draws = static_cast<int>(draws.size()),
                 .columns = static_cast<int>(logits.dim(1))});
-  std::vector<std::byte> read(draws_at);
+  std::vector<std::byte> read(banned_at);
   device_.Download(staged, read.data(), read.size());
   std::memcpy(results.data(), read.data() + results_at, results.size() * sizeof(DrawResult));
-  if (!top.empty()) std::memcpy(top.data(), read.data() + top_at, top.size() * sizeof(TokenLogit));
+  if (!top.empty()) std::memcpy(top.data(), read.data() + tail_at, top.size() * sizeof(TokenLogit));
 }
 
 }  // namespace bst

@@ -304,7 +304,7 @@ struct SamplingDraw {
   uint32_t sequence_index;
   int32_t row;
   int32_t given;                     // or -1
-  int32_t first_banned, num_banned;  // in `banned` and `top` of the task
+  int32_t first_banned, num_banned;  // in `banned` and `top` of the task, which may be one address
   int32_t first_top, num_top;
 };
 constexpr int kMaxTop = 256;
@@ -317,11 +317,6 @@ struct SamplingTask {
   TokenLogit* top;
   int num_draws, columns;
 };
-// Sums of blocks; a row's logits, later its ranks; its weights.
-BST_HOST_DEVICE constexpr size_t SamplingScratchBytes(int columns) {
-  const size_t blocks = (static_cast<size_t>(columns) + kSumBlock - 1) / kSumBlock;
-  return blocks * (kSumBlock * 2 * sizeof(float) + sizeof(double));
-}
 void Sample(Stream& stream, const SamplingTask& task);
 
 // Tokens of `prompt` are in the prompt, those of `biased` have their bias; no token twice in one.

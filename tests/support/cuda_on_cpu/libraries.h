@@ -16,6 +16,8 @@ namespace bst::cuda_on_cpu {
 void SetStreamOrder(uint32_t seed);
 // LaunchGraph calls of this process so far.
 int NumGraphLaunches();
+// Kernels enqueued one by one: neither as part of a graph nor while one is captured.
+int NumSingleKernels();
 
 enum class CaptureFails { kNever, kAtBegin, kAtEnd };
 void SetCaptureFails(CaptureFails fails);

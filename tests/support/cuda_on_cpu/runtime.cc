@@ -34,6 +34,7 @@ class Stream {
     if (status_.ok()) status_ = task();
   }
   void BeginCapture() { capturing_ = true; }
+  bool is_capturing() const { return capturing_; }
   std::deque<Task> EndCapture() {
     capturing_ = false;
     return std::exchange(captured_, {});
@@ -66,6 +67,7 @@ std::mt19937& StreamOrder() {
 }
 
 int graph_launches = 0;
+int single_kernels = 0;
 cuda_on_cpu::CaptureFails capture_fails = cuda_on_cpu::CaptureFails::kNever;
 
 // Until `stream` has run what it was given; null: until all have.
@@ -150,6 +152,7 @@ void Fill(Stream& stream, void* to, int byte, size_t bytes) {
 }
 void Enqueue(Stream& stream, const char* kernel, const LaunchShape& shape,
              std::function<void()> thread) {
+  if (!stream.is_capturing()) ++single_kernels;
   stream.Push([=] {
     const std::string problem = cuda_on_cpu::RunKernel(kernel, shape, thread);
     return problem.empty() ? absl::OkStatus() : absl::InternalError(problem);
@@ -191,6 +194,7 @@ namespace bst::cuda_on_cpu {
 
 void SetStreamOrder(uint32_t seed) { cuda::StreamOrder().seed(seed); }
 int NumGraphLaunches() { return cuda::graph_launches; }
+int NumSingleKernels() { return cuda::single_kernels; }
 void SetCaptureFails(CaptureFails fails) { cuda::capture_fails = fails; }
 
 void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task) {

@@ -252,13 +252,15 @@ class Workload {
     const TensorView logits = Random(2, kColumns);
     for (int step = 0; step < 2; ++step) {
       backend_.SampleTokens(logits, draws, state, absl::MakeSpan(results), absl::MakeSpan(top));
-      const TensorView out = Random(1, 3 * 4 + 20 * 2);
+      const TensorView out = Random(1, 3 * 5 + 20 * 2);
       float* numbers = out.as<float>();
       for (const DrawResult& r : results) {
         *numbers++ = static_cast<float>(r.token);
         *numbers++ = r.logit;
         *numbers++ = r.max;
-        *numbers++ = static_cast<float>(r.sum);
+        *numbers = static_cast<float>(r.sum);  // and its lower half
+        numbers[1] = static_cast<float>(r.sum - static_cast<double>(*numbers));
+        numbers += 2;
       }
       for (const TokenLogit& t : top) {
         *numbers++ = static_cast<float>(t.token);

@@ -43,10 +43,12 @@ class Way {
  public:
   Way(const std::string& backend, int vocab_size, int rows, int slots)
       : backend_(*MakeBackend(backend)),
-        sampler_(*StepSampler::Create(*backend_, vocab_size, slots)),
+        sampler_(*StepSampler::Create(*backend_, vocab_size, slots, rows)),
         logits_(*backend_->AllocateHostReadable(static_cast<size_t>(rows) *
                                                 static_cast<size_t>(vocab_size) * sizeof(float))),
-        vocab_size_(vocab_size) {}
+        vocab_size_(vocab_size) {
+    EXPECT_EQ(backend_->HasSampling(), backend != "reference");
+  }
 
   std::vector<std::string> Sample(const std::vector<std::vector<float>>& rows,
                                   const std::vector<StepSampler::Draw>& draws) {
@@ -159,11 +161,14 @@ struct Case {
 void PrintTo(const Case& c, std::ostream* out) { *out << c.backend << " " << c.vocab_size; }
 class SamplingAgreementTest : public testing::TestWithParam<Case> {};
 
-std::vector<Case> Cases() {
+std::vector<std::string> Backends() {
   std::vector<std::string> backends = GpuBackendNames();
   backends.insert(backends.begin(), "cuda");
+  return backends;
+}
+std::vector<Case> Cases() {
   std::vector<Case> cases;
-  for (const std::string& backend : backends) {
+  for (const std::string& backend : Backends()) {
     for (const int vocab_size : {1, 2, 31, 33, 257, 1000, 32000})
       cases.push_back({backend, vocab_size});
   }
@@ -262,8 +267,9 @@ TEST(SamplingTest, ManyRowsAndGivenTokens) {
 
 // Another order of the same sum would seldom show in a token, or at all unless weights are of very
 // different size.
-TEST(SamplingTest, SumsHaveTheHostsOrder) {
-  const auto backend = *MakeBackend("cuda");
+class SamplingSumTest : public testing::TestWithParam<std::string> {};
+TEST_P(SamplingSumTest, HasTheHostsOrder) {
+  const auto backend = *MakeBackend(GetParam());
   Random random(3);
   for (const int vocab_size : {7, 257, 900, 1000, 2000, 3000, 4000}) {
     ASSERT_TRUE(backend->ReserveSampling(vocab_size, 1).ok());
@@ -280,6 +286,9 @@ TEST(SamplingTest, SumsHaveTheHostsOrder) {
     EXPECT_EQ(results[0].sum, SumWeights(weights, block_sums)) << vocab_size;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(All, SamplingSumTest, testing::ValuesIn(Backends()),
+                         [](const auto& param) { return "on_" + param.param; });
 
 // A slot's next sequence begins anew.
 TEST(SamplingTest, ASlotForgetsItsLastSequence) {
@@ -337,6 +346,7 @@ TEST(SamplingTest, AnEngineDrawsTheSameTokensOnDeviceAndHost) {
     EngineParts parts;
     parts.backend = *MakeCudaBackend({.panel_rows = {}});
     if (hides) parts.backend = std::make_unique<FaultyBackend>(std::move(parts.backend));
+    EXPECT_EQ(parts.backend->HasSampling(), !hides);
     const auto engine = MakeEngine(options, nullptr, std::move(parts));
     std::vector<Stream> streams;
     for (const GenerateRequest& request : requests) streams.push_back(Start(*engine, request));
@@ -353,22 +363,33 @@ TEST(SamplingTest, AnEngineDrawsTheSameTokensOnDeviceAndHost) {
   EXPECT_EQ(transcripts[0], transcripts[1]);
 }
 
-// The tokens come back in the step's own copy: a decode step is one graph, sampling in it.
+// The tokens come back in the step's own copy: a decode step is one graph, sampling in it, and the
+// same graph whatever is wanted of its draws.
 TEST(SamplingTest, ADecodingStepThatSamplesIsAGraph) {
   const TinyModel model;
   EngineParts parts;
   parts.backend = *MakeCudaBackend({.panel_rows = {}});
   const auto engine = MakeEngine(TinyOptions(model), nullptr, std::move(parts));
-  GenerateRequest request;
-  request.prompt = LongPrompt(8);
-  request.sampling.presence_penalty = 0.5f;
-  request.sampling.top_p = 0.9f;
-  request.stopping.max_new_tokens = 60;
-  request.stopping.ignore_eos = true;
-  const int before = cuda_on_cpu::NumGraphLaunches();
-  EXPECT_TRUE(Start(*engine, request).sink->WaitFinished().status.ok());
-  // Two kinds of steps, within a block and at its end, run once or twice before they are graphs.
-  EXPECT_GE(cuda_on_cpu::NumGraphLaunches() - before, 50);
+  const auto single_kernels_of = [&](int new_tokens, int top_logprobs) {
+    GenerateRequest request;
+    request.prompt = LongPrompt(8);
+    request.sampling.presence_penalty = 0.5f;
+    request.sampling.top_p = 0.9f;
+    request.stopping.max_new_tokens = new_tokens;
+    request.stopping.min_new_tokens = top_logprobs;  // so long something is banned
+    request.stopping.stop_token_ids = {TokenId(3)};
+    request.stopping.ignore_eos = true;
+    request.top_logprobs = top_logprobs;
+    const int before = cuda_on_cpu::NumSingleKernels();
+    EXPECT_TRUE(Start(*engine, request).sink->WaitFinished().status.ok());
+    return cuda_on_cpu::NumSingleKernels() - before;
+  };
+  // Until the steps of a prompt, within a block and at its end are known.
+  EXPECT_GT(single_kernels_of(40, 0), 0);
+  (void)single_kernels_of(40, 0);
+  EXPECT_EQ(single_kernels_of(40, 0), 0);
+  EXPECT_EQ(single_kernels_of(40, 3), 0);
+  EXPECT_EQ(single_kernels_of(40, 5), 0);
 }
 
 }  // namespace
