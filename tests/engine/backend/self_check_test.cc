@@ -1,9 +1,10 @@
+#include "engine/backend/cpu/self_check.h"
+
 #include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "engine/backend/cpu/self_check.h"
 #include "gtest/gtest.h"
 #include "tests/support/model_runner.h"
 
