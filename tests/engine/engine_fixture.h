@@ -33,6 +33,19 @@ inline std::vector<TokenId> LongPrompt(int length) {
   return tokens;
 }
 
+// Each of the first nine uses another sampling parameter.
+inline void UseEverySamplingParameter(std::vector<GenerateRequest>& requests) {
+  requests[0].sampling.temperature = 0;
+  requests[1].sampling.top_k = 5;
+  requests[2].sampling.top_p = 0.7f;
+  requests[3].sampling.min_p = 0.1f;
+  requests[4].sampling.typical_p = 0.5f;
+  requests[5].sampling.repetition_penalty = 1.3f;
+  requests[6].sampling.presence_penalty = 1.0f;
+  requests[7].sampling.frequency_penalty = 1.0f;
+  requests[8].sampling.logit_bias = {{TokenId(65), 3.0f}};
+}
+
 inline GenerateRequest Greedy(std::vector<TokenId> prompt, int max_new_tokens) {
   GenerateRequest request;
   request.prompt = std::move(prompt);

@@ -97,15 +97,7 @@ std::vector<GenerateRequest> MixedRequests() {
     request.top_logprobs = length % 3;
     requests.push_back(request);
   }
-  requests[0].sampling.temperature = 0;
-  requests[1].sampling.top_k = 5;
-  requests[2].sampling.top_p = 0.7f;
-  requests[3].sampling.min_p = 0.1f;
-  requests[4].sampling.typical_p = 0.5f;
-  requests[5].sampling.repetition_penalty = 1.3f;
-  requests[6].sampling.presence_penalty = 1.0f;
-  requests[7].sampling.frequency_penalty = 1.0f;
-  requests[8].sampling.logit_bias = {{TokenId(65), 3.0f}};
+  UseEverySamplingParameter(requests);
   return requests;
 }
 

@@ -326,11 +326,8 @@ TEST(SamplingTest, AnEngineDrawsTheSameTokensOnDeviceAndHost) {
     request.top_logprobs = i % 4;
     requests.push_back(request);
   }
-  requests[0].sampling.temperature = 0;
-  requests[1].sampling.top_k = 5;
-  requests[2].sampling.top_p = 0.7f;
-  requests[3].sampling.min_p = 0.1f;
-  requests[4].sampling.typical_p = 0.5f;
+  UseEverySamplingParameter(requests);
+  // So strong that without them other tokens would be drawn.
   requests[5].sampling.repetition_penalty = 1.8f;
   requests[6].sampling.presence_penalty = 1.5f;
   requests[7].sampling.frequency_penalty = 1.5f;
