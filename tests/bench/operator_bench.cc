@@ -58,16 +58,44 @@ BENCHMARK(Linear)
     ->ArgsProduct({{1, 8, 32, 512}, {768}, {3072}, {0, 1, 2}})
     ->UseRealTime();
 
+// The same with weights that no cache holds: one layer after the other out of 128 MB of them.
+// args: rows, in, out, type of the weights
+void LinearFromMemory(benchmark::State& state) {
+  constexpr size_t kBytes = size_t{128} << 20;
+  const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
+  Floats w({out, in}, 0.03f), x({rows, in}), y({rows, out});
+  std::vector<std::unique_ptr<LinearWeights>> layers;
+  for (size_t bytes = 0; bytes < kBytes; bytes += layers.back()->bytes())
+    layers.push_back(*Cpu().PackLinear({w.view()}, TypeOf(state.range(3))));
+  size_t next = 0;
+  for (auto _ : state) {
+    Cpu().Linear(x.view(), *layers[next], {}, y.view());
+    next = (next + 1) % layers.size();
+  }
+  state.counters["flop"] = benchmark::Counter(static_cast<double>(2 * rows * in * out),
+                                              benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["bytes"] = benchmark::Counter(static_cast<double>(layers[0]->bytes()),
+                                               benchmark::Counter::kIsIterationInvariantRate);
+}
+BENCHMARK(LinearFromMemory)
+    ->ArgNames({"rows", "in", "out", "type"})
+    ->ArgsProduct({{1, 8, 32}, {768}, {3072}, {1, 2}})
+    ->UseRealTime();
+
+AttentionSpec WindowSpec(DType type) {
+  return {.num_heads = 12,
+          .head_dim = 64,
+          .window = 512,
+          .scope = AttentionScope::kSliding,
+          .include_self = true,
+          .empty_prefix = EmptyPrefix::kMasked,
+          .kv_type = type};
+}
+
 // args: rows (1: decode), type of the rings
 void Attention(benchmark::State& state) {
   const int rows = static_cast<int>(state.range(0));
-  const AttentionSpec spec = {.num_heads = 12,
-                              .head_dim = 64,
-                              .window = 512,
-                              .scope = AttentionScope::kSliding,
-                              .include_self = true,
-                              .empty_prefix = EmptyPrefix::kMasked,
-                              .kv_type = TypeOf(state.range(1))};
+  const AttentionSpec spec = WindowSpec(TypeOf(state.range(1)));
   Floats scale({12}), q({rows, 768}), k({rows, 768}), v({rows, 768}), out({rows, 768});
   const auto weights = *Cpu().PackAttention({.spec = spec, .scale = scale.view(), .bias = {}});
   const Buffer memory = *Cpu().Allocate(Cpu().RingBytes(spec));
@@ -82,6 +110,37 @@ void Attention(benchmark::State& state) {
       benchmark::Counter(4.0 * rows * 512 * 768, benchmark::Counter::kIsIterationInvariantRate);
 }
 BENCHMARK(Attention)->ArgNames({"rows", "type"})->ArgsProduct({{1, 512}, {0, 1, 2}})->UseRealTime();
+
+// A decode step of several sequences whose rings no cache holds: they take turns.
+// args: sequences of a step, type of the rings
+void DecodeAttention(benchmark::State& state) {
+  constexpr int kSlots = 256;
+  const int streams = static_cast<int>(state.range(0));
+  const AttentionSpec spec = WindowSpec(TypeOf(state.range(1)));
+  Floats scale({12}), q({streams, 768}), k({streams, 768}), v({streams, 768}), out({streams, 768});
+  const auto weights = *Cpu().PackAttention({.spec = spec, .scale = scale.view(), .bias = {}});
+  const size_t bytes = Cpu().RingBytes(spec);
+  const Buffer memory = *Cpu().Allocate(kSlots * bytes);
+  const PoolView rings = {static_cast<std::byte*>(memory.data()), bytes};
+  std::vector<Row> rows;
+  for (int i = 0; i < streams; ++i)
+    rows.push_back({.slot = SlotId(0), .begin = i, .end = i + 1, .position = 700});
+  int next = 0;
+  for (auto _ : state) {
+    for (Row& row : rows) {
+      row.slot = SlotId(next);
+      next = (next + 1) % kSlots;
+    }
+    Cpu().Attention(*weights, q.view(), k.view(), v.view(), rows, rings, out.view());
+  }
+  state.counters["bytes"] =
+      benchmark::Counter(static_cast<double>(streams) * static_cast<double>(bytes),
+                         benchmark::Counter::kIsIterationInvariantRate);
+}
+BENCHMARK(DecodeAttention)
+    ->ArgNames({"streams", "type"})
+    ->ArgsProduct({{1, 32}, {0, 1, 2}})
+    ->UseRealTime();
 
 // args: rows, filters
 void RunSsm(benchmark::State& state, const SsmWeights& weights) {

@@ -272,35 +272,92 @@ void AttendBytesKernel(const AttendTask& task) {
   ForEachGroup(task, group, [&](int n) { AttendByteGroup(products, group, scratch, n); });
 }
 
-void WriteBytesKernel(const WriteBytesTask& task) {
+inline __m512i SymmetricIntegers(const float* x, int i, int n, V16 inverse) {
+  return _mm512_cvtps_epi32(RoundSymmetric(x, i, n, inverse).v);
+}
+inline int8_t* ByteKey(const WriteBytesTask& task, int64_t index) {
   const int64_t dims = RoundUpInt8Inputs(task.head_dim);
-  const int64_t columns = (task.head_dim + kLanes - 1) / kLanes * kLanes;
-  for (int i = 0; i < task.count; ++i) {
-    const int64_t index = task.first_index + i;
-    PrefetchRows(task, i);
-    int8_t* key = task.keys + index / kLanes * kLanes * dims + index % kLanes * 4;
-    int8_t* value = task.values + index / 4 * 4 * columns;
-    __m512i sum = _mm512_setzero_si512();
-    task.key_scales[index] = QuantizeSymmetricInto(
-        task.k + i * task.k_stride, task.head_dim, [&](int first, int, V16 rounded) {
-          const __m512i integers = _mm512_cvtps_epi32(rounded.v);
-          sum = _mm512_add_epi32(sum, integers);
-          alignas(16) int8_t bytes[kLanes];
-          _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm512_cvtepi32_epi8(integers));
-          for (int g = 0; g < kLanes / 4; ++g)
-            std::memcpy(key + (first / 4 + g) * 4 * kLanes, bytes + 4 * g, 4);
-        });
-    task.key_offsets[index] = 128 * _mm512_reduce_add_epi32(sum);
-    // One byte of each group of four; the others stay.
-    const __m512i byte = _mm512_set1_epi32(0xff);
-    const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(index % 4) * 8);
-    task.value_scales[index] = QuantizeSymmetricInto(
-        task.v + i * task.v_stride, task.head_dim, [&](int first, int, V16 rounded) {
-          int8_t* to = value + 4 * first;
-          const __m512i own = _mm512_and_si512(_mm512_cvtps_epi32(rounded.v), byte);
-          const __m512i others =
-              _mm512_andnot_si512(_mm512_sll_epi32(byte, shift), _mm512_loadu_si512(to));
-          _mm512_storeu_si512(to, _mm512_or_si512(_mm512_sll_epi32(own, shift), others));
-        });
+  return task.keys + index / kLanes * kLanes * dims + index % kLanes * 4;
+}
+inline int8_t* ByteValues(const WriteBytesTask& task, int64_t index) {
+  return task.values + index / 4 * 4 * ((task.head_dim + kLanes - 1) / kLanes * kLanes);
+}
+
+inline void WriteByteRow(const WriteBytesTask& task, int i) {
+  const int64_t index = task.first_index + i;
+  const float* k = task.k + i * task.k_stride;
+  const float* v = task.v + i * task.v_stride;
+  int8_t* key = ByteKey(task, index);
+  __m512i sum = _mm512_setzero_si512();
+  const SymmetricStep key_step = SymmetricStepOf(k, task.head_dim);
+  for (int d = 0; d < task.head_dim; d += kLanes) {
+    const __m512i integers = SymmetricIntegers(k, d, task.head_dim, key_step.inverse);
+    sum = _mm512_add_epi32(sum, integers);
+    alignas(16) int8_t bytes[kLanes];
+    _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm512_cvtepi32_epi8(integers));
+    for (int g = 0; g < kLanes / 4; ++g)
+      std::memcpy(key + (d / 4 + g) * 4 * kLanes, bytes + 4 * g, 4);
   }
+  task.key_scales[index] = key_step.scale;
+  task.key_offsets[index] = 128 * _mm512_reduce_add_epi32(sum);
+  // One byte of each group of four; the others stay.
+  int8_t* value = ByteValues(task, index);
+  const __m512i byte = _mm512_set1_epi32(0xff);
+  const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(index % 4) * 8);
+  const SymmetricStep value_step = SymmetricStepOf(v, task.head_dim);
+  for (int d = 0; d < task.head_dim; d += kLanes) {
+    int8_t* to = value + 4 * d;
+    const __m512i own =
+        _mm512_and_si512(SymmetricIntegers(v, d, task.head_dim, value_step.inverse), byte);
+    const __m512i others =
+        _mm512_andnot_si512(_mm512_sll_epi32(byte, shift), _mm512_loadu_si512(to));
+    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_sll_epi32(own, shift), others));
+  }
+  task.value_scales[index] = value_step.scale;
+}
+
+// Four rows whose ring indices begin at a multiple of four: they share groups of values, and their
+// keys lie side by side.
+inline void WriteFourByteRows(const WriteBytesTask& task, int i) {
+  const int64_t index = task.first_index + i;
+  const auto key_row = [&](int t) { return task.k + (i + t) * task.k_stride; };
+  const auto value_row = [&](int t) { return task.v + (i + t) * task.v_stride; };
+  V16 key_inverse[4], value_inverse[4];
+  __m512i sums[4];
+  for (int t = 0; t < 4; ++t) {
+    const SymmetricStep key_step = SymmetricStepOf(key_row(t), task.head_dim);
+    const SymmetricStep value_step = SymmetricStepOf(value_row(t), task.head_dim);
+    task.key_scales[index + t] = key_step.scale;
+    task.value_scales[index + t] = value_step.scale;
+    key_inverse[t] = key_step.inverse;
+    value_inverse[t] = value_step.inverse;
+    sums[t] = _mm512_setzero_si512();
+  }
+  auto* key = reinterpret_cast<__m128i*>(ByteKey(task, index));
+  auto* value = reinterpret_cast<__m128i*>(ByteValues(task, index));
+  for (int d = 0; d < task.head_dim; d += kLanes) {
+    __m128i k[4], v[4];
+    for (int t = 0; t < 4; ++t) {
+      const __m512i integers = SymmetricIntegers(key_row(t), d, task.head_dim, key_inverse[t]);
+      sums[t] = _mm512_add_epi32(sums[t], integers);
+      k[t] = _mm512_cvtepi32_epi8(integers);
+      v[t] =
+          _mm512_cvtepi32_epi8(SymmetricIntegers(value_row(t), d, task.head_dim, value_inverse[t]));
+    }
+    // Four dwords of four rows, transposed: a group of all rows is one store.
+    TransposeDwords(k);
+    for (int g = 0; g < 4; ++g) _mm_storeu_si128(key + (d / 4 + g) * 4, k[g]);
+    const __m128i low01 = _mm_unpacklo_epi8(v[0], v[1]), high01 = _mm_unpackhi_epi8(v[0], v[1]);
+    const __m128i low23 = _mm_unpacklo_epi8(v[2], v[3]), high23 = _mm_unpackhi_epi8(v[2], v[3]);
+    _mm_storeu_si128(value + d / 4, _mm_unpacklo_epi16(low01, low23));
+    _mm_storeu_si128(value + d / 4 + 1, _mm_unpackhi_epi16(low01, low23));
+    _mm_storeu_si128(value + d / 4 + 2, _mm_unpacklo_epi16(high01, high23));
+    _mm_storeu_si128(value + d / 4 + 3, _mm_unpackhi_epi16(high01, high23));
+  }
+  for (int t = 0; t < 4; ++t) task.key_offsets[index + t] = 128 * _mm512_reduce_add_epi32(sums[t]);
+}
+
+void WriteBytesKernel(const WriteBytesTask& task) {
+  WriteRows(
+      task, [&](int i) { WriteByteRow(task, i); }, [&](int i) { WriteFourByteRows(task, i); });
 }

@@ -11,8 +11,18 @@ class DotProducts {
   // Rows [row, row + rows), Most of them at a time.
   template <int Most>
   static void Rows(const Product& product, int row, int rows) {
-    for (; rows >= Most; row += Most, rows -= Most)
+    for (; rows >= Most; row += Most, rows -= Most) {
+      if constexpr (Most <= 2) {
+        // One query: memory is what takes the time. Where a vector's groups lie one after the other
+        // (keys), one vector at a time is one long stream that the processor sees coming; several
+        // at once are as many short ones.
+        if (product.group_stride == 4 * kLanes) {
+          Vectors<Most, 1>(product, row);
+          continue;
+        }
+      }
       Vectors<Most, Most == 1 ? 8 : Most == 2 ? 4 : 2>(product, row);
+    }
     if constexpr (Most > 1) {
       if (rows > 0) Rows<Most - 1>(product, row, rows);
     }

@@ -291,35 +291,105 @@ inline void PrefetchRows(const WriteTask& task, int row) {
   }
 }
 
-void WritePairsKernel(const WritePairsTask& task) {
-  const auto dims = static_cast<int>(RoundUpInputs(task.head_dim));
-  const int columns = (task.head_dim + kLanes - 1) / kLanes * kLanes;
-  const auto load = [&](const float* row, int first) {
-    const int n = std::clamp(task.head_dim - first, 0, kLanes);
-    return n == kLanes ? Load(row + first) : LoadPartial(row + first, n);
-  };
-  for (int i = 0; i < task.count; ++i) {
-    const int64_t index = task.first_index + i;
-    const float* key = task.k + i * task.k_stride;
-    const float* value = task.v + i * task.v_stride;
-    PrefetchRows(task, i);
-    auto* to_key =
-        reinterpret_cast<char*>(task.keys + index / kLanes * kLanes * dims + index % kLanes * 2);
-    for (int d = 0; d < dims; d += kLanes) {
-      alignas(32) uint32_t pairs[kLanes / 2];
-      StoreBFloat16(reinterpret_cast<BFloat16*>(pairs), load(key, d));
-      for (int p = 0; p < kLanes / 2; ++p)
-        std::memcpy(to_key + (d / 2 + p) * 4 * kLanes, &pairs[p], sizeof(uint32_t));
+// write(i) for single rows, write_four(i) for four whose ring indices begin at a multiple of four.
+template <typename WriteTask, typename Write, typename WriteFour>
+inline void WriteRows(const WriteTask& task, const Write& write, const WriteFour& write_four) {
+  for (int i = 0; i < task.count;) {
+    const bool four = (task.first_index + i) % 4 == 0 && i + 4 <= task.count;
+    for (int t = 0; t < (four ? 4 : 1); ++t) PrefetchRows(task, i + t);
+    if (four) {
+      write_four(i);
+    } else {
+      write(i);
     }
-    // The value's half of each pair; the other half stays.
-    BFloat16* to_value = task.values + index / 2 * 2 * columns;
-    const bool odd = index % 2 != 0;
-    const __m512i mask = _mm512_set1_epi32(static_cast<int>(odd ? 0xffff0000u : 0x0000ffffu));
-    for (int c = 0; c < columns; c += kLanes) {
-      const __m512i bits = _mm512_castps_si512(RoundToBFloat16(load(value, c)).v);
-      const __m512i half = odd ? bits : _mm512_srli_epi32(bits, 16);
-      const __m512i old = _mm512_loadu_si512(to_value + 2 * c);
-      _mm512_storeu_si512(to_value + 2 * c, _mm512_or_si512(half, _mm512_andnot_si512(mask, old)));
+    i += four ? 4 : 1;
+  }
+}
+
+inline void TransposeDwords(__m128i (&rows)[4]) {
+  const __m128i low01 = _mm_unpacklo_epi32(rows[0], rows[1]);
+  const __m128i high01 = _mm_unpackhi_epi32(rows[0], rows[1]);
+  const __m128i low23 = _mm_unpacklo_epi32(rows[2], rows[3]);
+  const __m128i high23 = _mm_unpackhi_epi32(rows[2], rows[3]);
+  rows[0] = _mm_unpacklo_epi64(low01, low23);
+  rows[1] = _mm_unpackhi_epi64(low01, low23);
+  rows[2] = _mm_unpacklo_epi64(high01, high23);
+  rows[3] = _mm_unpackhi_epi64(high01, high23);
+}
+
+inline V16 LoadOfHead(const WritePairsTask& task, const float* row, int first) {
+  const int n = std::clamp(task.head_dim - first, 0, kLanes);
+  return n == kLanes ? Load(row + first) : LoadPartial(row + first, n);
+}
+// Sixteen BF16 in the upper halves.
+inline __m512i UpperHalves(const WritePairsTask& task, const float* row, int first) {
+  return _mm512_castps_si512(RoundToBFloat16(LoadOfHead(task, row, first)).v);
+}
+inline char* PairKey(const WritePairsTask& task, int64_t index) {
+  const int64_t dims = RoundUpInputs(task.head_dim);
+  return reinterpret_cast<char*>(task.keys + index / kLanes * kLanes * dims + index % kLanes * 2);
+}
+inline BFloat16* PairValues(const WritePairsTask& task, int64_t index) {
+  return task.values + index / 2 * 2 * ((task.head_dim + kLanes - 1) / kLanes * kLanes);
+}
+
+inline void WritePairRow(const WritePairsTask& task, int i) {
+  const int64_t index = task.first_index + i;
+  const float* key = task.k + i * task.k_stride;
+  const float* value = task.v + i * task.v_stride;
+  char* to_key = PairKey(task, index);
+  for (int d = 0; d < RoundUpInputs(task.head_dim); d += kLanes) {
+    alignas(32) uint32_t pairs[kLanes / 2];
+    StoreBFloat16(reinterpret_cast<BFloat16*>(pairs), LoadOfHead(task, key, d));
+    for (int p = 0; p < kLanes / 2; ++p)
+      std::memcpy(to_key + (d / 2 + p) * 4 * kLanes, &pairs[p], sizeof(uint32_t));
+  }
+  // The value's half of each pair; the other half stays.
+  BFloat16* to_value = PairValues(task, index);
+  const bool odd = index % 2 != 0;
+  const __m512i mask = _mm512_set1_epi32(static_cast<int>(odd ? 0xffff0000u : 0x0000ffffu));
+  for (int c = 0; c < task.head_dim; c += kLanes) {
+    const __m512i bits = UpperHalves(task, value, c);
+    const __m512i half = odd ? bits : _mm512_srli_epi32(bits, 16);
+    const __m512i old = _mm512_loadu_si512(to_value + 2 * c);
+    _mm512_storeu_si512(to_value + 2 * c, _mm512_or_si512(half, _mm512_andnot_si512(mask, old)));
+  }
+}
+
+// Four rows whose ring indices begin at a multiple of four: two pairs of values, and keys that lie
+// side by side.
+inline void WriteFourPairRows(const WritePairsTask& task, int i) {
+  const int64_t index = task.first_index + i;
+  const auto key_row = [&](int t) { return task.k + (i + t) * task.k_stride; };
+  const auto value_row = [&](int t) { return task.v + (i + t) * task.v_stride; };
+  char* to_key = PairKey(task, index);
+  for (int d = 0; d < RoundUpInputs(task.head_dim); d += kLanes) {
+    __m128i low[4], high[4];  // four pairs each
+    for (int t = 0; t < 4; ++t) {
+      const __m256i pairs =
+          _mm512_cvtepi32_epi16(_mm512_srli_epi32(UpperHalves(task, key_row(t), d), 16));
+      low[t] = _mm256_castsi256_si128(pairs);
+      high[t] = _mm256_extracti128_si256(pairs, 1);
+    }
+    TransposeDwords(low);
+    TransposeDwords(high);
+    for (int p = 0; p < 4; ++p) {
+      char* to = to_key + (d / 2 + p) * 4 * kLanes;
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), low[p]);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 4 * 4 * kLanes), high[p]);
     }
   }
+  for (int t = 0; t < 4; t += 2) {
+    BFloat16* to_value = PairValues(task, index + t);
+    for (int c = 0; c < task.head_dim; c += kLanes) {
+      const __m512i even = _mm512_srli_epi32(UpperHalves(task, value_row(t), c), 16);
+      _mm512_storeu_si512(to_value + 2 * c,
+                          _mm512_or_si512(even, UpperHalves(task, value_row(t + 1), c)));
+    }
+  }
+}
+
+void WritePairsKernel(const WritePairsTask& task) {
+  WriteRows(
+      task, [&](int i) { WritePairRow(task, i); }, [&](int i) { WriteFourPairRows(task, i); });
 }

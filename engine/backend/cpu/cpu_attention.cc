@@ -1,6 +1,7 @@
 #include "engine/backend/cpu/cpu_attention.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/backend/cpu/cpu_key_values.h"
 #include "engine/tensor/host_convert.h"
@@ -102,9 +103,18 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
       const int64_t position = row.position + (t - row.begin);
       const int offset = static_cast<int>(position % spec().window);
       const int count = std::min(row.end - t, spec().window - offset);
-      segments.push_back({row, position / spec().window, t, offset, count});
+      segments.push_back({row, position / spec().window, t, offset, count, t == row.begin});
       t += count;
     }
+  }
+  // Long rows in as few tasks as still share the work evenly.
+  constexpr int kTasksOfThread = 4;
+  const auto most = static_cast<int>(segments.size()) * spec().num_heads /
+                    (kTasksOfThread * context.pool().num_threads());
+  int length = 0;
+  for (Segment& segment : segments) {
+    length = segment.begins_task || length >= most ? 1 : length + 1;
+    segment.begins_task = length == 1;
   }
   const int group = RingLayout(context, spec()).group;
   if (group == 2) {
@@ -126,8 +136,12 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
                             absl::Span<const Segment> segments) const {
   const int heads = spec().num_heads;
   context.pool().Run(static_cast<int>(segments.size()) * heads, [&](int index, int thread) {
-    RunSegment<Head>(context, thread, segments[static_cast<size_t>(index / heads)], index % heads,
-                     q, k, v, ring, out);
+    const auto first = static_cast<size_t>(index / heads);
+    if (!segments[first].begins_task) return;
+    size_t last = first + 1;
+    while (last < segments.size() && !segments[last].begins_task) ++last;
+    RunSegments<Head>(context, thread, segments.subspan(first, last - first), index % heads, q, k,
+                      v, ring, out);
   });
   // Only now that every block of a chunk has read the old ring may its last W tokens replace it.
   // Single tokens did so on the way.
@@ -151,39 +165,43 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
 }
 
 template <typename Head>
-void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& segment, int head,
-                              TensorView q, TensorView k, TensorView v, PoolView ring,
-                              TensorView out) const {
+void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments,
+                               int head, TensorView q, TensorView k, TensorView v, PoolView ring,
+                               TensorView out) const {
   const int64_t column = int64_t{head} * spec().head_dim;
-  const Row& row = segment.row;
+  const Row& row = segments[0].row;
   const KeyValueLayout layout = RingLayout(context, spec());
   const Head head_ring = RingHead<Head>(layout, ring, row.slot, head);
   float* scores = context.scratch(thread);
   AttendTask task = HeadTask(head, scores);
-  task.q = q.row<float>(segment.begin) + column;
   task.q_stride = q.row_stride();
-  task.out = out.row<float>(segment.begin) + column;
   task.out_stride = out.row_stride();
-  task.num_queries = segment.count;
-  task.first_offset = segment.offset;
-  task.previous_visible = PreviousVisible(segment.block);
+  const auto attend = [&](const Segment& segment, const auto& current, const auto& previous) {
+    task.q = q.row<float>(segment.begin) + column;
+    task.out = out.row<float>(segment.begin) + column;
+    task.num_queries = segment.count;
+    task.first_offset = segment.offset;
+    task.previous_visible = PreviousVisible(segment.block);
+    SetKeyValues(current, previous, task);
+    current.AttendKernel(context.kernels())(task);
+  };
 
   if (row.num_tokens() == 1) {
     const auto write = [&] {
-      head_ring.Write(context.kernels(), segment.offset, RowsFrom(k, v, segment.begin, column), 1);
+      head_ring.Write(context.kernels(), segments[0].offset,
+                      RowsFrom(k, v, segments[0].begin, column), 1);
     };
     if (spec().include_self) write();
-    SetKeyValues(head_ring, head_ring, task);
-    Head::AttendKernel(context.kernels())(task);
+    attend(segments[0], head_ring, head_ring);
     if (!spec().include_self) write();
     return;
   }
 
-  // Copies of the two blocks, with the numbers that the ring will hold. What precedes the row comes
+  // Copies of two blocks, with the numbers that the ring will hold. What precedes the row comes
   // from the ring, the rest from the row itself.
   using Copied = typename Head::Copied;
   std::byte* copies = reinterpret_cast<std::byte*>(scores) + AttendScratchBytes(layout);
-  const Copied current(layout, copies), previous(layout, copies + layout.CopyBytes());
+  Copied current(layout, copies), previous(layout, copies + layout.CopyBytes());
   const auto fill = [&](const Copied& copy, int64_t block, int64_t begin, int64_t end) {
     copy.Pad(begin, end);
     const int64_t first = block * spec().window - row.position;  // in the row, of the block
@@ -193,10 +211,13 @@ void CpuAttention::RunSegment(CpuContext& context, int thread, const Segment& se
     copy.Write(context.kernels(), split, RowsFrom(k, v, row.begin + first + split, column),
                end - split);
   };
-  fill(current, segment.block, 0, segment.offset + segment.count);
-  if (task.previous_visible) fill(previous, segment.block - 1, segment.offset, spec().window);
-  SetKeyValues(current, previous, task);
-  Copied::AttendKernel(context.kernels())(task);
+  for (const Segment& segment : segments) {
+    if (&segment == segments.data() && PreviousVisible(segment.block))
+      fill(previous, segment.block - 1, segment.offset, spec().window);
+    fill(current, segment.block, 0, segment.offset + segment.count);
+    attend(segment, current, previous);
+    std::swap(current, previous);
+  }
 }
 
 }  // namespace bst

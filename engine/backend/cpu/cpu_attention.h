@@ -3,6 +3,8 @@
 // A query at offset i of its block sees ring index j in its own block up to i and in the block
 // before beyond: decode reads the ring in place, a prompt block reads two copies (own block, block
 // before; cpu_key_values.h) and picks by index. So both do the same arithmetic in the same order.
+// A task takes several blocks of a row in turn where there are tasks enough: the copy of a block
+// then serves the next block too.
 #pragma once
 
 #include <memory>
@@ -38,8 +40,8 @@ class CpuAttention : public AttentionWeights {
                 absl::Span<const Row> rows, PoolView ring, TensorView out,
                 absl::Span<const Segment> segments) const;
   template <typename Head>
-  void RunSegment(CpuContext& context, int thread, const Segment& segment, int head, TensorView q,
-                  TensorView k, TensorView v, PoolView ring, TensorView out) const;
+  void RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments, int head,
+                   TensorView q, TensorView k, TensorView v, PoolView ring, TensorView out) const;
   AttendTask HeadTask(int head, float* scores) const;
   bool PreviousVisible(int64_t block) const;
 
@@ -51,13 +53,14 @@ class CpuAttention : public AttentionWeights {
                    // in a row
 };
 
-// The tokens of one row that lie in one block.
+// The tokens of one row that lie in one block. A row's follow one another.
 struct CpuAttention::Segment {
   Row row;
   int64_t block;
   int begin;   // first packed token
   int offset;  // its offset in the block
   int count;
+  bool begins_task;
 };
 
 }  // namespace bst

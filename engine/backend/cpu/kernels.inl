@@ -63,12 +63,22 @@ inline void StoreOutputs(const LinearTask& task, float* out, V16 sum, int n) {
   }
 }
 
+// The places of `rows` rows' outputs come to the cache while their sums are made: a store that
+// misses holds up all behind it.
+inline void PrefetchOutputs(const LinearTask& task, int row, int rows, int first, int vectors) {
+  for (int c = 0; c < vectors && first + c * kLanes < task.out_features; ++c) {
+    for (int r = 0; r < rows; ++r)
+      PrefetchToWrite(task.out + (row + r) * task.out_stride + first + c * kLanes);
+  }
+}
+
 inline int64_t PanelElements(const float*, int k) { return int64_t{k} * kPanelOutputs; }
 inline int64_t PanelElements(const BFloat16*, int k) { return RoundUpInputs(k) * kPanelOutputs; }
 
 // Rows x (32 * Panels) outputs in registers; each output is one chain of additions along K.
 template <typename Weight, int Rows, int Panels>
 inline void LinearTile(const LinearTask& task, int row, int panel) {
+  PrefetchOutputs(task, row, Rows, panel * kPanelOutputs, 2 * Panels);
   V16 sum[Rows][2 * Panels];
   for (int r = 0; r < Rows; ++r) {
     for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Zero();
@@ -194,10 +204,12 @@ QuantizedRow QuantizeInputsKernel(const float* x, int n, uint8_t* q) {
   return {.scale = scale + ReduceAdd(poison), .zero = static_cast<int32_t>(zero_byte)};
 }
 
-// QuantizeSymmetric of int8.h, bit for bit. store(first, n, rounded) takes n <= 16 integers, zeros
-// behind them.
-template <typename Store16>
-inline float QuantizeSymmetricInto(const float* x, int n, const Store16& store) {
+// QuantizeSymmetric of int8.h, bit for bit, in two parts.
+struct SymmetricStep {
+  float scale;
+  V16 inverse;
+};
+inline SymmetricStep SymmetricStepOf(const float* x, int n) {
   V16 largest = Zero(), poison = Zero();
   for (int i = 0; i < n; i += kLanes) {
     const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
@@ -205,22 +217,24 @@ inline float QuantizeSymmetricInto(const float* x, int n, const Store16& store) 
     poison = Fma(v, Zero(), poison);
   }
   const float scale = ReduceMax(largest) / 127.0f;
-  const V16 inverse = Set1(Int8Reciprocal(scale));
-  for (int i = 0; i < n; i += kLanes) {
-    const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
-    store(i, std::min(kLanes, n - i), Min(Max(Round(v * inverse), Set1(-127.0f)), Set1(127.0f)));
-  }
-  return scale + ReduceAdd(poison);
+  return {scale + ReduceAdd(poison), Set1(Int8Reciprocal(scale))};
+}
+// Sixteen integers from x[i] on, zeros behind x[n - 1].
+inline V16 RoundSymmetric(const float* x, int i, int n, V16 inverse) {
+  const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
+  return Min(Max(Round(v * inverse), Set1(-127.0f)), Set1(127.0f));
 }
 
 template <typename Out>
 float QuantizeSymmetricKernel(const float* x, int n, Out* q, int64_t stride) {
-  return QuantizeSymmetricInto(x, n, [&](int first, int count, V16 integers) {
+  const SymmetricStep step = SymmetricStepOf(x, n);
+  for (int i = 0; i < n; i += kLanes) {
     float rounded[kLanes];
-    Store(rounded, integers);
-    for (int lane = 0; lane < count; ++lane)
-      q[(first + lane) * stride] = static_cast<Out>(rounded[lane]);
-  });
+    Store(rounded, RoundSymmetric(x, i, n, step.inverse));
+    for (int lane = 0; lane < std::min(kLanes, n - i); ++lane)
+      q[(i + lane) * stride] = static_cast<Out>(rounded[lane]);
+  }
+  return step.scale;
 }
 
 // ---------------------------------------------------------------- attention

@@ -13,7 +13,7 @@
 #include "engine/backend/cpu/kernels.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-bf16,amx-int8")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prfchw,amx-tile,amx-bf16,amx-int8")
 
 namespace bst {
 namespace {

@@ -12,24 +12,35 @@
 
 template <typename Dot, int Rows, int Halves>
 inline void DotTile(const LinearTask& task, int row, int first_half) {
+  PrefetchOutputs(task, row, Rows, first_half * kLanes, Halves);
   typename Dot::Sum sum[Rows][Halves];
   for (int r = 0; r < Rows; ++r) {
     for (int c = 0; c < Halves; ++c) sum[r][c] = Dot::Zero();
   }
   constexpr int64_t kGroupBytes = 4 * kPanelOutputs;
   const int64_t x_stride = Dot::RowBytes(task), groups = x_stride / 4;
+  // More than one half begin at a panel's first.
+  const int64_t panel_bytes = groups * kGroupBytes;
+  const char* w = static_cast<const char*>(task.weights) + first_half / 2 * panel_bytes +
+                  first_half % 2 * (kGroupBytes / 2);
+  // Where several tiles of rows pass over a panel, the first two fetch half of the next panel each:
+  // memory then works all the time, not for the first tile alone. (Fetching a panel's own weights
+  // some lines ahead is what the processor does by itself, and better.)
+  constexpr bool kFetches = Dot::kRows >= 8 && Rows > Dot::kRows / 2;
+  const char* ahead = w;
+  if (task.num_rows > Dot::kRows)
+    ahead += panel_bytes + (row < Dot::kRows / 2 ? 0 : panel_bytes / 2);
   const char* x = Dot::Row(task, row);
-  const char* w[Halves];  // of each sixteen outputs
-  for (int c = 0; c < Halves; ++c) {
-    const int half = first_half + c;
-    w[c] = static_cast<const char*>(task.weights) + half / 2 * (groups * kGroupBytes) +
-           half % 2 * (kGroupBytes / 2);
-  }
-  for (int64_t g = 0; g < groups; ++g) {
+  for (const char* const end = x + x_stride; x != end; x += 4, w += kGroupBytes) {
+    if constexpr (kFetches) {
+      _mm_prefetch(ahead, _MM_HINT_T1);
+      ahead += kGroupBytes / 2;
+    }
     typename Dot::Weights b[Halves];
-    for (int c = 0; c < Halves; ++c) b[c] = Dot::LoadWeights(w[c] + g * kGroupBytes);
+    for (int c = 0; c < Halves; ++c)
+      b[c] = Dot::LoadWeights(w + c / 2 * panel_bytes + c % 2 * (kGroupBytes / 2));
     for (int r = 0; r < Rows; ++r) {
-      const typename Dot::Inputs a = Dot::LoadInputs(x + r * x_stride + 4 * g);
+      const typename Dot::Inputs a = Dot::LoadInputs(x + r * x_stride);
       for (int c = 0; c < Halves; ++c) sum[r][c] = Dot::MultiplyAdd(sum[r][c], a, b[c]);
     }
   }

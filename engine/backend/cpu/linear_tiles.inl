@@ -168,6 +168,8 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
   constexpr int64_t kWeightStride = 4 * kPanelOutputs;
   const char* w = static_cast<const char*>(task.weights) + panel * (row_bytes / 4 * kWeightStride);
   const char* x = Format::Row(task, row);
+  PrefetchOutputs(task, row, std::min(RowTiles * kTileRows, task.num_rows - row),
+                  panel * kPanelOutputs, kPanelOutputs / kLanes);
   tiles.template Zero<0>();
   tiles.template Zero<1>();
   if constexpr (RowTiles == 2) {

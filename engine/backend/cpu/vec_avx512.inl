@@ -21,6 +21,9 @@ inline V16 LoadPartial(const float* p, int n) { return {_mm512_maskz_loadu_ps(Fi
 inline void Store(float* p, V16 a) { _mm512_storeu_ps(p, a.v); }
 inline void StorePartial(float* p, V16 a, int n) { _mm512_mask_storeu_ps(p, FirstLanes(n), a.v); }
 
+// The line of `p` on its way to the first-level cache, to be written.
+inline void PrefetchToWrite(const void* p) { __builtin_prefetch(p, 1); }
+
 inline V16 operator+(V16 a, V16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline V16 operator-(V16 a, V16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline V16 operator*(V16 a, V16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
