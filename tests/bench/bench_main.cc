@@ -97,7 +97,9 @@ int main(int argc, char** argv) {
       "Prefill, decode and state of a 100M-parameter model beside the machine's limits.");
   targets_app->add_option("--threads", targets.threads, "one or several; 0: all cores")
       ->capture_default_str();
-  targets_app->add_option("--lengths", targets.lengths, "context lengths in tokens")
+  targets_app
+      ->add_option("--lengths", targets.lengths,
+                   "context lengths in tokens; beyond 65,536 with the most threads alone")
       ->capture_default_str();
   targets_app->add_option("--max-f32-length", targets.max_f32_length, "of the float32 weights")
       ->capture_default_str();

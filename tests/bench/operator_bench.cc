@@ -96,14 +96,16 @@ AttentionSpec WindowSpec(DType type) {
 void Attention(benchmark::State& state) {
   const int rows = static_cast<int>(state.range(0));
   const AttentionSpec spec = WindowSpec(TypeOf(state.range(1)));
-  Floats scale({12}), q({rows, 768}), k({rows, 768}), v({rows, 768}), out({rows, 768});
+  Floats scale({12}), qkv({rows, 3 * 768}), out({rows, 768});
+  const TensorView q = qkv.view().Columns(0, 768), k = qkv.view().Columns(768, 2 * 768),
+                   v = qkv.view().Columns(2 * 768, 3 * 768);
   const auto weights = *Cpu().PackAttention({.spec = spec, .scale = scale.view(), .bias = {}});
   const Buffer memory = *Cpu().Allocate(Cpu().RingBytes(spec));
   const PoolView ring = {static_cast<std::byte*>(memory.data()), memory.bytes()};
   int64_t position = 512;
   for (auto _ : state) {
     const Row row = {.slot = SlotId(0), .begin = 0, .end = rows, .position = position};
-    Cpu().Attention(*weights, q.view(), k.view(), v.view(), {row}, ring, out.view());
+    Cpu().Attention(*weights, q, k, v, {row}, ring, out.view());
     position += rows;
   }
   state.counters["flop"] =

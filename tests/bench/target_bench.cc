@@ -31,7 +31,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kLayers = 12, kWidth = 768, kHeads = 12, kFfn = 3072, kWindow = 512, kVocab = 32'000;
 constexpr int kBstLayers = 3;
-// Rounds after the first stop here: a token takes as long at any length.
+// Rounds after the first, and fewer threads than the most, stop here: a token takes as long at any
+// length.
 constexpr int64_t kRepeatedLength = 65'536;
 constexpr char kTransformer[] = R"({"type": "transformer"})";
 constexpr char kBst[] =
@@ -198,8 +199,8 @@ double RateOf(const MachineLimits& limits, DType type) {
 }
 
 absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkpoint,
-                     Backend& backend, const Types& types, const MachineLimits& limits,
-                     nlohmann::json& rows) {
+                     Backend& backend, int most_threads, const Types& types,
+                     const MachineLimits& limits, nlohmann::json& rows) {
   const int most_streams = *std::max_element(options.streams.begin(), options.streams.end());
   absl::Status status;
   TargetModel model(checkpoint, backend, types, options.chunk_tokens, most_streams, status);
@@ -239,10 +240,10 @@ absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkp
 
   std::vector<int64_t> lengths = options.lengths;
   std::sort(lengths.begin(), lengths.end());
-  if (types.weights == DType::kF32) {
-    lengths.erase(std::upper_bound(lengths.begin(), lengths.end(), options.max_f32_length),
-                  lengths.end());
-  }
+  int64_t longest = lengths.back();
+  if (types.weights == DType::kF32) longest = std::min(longest, options.max_f32_length);
+  if (threads < most_threads) longest = std::min(longest, kRepeatedLength);
+  lengths.erase(std::upper_bound(lengths.begin(), lengths.end(), longest), lengths.end());
   model.Prefill({options.chunk_tokens}, [](size_t, double, SlotId) {});  // warms up
   std::vector<std::vector<double>> seconds(lengths.size());
   const auto repeated = static_cast<size_t>(
@@ -277,9 +278,14 @@ absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkp
 absl::Status Run(const TargetBenchOptions& options) {
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, OpenRandomModel(TheModel()));
   nlohmann::json machine = nlohmann::json::array(), rows = nlohmann::json::array();
+  std::vector<std::unique_ptr<Backend>> backends;
+  int most_threads = 0;
   for (const int threads : options.threads) {
-    BST_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+    BST_ASSIGN_OR_RETURN(backends.emplace_back(),
                          MakeCpuBackend({.threads = threads, .isa = std::nullopt}));
+    most_threads = std::max(most_threads, backends.back()->num_threads());
+  }
+  for (const std::unique_ptr<Backend>& backend : backends) {
     std::printf("%-8s %7s %-8s %7s %9s %11s %11s %8s\n", "types", "threads", "what", "streams",
                 "context", "tokens/s", "limit", "fraction");
     MachineLimits limits = {};
@@ -289,7 +295,8 @@ absl::Status Run(const TargetBenchOptions& options) {
         continue;
       // Again for each type, and the best so far: a busy neighbour must not lower a limit.
       limits = Best(limits, MeasureMachineLimits(backend->num_threads()));
-      BST_RETURN_IF_ERROR(Measure(options, checkpoint, *backend, types, limits, rows));
+      BST_RETURN_IF_ERROR(
+          Measure(options, checkpoint, *backend, most_threads, types, limits, rows));
     }
     std::printf("%s; limits: %.2f TFLOP/s F32, %.2f BF16, %.2f TOP/s INT8, reads %.1f GB/s\n\n",
                 backend->name().c_str(), limits.f32_operations / 1e12,

@@ -36,8 +36,7 @@ inline void StorePartial(float* p, V16 a, int n) {
   if (n > 8) _mm256_maskstore_ps(p + 8, FirstLanes(n - 8), a.hi);
 }
 
-// The line of `p` on its way to the first-level cache. (To be written; but PREFETCHW is younger than
-// AVX2.)
+// The line of `p` on its way to the first-level cache, to be written. (PREFETCHW is younger.)
 inline void PrefetchToWrite(const void* p) { __builtin_prefetch(p, 0); }
 
 inline V16 operator+(V16 a, V16 b) {
