@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/backend/cuda/kernels.h"
 #include "engine/base/status_macros.h"
 
 namespace bst {
@@ -20,10 +21,15 @@ struct WeightFacts {
   size_t bytes = 0;
   size_t state_bytes = 0;
   double element_bytes = kFloat;
-  double token_operations = 0;  // of a feature and token
+  // Convolutions.
   double output_operations = 0;
-  double token_chain = 0;
   double taps = 0;
+  // Recurrences, as engine/backend/cuda/kernels.h has them.
+  int chunk = 0;
+  int reals = 0;                // of a feature's state
+  double carry_weights = 0;     // of a feature
+  double carry_operations = 0;  // at a chunk's end, likewise
+  double carry_chain = 0;
 };
 
 template <typename Base>
@@ -73,18 +79,66 @@ VisibleKeys KeysOf(const Row& row, const AttentionSpec& spec) {
 }
 
 WeightFacts RecurrenceFacts(const SsmSpec& spec, int64_t modes, bool dplr) {
+  const auto reals = static_cast<double>(2 * modes);
   WeightFacts facts;
-  const auto features = static_cast<size_t>(spec.num_features());
-  const size_t pairs = features * static_cast<size_t>(modes) * 2 * sizeof(float);
-  facts.bytes = (dplr ? 6 : 3) * pairs + (dplr ? 2 : 1) * features * sizeof(float);
-  facts.state_bytes = pairs;
-  // Diagonal: B u 2, E x 8, the sum 2. DPLR: s 4, v 10, r 4, x 12, and E x 8 once more for r.
-  facts.token_operations = static_cast<double>(modes) * (dplr ? 38 : 12);
-  facts.output_operations = static_cast<double>(modes) * 4;
-  // x to x: two fmaf and an addition; DPLR has two sums over the modes, by a tree, in between.
-  const int tree = std::bit_width(std::bit_ceil(static_cast<unsigned>(modes))) - 1;
-  facts.token_chain = dplr ? 2 * (2 + tree) + 6 : 3;
+  facts.chunk = dplr ? cuda::kDplrChunk : cuda::kDiagonalChunk;
+  facts.reals = static_cast<int>(2 * modes);
+  facts.carry_weights = dplr ? reals * reals : reals;
+  // A matrix, or four fmaf for each mode; and the sum with X.
+  facts.carry_operations = dplr ? 2 * reals * reals + reals : 5 * reals;
+  facts.carry_chain = dplr ? reals + 1 : 3;
+  const double features = spec.num_features(), chunk = facts.chunk;
+  facts.bytes =
+      static_cast<size_t>(features * (chunk + 2 * chunk * reals + facts.carry_weights) * kFloat);
+  facts.state_bytes =
+      static_cast<size_t>(((dplr ? 2 : 1) * features * reals + chunk * spec.num_inputs) * kFloat);
   return facts;
+}
+
+// But for u and y.
+OperatorCost RecurrenceCost(const SsmSpec& spec, const WeightFacts& facts,
+                            absl::Span<const Row> rows) {
+  const int chunk = facts.chunk;
+  const int block = spec.outputs == SsmOutputs::kEveryToken ? 1 : spec.block;
+  const double features = spec.num_features(), reals = facts.reals;
+  OperatorCost cost;
+  double numbers = 0;
+  std::vector<bool> is_read(static_cast<size_t>(chunk));  // of the weights of outputs
+  int taps = 0;
+  bool ends = false;
+  for (const Row& row : rows) {
+    const int64_t end = row.position + row.num_tokens();
+    const auto completed = static_cast<double>(end / chunk - row.position / chunk);
+    int last_output = -1;  // its index in the row's last chunk
+    for (int64_t position = row.position; position < end; ++position) {
+      if (position % block != block - 1) continue;
+      const auto index = static_cast<int>(position % chunk);
+      cost.operations += features * (2 * (index + 1) + 2 * reals);
+      is_read[static_cast<size_t>(index)] = true;
+      taps = std::max(taps, index + 1);
+      if (position / chunk == (end - 1) / chunk) last_output = index;
+    }
+    cost.operations += features * completed * (2 * chunk * reals + facts.carry_operations);
+    ends = ends || completed > 0;
+    // X read, and written if a chunk ends; the inputs of the chunk before the row and after it.
+    const auto before = static_cast<double>(row.position % chunk),
+               after = static_cast<double>(end % chunk);
+    numbers += features * reals * (completed > 0 ? 2 : 1) +
+               spec.num_inputs * (before + after - (completed > 0 ? 0 : before));
+    // S of a chunk, its end and those after it; and an output of the last chunk.
+    const auto chain = [&](double carries) {
+      return carries > 0 ? chunk + carries * facts.carry_chain : 0;
+    };
+    const auto earlier = static_cast<double>((end - 1) / chunk - row.position / chunk);
+    cost.chain = std::max(cost.chain, chain(completed));
+    if (last_output >= 0)
+      cost.chain = std::max(cost.chain, chain(earlier) + last_output + 1 + reals);
+  }
+  const auto outputs = static_cast<double>(std::count(is_read.begin(), is_read.end(), true));
+  numbers += features * (taps + outputs * reals);
+  if (ends) numbers += features * (chunk * reals + facts.carry_weights);
+  cost.bytes = numbers * kFloat;
+  return cost;
 }
 
 void Unmap(void* data, size_t bytes) { ::munmap(data, bytes); }
@@ -397,22 +451,18 @@ void MeteredBackend::Ssm(const SsmWeights& weights, TensorView u, absl::Span<con
                          PoolView state, TensorView y) {
   const auto& w = AsMetered(weights);
   const WeightFacts& facts = w.facts;
-  OperatorCost cost = {
-      .bytes = (Elements(u) + Elements(y)) * kFloat + static_cast<double>(w.bytes()),
-      .operations =
-          static_cast<double>(u.dim(0)) * w.spec().num_features() * facts.token_operations +
-          Elements(y) * (facts.output_operations + 2)};
-  int longest = 0;
-  for (const Row& row : rows) {
-    longest = std::max(longest, row.num_tokens());
-    if (facts.taps > 0) {  // reads the ring, writes what is new
+  OperatorCost cost;
+  if (facts.taps > 0) {
+    cost.bytes = static_cast<double>(w.bytes());
+    cost.operations = Elements(y) * (facts.output_operations + 2);
+    for (const Row& row : rows) {  // reads the ring, writes what is new
       const double held = std::min(static_cast<double>(row.position), facts.taps - 1);
       cost.bytes += (held + std::min<double>(row.num_tokens(), facts.taps)) * Columns(u) * kFloat;
-    } else {
-      cost.bytes += 2 * static_cast<double>(facts.state_bytes);
     }
+  } else {
+    cost = RecurrenceCost(w.spec(), facts, rows);
   }
-  cost.chain = longest * facts.token_chain;
+  cost.bytes += (Elements(u) + Elements(y)) * kFloat;
   Run(facts.taps > 0 ? "convolution" : "recurrence", cost,
       [&](Backend& inner) { inner.Ssm(*w.inner, u, rows, state, y); });
 }

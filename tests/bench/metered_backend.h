@@ -6,9 +6,9 @@
 //             and written. A cache that holds less moves more.
 // Operations  Multiplications and additions. Sums of squares and softmax exponentials are small
 //             beside them and count as one each.
-// Chain       Operations that follow one after the other whatever the machine: the updates of a
-//             recurrence along its tokens; sums over a vocabulary, whose order the host's sampler
-//             gives.
+// Chain       Operations that follow one after the other whatever the machine: the sums of a
+//             recurrence, whose order is fixed, and its state along the chunks; sums over a
+//             vocabulary, whose order the host's sampler gives.
 // Ownership   The inner backend outlives this one. Packed weights die before both.
 // Threads     As Backend.
 // Tested by   tests/bench/roofline_test.cc

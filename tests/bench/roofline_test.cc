@@ -69,10 +69,10 @@ TEST(RooflineTest, CountsWhatASumByHandCounts) {
   // The output layer is packed beside the embedding.
   EXPECT_NEAR(static_cast<double>(roofline.weight_bytes), 2 * (matrices + 32000.0 * 1024),
               1e-3 * matrices);
-  // Rings of 12 layers and 3 contexts, K and V in BF16; three states of 8 complex modes; a count
-  // and a bias per token of the vocabulary.
-  EXPECT_EQ(roofline.slot_bytes,
-            size_t{15} * 2 * 512 * 1024 * 2 + size_t{3} * 1024 * 8 * 8 + size_t{32000} * 8);
+  // Rings of 12 layers and 3 contexts, K and V in BF16; three states of 8 complex modes and 16
+  // inputs; a count and a bias per token of the vocabulary.
+  EXPECT_EQ(roofline.slot_bytes, size_t{15} * 2 * 512 * 1024 * 2 +
+                                     size_t{3} * 1024 * (8 * 8 + 16 * 4) + size_t{32000} * 8);
   ASSERT_EQ(roofline.steps.size(), 4u);
 
   const RooflineStep& chunk = roofline.steps[0];
@@ -86,13 +86,25 @@ TEST(RooflineTest, CountsWhatASumByHandCounts) {
   EXPECT_DOUBLE_EQ(Find(chunk, "attention").cost.operations, 12 * 3 * 4.0 * 2048 * 512 * 1024);
   EXPECT_DOUBLE_EQ(Find(chunk, "attention within the block").cost.operations,
                    3 * 3 * 4.0 * 2048 * 256.5 * 1024);
-  EXPECT_DOUBLE_EQ(Find(chunk, "recurrence").cost.chain, 3 * 3.0 * 2048);
+  // Per feature and chunk of 16 tokens: 136 taps, 16 x 16 weights each out and in, 8 modes whose
+  // update is four fmaf and two sums.
+  const OperatorCost& recurrence = Find(chunk, "recurrence").cost;
+  EXPECT_DOUBLE_EQ(recurrence.operations,
+                   3 * 128 * 1024.0 * (2 * (136 + 2 * 16 * 16) + 8 * (2 * 4 + 2)));
+  // u, y, all tables, and X in and out.
+  EXPECT_DOUBLE_EQ(recurrence.bytes,
+                   3 * 1024 * 4.0 * (2 * 2048 + (16 + 2 * 16 * 16 + 16) + 2 * 16));
+  // The first sum over a chunk, 127 updates, and an output of the last chunk.
+  EXPECT_DOUBLE_EQ(recurrence.chain, 3 * (16 + 127 * 3.0 + 16 + 16));
 
   const RooflineStep& decode = roofline.steps[2];
   EXPECT_EQ(decode.tokens, 32);
   // The ring but for the key that leaves it, the new keys, and q, k, v and o in float32.
   EXPECT_DOUBLE_EQ(Find(decode, "attention").cost.bytes,
                    12 * 32 * (2 * 1024.0 * 2 * (511 + 1) + 4 * 1024.0 * 4));
+  // Positions 8200, 8216, ..: the ninth token of a chunk.
+  EXPECT_DOUBLE_EQ(Find(decode, "recurrence").cost.bytes,
+                   3 * 1024 * 4.0 * (32 * (2 + 16 + 8 + 1) + 9 + 16));
   EXPECT_DOUBLE_EQ(Find(decode, "sample").cost.bytes, 32 * 32000.0 * 4);
   EXPECT_DOUBLE_EQ(Find(decode, "sample").cost.chain, 3 * 125.0 + 256);
 }

@@ -218,16 +218,13 @@ class CudaConvolution : public CudaSequence {
       const auto offset = static_cast<int>(num_partitions_ > 0 ? position % window : 0);
       if (num_partitions_ > 0 && offset == 0 && block > 0) {
         const auto count = static_cast<int>(std::min<int64_t>(block, num_partitions_));
-        passes_.push_back({.row = {.state = ring,
-                                   .position = row.position,
-                                   .begin = row.begin,
-                                   .end = row.end,
-                                   .first_output = 0},
-                           .base = base,
-                           .block = block,
-                           .num_blocks = count,
-                           .continues = pass > 0,
-                           .num_loaded = pass > 0 ? 1 : count});
+        passes_.push_back(
+            {.row = {.state = ring, .position = row.position, .begin = row.begin, .end = row.end},
+             .base = base,
+             .block = block,
+             .num_blocks = count,
+             .continues = pass > 0,
+             .num_loaded = pass > 0 ? 1 : count});
         pass = static_cast<int>(passes_.size());
       }
       if (position % OutputBlock() == OutputBlock() - 1) {

@@ -1,36 +1,35 @@
-// The host's side of sequence.cu: where each row's state and outputs lie.
+// The host's side of sequence.cu: how a step's rows fall into chunks, and where their states lie.
+//
+// State       Of a recurrence: X at the start of the chunk that the sequence stands in, [2 M, C D],
+//             and the chunk's inputs so far, [T, D]. DPLR has two X in turn, by the chunk's number,
+//             for the next one is made of all of the last.
+// Forms       A row of one token is a piece of ChunkSteps. A longer one goes by ChunkSums, Carry
+// and
+//             ChunkOutputs, which read a table once for several chunks; outputs at block ends, few
+//             of a chunk, by ChunkSteps again. Which form it is does not show: kernels.h.
+// Scratch     X of each chunk of the prompts of a step. Where there are more than it holds, prompts
+//             go on in a further round.
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
+#include "engine/backend/cuda/chunk_tables.h"
 #include "engine/backend/cuda/cuda_weights.h"
 #include "engine/base/status_macros.h"
 
 namespace bst {
 namespace {
 
+// The scratch is for a step of so many tokens of prompts, and some more places for their last
+// chunks.
+constexpr int64_t kScratchTokens = 2048;
+constexpr int64_t kMorePlaces = 64;
+constexpr size_t kMostScratchBytes = size_t{64} << 20;
+
 // Tokens of a row that have an output. `block` is 1 where all have.
 int64_t NumOutputs(const Row& row, int block) {
   return (row.position + row.num_tokens()) / block - row.position / block;
-}
-
-int OutputBlock(const SsmSpec& spec) {
-  return spec.outputs == SsmOutputs::kEveryToken ? 1 : spec.block;
-}
-
-std::vector<cuda::SequenceRow> SequenceRows(absl::Span<const Row> rows, const PoolView& state,
-                                            int block) {
-  std::vector<cuda::SequenceRow> out;
-  out.reserve(rows.size());
-  int64_t output = 0;
-  for (const Row& row : rows) {
-    out.push_back({.state = state.slot<std::byte>(row.slot),
-                   .position = row.position,
-                   .begin = row.begin,
-                   .end = row.end,
-                   .first_output = static_cast<int>(output)});
-    output += NumOutputs(row, block);
-  }
-  return out;
 }
 
 int64_t TotalOutputs(absl::Span<const Row> rows, int block) {
@@ -39,53 +38,212 @@ int64_t TotalOutputs(absl::Span<const Row> rows, int block) {
   return total;
 }
 
+// Arrays of several types, staged as one: the arena may be emptied between two of one operator.
+class StagedArrays {
+ public:
+  template <typename T>
+  size_t Add(const std::vector<T>& values) {
+    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % sizeof(void*) == 0);
+    const size_t offset = bytes_.size();
+    bytes_.resize(offset + values.size() * sizeof(T));
+    if (!values.empty()) std::memcpy(&bytes_[offset], values.data(), values.size() * sizeof(T));
+    return offset;
+  }
+  void Stage(CudaDevice& device) { staged_ = device.Stage(absl::MakeConstSpan(bytes_)); }
+  template <typename T>
+  const T* At(size_t offset) const {
+    return reinterpret_cast<const T*>(staged_ + offset);
+  }
+
+ private:
+  std::vector<std::byte> bytes_;
+  const std::byte* staged_ = nullptr;
+};
+
 class CudaRecurrence : public CudaSequence {
  public:
   CudaRecurrence(const SsmSpec& spec, int64_t modes, bool dplr)
-      : CudaSequence(spec), modes_(static_cast<int>(modes)), dplr_(dplr) {}
+      : CudaSequence(spec),
+        dplr_(dplr),
+        chunk_(dplr ? cuda::kDplrChunk : cuda::kDiagonalChunk),
+        reals_(static_cast<int>(2 * modes)) {}
+
+  absl::Status Pack(CudaDevice& device, const ChunkTables& tables) {
+    for (const auto& [buffer, values] : {std::pair{&taps_, &tables.taps},
+                                         {&out_, &tables.out},
+                                         {&in_, &tables.in},
+                                         {&carry_, &tables.carry}}) {
+      BST_ASSIGN_OR_RETURN(*buffer, UploadAs(device, *values, DType::kF32));
+    }
+    return device.ReserveScratch(static_cast<size_t>(NumPlaces()) * PlaceBytes());
+  }
 
   void Run(CudaDevice& device, TensorView u, absl::Span<const Row> rows, PoolView state,
            TensorView y) const override {
-    const int block = OutputBlock(spec());
     BST_CHECK(u.dim(1) == spec().num_inputs, "inputs ", u.dim(1), ", weights take ",
               spec().num_inputs);
-    BST_CHECK_SHAPE(y, {TotalOutputs(rows, block), spec().num_features()});
-    const std::vector<cuda::SequenceRow> places = SequenceRows(rows, state, block);
-    const auto part = [](const Buffer& buffer) { return static_cast<const float*>(buffer.data()); };
-    const cuda::RecurrenceTask task = {.u = ToMatrix(u),
-                                       .y = ToMatrix(y),
-                                       .rows = device.Stage(absl::MakeConstSpan(places)),
-                                       .c = part(c),
-                                       .d = part(d),
-                                       .e = part(e),
-                                       .b = part(b),
-                                       .p = part(p),
-                                       .g = part(g),
-                                       .w = part(w),
-                                       .dt = part(dt),
-                                       .num_rows = static_cast<int>(rows.size()),
-                                       .inputs = spec().num_inputs,
-                                       .features = spec().num_features(),
-                                       .modes = modes_,
-                                       .block = block};
-    if (dplr_) {
-      cuda::Dplr(device.stream(), task);
-    } else {
-      cuda::Diagonal(device.stream(), task);
+    BST_CHECK_SHAPE(y, {TotalOutputs(rows, OutputBlock()), spec().num_features()});
+    std::vector<cuda::ChunkPiece> steps;
+    std::vector<Round> rounds;
+    int outputs = 0;
+    for (const Row& row : rows) {
+      if (row.num_tokens() == 1) {
+        steps.push_back(DecodePiece(row, state, outputs));
+      } else {
+        AddPrompt(row, state, reinterpret_cast<float*>(device.scratch()), outputs, rounds, steps);
+      }
     }
-  }
-  size_t state_bytes() const override { return c.bytes(); }
-  size_t bytes() const override {
-    size_t total = 0;
-    for (const Buffer* buffer : {&c, &d, &e, &b, &p, &g, &w, &dt}) total += buffer->bytes();
-    return total;
+    StagedArrays arrays;
+    const size_t steps_at = arrays.Add(steps);
+    for (Round& round : rounds) {
+      round.chunks_at = arrays.Add(round.chunks);
+      round.ends_at = arrays.Add(round.ends);
+      round.rows_at = arrays.Add(round.rows);
+    }
+    arrays.Stage(device);
+
+    const auto part = [](const Buffer& buffer) { return static_cast<const float*>(buffer.data()); };
+    cuda::RecurrenceTask task = {.u = ToMatrix(u),
+                                 .y = ToMatrix(y),
+                                 .pieces = nullptr,
+                                 .rows = nullptr,
+                                 .taps = part(taps_),
+                                 .out = part(out_),
+                                 .in = part(in_),
+                                 .carry = part(carry_),
+                                 .num_pieces = 0,
+                                 .num_rows = 0,
+                                 .inputs = spec().num_inputs,
+                                 .features = spec().num_features(),
+                                 .reals = reals_,
+                                 .chunk = chunk_};
+    const auto with_pieces = [&](size_t at, const std::vector<cuda::ChunkPiece>& pieces) {
+      task.pieces = arrays.At<cuda::ChunkPiece>(at);
+      task.num_pieces = static_cast<int>(pieces.size());
+      return task;
+    };
+    for (const Round& round : rounds) {
+      cuda::ChunkSums(device.stream(), with_pieces(round.chunks_at, round.chunks));
+      task.rows = arrays.At<cuda::CarryRow>(round.rows_at);
+      task.num_rows = static_cast<int>(round.rows.size());
+      cuda::Carry(device.stream(), dplr_, task);
+      if (spec().outputs == SsmOutputs::kEveryToken) {
+        cuda::ChunkOutputs(device.stream(), dplr_, task);
+      } else {
+        cuda::ChunkSteps(device.stream(), dplr_, with_pieces(round.ends_at, round.ends));
+      }
+    }
+    // The last inputs of prompts replace those before the step, which all of the above have read.
+    cuda::ChunkSteps(device.stream(), dplr_, with_pieces(steps_at, steps));
   }
 
-  Buffer c, d, e, b, p, g, w, dt;  // as in RecurrenceTask
+  size_t state_bytes() const override {
+    return static_cast<size_t>(InputsAt() + int64_t{chunk_} * spec().num_inputs) * sizeof(float);
+  }
+  size_t bytes() const override {
+    return taps_.bytes() + out_.bytes() + in_.bytes() + carry_.bytes();
+  }
 
  private:
-  int modes_;
+  // What prompts have of chunks whose states fit into the scratch.
+  struct Round {
+    std::vector<cuda::ChunkPiece> chunks;
+    std::vector<cuda::ChunkPiece> ends;  // pieces up to a block's end
+    std::vector<cuda::CarryRow> rows;
+    size_t chunks_at = 0, ends_at = 0, rows_at = 0;
+    int64_t places = 0;
+  };
+
+  int OutputBlock() const { return spec().outputs == SsmOutputs::kEveryToken ? 1 : spec().block; }
+  int64_t PlaceFloats() const { return int64_t{reals_} * spec().num_features(); }
+  size_t PlaceBytes() const { return static_cast<size_t>(PlaceFloats()) * sizeof(float); }
+  // A chunk has one for its start and one for its end, which is the next one's.
+  int64_t NumPlaces() const {
+    return std::max<int64_t>(2, std::min(kScratchTokens / chunk_ + kMorePlaces,
+                                         static_cast<int64_t>(kMostScratchBytes / PlaceBytes())));
+  }
+  int64_t InputsAt() const { return (dplr_ ? 2 : 1) * PlaceFloats(); }
+  float* InputsOf(const Row& row, const PoolView& state) const {
+    return state.slot<float>(row.slot) + InputsAt();
+  }
+  // X at the start of the chunk of `position`.
+  float* StateAt(const Row& row, const PoolView& state, int64_t position) const {
+    return state.slot<float>(row.slot) + (dplr_ ? position / chunk_ % 2 * PlaceFloats() : 0);
+  }
+
+  cuda::ChunkPiece DecodePiece(const Row& row, const PoolView& state, int& outputs) const {
+    const auto index = static_cast<int>(row.position % chunk_);
+    const bool ends = index == chunk_ - 1;
+    return {.inputs = InputsOf(row, state),
+            .x = StateAt(row, state, row.position),
+            .next = ends ? StateAt(row, state, row.position + 1) : nullptr,
+            .token = row.begin,
+            .first = index,
+            .end = index + 1,
+            .output = NumOutputs(row, OutputBlock()) > 0 ? outputs++ : -1,
+            .keep = !ends};
+  }
+
+  void AddPrompt(const Row& row, const PoolView& state, float* scratch, int& outputs,
+                 std::vector<Round>& rounds, std::vector<cuda::ChunkPiece>& steps) const {
+    const bool every_token = spec().outputs == SsmOutputs::kEveryToken;
+    for (int t = row.begin; t < row.end;) {
+      if (rounds.empty() || rounds.back().places + 2 > NumPlaces()) rounds.emplace_back();
+      Round& round = rounds.back();
+      const auto position = [&] { return row.position + (t - row.begin); };
+      cuda::CarryRow carry = {.from = StateAt(row, state, position()),
+                              .to = nullptr,
+                              .places = scratch + round.places * PlaceFloats(),
+                              .chunks = 0};
+      while (t < row.end && round.places + carry.chunks + 2 <= NumPlaces()) {
+        const auto first = static_cast<int>(position() % chunk_);
+        const int end = std::min(chunk_, first + (row.end - t));
+        float* const x = carry.places + carry.chunks * PlaceFloats();
+        const cuda::ChunkPiece piece = {.inputs = InputsOf(row, state),
+                                        .x = x,
+                                        .next = end == chunk_ ? x + PlaceFloats() : nullptr,
+                                        .token = t,
+                                        .first = first,
+                                        .end = end,
+                                        .output = every_token ? outputs + end - first - 1 : -1,
+                                        .keep = false};
+        round.chunks.push_back(piece);
+        if (every_token) {
+          outputs += end - first;
+        } else {
+          AddBlockEnds(piece, position() - first, outputs, round.ends);
+        }
+        if (end == chunk_) {
+          ++carry.chunks;
+        } else {
+          steps.push_back(piece);
+          steps.back().output = -1;
+          steps.back().keep = true;
+        }
+        t += end - first;
+      }
+      carry.to = StateAt(row, state, position());
+      round.rows.push_back(carry);
+      round.places += carry.chunks + 1;
+    }
+  }
+
+  // Of the tokens of a piece whose chunk begins at `start`.
+  void AddBlockEnds(const cuda::ChunkPiece& piece, int64_t start, int& outputs,
+                    std::vector<cuda::ChunkPiece>& ends) const {
+    for (int i = piece.first; i < piece.end; ++i) {
+      if ((start + i) % spec().block != spec().block - 1) continue;
+      ends.push_back(piece);
+      ends.back().next = nullptr;
+      ends.back().end = i + 1;
+      ends.back().output = outputs++;
+    }
+  }
+
   bool dplr_;
+  int chunk_;
+  int reals_;
+  Buffer taps_, out_, in_, carry_;  // as in RecurrenceTask
 };
 
 }  // namespace
@@ -94,10 +252,7 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaSsm(CudaDevice& device,
                                                         const SsmParameters& parameters) {
   auto weights =
       std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1), /*dplr=*/false);
-  BST_ASSIGN_OR_RETURN(weights->e, UploadFloats(device, parameters.a_minus_one));
-  BST_ASSIGN_OR_RETURN(weights->b, UploadFloats(device, parameters.b));
-  BST_ASSIGN_OR_RETURN(weights->c, UploadFloats(device, parameters.c));
-  BST_ASSIGN_OR_RETURN(weights->d, UploadFloats(device, parameters.d));
+  BST_RETURN_IF_ERROR(weights->Pack(device, DiagonalTables(parameters)));
   return weights;
 }
 
@@ -105,21 +260,20 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaDplr(CudaDevice& device,
                                                          const DplrParameters& parameters) {
   auto weights =
       std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1), /*dplr=*/true);
-  BST_ASSIGN_OR_RETURN(weights->e, UploadFloats(device, parameters.dt_lambda));
-  BST_ASSIGN_OR_RETURN(weights->b, UploadFloats(device, parameters.dt_b));
-  BST_ASSIGN_OR_RETURN(weights->p, UploadFloats(device, parameters.p));
-  BST_ASSIGN_OR_RETURN(weights->g, UploadFloats(device, parameters.g));
-  BST_ASSIGN_OR_RETURN(weights->w, UploadFloats(device, parameters.w));
-  BST_ASSIGN_OR_RETURN(weights->c, UploadFloats(device, parameters.c));
-  BST_ASSIGN_OR_RETURN(weights->dt, UploadFloats(device, parameters.dt));
-  BST_ASSIGN_OR_RETURN(weights->d, UploadFloats(device, parameters.d));
+  BST_RETURN_IF_ERROR(weights->Pack(device, DplrTables(parameters)));
   return weights;
 }
 
 void CudaScan::Run(CudaDevice& device, TensorView v, absl::Span<const Row> rows,
                    PoolView state) const {
   BST_CHECK(v.dim(1) == 2 * modes_, "columns ", v.dim(1), ", modes ", modes_);
-  const std::vector<cuda::SequenceRow> places = SequenceRows(rows, state, 1);
+  std::vector<cuda::SequenceRow> places;
+  for (const Row& row : rows) {
+    places.push_back({.state = state.slot<std::byte>(row.slot),
+                      .position = row.position,
+                      .begin = row.begin,
+                      .end = row.end});
+  }
   cuda::Scan(device.stream(), {.v = ToMatrix(v),
                                .rows = device.Stage(absl::MakeConstSpan(places)),
                                .e = static_cast<const float*>(e_.data()),

@@ -59,7 +59,7 @@ class CudaContext : public ContextWeights {
   Buffer scale_;
 };
 
-// What Backend::Ssm runs, whatever the kind of weights. State of the recurrences: [C D, modes, 2];
+// What Backend::Ssm runs, whatever the kind of weights. State of the recurrences: cuda_sequence.cc;
 // of convolutions: cuda_convolution.cc.
 class CudaSequence : public SsmWeights {
  public:

@@ -2,9 +2,9 @@
 // file per group; everything in it runs on the device.
 //
 // Pointers are to device memory unless they say otherwise. A task with zero rows enqueues nothing.
-// Batch law   Each output is computed by one fixed sequence of operations: nothing here splits work
-//             by the number of rows but Linear, whose kernels for few and for many add in the same
-//             order.
+// Batch law   Each output is computed by one fixed sequence of operations. Linear has kernels for
+//             few and for many rows, recurrences for one token and for more of them: they add in
+//             the same order.
 // Tested by   tests/engine/backend (emulated), tests/engine/backend/cuda
 #pragma once
 
@@ -212,23 +212,52 @@ struct SequenceRow {
   void* state;
   int64_t position;
   int begin, end;
-  int first_output;  // row of y
 };
-// Diagonal and DPLR recurrences; complex numbers are pairs.
+// Recurrences (ssm.h) go by chunks: T inputs from a multiple of T in the document on, wherever
+// steps cut it. The state X is 2 M reals, real and imaginary part of each mode in turn; with X at a
+// chunk's start and u[0 .. T - 1] its inputs
+//   y[i] = sum_{j <= i} taps[i - j] u[j] + sum_k out[i][k] X[k]
+//   X   += (carry X + S),  S[k] = sum_j in[j][k] u[j]                    at the chunk's end
+// Each sum is made by fmaf in this order, from 0; carry X from S. What makes an output, or a state,
+// is then the same sequence of operations in every launch below.
+constexpr int kDiagonalChunk = 16;  // T
+constexpr int kDplrChunk = 32;
+// The tokens that a step has of one chunk of a row.
+struct ChunkPiece {
+  float* inputs;   // [T, D], of the slot: those of the chunk before the step are there
+  const float* x;  // [2 M, C D], at the chunk's start
+  float* next;     // the same at its end; null: the piece does not complete it
+  int token;       // packed, the first of the piece
+  int first, end;  // which of the chunk they are
+  int output;      // row of y of the last of them; -1: it has none
+  bool keep;       // its inputs go to `inputs`
+};
+// A row's way through complete chunks.
+struct CarryRow {
+  const float* from;  // [2 M, C D], X at the start of its first chunk
+  float* to;          // X of the chunk that it stands in after them
+  float* places;      // [chunks + 1, 2 M, C D]; in: S of chunk c at c + 1; out: X of chunk c at c
+  int64_t chunks;
+};
 struct RecurrenceTask {
   Matrix u, y;
-  const SequenceRow* rows;
-  const float* c;          // [features, modes, 2]
-  const float* d;          // [features]
-  const float* e;          // diagonal: A - 1; DPLR: dt lambda
-  const float* b;          // DPLR: dt b
-  const float *p, *g, *w;  // DPLR
-  const float* dt;         // DPLR, [features]
-  int num_rows, inputs, features, modes;
-  int block;  // an output where position mod block is block - 1; 1: everywhere
+  const ChunkPiece* pieces;
+  const CarryRow* rows;
+  const float* taps;   // [T, C D], D u included
+  const float* out;    // [T, 2 M, C D]
+  const float* in;     // [T, 2 M, C D]
+  const float* carry;  // diagonal: A^T - 1, [2 M, C D]; DPLR: its matrix, [2 M, 2 M, C D]
+  int num_pieces, num_rows, inputs, features;
+  int reals;  // 2 M
+  int chunk;  // T
 };
-void Diagonal(Stream& stream, const RecurrenceTask& task);
-void Dplr(Stream& stream, const RecurrenceTask& task);
+// S of the pieces that complete their chunk, to their `next`.
+void ChunkSums(Stream& stream, const RecurrenceTask& task);
+void Carry(Stream& stream, bool dplr, const RecurrenceTask& task);
+// An output of every token.
+void ChunkOutputs(Stream& stream, bool dplr, const RecurrenceTask& task);
+// Each piece by itself: an output, inputs to keep, the chunk's end.
+void ChunkSteps(Stream& stream, bool dplr, const RecurrenceTask& task);
 
 struct ScanTask {
   Matrix v;

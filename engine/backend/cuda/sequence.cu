@@ -1,8 +1,6 @@
-// The recurrences and the shared scan. A recurrence walks along its row's
-// tokens; the modes of a feature lie in neighbouring lanes (a power of two of them, each lane
-// taking every lanes-th mode), so that decode and prompt do the same operations in the same order.
-// Bound by the chain of a token's update along the row: state and weights of a lane's first modes
-// are in registers.
+// The recurrences, by chunks (kernels.h), and the shared scan. Neighbouring threads have
+// neighbouring features, which all tables and states are laid out for; what a thread reads of a
+// table serves several chunks, or lies in registers.
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
@@ -11,201 +9,412 @@ namespace bst::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+
+BST_HOST_DEVICE constexpr int DividedUp(int a, int b) { return (a + b - 1) / b; }
 
 struct Complex {
   float re, im;
 };
 
-BST_DEVICE Complex At(const float* pairs, int64_t i) { return {pairs[2 * i], pairs[2 * i + 1]}; }
-BST_DEVICE void Put(float* pairs, int64_t i, Complex x) {
-  pairs[2 * i] = x.re;
-  pairs[2 * i + 1] = x.im;
-}
 // sum + a b
 BST_DEVICE Complex MultiplyAdd(Complex a, Complex b, Complex sum) {
   return {fmaf(a.re, b.re, fmaf(-a.im, b.im, sum.re)), fmaf(a.re, b.im, fmaf(a.im, b.re, sum.im))};
 }
-// sum + Re(a b)
-BST_DEVICE float RealMultiplyAdd(Complex a, Complex b, float sum) {
-  return fmaf(a.re, b.re, fmaf(-a.im, b.im, sum));
+
+// Input `index` < piece.end of a chunk.
+BST_DEVICE float InputOf(const RecurrenceTask& task, const ChunkPiece& piece, int index,
+                         int input) {
+  if (index < piece.first) return piece.inputs[index * task.inputs + input];
+  return task.u.data[(piece.token + (index - piece.first)) * task.u.stride + input];
 }
 
-BST_DEVICE int LanesPerFeature(int modes) {
-  int lanes = 1;
-  while (lanes < modes && lanes < kWarp) lanes *= 2;
-  return lanes;
-}
-
-// What a thread of a recurrence has: a feature of a row, and of its modes every lanes-th.
-struct Place {
-  int lanes, lane;
-  bool inside;  // the feature exists; all lanes of a warp take part in its sums
-  int feature;
-  SequenceRow row;
-};
-BST_DEVICE Place PlaceOf(const RecurrenceTask& task) {
-  const int lanes = LanesPerFeature(task.modes);
-  const int feature = BlockX() * (kThreads / lanes) + ThreadX() / lanes;
-  const bool inside = feature < task.features;
-  return {lanes, ThreadX() % lanes, inside, inside ? feature : 0, task.rows[BlockY()]};
-}
-
-// y of the token after its update, if the token has an output.
-BST_DEVICE void Output(const RecurrenceTask& task, const Place& at, int64_t position, float part,
-                       float u, int& output) {
-  if (position % task.block != task.block - 1) return;
-  const float sum = SumLanes(part, at.lanes);
-  if (at.inside && at.lane == 0) {
-    task.y.data[output * task.y.stride + at.feature] = fmaf(task.d[at.feature], u, 2.0f * sum);
+// sums[k][p] = S[real + k] of *pieces[p], which may be null.
+template <int kReals, int kPieces>
+BST_DEVICE void SumChunks(const RecurrenceTask& task, const ChunkPiece* const (&pieces)[kPieces],
+                          int real, int feature, float (&sums)[kReals][kPieces]) {
+  const int input = feature % task.inputs;
+  const int64_t features = task.features;
+  BST_UNROLL
+  for (int k = 0; k < kReals; ++k) {
+    BST_UNROLL
+    for (int p = 0; p < kPieces; ++p) sums[k][p] = 0.0f;
   }
-  ++output;
+  const float* weights = task.in + real * features + feature;
+  for (int j = 0; j < task.chunk; ++j, weights += task.reals * features) {
+    float u[kPieces];
+    BST_UNROLL
+    for (int p = 0; p < kPieces; ++p)
+      u[p] = pieces[p] == nullptr ? 0.0f : InputOf(task, *pieces[p], j, input);
+    BST_UNROLL
+    for (int k = 0; k < kReals; ++k) {
+      const float weight = real + k < task.reals ? weights[k * features] : 0.0f;
+      BST_UNROLL
+      for (int p = 0; p < kPieces; ++p) sums[k][p] = fmaf(weight, u[p], sums[k][p]);
+    }
+  }
 }
 
-// Of a lane's modes the first ones stay in registers along the row, the others in memory.
-constexpr int kHeld = 2;
+// y of one token of a chunk.
+BST_DEVICE float OutputOf(const RecurrenceTask& task, const ChunkPiece& piece, int index,
+                          int feature) {
+  const int input = feature % task.inputs;
+  const int64_t features = task.features;
+  float sum = 0.0f;
+  for (int j = 0; j <= index; ++j)
+    sum = fmaf(task.taps[(index - j) * features + feature], InputOf(task, piece, j, input), sum);
+  const float* const out = task.out + index * task.reals * features + feature;
+  for (int k = 0; k < task.reals; ++k)
+    sum = fmaf(out[k * features], piece.x[k * features + feature], sum);
+  return sum;
+}
 
-BST_DEVICE Complex DiagonalStep(Complex e, Complex b, Complex x, float u) {
-  const Complex step = MultiplyAdd(e, x, {b.re * u, b.im * u});
+// The end of a chunk for one mode.
+BST_DEVICE Complex CarryMode(Complex a_minus_one, Complex x, Complex s) {
+  const Complex step = MultiplyAdd(a_minus_one, x, s);
   return {x.re + step.re, x.im + step.im};
 }
 
-struct DplrMode {
-  Complex e, b, p, w, g, c;
-};
-// v of ssm.h; factor is -dt s.
-BST_DEVICE Complex DplrInput(const DplrMode& mode, Complex x, float factor, float u) {
-  return MultiplyAdd(
-      mode.e, x, {fmaf(mode.p.re, factor, mode.b.re * u), fmaf(mode.p.im, factor, mode.b.im * u)});
+// The end of a chunk for one real: S and the other reals of X, a few of them on their way at once.
+BST_DEVICE float CarryReal(const RecurrenceTask& task, const float* x, float s, int real,
+                           int feature) {
+  constexpr int kAtOnce = 8;
+  const int64_t features = task.features;
+  const float* const row = task.carry + real * task.reals * features + feature;
+  for (int first = 0; first < task.reals; first += kAtOnce) {
+    float weight[kAtOnce], factor[kAtOnce];
+    BST_UNROLL
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k >= task.reals) continue;
+      weight[k] = row[(first + k) * features];
+      factor[k] = x[(first + k) * features + feature];
+    }
+    BST_UNROLL
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k < task.reals) s = fmaf(weight[k], factor[k], s);
+    }
+  }
+  return x[real * features + feature] + s;
 }
-BST_DEVICE Complex DplrStep(const DplrMode& mode, Complex v, float r, Complex x) {
-  return MultiplyAdd(mode.g, {fmaf(-mode.p.re, r, v.re), fmaf(-mode.p.im, r, v.im)}, x);
+
+// ---- Prompts: a chunk after the other only where its state is carried on
+
+constexpr int kSumReals = 8;   // of a thread
+constexpr int kSumPieces = 4;  // likewise
+
+}  // namespace
+
+BST_KERNEL void BST_BOUNDS(256, 3) bst_chunk_sums(RecurrenceTask task) {
+  const int feature = BlockX() * kWarp + ThreadX() % kWarp;
+  if (feature >= task.features) return;
+  const int tiles = DividedUp(task.reals, kSumReals);
+  const int real = BlockY() % tiles * kSumReals;
+  const int first = (BlockY() / tiles * kWarps + ThreadX() / kWarp) * kSumPieces;
+  const ChunkPiece* pieces[kSumPieces];
+  bool any = false;
+  BST_UNROLL
+  for (int p = 0; p < kSumPieces; ++p) {
+    const ChunkPiece* const piece = task.pieces + first + p;
+    pieces[p] = first + p < task.num_pieces && piece->next != nullptr ? piece : nullptr;
+    any = any || pieces[p] != nullptr;
+  }
+  if (!any) return;
+  float sums[kSumReals][kSumPieces];
+  SumChunks(task, pieces, real, feature, sums);
+  BST_UNROLL
+  for (int p = 0; p < kSumPieces; ++p) {
+    if (pieces[p] == nullptr) continue;
+    BST_UNROLL
+    for (int k = 0; k < kSumReals; ++k) {
+      if (real + k < task.reals)
+        pieces[p]->next[(real + k) * int64_t{task.features} + feature] = sums[k][p];
+    }
+  }
+}
+
+// A thread has a mode of a feature. The sums of some chunks are on their way at once.
+BST_KERNEL void BST_BOUNDS(256, 4) bst_diagonal_carry(RecurrenceTask task) {
+  constexpr int kAtOnce = 8;
+  const int columns = DividedUp(task.features, kWarp);
+  const int feature = BlockX() % columns * kWarp + ThreadX() % kWarp;
+  const int mode = BlockX() / columns * kWarps + ThreadX() / kWarp;
+  if (feature >= task.features || 2 * mode >= task.reals) return;
+  const CarryRow row = task.rows[BlockY()];
+  const int64_t re = int64_t{2} * mode * task.features + feature, im = re + task.features;
+  const int64_t place = int64_t{task.reals} * task.features;
+  const Complex a_minus_one = {task.carry[re], task.carry[im]};
+  Complex x = {row.from[re], row.from[im]};
+  float* at = row.places;
+  at[re] = x.re;
+  at[im] = x.im;
+  for (int64_t left = row.chunks; left > 0; left -= kAtOnce) {
+    Complex s[kAtOnce];
+    BST_UNROLL
+    for (int c = 0; c < kAtOnce; ++c) {
+      if (c >= left) continue;
+      const float* const sums = at + (c + 1) * place;
+      s[c] = {sums[re], sums[im]};
+    }
+    BST_UNROLL
+    for (int c = 0; c < kAtOnce; ++c) {
+      if (c >= left) continue;
+      x = CarryMode(a_minus_one, x, s[c]);
+      at += place;
+      at[re] = x.re;
+      at[im] = x.im;
+    }
+  }
+  row.to[re] = x.re;
+  row.to[im] = x.im;
+}
+
+namespace {
+
+constexpr int kCarryThreads = 512;
+constexpr int kHeldReals = 64;  // up to so many a thread holds its row of the matrix in registers
+
+struct alignas(16) FourReals {
+  float value[4];
+};
+
+// Threads of one feature: a power of two, one per real.
+BST_HOST_DEVICE constexpr int CarryLanes(int reals) {
+  int lanes = 4;
+  while (lanes < reals && lanes < kHeldReals) lanes *= 2;
+  return lanes;
+}
+
+// Each thread has one real of X and its row of the matrix; X goes round in shared memory, in two
+// copies in turn.
+BST_DEVICE void CarryHeld(const RecurrenceTask& task, const CarryRow& row, int lanes, int real,
+                          int feature) {
+  constexpr int kFours = kCarryThreads / 4 + kCarryThreads / 4;  // at most; one in each row is free
+  BST_SHARED(FourReals, shared, 2 * kFours);
+  const bool inside = feature < task.features && real < task.reals;
+  const int64_t features = task.features, place = task.reals * features;
+  const int64_t mine = inside ? real * features + feature : 0;
+  // What lies beyond the reals changes no bit: -0 times 0 is added there.
+  float weights[kHeldReals];
+  BST_UNROLL
+  for (int k = 0; k < kHeldReals; ++k) {
+    weights[k] = inside && k < task.reals
+                     ? task.carry[(int64_t{real} * task.reals + k) * features + feature]
+                     : -0.0f;
+  }
+  FourReals* const all = shared + ThreadX() % (kCarryThreads / lanes) * (lanes / 4 + 1);
+  float* const own = all[real / 4].value + real % 4;
+  float x = inside ? row.from[mine] : 0.0f;
+  *own = x;
+  if (inside) row.places[mine] = x;
+  float s = inside && row.chunks > 0 ? row.places[place + mine] : 0.0f;
+  SyncThreads();
+  for (int64_t c = 1; c <= row.chunks; ++c) {
+    float sum = s;
+    if (inside && c < row.chunks) s = row.places[(c + 1) * place + mine];
+    const int now = c % 2 == 1 ? 0 : kFours, then = kFours - now;
+    BST_UNROLL
+    for (int q = 0; q < kHeldReals / 4; ++q) {
+      if (4 * q >= lanes) break;
+      const FourReals four = all[now + q];
+      BST_UNROLL
+      for (int k = 0; k < 4; ++k) sum = fmaf(weights[4 * q + k], four.value[k], sum);
+    }
+    if (inside) {
+      x += sum;
+      row.places[c * place + mine] = x;
+    }
+    own[4 * then] = x;
+    SyncThreads();
+  }
+  if (inside) row.to[mine] = x;
+}
+
+// More reals than registers hold: X goes round in device memory.
+BST_DEVICE void CarryStreamed(const RecurrenceTask& task, const CarryRow& row, int lanes, int lane,
+                              int feature) {
+  const int64_t features = task.features, place = task.reals * features;
+  const int reals = feature < task.features ? task.reals : 0;
+  for (int k = lane; k < reals; k += lanes)
+    row.places[k * features + feature] = row.from[k * features + feature];
+  SyncThreads();
+  for (int64_t c = 0; c < row.chunks; ++c) {
+    const float* const x = row.places + c * place;
+    for (int k = lane; k < reals; k += lanes) {
+      float* const next = row.places + (c + 1) * place + k * features + feature;
+      *next = CarryReal(task, x, *next, k, feature);
+    }
+    SyncThreads();
+  }
+  for (int k = lane; k < reals; k += lanes)
+    row.to[k * features + feature] = row.places[row.chunks * place + k * features + feature];
 }
 
 }  // namespace
 
-BST_KERNEL void BST_BOUNDS(256, 2) bst_diagonal(RecurrenceTask task) {
-  const Place at = PlaceOf(task);
-  const int64_t first = static_cast<int64_t>(at.feature) * task.modes;
-  float* states = static_cast<float*>(at.row.state);
-  const auto held_mode = [&](int i) { return at.lane + i * at.lanes; };
-  const auto has_held = [&](int i) { return at.inside && held_mode(i) < task.modes; };
-  Complex x[kHeld] = {}, e[kHeld] = {}, b[kHeld] = {}, c[kHeld] = {};
-  BST_UNROLL
-  for (int i = 0; i < kHeld; ++i) {
-    if (!has_held(i)) continue;
-    const int64_t place = first + held_mode(i);
-    x[i] = At(states, place);
-    e[i] = At(task.e, place);
-    b[i] = At(task.b, place);
-    c[i] = At(task.c, place);
-  }
-  int output = at.row.first_output;
-  const float* u_column = task.u.data + at.feature % task.inputs;
-  float next_u = u_column[at.row.begin * task.u.stride];
-  for (int t = at.row.begin; t < at.row.end; ++t) {
-    const float u = next_u;
-    if (t + 1 < at.row.end) next_u = u_column[(t + 1) * task.u.stride];
-    float part = 0.0f;
-    BST_UNROLL
-    for (int i = 0; i < kHeld; ++i) {
-      if (!has_held(i)) continue;
-      x[i] = DiagonalStep(e[i], b[i], x[i], u);
-      part = RealMultiplyAdd(c[i], x[i], part);
-    }
-    if (at.inside) {
-      for (int m = held_mode(kHeld); m < task.modes; m += at.lanes) {
-        const int64_t place = first + m;
-        const Complex next =
-            DiagonalStep(At(task.e, place), At(task.b, place), At(states, place), u);
-        Put(states, place, next);
-        part = RealMultiplyAdd(At(task.c, place), next, part);
-      }
-    }
-    Output(task, at, at.row.position + (t - at.row.begin), part, u, output);
-  }
-  BST_UNROLL
-  for (int i = 0; i < kHeld; ++i) {
-    if (has_held(i)) Put(states, first + held_mode(i), x[i]);
+BST_KERNEL void BST_BOUNDS(512, 1) bst_dplr_carry(RecurrenceTask task) {
+  const int lanes = CarryLanes(task.reals);
+  const int features = kCarryThreads / lanes;  // of a block
+  const int feature = BlockX() * features + ThreadX() % features;
+  const int lane = ThreadX() / features;
+  const CarryRow row = task.rows[BlockY()];
+  if (task.reals <= kHeldReals) {
+    CarryHeld(task, row, lanes, lane, feature);
+  } else {
+    CarryStreamed(task, row, lanes, lane, feature);
   }
 }
 
-// See ssm.h for the formulas.
-BST_KERNEL void BST_BOUNDS(256, 2) bst_dplr(RecurrenceTask task) {
-  const Place at = PlaceOf(task);
-  const int64_t first = static_cast<int64_t>(at.feature) * task.modes;
-  const float dt = task.dt[at.feature];
-  float* states = static_cast<float*>(at.row.state);
-  const auto held_mode = [&](int i) { return at.lane + i * at.lanes; };
-  const auto has_held = [&](int i) { return at.inside && held_mode(i) < task.modes; };
-  const auto mode_at = [&](int64_t place) {
-    return DplrMode{At(task.e, place), At(task.b, place), At(task.p, place),
-                    At(task.w, place), At(task.g, place), At(task.c, place)};
-  };
-  DplrMode held[kHeld] = {};
-  Complex x[kHeld] = {}, v[kHeld] = {};
-  BST_UNROLL
-  for (int i = 0; i < kHeld; ++i) {
-    if (!has_held(i)) continue;
-    held[i] = mode_at(first + held_mode(i));
-    x[i] = At(states, first + held_mode(i));
+namespace {
+
+// All outputs of kPieces pieces: each weight is read once for them all.
+template <int kChunk, int kPieces>
+BST_DEVICE void OutputsOfPieces(const RecurrenceTask& task) {
+  const int feature = BlockX() * kWarp + ThreadX() % kWarp;
+  const int first = (BlockY() * kWarps + ThreadX() / kWarp) * kPieces;
+  if (feature >= task.features || first >= task.num_pieces) return;
+  const ChunkPiece* const pieces = task.pieces + first;
+  const int count = task.num_pieces - first;
+  const int input = feature % task.inputs;
+  const int64_t features = task.features;
+  float sums[kChunk][kPieces] = {};
+  {
+    float taps[kChunk];
+    BST_UNROLL
+    for (int i = 0; i < kChunk; ++i) taps[i] = task.taps[i * features + feature];
+    BST_UNROLL
+    for (int j = 0; j < kChunk; ++j) {
+      BST_UNROLL
+      for (int p = 0; p < kPieces; ++p) {
+        const bool there = p < count && j < pieces[p].end;
+        const float u = there ? InputOf(task, pieces[p], j, input) : 0.0f;
+        BST_UNROLL
+        for (int i = j; i < kChunk; ++i) sums[i][p] = fmaf(taps[i - j], u, sums[i][p]);
+      }
+    }
   }
-  int output = at.row.first_output;
-  for (int t = at.row.begin; t < at.row.end; ++t) {
-    const float u = task.u.data[t * task.u.stride + at.feature % task.inputs];
-    float s = 0.0f, r = 0.0f, part = 0.0f;
+  const float* out = task.out + feature;
+  for (int k = 0; k < task.reals; ++k, out += features) {
+    float x[kPieces];
     BST_UNROLL
-    for (int i = 0; i < kHeld; ++i) {
-      if (has_held(i)) s = RealMultiplyAdd({held[i].p.re, -held[i].p.im}, x[i], s);
-    }
-    if (at.inside) {
-      for (int m = held_mode(kHeld); m < task.modes; m += at.lanes) {
-        const Complex p = At(task.p, first + m);
-        s = RealMultiplyAdd({p.re, -p.im}, At(states, first + m), s);
-      }
-    }
-    const float factor = -dt * (2.0f * SumLanes(s, at.lanes));
+    for (int p = 0; p < kPieces; ++p) x[p] = p < count ? pieces[p].x[k * features + feature] : 0.0f;
     BST_UNROLL
-    for (int i = 0; i < kHeld; ++i) {
-      if (!has_held(i)) continue;
-      v[i] = DplrInput(held[i], x[i], factor, u);
-      r = RealMultiplyAdd(held[i].w, v[i], r);
+    for (int i = 0; i < kChunk; ++i) {
+      const float weight = out[i * task.reals * features];
+      BST_UNROLL
+      for (int p = 0; p < kPieces; ++p) sums[i][p] = fmaf(weight, x[p], sums[i][p]);
     }
-    if (at.inside) {
-      for (int m = held_mode(kHeld); m < task.modes; m += at.lanes) {
-        const DplrMode mode = mode_at(first + m);
-        r = RealMultiplyAdd(mode.w, DplrInput(mode, At(states, first + m), factor, u), r);
-      }
-    }
-    r = 2.0f * SumLanes(r, at.lanes);
-    BST_UNROLL
-    for (int i = 0; i < kHeld; ++i) {
-      if (!has_held(i)) continue;
-      x[i] = DplrStep(held[i], v[i], r, x[i]);
-      part = RealMultiplyAdd(held[i].c, x[i], part);
-    }
-    if (at.inside) {
-      for (int m = held_mode(kHeld); m < task.modes; m += at.lanes) {
-        const DplrMode mode = mode_at(first + m);
-        const Complex old = At(states, first + m);
-        const Complex next = DplrStep(mode, DplrInput(mode, old, factor, u), r, old);
-        Put(states, first + m, next);
-        part = RealMultiplyAdd(mode.c, next, part);
-      }
-    }
-    Output(task, at, at.row.position + (t - at.row.begin), part, u, output);
   }
   BST_UNROLL
-  for (int i = 0; i < kHeld; ++i) {
-    if (has_held(i)) Put(states, first + held_mode(i), x[i]);
+  for (int p = 0; p < kPieces; ++p) {
+    if (p >= count) continue;
+    const ChunkPiece piece = pieces[p];
+    BST_UNROLL
+    for (int i = 0; i < kChunk; ++i) {
+      if (i < piece.first || i >= piece.end) continue;
+      task.y.data[(piece.output - (piece.end - 1 - i)) * task.y.stride + feature] = sums[i][p];
+    }
   }
 }
+
+constexpr int kDiagonalPieces = 4;  // of a thread: with T they make 64 sums
+constexpr int kDplrPieces = 2;
+
+}  // namespace
+
+BST_KERNEL void BST_BOUNDS(256, 2) bst_diagonal_outputs(RecurrenceTask task) {
+  OutputsOfPieces<kDiagonalChunk, kDiagonalPieces>(task);
+}
+BST_KERNEL void BST_BOUNDS(256, 2) bst_dplr_outputs(RecurrenceTask task) {
+  OutputsOfPieces<kDplrChunk, kDplrPieces>(task);
+}
+
+// ---- Decoding: a launch for all of it
+
+namespace {
+
+constexpr int kStepThreads = 512;
+constexpr int kStepWarps = kStepThreads / kWarp;
+constexpr int kStepPieces = 4;  // that end a chunk, at once: each weight is read once for them
+
+BST_DEVICE int LowestBit(uint32_t bits) {
+  int bit = 0;
+  while ((bits >> bit & 1) == 0) ++bit;
+  return bit;
+}
+
+// A warp has a piece; then they share the reals of those that end a chunk.
+template <bool kDplr>
+BST_DEVICE void Step(const RecurrenceTask& task) {
+  const int warp = ThreadX() / kWarp, lane = ThreadX() % kWarp;
+  const int feature = BlockX() * kWarp + lane;
+  const bool inside = feature < task.features;
+  const ChunkPiece* const pieces = task.pieces + BlockY() * kStepWarps;
+  const int left = task.num_pieces - BlockY() * kStepWarps;
+  const int count = left < kStepWarps ? left : kStepWarps;
+  if (inside && warp < count) {
+    const ChunkPiece piece = pieces[warp];
+    if (piece.output >= 0) {
+      task.y.data[piece.output * task.y.stride + feature] =
+          OutputOf(task, piece, piece.end - 1, feature);
+    }
+    if (piece.keep && feature < task.inputs) {
+      for (int i = piece.first; i < piece.end; ++i)
+        piece.inputs[i * task.inputs + feature] = InputOf(task, piece, i, feature);
+    }
+  }
+  SyncThreads();  // `next` may be `x`
+  uint32_t ends = Ballot(lane < count && pieces[lane].next != nullptr);
+  const int64_t features = task.features;
+  while (ends != 0) {
+    const ChunkPiece* group[kStepPieces];
+    BST_UNROLL
+    for (int p = 0; p < kStepPieces; ++p) {
+      group[p] = ends == 0 ? nullptr : pieces + LowestBit(ends);
+      ends &= ends - 1;
+    }
+    if (!inside) continue;
+    if constexpr (kDplr) {
+      for (int real = warp; real < task.reals; real += kStepWarps) {
+        float s[1][kStepPieces];
+        SumChunks(task, group, real, feature, s);
+        BST_UNROLL
+        for (int p = 0; p < kStepPieces; ++p) {
+          if (group[p] == nullptr) continue;
+          group[p]->next[real * features + feature] =
+              CarryReal(task, group[p]->x, s[0][p], real, feature);
+        }
+      }
+    } else {
+      for (int real = 2 * warp; real < task.reals; real += 2 * kStepWarps) {
+        const int64_t re = real * features + feature, im = re + features;
+        const Complex a_minus_one = {task.carry[re], task.carry[im]};
+        float s[2][kStepPieces];
+        SumChunks(task, group, real, feature, s);
+        BST_UNROLL
+        for (int p = 0; p < kStepPieces; ++p) {
+          if (group[p] == nullptr) continue;
+          const float* const old = group[p]->x;
+          const Complex x = CarryMode(a_minus_one, {old[re], old[im]}, {s[0][p], s[1][p]});
+          group[p]->next[re] = x.re;
+          group[p]->next[im] = x.im;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+BST_KERNEL void BST_BOUNDS(512, 2) bst_diagonal_steps(RecurrenceTask task) { Step<false>(task); }
+BST_KERNEL void BST_BOUNDS(512, 2) bst_dplr_steps(RecurrenceTask task) { Step<true>(task); }
 
 BST_KERNEL void BST_BOUNDS(256, 8) bst_scan(ScanTask task) {
   const int mode = BlockX() * kThreads + ThreadX();
   if (mode >= task.modes) return;
   const SequenceRow row = task.rows[BlockY()];
-  const Complex e = At(task.e, mode);
-  Complex x = At(static_cast<const float*>(row.state), mode);
+  auto* const state = static_cast<float*>(row.state) + 2 * mode;
+  const Complex e = {task.e[2 * mode], task.e[2 * mode + 1]};
+  Complex x = {state[0], state[1]};
   for (int t = row.begin; t < row.end; ++t) {
     float* v = task.v.data + t * task.v.stride;
     const Complex step = MultiplyAdd(e, x, {v[mode], v[task.modes + mode]});
@@ -213,30 +422,63 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_scan(ScanTask task) {
     v[mode] = x.re;
     v[task.modes + mode] = x.im;
   }
-  Put(static_cast<float*>(row.state), mode, x);
+  state[0] = x.re;
+  state[1] = x.im;
 }
 
-namespace {
-
-LaunchShape RecurrenceShape(const RecurrenceTask& task) {
-  int lanes = 1;
-  while (lanes < task.modes && lanes < kWarp) lanes *= 2;
-  const int features = kThreads / lanes;  // of a block
-  return {.blocks_x = (task.features + features - 1) / features, .blocks_y = task.num_rows};
+void ChunkSums(Stream& stream, const RecurrenceTask& task) {
+  if (task.num_pieces == 0) return;
+  const LaunchShape shape = {.blocks_x = DividedUp(task.features, kWarp),
+                             .blocks_y = DividedUp(task.num_pieces, kWarps * kSumPieces) *
+                                         DividedUp(task.reals, kSumReals)};
+  BST_LAUNCH(bst_chunk_sums, shape, stream, task);
 }
 
-}  // namespace
+void Carry(Stream& stream, bool dplr, const RecurrenceTask& task) {
+  if (task.num_rows == 0) return;
+  if (dplr) {
+    const LaunchShape shape = {
+        .blocks_x = DividedUp(task.features, kCarryThreads / CarryLanes(task.reals)),
+        .blocks_y = task.num_rows,
+        .threads = kCarryThreads};
+    BST_LAUNCH(bst_dplr_carry, shape, stream, task);
+  } else {
+    const LaunchShape shape = {
+        .blocks_x = DividedUp(task.features, kWarp) * DividedUp(task.reals / 2, kWarps),
+        .blocks_y = task.num_rows};
+    BST_LAUNCH(bst_diagonal_carry, shape, stream, task);
+  }
+}
 
-void Diagonal(Stream& stream, const RecurrenceTask& task) {
-  if (task.num_rows > 0) BST_LAUNCH(bst_diagonal, RecurrenceShape(task), stream, task);
+void ChunkOutputs(Stream& stream, bool dplr, const RecurrenceTask& task) {
+  if (task.num_pieces == 0) return;
+  const LaunchShape shape = {
+      .blocks_x = DividedUp(task.features, kWarp),
+      .blocks_y = DividedUp(task.num_pieces, kWarps * (dplr ? kDplrPieces : kDiagonalPieces))};
+  if (dplr) {
+    BST_LAUNCH(bst_dplr_outputs, shape, stream, task);
+  } else {
+    BST_LAUNCH(bst_diagonal_outputs, shape, stream, task);
+  }
 }
-void Dplr(Stream& stream, const RecurrenceTask& task) {
-  if (task.num_rows > 0) BST_LAUNCH(bst_dplr, RecurrenceShape(task), stream, task);
+
+void ChunkSteps(Stream& stream, bool dplr, const RecurrenceTask& task) {
+  if (task.num_pieces == 0) return;
+  const LaunchShape shape = {.blocks_x = DividedUp(task.features, kWarp),
+                             .blocks_y = DividedUp(task.num_pieces, kStepWarps),
+                             .threads = kStepThreads};
+  if (dplr) {
+    BST_LAUNCH(bst_dplr_steps, shape, stream, task);
+  } else {
+    BST_LAUNCH(bst_diagonal_steps, shape, stream, task);
+  }
 }
+
 void Scan(Stream& stream, const ScanTask& task) {
   if (task.num_rows == 0) return;
-  const LaunchShape shape = {.blocks_x = (task.modes + kThreads - 1) / kThreads,
+  const LaunchShape shape = {.blocks_x = DividedUp(task.modes, kThreads),
                              .blocks_y = task.num_rows};
   BST_LAUNCH(bst_scan, shape, stream, task);
 }
+
 }  // namespace bst::cuda

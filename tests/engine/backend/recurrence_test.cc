@@ -1,5 +1,6 @@
 // The recurrences (ssm.h): every CPU instruction set against the reference backend over awkward
 // shapes; both against formulas of another kind in float64; and what must be the same bits.
+#include <algorithm>
 #include <cmath>
 #include <complex>
 #include <cstring>
@@ -123,8 +124,9 @@ std::vector<Matrix> Convolve(Backend& backend, Problem& problem, std::vector<Mat
                              const std::vector<int>& slots) {
   const SsmSpec& spec = problem.spec;
   const auto weights = problem.Pack(backend);
-  const Slots memory(backend, backend.SsmStateBytes(*weights), 4);
-  std::memset(memory.view().slot<std::byte>(SlotId(3)), 0x5a, memory.view().slot_bytes);
+  const SlotId spare(*std::max_element(slots.begin(), slots.end()) + 1);
+  const Slots memory(backend, backend.SsmStateBytes(*weights), spare.value() + 1);
+  std::memset(memory.view().slot<std::byte>(spare), 0x5a, memory.view().slot_bytes);
   std::vector<int64_t> positions(documents.size(), 0), written(documents.size(), 0);
   std::vector<Matrix> outputs;
   for (size_t i = 0; i < documents.size(); ++i) {
@@ -167,7 +169,7 @@ std::vector<Matrix> Convolve(Backend& backend, Problem& problem, std::vector<Mat
       positions[i] += step[i];
     }
   }
-  const std::byte* untouched = memory.view().slot<std::byte>(SlotId(3));
+  const std::byte* untouched = memory.view().slot<std::byte>(spare);
   for (size_t i = 0; i < memory.view().slot_bytes; ++i) {
     if (untouched[i] != std::byte{0x5a}) {
       ADD_FAILURE() << problem.what() << ": wrote to a slot that no row has";
@@ -272,6 +274,72 @@ TEST_P(RecurrenceTest, EveryCutAndNeighbourGivesTheSameBits) {
   }
 }
 
+// Two documents, each cut before and after every one of its tokens, never at the same place: a
+// prompt, a single token, the rest. Up to a few chunks of the CUDA backend, and modes on either
+// side of what its registers hold.
+TEST_P(RecurrenceTest, CutsAtEveryPlaceGiveTheSameBits) {
+  constexpr int kLength = 75;
+  const auto check = [&](Problem& problem) {
+    std::vector<Matrix> documents = Documents(problem, {kLength, kLength});
+    const auto run = [&](const std::vector<std::vector<int>>& steps) {
+      std::vector<Matrix> outputs = Convolve(*tested_, problem, documents, steps, {2, 0});
+      return std::vector{outputs[0].values(), outputs[1].values()};
+    };
+    const auto whole = run({{kLength, 0}, {0, kLength}});
+    for (int cut = 1; cut < kLength - 1; ++cut) {
+      const int other = kLength - 1 - cut;
+      ASSERT_EQ(run({{cut, other}, {1, 1}, {other, cut}}), whole) << problem.what() << " " << cut;
+    }
+  };
+  ForEachProblem({2}, {1, 3, 8, 32, 33}, {0, 7, 20}, check);
+}
+
+// More sequences than one block of threads decodes; of those many end a chunk at the same step.
+TEST_P(RecurrenceTest, ManyRowsDecodeTheSameBits) {
+  constexpr size_t kRows = 19;
+  constexpr int kLength = 60;
+  const auto check = [&](Problem& problem) {
+    std::vector<Matrix> documents = Documents(problem, std::vector<int>(kRows, kLength));
+    std::vector<int> slots, prompts, rest;
+    for (size_t i = 0; i < kRows; ++i) {
+      slots.push_back(static_cast<int>(kRows - i));
+      prompts.push_back(5 + static_cast<int>(i) % 3);
+      rest.push_back(kLength - 40 - prompts.back());
+    }
+    std::vector<std::vector<int>> steps(42, std::vector<int>(kRows, 1));
+    steps.front() = prompts;
+    steps.back() = rest;
+    const std::vector<std::vector<int>> together = {std::vector<int>(kRows, kLength)};
+    std::vector<Matrix> decoded = Convolve(*tested_, problem, documents, steps, slots);
+    std::vector<Matrix> whole = Convolve(*tested_, problem, documents, together, slots);
+    for (size_t i = 0; i < kRows; ++i)
+      EXPECT_EQ(decoded[i].values(), whole[i].values()) << problem.what() << " document " << i;
+  };
+  ForEachProblem({2}, {1, 8, 33}, {0, 7}, check);
+}
+
+// Steps longer than any scratch of a backend holds, of one row and of two.
+TEST_P(RecurrenceTest, LongStepsGiveTheSameBits) {
+  constexpr int kLength = 9000, kOther = 5000, kCut = 997;
+  const auto check = [&](Problem& problem) {
+    std::vector<Matrix> documents = Documents(problem, {kLength, kOther});
+    const auto run = [&](const std::vector<std::vector<int>>& steps) {
+      std::vector<Matrix> outputs = Convolve(*tested_, problem, documents, steps, {2, 0});
+      return std::vector{outputs[0].values(), outputs[1].values()};
+    };
+    std::vector<std::vector<int>> steps;
+    for (int left = kLength, other = kOther; left > 0 || other > 0;) {
+      steps.push_back({std::min(left, kCut), std::min(other, kCut - 10)});
+      left -= steps.back()[0];
+      other -= steps.back()[1];
+    }
+    const auto cut = run(steps);
+    EXPECT_EQ(run({{kLength, kOther}}), cut) << problem.what();
+    EXPECT_EQ(run({{0, kOther}, {kLength, 0}}), cut) << problem.what();
+  };
+  ForEachProblem({1}, {3}, {0, 7}, check);
+}
+
 // Changing an input leaves everything before it as it was, to the bit, and changes what follows.
 TEST_P(RecurrenceTest, IsCausal) {
   ForEachProblem({17}, {5}, {0, 16}, [&](Problem& problem) {
@@ -288,6 +356,17 @@ TEST_P(RecurrenceTest, IsCausal) {
           EXPECT_EQ(before.at(row, f), after.at(row, f)) << row << " " << f;
         } else if ((row + 1) * block <= kChanged + 16) {
           EXPECT_NE(before.at(row, f), after.at(row, f)) << row << " " << f;
+        }
+      }
+    }
+    document[0].at(kChanged, 3) = std::nanf("");
+    after = Convolve(*tested_, problem, document, {{kLength}}, {0})[0];
+    for (int row = 0; row < kLength / block; ++row) {
+      for (int f = 0; f < problem.spec.num_features(); ++f) {
+        if ((row + 1) * block > kChanged && f % 17 == 3) {
+          EXPECT_TRUE(std::isnan(after.at(row, f))) << row << " " << f;
+        } else {
+          EXPECT_EQ(before.at(row, f), after.at(row, f)) << row << " " << f;
         }
       }
     }
@@ -390,6 +469,37 @@ TEST_P(RecurrenceTest, SlowModesDoNotDrift) {
     worst = std::max(worst, std::abs(y.at(t, 0) - x.real()) / std::abs(x));
   }
   EXPECT_LT(worst, 5e-4);
+}
+
+// Likewise of S4: two modes that forget over a million tokens, and their coupling, against the
+// reference.
+TEST_P(RecurrenceTest, SlowCoupledModesDoNotDrift) {
+  constexpr int kLength = kSanitized ? 20'000 : 100'000;
+  Problem problem(true, {.num_inputs = 1, .num_filters = 1}, 2, 1);
+  const Complex z[] = {{-1e-6, 1.1e-3}, {-1e-6, -2.3e-3}}, p[] = {{1e-3, 2e-3}, {-1e-3, 1e-3}};
+  problem.dt = {1.0f};
+  problem.d = {0};
+  problem.c = {0.5f, 0, 0.5f, 0};
+  for (std::vector<float>* values :
+       {&problem.dt_lambda, &problem.dt_b, &problem.p, &problem.g, &problem.w})
+    values->clear();
+  double rho = 1;
+  for (size_t m = 0; m < 2; ++m) rho += (std::norm(p[m]) / (1.0 - z[m] / 2.0)).real();
+  for (size_t m = 0; m < 2; ++m) {
+    const Complex g = 1.0 / (1.0 - z[m] / 2.0);
+    Append(problem.dt_lambda, z[m]);
+    Append(problem.dt_b, 1.0);
+    Append(problem.p, p[m]);
+    Append(problem.g, g);
+    Append(problem.w, 0.5 * std::conj(p[m]) * g / rho);
+  }
+  std::vector<Matrix> impulse(1, Matrix(kLength, 1));
+  for (int t = 0; t < kLength; ++t) impulse[0].at(t, 0) = t == 0 ? 1.0f : 0.0f;
+  const auto last = [&](Backend& backend) {
+    std::vector<float> y = Convolve(backend, problem, impulse, {{kLength}}, {0})[0].values();
+    return std::vector<float>(y.end() - 10'000, y.end());
+  };
+  EXPECT_LT(RelativeRms(last(*tested_), last(*reference_)), 5e-4);
 }
 
 // Rows of a scan: real parts, then imaginary ones.

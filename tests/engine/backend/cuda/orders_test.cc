@@ -159,12 +159,13 @@ class Workload {
     backend_.Interpolate(Random(3, 33), gains_.back().View(DType::kF32, {33}), Random(3, 33));
   }
 
-  // The three kinds of Ssm and the scan, with outputs at every token and at block ends.
+  // The three kinds of Ssm and the scan, with outputs at every token and at block ends. One row
+  // passes ends of chunks, another is decoded to one.
   void Sequences() {
-    const std::vector<Row> rows = {{.slot = SlotId(1), .begin = 0, .end = 9, .position = 5},
-                                   {.slot = SlotId(0), .begin = 9, .end = 10, .position = 7}};
+    const std::vector<Row> rows = {{.slot = SlotId(1), .begin = 0, .end = 28, .position = 5},
+                                   {.slot = SlotId(0), .begin = 28, .end = 29, .position = 31}};
     for (const bool ends : {false, true}) {
-      const int modes = ends ? 5 : 70;  // 70: more than registers hold
+      const int modes = ends ? 5 : 33;  // 33: more than registers hold
       const SsmSpec spec = {.num_inputs = 33,
                             .num_filters = 2,
                             .outputs = ends ? SsmOutputs::kBlockEnds : SsmOutputs::kEveryToken,
@@ -190,15 +191,15 @@ class Workload {
               {.spec = spec, .taps = Parameter({66, 6}), .d = Parameter(features)}))};
       for (const SsmWeights* weights : kinds) {
         const PoolView state = Pool(backend_.SsmStateBytes(*weights), 2);
-        // Positions 5 .. 13 and 7: block ends at 7 and 11, and at 7.
+        // Positions 5 .. 32 and 31: block ends at 7, 11, .., 31, and at 31.
         for (int step = 0; step < 2; ++step)
-          backend_.Ssm(*weights, Random(10, 33), rows, state, Random(ends ? 3 : 10, 66));
+          backend_.Ssm(*weights, Random(29, 33), rows, state, Random(ends ? 8 : 29, 66));
       }
     }
     LongFilter();
     auto& scan = Keep(backend_.PackScan(Parameter({300, 2}, 0.1)));
     const PoolView state = Pool(backend_.ScanStateBytes(scan), 2);
-    const TensorView v = Random(10, 600);
+    const TensorView v = Random(29, 600);
     backend_.Scan(scan, v, rows, state);
     backend_.Scan(scan, v, rows, state);
   }

@@ -6,6 +6,7 @@
 
 #include "engine/backend/cuda/cuda_backend.h"
 #include "engine/backend/cuda/cuda_device.h"
+#include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/step_graphs.h"
 #include "gtest/gtest.h"
 #include "tests/support/cuda_on_cpu/libraries.h"
@@ -142,10 +143,61 @@ TEST(CudaGraphTest, BlockStartsOfExplicitFiltersRepeat) {
   EXPECT_EQ(results[0], results[1]);
 }
 
+// Of two sequences, which end their chunks at different steps: from the second step on all are one
+// graph.
+TEST(CudaGraphTest, StepsOfRecurrencesRepeatAtEndsOfChunksToo) {
+  constexpr int kWidth = 4, kModes = 3, kSteps = 3 * cuda::kDplrChunk;
+  for (const bool dplr : {false, true}) {
+    std::vector<std::vector<float>> results;
+    for (const int graph_tokens : {0, 256}) {
+      const auto backend = *MakeCudaBackend({.panel_rows = {}, .graph_tokens = graph_tokens});
+      std::vector<float> numbers(16 * kWidth);
+      for (size_t i = 0; i < numbers.size(); ++i)
+        numbers[i] = 0.1f * std::sin(static_cast<float>(i));
+      const auto embedding = *backend->PackEmbedding(
+          TensorView(numbers.data(), DType::kF32, {16, kWidth}), DType::kF32);
+      const TensorView modes(numbers.data(), DType::kF32, {kWidth, kModes, 2}),
+          features(numbers.data(), DType::kF32, {kWidth});
+      const SsmSpec spec = {.num_inputs = kWidth};
+      const auto weights =
+          dplr ? *backend->PackDplr({.spec = spec,
+                                     .dt_lambda = modes,
+                                     .dt_b = modes,
+                                     .p = modes,
+                                     .g = modes,
+                                     .w = modes,
+                                     .c = modes,
+                                     .dt = features,
+                                     .d = features})
+               : *backend->PackSsm(
+                     {.spec = spec, .a_minus_one = modes, .b = modes, .c = modes, .d = features});
+      const size_t slot_bytes = backend->SsmStateBytes(*weights);
+      const Buffer memory = *backend->Allocate(2 * slot_bytes);
+      const Buffer inputs = *backend->Allocate(2 * kWidth * sizeof(float));
+      const Buffer outputs = *backend->AllocateHostReadable(2 * kWidth * sizeof(float));
+      const TensorView u = inputs.View(DType::kF32, {2, kWidth});
+      const TensorView y = outputs.View(DType::kF32, {2, kWidth});
+      std::vector<float>& all = results.emplace_back();
+      for (int t = 0; t < kSteps; ++t) {
+        const int before = NumGraphLaunches();
+        backend->Embed(*embedding, {TokenId(t % 16), TokenId((t + 5) % 16)}, u);
+        backend->Ssm(*weights, u,
+                     {{{.slot = SlotId(0), .begin = 0, .end = 1, .position = t},
+                       {.slot = SlotId(1), .begin = 1, .end = 2, .position = t + 7}}},
+                     {static_cast<std::byte*>(memory.data()), slot_bytes}, y);
+        EXPECT_TRUE(backend->Sync().ok());
+        all.insert(all.end(), y.as<float>(), y.as<float>() + 2 * kWidth);
+        EXPECT_EQ(NumGraphLaunches() - before, graph_tokens > 0 && t > 0 ? 1 : 0) << t;
+      }
+    }
+    EXPECT_EQ(results[0], results[1]);
+  }
+}
+
 // Models decode 1, 2 and 3 sequences in turn: after the first steps all but
 // those at block ends are graphs, and the logits are those of a backend without.
 TEST(CudaGraphTest, DecodeStepsBecomeGraphsAndKeepTheirBits) {
-  for (const char* model : {"bst_single_head_s4d", "bst_explicit", "hybrid"}) {
+  for (const char* model : {"bst_single_head_s4d", "bst_multi_head_s4", "bst_explicit", "hybrid"}) {
     const std::string directory = std::string("tests/golden/") + model;
     std::vector<std::vector<float>> logits;
     for (const int graph_tokens : {0, 256}) {
