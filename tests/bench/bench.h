@@ -65,6 +65,7 @@ struct TargetBenchOptions {
   std::vector<int> streams = {1, 32};  // that decode together
   int decode_steps = 50;               // the median over them is quoted
   std::vector<std::string> types;      // these alone: f32, bf16, int8, int8+kv
+  bool profile = false;                // instead: where the time of each kind of step goes
   std::string json;
 };
 int RunTargetBench(const TargetBenchOptions& options);

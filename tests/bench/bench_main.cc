@@ -113,6 +113,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   targets_app->add_option("--types", targets.types, "these alone, e.g. bf16 int8+kv")
       ->check(CLI::IsMember({"f32", "bf16", "int8", "int8+kv"}));
+  targets_app->add_flag(
+      "--profile", targets.profile,
+      "instead: where the time of a prompt's chunk and of decode steps goes, by operator");
   targets_app->add_option("--json", targets.json, "write the numbers to this file");
 
   std::string filter = ".";

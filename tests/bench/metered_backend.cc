@@ -141,6 +141,19 @@ OperatorCost RecurrenceCost(const SsmSpec& spec, const WeightFacts& facts,
   return cost;
 }
 
+// Likewise token by token, as engine/backend/cpu/cpu_ssm.h has it: of each mode four fused
+// multiply-adds for x, two for y, and the sum with u.
+OperatorCost SteppedRecurrenceCost(const SsmSpec& spec, const WeightFacts& facts,
+                                   absl::Span<const Row> rows) {
+  const double numbers = static_cast<double>(spec.num_features()) * facts.reals;
+  OperatorCost cost = {.bytes = 2 * numbers * kFloat};  // E and C
+  for (const Row& row : rows) {
+    cost.bytes += 2 * numbers * kFloat;
+    cost.operations += 7 * numbers * row.num_tokens();
+  }
+  return cost;
+}
+
 void Unmap(void* data, size_t bytes) { ::munmap(data, bytes); }
 
 }  // namespace
@@ -415,7 +428,8 @@ void MeteredBackend::Attention(const AttentionWeights& weights, TensorView q, Te
   const AttentionSpec& spec = w.spec();
   const double key_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
   // Float32 queries and weights on the tensor cores: three products for one.
-  const bool is_bf16 = spec.kv_type == DType::kBF16 && spec.head_dim <= 128;
+  const bool is_bf16 =
+      counted_ == CountedBackend::kCuda && spec.kv_type == DType::kBF16 && spec.head_dim <= 128;
   OperatorCost cost = {.bytes = 4 * Elements(q) * kFloat,
                        .unit = is_bf16 ? RooflineUnit::kTensorBf16 : RooflineUnit::kFloat32};
   for (const Row& row : rows) {
@@ -460,7 +474,8 @@ void MeteredBackend::Ssm(const SsmWeights& weights, TensorView u, absl::Span<con
       cost.bytes += (held + std::min<double>(row.num_tokens(), facts.taps)) * Columns(u) * kFloat;
     }
   } else {
-    cost = RecurrenceCost(w.spec(), facts, rows);
+    cost = counted_ == CountedBackend::kCuda ? RecurrenceCost(w.spec(), facts, rows)
+                                             : SteppedRecurrenceCost(w.spec(), facts, rows);
   }
   cost.bytes += (Elements(u) + Elements(y)) * kFloat;
   Run(facts.taps > 0 ? "convolution" : "recurrence", cost,

@@ -26,6 +26,9 @@
 
 namespace bst {
 
+// Whose way of computing is counted: where the two differ (attention on BF16, recurrences).
+enum class CountedBackend { kCuda, kCpu };
+
 // What multiplies: the float32 units, or the tensor cores.
 enum class RooflineUnit { kFloat32, kTensorBf16 };
 
@@ -50,7 +53,9 @@ class MeteredBackend final : public Backend {
  public:
   // `inner` may be null: on paper. While it meters, every operator runs `repeats` times in a row,
   // which is timed: results are wrong then.
-  explicit MeteredBackend(Backend* inner, int repeats = 1) : inner_(inner), repeats_(repeats) {}
+  explicit MeteredBackend(Backend* inner, int repeats = 1,
+                          CountedBackend counted = CountedBackend::kCuda)
+      : inner_(inner), repeats_(repeats), counted_(counted) {}
 
   // Operators are counted from here to Stop, which returns them in the order of their first calls.
   void Start();
@@ -60,7 +65,8 @@ class MeteredBackend final : public Backend {
   size_t allocated_bytes() const { return allocated_bytes_; }
 
   std::string name() const override { return inner_ == nullptr ? "paper" : inner_->name(); }
-  int num_threads() const override { return 1; }
+  int num_threads() const override { return inner_ == nullptr ? 1 : inner_->num_threads(); }
+  bool HasInt8() const override { return inner_ != nullptr && inner_->HasInt8(); }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override;
   absl::StatusOr<Buffer> AllocateHostReadable(size_t bytes) override;
   absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,
@@ -128,6 +134,7 @@ class MeteredBackend final : public Backend {
 
   Backend* inner_;
   int repeats_;
+  CountedBackend counted_;
   bool metering_ = false;
   size_t weight_bytes_ = 0, allocated_bytes_ = 0;
   std::vector<OperatorUse> uses_;

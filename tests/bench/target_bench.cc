@@ -22,6 +22,7 @@
 #include "nlohmann/json.hpp"
 #include "tests/bench/bench.h"
 #include "tests/bench/machine_limits.h"
+#include "tests/bench/metered_backend.h"
 #include "tests/bench/random_model.h"
 
 namespace bst {
@@ -77,6 +78,11 @@ constexpr Types kTypes[] = {{"f32", DType::kF32, DType::kF32},
                             {"bf16", DType::kBF16, DType::kBF16},
                             {"int8", DType::kI8, DType::kBF16},
                             {"int8+kv", DType::kI8, DType::kI8}};
+
+bool IsChosen(const TargetBenchOptions& options, const Types& types) {
+  return options.types.empty() ||
+         std::find(options.types.begin(), options.types.end(), types.name) != options.types.end();
+}
 
 class TargetModel {
  public:
@@ -275,6 +281,67 @@ absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkp
   return absl::OkStatus();
 }
 
+// Where the time of a kind of step goes: `tokens` of them at once, `times` times.
+void PrintProfile(const std::string& title, int times, double tokens,
+                  const std::vector<OperatorUse>& uses) {
+  double total = 0;
+  for (const OperatorUse& use : uses) total += use.seconds;
+  std::printf("\n%s: %.2f ms, %.1f tokens/s\n\n", title.c_str(), total / times * 1e3,
+              tokens * times / total);
+  std::printf("| operator | calls | ms | share | GB/s | 10^9 operations/s |\n");
+  std::printf("|---|---:|---:|---:|---:|---:|\n");
+  for (const OperatorUse& use : uses) {
+    std::printf("| %s | %d | %.3f | %.1f %% | %.1f | %.0f |\n", use.name.c_str(), use.calls / times,
+                use.seconds / times * 1e3, 100 * use.seconds / total,
+                use.cost.bytes / use.seconds / 1e9, use.cost.operations / use.seconds / 1e9);
+  }
+  std::fflush(stdout);
+}
+
+// What the loop did between its steps is none of theirs.
+std::vector<OperatorUse> WithoutCopies(std::vector<OperatorUse> uses) {
+  uses.erase(std::remove_if(uses.begin(), uses.end(),
+                            [](const OperatorUse& use) { return use.name == "copy slot"; }),
+             uses.end());
+  return uses;
+}
+
+absl::Status Profile(const TargetBenchOptions& options) {
+  constexpr int kDepth = 8'192;  // tokens that a sequence has read before
+  BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, OpenRandomModel(TheModel()));
+  const int most_streams = *std::max_element(options.streams.begin(), options.streams.end());
+  for (const int threads : options.threads) {
+    BST_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                         MakeCpuBackend({.threads = threads, .isa = std::nullopt}));
+    const MachineLimits limits = MeasureMachineLimits(backend->num_threads());
+    std::printf("%s; limits: %.0f 10^9 operations/s F32, %.0f BF16, %.0f INT8; reads %.1f GB/s\n",
+                backend->name().c_str(), limits.f32_operations / 1e9, limits.bf16_operations / 1e9,
+                limits.int8_operations / 1e9, limits.read_bytes / 1e9);
+    for (const Types& types : kTypes) {
+      if (!IsChosen(options, types)) continue;
+      MeteredBackend metered(backend.get(), /*repeats=*/1, CountedBackend::kCpu);
+      absl::Status status;
+      TargetModel model(checkpoint, metered, types, options.chunk_tokens, most_streams, status);
+      BST_RETURN_IF_ERROR(status);
+      const int chunks = std::max(1, kDepth / options.chunk_tokens);
+      const int64_t length = int64_t{chunks} * options.chunk_tokens;
+      model.Prefill({length}, [](size_t, double, SlotId) {});  // warms up
+      metered.Start();
+      model.Prefill({length}, [&](size_t, double, SlotId sequence) {
+        PrintProfile(absl::StrCat(types.name, ", a prompt's chunk of ", options.chunk_tokens),
+                     chunks, options.chunk_tokens, metered.Stop());
+        for (const int streams : options.streams) {
+          metered.Start();
+          model.Decode(sequence, length, streams, options.decode_steps);
+          PrintProfile(absl::StrCat(types.name, ", a token of each of ", streams, " streams"),
+                       options.decode_steps, streams, WithoutCopies(metered.Stop()));
+        }
+      });
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Run(const TargetBenchOptions& options) {
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, OpenRandomModel(TheModel()));
   nlohmann::json machine = nlohmann::json::array(), rows = nlohmann::json::array();
@@ -290,9 +357,7 @@ absl::Status Run(const TargetBenchOptions& options) {
                 "context", "tokens/s", "limit", "fraction");
     MachineLimits limits = {};
     for (const Types& types : kTypes) {
-      if (!options.types.empty() &&
-          std::find(options.types.begin(), options.types.end(), types.name) == options.types.end())
-        continue;
+      if (!IsChosen(options, types)) continue;
       // Again for each type, and the best so far: a busy neighbour must not lower a limit.
       limits = Best(limits, MeasureMachineLimits(backend->num_threads()));
       BST_RETURN_IF_ERROR(
@@ -328,7 +393,7 @@ int RunTargetBench(const TargetBenchOptions& options) {
     std::fprintf(stderr, "lengths, rounds, streams, steps and chunk tokens must be at least 1\n");
     return 2;
   }
-  const absl::Status status = Run(options);
+  const absl::Status status = options.profile ? Profile(options) : Run(options);
   if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;
 }
