@@ -22,6 +22,10 @@ static_assert(sizeof(TokenId) == sizeof(int32_t), "kernels take token ids as int
 int Rows(const TensorView& view) { return static_cast<int>(view.dim(0)); }
 int Columns(const TensorView& view) { return static_cast<int>(view.dim(1)); }
 bool IsBf16(DType type) { return type == DType::kBF16; }
+// Whether the tensor cores take the queries of attention.
+bool HasTiles(DType type, int head_dim) {
+  return IsBf16(type) && head_dim <= cuda::kMaxTileColumns;
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -186,7 +190,7 @@ class CudaBackend final : public Backend {
     BST_CHECK_SHAPE(q, {q.dim(0), width});
     BST_CHECK_SHAPE(out, {q.dim(0), width});
     const size_t row_bytes = static_cast<size_t>(width) * SizeOf(spec.kv_type);
-    const bool has_tiles = IsBf16(spec.kv_type) && spec.head_dim <= cuda::kMaxTileColumns;
+    const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
     std::vector<cuda::TokenRow> tokens(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
     std::vector<cuda::QueryTile> tiles;
     std::vector<cuda::StoreRow> store;
@@ -255,20 +259,33 @@ class CudaBackend final : public Backend {
     const auto& w = dynamic_cast<const CudaContext&>(weights);
     const ContextSpec& spec = w.spec();
     BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
-    std::vector<cuda::QueryContext> queries(static_cast<size_t>(q.dim(0)));
+    const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
+    std::vector<cuda::QueryContext> queries(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
+    std::vector<cuda::ContextTile> tiles;
     for (const ContextUse& use : uses) {
-      for (int i = use.begin; i < use.end; ++i)
-        queries[static_cast<size_t>(i)] = {.context = use.context, .num_rows = use.num_rows};
+      for (int i = use.begin; i < use.end; ++i) {
+        if (!has_tiles) {
+          queries[static_cast<size_t>(i)] = {.context = use.context, .num_rows = use.num_rows};
+        } else if ((i - use.begin) % cuda::kQueriesOfATile == 0) {
+          tiles.push_back({.context = use.context,
+                           .num_rows = use.num_rows,
+                           .first = i,
+                           .count = std::min(cuda::kQueriesOfATile, use.end - i)});
+        }
+      }
     }
-    cuda::ContextAttention(stream(), IsBf16(spec.kv_type),
-                           {.q = ToMatrix(q),
-                            .out = ToMatrix(out),
-                            .queries = device_->Stage(absl::MakeConstSpan(queries)),
-                            .scale = w.scale(),
-                            .num_queries = Rows(q),
-                            .heads = spec.num_heads,
-                            .head_dim = spec.head_dim,
-                            .capacity = spec.capacity});
+    cuda::ContextAttention(
+        stream(), IsBf16(spec.kv_type),
+        {.q = ToMatrix(q),
+         .out = ToMatrix(out),
+         .queries = device_->Stage(absl::MakeConstSpan(queries)),
+         .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles)) : nullptr,
+         .scale = w.scale(),
+         .num_queries = Rows(q),
+         .num_tiles = static_cast<int>(tiles.size()),
+         .heads = spec.num_heads,
+         .head_dim = spec.head_dim,
+         .capacity = spec.capacity});
     Done();
   }
 

@@ -199,11 +199,19 @@ struct QueryContext {
   const void* context;  // [2, capacity, heads head_dim]
   int num_rows;
 };
+// Up to kQueriesOfATile neighbouring queries that attend to the same rows.
+struct ContextTile {
+  const void* context;
+  int num_rows;
+  int first, count;  // queries
+};
+// With `tiles`, which Bf16 contexts may have, the tensor cores take the queries.
 struct ContextTask {
   Matrix q, out;
   const QueryContext* queries;  // [num_queries]
+  const ContextTile* tiles;     // or null
   const float* scale;
-  int num_queries, heads, head_dim, capacity;
+  int num_queries, num_tiles, heads, head_dim, capacity;
 };
 void ContextAttention(Stream& stream, bool bf16, const ContextTask& task);
 
