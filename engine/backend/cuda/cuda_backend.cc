@@ -159,12 +159,12 @@ class CudaBackend final : public Backend {
   }
 
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override {
-    std::vector<int64_t> positions(static_cast<size_t>(table.dim(0)));
+    positions_.resize(static_cast<size_t>(table.dim(0)));
     for (const Row& row : rows) {
       for (int t = row.begin; t < row.end; ++t)
-        positions[static_cast<size_t>(t)] = row.position + (t - row.begin);
+        positions_[static_cast<size_t>(t)] = row.position + (t - row.begin);
     }
-    cuda::RotaryTable(stream(), {.positions = device_->Stage(absl::MakeConstSpan(positions)),
+    cuda::RotaryTable(stream(), {.positions = device_->Stage(absl::MakeConstSpan(positions_)),
                                  .log_theta = std::log(theta),
                                  .table = ToMatrix(table),
                                  .rows = Rows(table),
@@ -191,27 +191,27 @@ class CudaBackend final : public Backend {
     BST_CHECK_SHAPE(out, {q.dim(0), width});
     const size_t row_bytes = static_cast<size_t>(width) * SizeOf(spec.kv_type);
     const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
-    std::vector<cuda::TokenRow> tokens(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
-    std::vector<cuda::QueryTile> tiles;
-    std::vector<cuda::StoreRow> store;
+    tokens_.resize(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
+    tiles_.clear();
+    store_.clear();
     for (const Row& row : rows) {
       auto* const keys = ring.slot<std::byte>(row.slot);
       auto* const values = keys + static_cast<size_t>(spec.window) * row_bytes;
       for (int t = row.begin; t < row.end; ++t) {
         const int64_t position = row.position + (t - row.begin);
         if (!has_tiles) {
-          tokens[static_cast<size_t>(t)] = {
+          tokens_[static_cast<size_t>(t)] = {
               .cache = keys, .position = position, .begin = row.begin};
         } else if ((t - row.begin) % cuda::kQueriesOfATile == 0) {
-          tiles.push_back({.cache = keys,
-                           .position = position,
-                           .first = t,
-                           .count = std::min(cuda::kQueriesOfATile, row.end - t),
-                           .begin = row.begin});
+          tiles_.push_back({.cache = keys,
+                            .position = position,
+                            .first = t,
+                            .count = std::min(cuda::kQueriesOfATile, row.end - t),
+                            .begin = row.begin});
         }
         if (t < row.end - spec.window) continue;
         const size_t offset = static_cast<size_t>(position % spec.window) * row_bytes;
-        store.push_back({.first = keys + offset, .second = values + offset, .source = t});
+        store_.push_back({.first = keys + offset, .second = values + offset, .source = t});
       }
     }
     cuda::Attention(stream(), IsBf16(spec.kv_type),
@@ -219,12 +219,12 @@ class CudaBackend final : public Backend {
                      .k = ToMatrix(k),
                      .v = ToMatrix(v),
                      .out = ToMatrix(out),
-                     .tokens = device_->Stage(absl::MakeConstSpan(tokens)),
-                     .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles)) : nullptr,
+                     .tokens = device_->Stage(absl::MakeConstSpan(tokens_)),
+                     .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles_)) : nullptr,
                      .scale = w.scale(),
                      .bias = w.bias(),
                      .num_tokens = Rows(q),
-                     .num_tiles = static_cast<int>(tiles.size()),
+                     .num_tiles = static_cast<int>(tiles_.size()),
                      .heads = spec.num_heads,
                      .head_dim = spec.head_dim,
                      .window = spec.window,
@@ -232,7 +232,7 @@ class CudaBackend final : public Backend {
                      .block_scope = spec.scope == AttentionScope::kBlock,
                      .zero_prefix = spec.empty_prefix == EmptyPrefix::kZeros});
     // The new keys replace the oldest, which the queries have read.
-    Store(k, v, store, spec.kv_type);
+    Store(k, v, spec.kv_type);
     Done();
   }
 
@@ -241,16 +241,16 @@ class CudaBackend final : public Backend {
     const ContextSpec& spec = weights.spec();
     const size_t row_bytes = static_cast<size_t>(spec.num_heads) *
                              static_cast<size_t>(spec.head_dim) * SizeOf(spec.kv_type);
-    std::vector<cuda::StoreRow> store;
+    store_.clear();
     for (const ContextRows& part : rows) {
       auto* const keys = contexts.slot<std::byte>(part.slot);
       auto* const values = keys + static_cast<size_t>(spec.capacity) * row_bytes;
       for (int i = part.begin; i < part.end; ++i) {
         const size_t offset = static_cast<size_t>(part.first_row + i - part.begin) * row_bytes;
-        store.push_back({.first = keys + offset, .second = values + offset, .source = i});
+        store_.push_back({.first = keys + offset, .second = values + offset, .source = i});
       }
     }
-    Store(k, v, store, spec.kv_type);
+    Store(k, v, spec.kv_type);
     Done();
   }
 
@@ -260,17 +260,17 @@ class CudaBackend final : public Backend {
     const ContextSpec& spec = w.spec();
     BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
     const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
-    std::vector<cuda::QueryContext> queries(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
-    std::vector<cuda::ContextTile> tiles;
+    queries_.resize(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
+    context_tiles_.clear();
     for (const ContextUse& use : uses) {
       for (int i = use.begin; i < use.end; ++i) {
         if (!has_tiles) {
-          queries[static_cast<size_t>(i)] = {.context = use.context, .num_rows = use.num_rows};
+          queries_[static_cast<size_t>(i)] = {.context = use.context, .num_rows = use.num_rows};
         } else if ((i - use.begin) % cuda::kQueriesOfATile == 0) {
-          tiles.push_back({.context = use.context,
-                           .num_rows = use.num_rows,
-                           .first = i,
-                           .count = std::min(cuda::kQueriesOfATile, use.end - i)});
+          context_tiles_.push_back({.context = use.context,
+                                    .num_rows = use.num_rows,
+                                    .first = i,
+                                    .count = std::min(cuda::kQueriesOfATile, use.end - i)});
         }
       }
     }
@@ -278,11 +278,11 @@ class CudaBackend final : public Backend {
         stream(), IsBf16(spec.kv_type),
         {.q = ToMatrix(q),
          .out = ToMatrix(out),
-         .queries = device_->Stage(absl::MakeConstSpan(queries)),
-         .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles)) : nullptr,
+         .queries = device_->Stage(absl::MakeConstSpan(queries_)),
+         .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(context_tiles_)) : nullptr,
          .scale = w.scale(),
          .num_queries = Rows(q),
-         .num_tiles = static_cast<int>(tiles.size()),
+         .num_tiles = static_cast<int>(context_tiles_.size()),
          .heads = spec.num_heads,
          .head_dim = spec.head_dim,
          .capacity = spec.capacity});
@@ -400,12 +400,13 @@ class CudaBackend final : public Backend {
   const int32_t* StageTokens(absl::Span<const TokenId> tokens) {
     return reinterpret_cast<const int32_t*>(device_->Stage(tokens));
   }
-  void Store(TensorView k, TensorView v, const std::vector<cuda::StoreRow>& store, DType type) {
+  // Rows of k and v, to where store_ says.
+  void Store(TensorView k, TensorView v, DType type) {
     cuda::StoreRows(stream(), IsBf16(type),
                     {.first = ToMatrix(k),
                      .second = ToMatrix(v),
-                     .store = device_->Stage(absl::MakeConstSpan(store)),
-                     .rows = static_cast<int>(store.size()),
+                     .store = device_->Stage(absl::MakeConstSpan(store_)),
+                     .rows = static_cast<int>(store_.size()),
                      .columns = Columns(k),
                      .has_second = true});
   }
@@ -414,6 +415,13 @@ class CudaBackend final : public Backend {
   CudaProducts products_;
   CudaSampling sampling_;
   CudaOptions options_;
+  // What an operator stages; they keep their capacity.
+  std::vector<int64_t> positions_;
+  std::vector<cuda::TokenRow> tokens_;
+  std::vector<cuda::QueryTile> tiles_;
+  std::vector<cuda::QueryContext> queries_;
+  std::vector<cuda::ContextTile> context_tiles_;
+  std::vector<cuda::StoreRow> store_;
 };
 
 }  // namespace

@@ -84,24 +84,25 @@ class CudaConvolution : public CudaSequence {
     outputs_.clear();
     store_.clear();
     passes_.clear();
+    sorted_.clear();
+    blocks_.clear();
     int outputs = 0;
     for (const Row& row : rows) AddRow(row, state, outputs);
     BST_CHECK_SHAPE(y, {outputs, spec().num_features()});
     // Outputs before a row's first block start here and are first: they need the base of before.
-    std::stable_sort(outputs_.begin(), outputs_.end(),
-                     [](const auto& a, const auto& b) { return a.pass < b.pass; });
-    std::vector<cuda::ConvolutionOutput> sorted;
-    for (const Output& output : outputs_) sorted.push_back(output.output);
-    const cuda::ConvolutionOutput* const staged = device.Stage(absl::MakeConstSpan(sorted));
-    std::vector<cuda::BlockPlace> blocks;
+    std::sort(outputs_.begin(), outputs_.end(), [](const auto& a, const auto& b) {
+      return a.pass != b.pass ? a.pass < b.pass : a.output.output < b.output.output;
+    });
+    for (const Output& output : outputs_) sorted_.push_back(output.output);
+    const cuda::ConvolutionOutput* const staged = device.Stage(absl::MakeConstSpan(sorted_));
     for (const Pass& pass : passes_) {
       for (int i = 0; i < pass.num_loaded; ++i) {
-        blocks.push_back({.row = pass.row,
-                          .position = (pass.block - pass.num_loaded + i) * spec().block,
-                          .base = pass.base});
+        blocks_.push_back({.row = pass.row,
+                           .position = (pass.block - pass.num_loaded + i) * spec().block,
+                           .base = pass.base});
       }
     }
-    const cuda::BlockPlace* places = device.Stage(absl::MakeConstSpan(blocks));
+    const cuda::BlockPlace* places = device.Stage(absl::MakeConstSpan(blocks_));
     int newest = 0;  // spectrum
     size_t done = 0;
     for (int pass = 0; pass <= static_cast<int>(passes_.size()); ++pass) {
@@ -295,6 +296,8 @@ class CudaConvolution : public CudaSequence {
   // Of the step; they keep their capacity.
   mutable std::vector<Output> outputs_;
   mutable std::vector<Pass> passes_;
+  mutable std::vector<cuda::ConvolutionOutput> sorted_;
+  mutable std::vector<cuda::BlockPlace> blocks_;
   mutable std::vector<cuda::StoreRow> store_;
 };
 

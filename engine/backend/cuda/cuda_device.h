@@ -1,6 +1,9 @@
 // CudaDevice: one stream, the memory on its device, and the arena through which operators hand host
 // data to kernels.
 //
+// Arena       One block of memory, pinned and the same on the device, that was large enough for the
+//             largest step so far. A step that finds it too small goes on in further blocks, which
+//             the next Sync replaces by one: nothing that was staged moves or is overwritten before.
 // Ownership   Owns stream and arena; must outlive the buffers it gave.
 // Threads     One.
 // Errors      Allocations: kResourceExhausted. Others stick, an arena that cannot grow among them:
@@ -13,6 +16,7 @@
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -38,7 +42,7 @@ class CudaDevice {
   // Device memory with a copy of host memory, complete on return.
   absl::StatusOr<Buffer> Upload(const void* data, size_t bytes);
 
-  // A copy of `values` for the kernels enqueued until the next Sync.
+  // A copy of `values` for the kernels enqueued until the next Sync or Download.
   template <typename T>
   const T* Stage(absl::Span<const T> values) {
     static_assert(std::is_trivially_copyable_v<T>);
@@ -60,20 +64,25 @@ class CudaDevice {
   absl::Status Sync();
 
  private:
+  struct Block {
+    std::byte* pinned;
+    std::byte* staged;  // on the device
+    size_t bytes;
+    size_t used;
+  };
+
   CudaDevice() = default;
   void EndStep();
-  absl::Status Flush();  // empties the arena
+  absl::Status Flush();  // waits, and empties the arena
+  void EmptyArena();
   const void* StageBytes(const void* data, size_t bytes);
-  absl::Status GrowArena(size_t bytes);
+  absl::Status AddBlock(size_t bytes);
+  void FreeBlocks(size_t first, size_t end);
 
   std::string name_;
   cuda::Stream* stream_ = nullptr;
-  // The arena: pinned, and the same on the device.
-  void* pinned_ = nullptr;
-  void* staged_ = nullptr;
-  size_t arena_bytes_ = 0;
-  size_t arena_used_ = 0;
-  size_t step_bytes_ = 0;  // staged since the last Sync
+  std::vector<Block> arena_;  // the last one is filled; between steps there is one
+  size_t step_bytes_ = 0;     // staged since the last Sync
   Buffer scratch_;
 
   bool in_step_ = false;

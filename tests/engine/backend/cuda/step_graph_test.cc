@@ -1,4 +1,5 @@
 // Decode steps as graphs: which steps become one, and that nothing else changes.
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -85,20 +86,80 @@ TEST_F(StepGraphsTest, AStepThatCannotBeCapturedRunsAsItIs) {
   }
 }
 
-// The first arena is of 1 MiB.
-TEST(CudaDeviceTest, AStepWaitsInItsMiddleOnlyWhileTheArenaIsTooSmall) {
+// The first arena is of 1 MiB: two of the arrays that follow are in it, the other four are not.
+class CudaArenaTest : public testing::Test {
+ protected:
+  static constexpr size_t kFloats = 100000;
+
+  // Stages six arrays; in a step or not, nothing runs before all are there.
+  std::vector<const float*> StageAll(CudaDevice& device) {
+    has_run_ = false;
+    cuda_on_cpu::EnqueueOnHost(device.stream(), [this] { has_run_ = true; });
+    std::vector<const float*> staged;
+    for (int i = 0; i < 6; ++i) {
+      const std::vector<float> values(kFloats, static_cast<float>(i));
+      staged.push_back(device.Stage(absl::MakeConstSpan(values)));
+    }
+    EXPECT_FALSE(has_run_);
+    return staged;
+  }
+  // What kernels see that are enqueued when all are staged: the first and the last of each.
+  static void Look(cuda::Stream& stream, const std::vector<const float*>& staged,
+                   std::vector<float>& seen) {
+    cuda_on_cpu::EnqueueOnHost(stream, [&seen, staged] {
+      for (const float* array : staged) seen.insert(seen.end(), {array[0], array[kFloats - 1]});
+    });
+  }
+  bool has_run_ = false;
+  const std::vector<float> all_ = {0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5};
+};
+
+TEST_F(CudaArenaTest, WhatWasStagedStaysUntilTheNextSync) {
   const auto device = *CudaDevice::Open();
-  const std::vector<float> values(100000, 2.5f);
-  for (const bool waits : {true, false, false}) {
-    bool has_run = false;
-    cuda_on_cpu::EnqueueOnHost(device->stream(), [&] { has_run = true; });
-    const float* last = nullptr;
-    for (int i = 0; i < 6; ++i) last = device->Stage(absl::MakeConstSpan(values));
-    EXPECT_EQ(has_run, waits);
-    float copy = 0;
-    device->Download(last + 99999, &copy, sizeof(copy));
-    EXPECT_EQ(copy, 2.5f);
+  for (int step = 0; step < 3; ++step) {
+    std::vector<float> seen;
+    const std::vector<const float*> staged = StageAll(*device);
+    Look(device->stream(), staged, seen);
     EXPECT_TRUE(device->Sync().ok());
+    EXPECT_EQ(seen, all_);
+  }
+}
+
+struct SumTask {
+  const float* from[6];
+  float* to;
+};
+void Sum(cuda::Stream& stream, const SumTask& task) {
+  cuda_on_cpu::EnqueueOnHost(stream, [task] {
+    for (const float* array : task.from) *task.to = *task.to * 10 + array[99999];
+  });
+}
+
+// The first step of its size is spread over blocks; those after it are alike, and a graph.
+TEST_F(CudaArenaTest, AStepMayOutgrowTheArena) {
+  const auto device = *CudaDevice::Open();
+  float sum = 0;
+  for (const bool is_graph : {false, false, true, true}) {
+    const int before = NumGraphLaunches();
+    sum = 0;
+    device->BeginStep();
+    const std::vector<const float*> staged = StageAll(*device);
+    SumTask task = {.from = {}, .to = &sum};
+    std::copy(staged.begin(), staged.end(), task.from);
+    cuda::CallOrKeep<Sum>(device->stream(), task);
+    EXPECT_TRUE(device->Sync().ok());
+    EXPECT_EQ(sum, 12345);
+    EXPECT_EQ(NumGraphLaunches() - before, is_graph ? 1 : 0);
+  }
+}
+
+TEST_F(CudaArenaTest, ResultsComeBackFromAnyOfItsBlocks) {
+  const auto device = *CudaDevice::Open();
+  for (const size_t which : {0u, 5u, 0u, 5u}) {
+    float copy = -1;
+    const std::vector<const float*> staged = StageAll(*device);
+    device->Download(staged[which] + kFloats - 1, &copy, sizeof(copy));
+    EXPECT_EQ(copy, static_cast<float>(which));
   }
 }
 
