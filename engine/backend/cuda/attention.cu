@@ -13,6 +13,7 @@
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
 #include "engine/backend/cuda/mma.cuh"
+#include "engine/backend/cuda/row_count.cuh"
 
 namespace bst::cuda {
 namespace {
@@ -101,6 +102,7 @@ BST_DEVICE int64_t Farthest(const AttentionTask& task, int64_t position) {
 
 template <typename T>
 BST_DEVICE void AttendRing(const AttentionTask& task) {
+  if (HasNoRow(task.num_tokens)) return;
   const int token = BlockX(), head = BlockY();
   const TokenRow row = task.tokens[token];
   const int64_t column = static_cast<int64_t>(head) * task.head_dim;
@@ -335,6 +337,7 @@ BST_DEVICE Queries QueriesOf(const Task& task, int first, int count, int64_t col
 }
 
 BST_DEVICE void AttendRingTile(const AttentionTask& task) {
+  if (HasNoRow(task.num_tiles)) return;
   const QueryTile tile = task.tiles[BlockX()];
   const int head = BlockY();
   const int64_t column = static_cast<int64_t>(head) * task.head_dim;
@@ -371,6 +374,7 @@ BST_DEVICE Keys<T> ContextKeys(const ContextTask& task, const void* context, int
 
 template <typename T>
 BST_DEVICE void AttendContext(const ContextTask& task) {
+  if (HasNoRow(task.num_queries)) return;
   const int query = BlockX(), head = BlockY();
   const QueryContext use = task.queries[query];
   const int64_t column = static_cast<int64_t>(head) * task.head_dim;
@@ -381,6 +385,7 @@ BST_DEVICE void AttendContext(const ContextTask& task) {
 }
 
 BST_DEVICE void AttendContextTile(const ContextTask& task) {
+  if (HasNoRow(task.num_tiles)) return;
   const ContextTile tile = task.tiles[BlockX()];
   const int64_t column = static_cast<int64_t>(BlockY()) * task.head_dim;
   const ContextView view = {.keys = ContextKeys<Bf16>(task, tile.context, column),
@@ -389,8 +394,11 @@ BST_DEVICE void AttendContextTile(const ContextTask& task) {
   AttendTile(QueriesOf(task, tile.first, tile.count, column), view);
 }
 
+constexpr int kCopyWords = 1024;  // of a block
+
 template <typename T>
 BST_DEVICE void StoreOne(const StoreTask& task) {
+  if (HasNoRow(task.rows)) return;
   const StoreRow row = task.store[BlockX()];
   for (int c = ThreadX(); c < task.columns; c += NumThreads()) {
     static_cast<T*>(row.first)[c] = Store<T>(task.first.data[row.source * task.first.stride + c]);
@@ -409,24 +417,29 @@ BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_f32(AttentionTask task) {
 BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_bf16(AttentionTask task) {
   AttendRing<Bf16>(task);
 }
-BST_KERNEL void BST_BOUNDS(128, 4) bst_attention_tiles(AttentionTask task) {
-  AttendRingTile(task);
-}
+BST_KERNEL void BST_BOUNDS(128, 4) bst_attention_tiles(AttentionTask task) { AttendRingTile(task); }
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_f32(ContextTask task) { AttendContext<float>(task); }
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_bf16(ContextTask task) { AttendContext<Bf16>(task); }
 BST_KERNEL void BST_BOUNDS(128, 4) bst_context_tiles(ContextTask task) { AttendContextTile(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_store_f32(StoreTask task) { StoreOne<float>(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_store_bf16(StoreTask task) { StoreOne<Bf16>(task); }
+BST_KERNEL void BST_BOUNDS(256, 8) bst_copy_words(CopyTask task) {
+  const CopyPlace place = *task.place;
+  const int64_t first = static_cast<int64_t>(BlockX()) * kCopyWords;
+  for (int64_t i = first + ThreadX(); i < first + kCopyWords && i < task.words; i += NumThreads())
+    place.to[i] = place.from[i];
+}
 
 void Attention(Stream& stream, bool bf16, const AttentionTask& task) {
-  if (task.num_tokens == 0) return;
+  if (task.num_tokens.most == 0) return;
   if (task.tiles != nullptr) {
     const LaunchShape shape = {
-        .blocks_x = task.num_tiles, .blocks_y = task.heads, .threads = kTile};
+        .blocks_x = task.num_tiles.most, .blocks_y = task.heads, .threads = kTile};
     BST_LAUNCH(bst_attention_tiles, shape, stream, task);
     return;
   }
-  const LaunchShape shape = {.blocks_x = task.num_tokens, .blocks_y = task.heads, .threads = kTile};
+  const LaunchShape shape = {
+      .blocks_x = task.num_tokens.most, .blocks_y = task.heads, .threads = kTile};
   if (bf16) {
     BST_LAUNCH(bst_attention_bf16, shape, stream, task);
   } else {
@@ -434,15 +447,15 @@ void Attention(Stream& stream, bool bf16, const AttentionTask& task) {
   }
 }
 void ContextAttention(Stream& stream, bool bf16, const ContextTask& task) {
-  if (task.num_queries == 0) return;
+  if (task.num_queries.most == 0) return;
   if (task.tiles != nullptr) {
     const LaunchShape shape = {
-        .blocks_x = task.num_tiles, .blocks_y = task.heads, .threads = kTile};
+        .blocks_x = task.num_tiles.most, .blocks_y = task.heads, .threads = kTile};
     BST_LAUNCH(bst_context_tiles, shape, stream, task);
     return;
   }
   const LaunchShape shape = {
-      .blocks_x = task.num_queries, .blocks_y = task.heads, .threads = kTile};
+      .blocks_x = task.num_queries.most, .blocks_y = task.heads, .threads = kTile};
   if (bf16) {
     BST_LAUNCH(bst_context_bf16, shape, stream, task);
   } else {
@@ -450,13 +463,19 @@ void ContextAttention(Stream& stream, bool bf16, const ContextTask& task) {
   }
 }
 void StoreRows(Stream& stream, bool bf16, const StoreTask& task) {
-  if (task.rows == 0) return;
-  const LaunchShape shape = {.blocks_x = task.rows};
+  if (task.rows.most == 0) return;
+  const LaunchShape shape = {.blocks_x = task.rows.most};
   if (bf16) {
     BST_LAUNCH(bst_store_bf16, shape, stream, task);
   } else {
     BST_LAUNCH(bst_store_f32, shape, stream, task);
   }
+}
+void CopyWords(Stream& stream, const CopyTask& task) {
+  if (task.words == 0) return;
+  const LaunchShape shape = {.blocks_x =
+                                 static_cast<int>((task.words + kCopyWords - 1) / kCopyWords)};
+  BST_LAUNCH(bst_copy_words, shape, stream, task);
 }
 
 }  // namespace bst::cuda

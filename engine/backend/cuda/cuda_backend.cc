@@ -98,8 +98,16 @@ class CudaBackend final : public Backend {
     Done();
   }
   void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) override {
-    cuda::Copy(stream(), to.slot<std::byte>(to_slot), from.slot<std::byte>(from_slot),
-               std::min(from.slot_bytes, to.slot_bytes));
+    const size_t bytes = std::min(from.slot_bytes, to.slot_bytes);
+    if (device_->in_step() && (from.slot_bytes | to.slot_bytes) % sizeof(uint32_t) == 0) {
+      // Which slots is not part of the call, so that steps that copy others are the same graph.
+      const cuda::CopyPlace place = {.from = from.slot<const uint32_t>(from_slot),
+                                     .to = to.slot<uint32_t>(to_slot)};
+      cuda::CopyWords(stream(), {.place = device_->Stage(absl::MakeConstSpan(&place, 1)),
+                                 .words = static_cast<int64_t>(bytes / sizeof(uint32_t))});
+    } else {
+      cuda::Copy(stream(), to.slot<std::byte>(to_slot), from.slot<std::byte>(from_slot), bytes);
+    }
     Done();
   }
 
@@ -115,7 +123,7 @@ class CudaBackend final : public Backend {
                   .table_stride = w.dim(),
                   .indices = StageTokens(tokens),
                   .out = ToMatrix(out),
-                  .rows = Rows(out),
+                  .rows = Count(out),
                   .columns = Columns(out)});
     Done();
   }
@@ -127,7 +135,7 @@ class CudaBackend final : public Backend {
                              .out = ToMatrix(out),
                              .gain = gain.as<float>(),
                              .epsilon = epsilon,
-                             .rows = Rows(x),
+                             .rows = Count(x),
                              .columns = Columns(x)});
     Done();
   }
@@ -145,7 +153,7 @@ class CudaBackend final : public Backend {
                 .out = ToMatrix(out),
                 .activation = activation == GateActivation::kGelu ? cuda::Activation::kGelu
                                                                   : cuda::Activation::kSilu,
-                .rows = Rows(out),
+                .rows = Count(out),
                 .columns = Columns(out)});
     Done();
   }
@@ -154,7 +162,7 @@ class CudaBackend final : public Backend {
     BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
     cuda::NormalizeHeads(
         stream(),
-        {.x = ToMatrix(x), .rows = Rows(x), .heads = Columns(x) / head_dim, .head_dim = head_dim});
+        {.x = ToMatrix(x), .rows = Count(x), .heads = Columns(x) / head_dim, .head_dim = head_dim});
     Done();
   }
 
@@ -167,7 +175,7 @@ class CudaBackend final : public Backend {
     cuda::RotaryTable(stream(), {.positions = device_->Stage(absl::MakeConstSpan(positions_)),
                                  .log_theta = std::log(theta),
                                  .table = ToMatrix(table),
-                                 .rows = Rows(table),
+                                 .rows = Count(table),
                                  .half = Columns(table) / 2});
     Done();
   }
@@ -176,7 +184,7 @@ class CudaBackend final : public Backend {
     BST_CHECK_SHAPE(table, {x.dim(0), head_dim});
     cuda::Rotate(stream(), {.x = ToMatrix(x),
                             .table = ToMatrix(table),
-                            .rows = Rows(x),
+                            .rows = Count(x),
                             .heads = Columns(x) / head_dim,
                             .half = head_dim / 2});
     Done();
@@ -223,8 +231,8 @@ class CudaBackend final : public Backend {
                      .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles_)) : nullptr,
                      .scale = w.scale(),
                      .bias = w.bias(),
-                     .num_tokens = Rows(q),
-                     .num_tiles = static_cast<int>(tiles_.size()),
+                     .num_tokens = Count(q),
+                     .num_tiles = Count(tiles_),
                      .heads = spec.num_heads,
                      .head_dim = spec.head_dim,
                      .window = spec.window,
@@ -281,8 +289,8 @@ class CudaBackend final : public Backend {
          .queries = device_->Stage(absl::MakeConstSpan(queries_)),
          .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(context_tiles_)) : nullptr,
          .scale = w.scale(),
-         .num_queries = Rows(q),
-         .num_tiles = static_cast<int>(context_tiles_.size()),
+         .num_queries = Count(q),
+         .num_tiles = Count(context_tiles_),
          .heads = spec.num_heads,
          .head_dim = spec.head_dim,
          .capacity = spec.capacity});
@@ -307,7 +315,7 @@ class CudaBackend final : public Backend {
     cuda::AddScaled(stream(), {.x = ToMatrix(x),
                                .y = ToMatrix(y),
                                .gain = gain.as<float>(),
-                               .rows = Rows(y),
+                               .rows = Count(y),
                                .columns = Columns(y),
                                .inputs = Columns(x)});
     Done();
@@ -315,7 +323,7 @@ class CudaBackend final : public Backend {
   void Multiply(TensorView x, TensorView y) override {
     BST_CHECK_SHAPE(y, {x.dim(0), x.dim(1)});
     cuda::Multiply(stream(),
-                   {.x = ToMatrix(x), .y = ToMatrix(y), .rows = Rows(y), .columns = Columns(y)});
+                   {.x = ToMatrix(x), .y = ToMatrix(y), .rows = Count(y), .columns = Columns(y)});
     Done();
   }
   void AddTable(TensorView table, TensorView x) override {
@@ -323,7 +331,7 @@ class CudaBackend final : public Backend {
     BST_CHECK(x.dim(0) % table.dim(0) == 0, x.dim(0), " rows, ", table.dim(0), " in the table");
     cuda::AddTable(stream(), {.table = ToMatrix(table),
                               .x = ToMatrix(x),
-                              .rows = Rows(x),
+                              .rows = Count(x),
                               .columns = Columns(x),
                               .table_rows = Rows(table)});
     Done();
@@ -334,7 +342,7 @@ class CudaBackend final : public Backend {
     cuda::Interpolate(stream(), {.s = ToMatrix(s),
                                  .z = ToMatrix(z),
                                  .gate = gate.as<float>(),
-                                 .rows = Rows(z),
+                                 .rows = Count(z),
                                  .columns = Columns(z)});
     Done();
   }
@@ -346,7 +354,7 @@ class CudaBackend final : public Backend {
                   .table_stride = x.row_stride(),
                   .indices = device_->Stage(indices),
                   .out = ToMatrix(out),
-                  .rows = Rows(out),
+                  .rows = Count(out),
                   .columns = Columns(out)});
     Done();
   }
@@ -393,6 +401,11 @@ class CudaBackend final : public Backend {
   }
 
   cuda::Stream& stream() { return device_->stream(); }
+  cuda::RowCount Count(const TensorView& rows) { return device_->Count(Rows(rows)); }
+  template <typename T>
+  cuda::RowCount Count(const std::vector<T>& list) {
+    return device_->Count(static_cast<int>(list.size()));
+  }
   // At the end of every operator.
   void Done() {
     if (options_.blocking) (void)device_->Sync();  // its status sticks
@@ -406,7 +419,7 @@ class CudaBackend final : public Backend {
                     {.first = ToMatrix(k),
                      .second = ToMatrix(v),
                      .store = device_->Stage(absl::MakeConstSpan(store_)),
-                     .rows = static_cast<int>(store_.size()),
+                     .rows = Count(store_),
                      .columns = Columns(k),
                      .has_second = true});
   }

@@ -113,22 +113,23 @@ class CudaConvolution : public CudaSequence {
       }
       const size_t first = done;
       while (done < outputs_.size() && outputs_[done].pass == pass) ++done;
-      cuda::Convolution(device.stream(), {.u = ToMatrix(u),
-                                          .y = ToMatrix(y),
-                                          .outputs = staged + first,
-                                          .taps = static_cast<const float*>(taps_.data()),
-                                          .d = static_cast<const float*>(d_.data()),
-                                          .num_outputs = static_cast<int>(done - first),
-                                          .inputs = spec().num_inputs,
-                                          .features = spec().num_features(),
-                                          .ring_rows = ring_rows()});
+      cuda::Convolution(device.stream(),
+                        {.u = ToMatrix(u),
+                         .y = ToMatrix(y),
+                         .outputs = staged + first,
+                         .taps = static_cast<const float*>(taps_.data()),
+                         .d = static_cast<const float*>(d_.data()),
+                         .num_outputs = device.Count(static_cast<int>(done - first)),
+                         .inputs = spec().num_inputs,
+                         .features = spec().num_features(),
+                         .ring_rows = ring_rows()});
     }
     // The new inputs replace the oldest, which all of the above have read.
     cuda::StoreRows(device.stream(), /*bf16=*/false,
                     {.first = ToMatrix(u),
                      .second = {},
                      .store = device.Stage(absl::MakeConstSpan(store_)),
-                     .rows = static_cast<int>(store_.size()),
+                     .rows = device.Count(static_cast<int>(store_.size())),
                      .columns = spec().num_inputs,
                      .has_second = false});
   }

@@ -1,6 +1,7 @@
 #include "engine/backend/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <bit>
 #include <functional>
 #include <utility>
 
@@ -13,6 +14,8 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 constexpr size_t kFirstArenaBytes = size_t{1} << 20;
+constexpr int kMaxCounts = kAlignment / sizeof(int32_t);  // different ones of a step
+constexpr int kExactSizes = 4;                            // up to which every size is its own
 
 void ReleaseDevice(void* data, size_t /*bytes*/) { cuda::FreeDevice(data); }
 void ReleasePinned(void* data, size_t /*bytes*/) { cuda::FreePinned(data); }
@@ -56,8 +59,8 @@ absl::StatusOr<Buffer> CudaDevice::Upload(const void* data, size_t bytes) {
   return buffer;
 }
 
-const void* CudaDevice::StageBytes(const void* data, size_t bytes) {
-  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+const void* CudaDevice::StageBytes(const void* data, size_t bytes, size_t room) {
+  const size_t rounded = (room + kAlignment - 1) / kAlignment * kAlignment;
   if (arena_.back().used + rounded > arena_.back().bytes) {
     const absl::Status added = AddBlock(std::max(rounded, arena_.back().bytes));
     if (!added.ok()) {
@@ -126,6 +129,28 @@ void CudaDevice::BeginStep() {
   (void)Sync();  // the arena must lie as it did in the step like this one
   in_step_ = true;
   cuda::StartRecording(stream(), &step_);
+  Block& block = arena_.back();
+  counts_ = reinterpret_cast<int32_t*>(block.pinned);
+  staged_counts_ = reinterpret_cast<const int32_t*>(block.staged);
+  num_counts_ = 0;
+  block.used = kAlignment;
+  step_bytes_ = kAlignment;
+}
+
+size_t CudaDevice::GraphSize(size_t n) {
+  const size_t above = std::bit_ceil(n), between = above / 4 * 3;
+  return n <= between ? between : above;
+}
+
+cuda::RowCount CudaDevice::Count(int rows) {
+  const auto size = static_cast<int>(GraphSize(static_cast<size_t>(rows)));
+  if (!in_step_ || size <= kExactSizes) return {rows, nullptr};
+  const auto known = std::find(counts_, counts_ + num_counts_, rows);
+  if (known == counts_ + num_counts_) {
+    if (num_counts_ == kMaxCounts) return {rows, nullptr};
+    counts_[num_counts_++] = rows;
+  }
+  return {size, staged_counts_ + (known - counts_)};
 }
 
 void CudaDevice::EndStep() {

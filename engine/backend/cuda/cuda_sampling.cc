@@ -80,8 +80,9 @@ void CudaSampling::Draw(TensorView logits, absl::Span<const TokenDraw> draws, Po
   for (const TokenDraw& draw : draws) num_banned += draw.banned.size();
   const auto vocab_size = static_cast<size_t>(logits.dim(1));
   StagedArrays arrays(staged_);
-  const size_t results_at = arrays.Add<DrawResult>(draws.size());
-  const size_t draws_at = arrays.Add<cuda::SamplingDraw>(draws.size());
+  const size_t room = CudaDevice::GraphSize(draws.size());
+  const size_t results_at = arrays.Add<DrawResult>(room);
+  const size_t draws_at = arrays.Add<cuda::SamplingDraw>(room);
   // The same address for both, so that the call depends on the number of draws alone, and steps of
   // as many draws are one graph.
   const size_t tail_at = arrays.Add<TokenLogit>(top.size());
@@ -121,7 +122,7 @@ void CudaSampling::Draw(TensorView logits, absl::Span<const TokenDraw> draws, Po
                 .scratch = device_.scratch(),
                 .results = reinterpret_cast<DrawResult*>(written + results_at),
                 .top = reinterpret_cast<TokenLogit*>(written + tail_at),
-                .num_draws = static_cast<int>(draws.size()),
+                .num_draws = device_.Count(static_cast<int>(draws.size())),
                 .columns = static_cast<int>(logits.dim(1))});
   read_.resize(banned_at);
   device_.Download(staged, read_.data(), read_.size());

@@ -135,7 +135,12 @@ class Workload {
     const TensorView out = Random(3, 37);
     backend_.Embed(table, tokens, out);
     const std::vector<int> indices = {2, 0};
-    backend_.GatherRows(out, indices, Random(2, 37));
+    const TensorView gathered = Random(2, 37);
+    backend_.GatherRows(out, indices, gathered);
+    const auto rows_of = [](const TensorView& matrix) {
+      return PoolView{static_cast<std::byte*>(matrix.data()), 37 * sizeof(float)};
+    };
+    backend_.CopySlot(rows_of(out), SlotId(1), rows_of(gathered), SlotId(1));
   }
 
   void NormsAndRotations() {

@@ -2,13 +2,16 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/backend/cuda/cuda_backend.h"
 #include "engine/backend/cuda/cuda_device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/step_graphs.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/cuda_on_cpu/libraries.h"
 #include "tests/support/model_runner.h"
@@ -287,6 +290,97 @@ TEST(CudaGraphTest, DecodeStepsBecomeGraphsAndKeepTheirBits) {
       }
     }
     EXPECT_EQ(logits[0], logits[1]) << model;
+  }
+}
+
+TEST(CudaGraphTest, GraphsAreForAFewSizes) {
+  std::set<size_t> sizes;
+  for (size_t n = 0; n <= 256; ++n) {
+    const size_t size = CudaDevice::GraphSize(n);
+    EXPECT_LE(n, size);
+    EXPECT_LE(size, n + n / 2);
+    sizes.insert(size);
+  }
+  EXPECT_THAT(sizes,
+              testing::ElementsAre(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256));
+}
+
+// What decode steps of varying sets of sequences gave, and which were graphs.
+struct Decoded {
+  struct Step {
+    int rows, block_ends;
+    bool is_graph;
+  };
+  std::vector<Step> steps;
+  std::vector<float> logits;
+  std::vector<int> tokens;
+};
+Decoded Decode(const std::string& model, DType type, int graph_tokens) {
+  constexpr int kSlots = 24, kSteps = 60;
+  const auto backend = *MakeCudaBackend({.panel_rows = {}, .graph_tokens = graph_tokens});
+  const auto runner = *ModelRunner::Create("tests/golden/" + model, *backend, type, 64, kSlots);
+  const int window = runner->config().window, vocab_size = runner->config().vocab_size;
+  EXPECT_TRUE(backend->ReserveSampling(vocab_size, kSlots).ok());
+  std::vector<SlotLease> leases;
+  for (int i = 0; i < kSlots; ++i) leases.push_back(*runner->pool().Acquire());
+  std::vector<int64_t> positions(kSlots, 0);
+  Decoded decoded;
+  for (int step = 0; step < kSteps; ++step) {
+    const int n = 5 + step * 7 % 20;
+    std::vector<Row> rows;
+    std::vector<TokenId> tokens;
+    std::vector<int> indices;
+    std::vector<TokenDraw> draws;
+    int block_ends = 0;
+    for (int i = 0; i < n; ++i) {
+      const auto slot = static_cast<size_t>((i + 5 * step) % kSlots);
+      const int64_t position = positions[slot]++;
+      block_ends += position % window == window - 1 ? 1 : 0;
+      rows.push_back({.slot = leases[slot].id(), .begin = i, .end = i + 1, .position = position});
+      tokens.emplace_back((step * 7 + i) % vocab_size);
+      indices.push_back(i);
+      draws.push_back({.row = i});
+    }
+    std::vector<DrawResult> results(draws.size());
+    const int before = NumGraphLaunches();
+    runner->model().Forward(tokens, rows, runner->pool());
+    const TensorView logits = runner->model().Logits(indices);
+    backend->SampleTokens(logits, draws, {}, absl::MakeSpan(results), {});
+    EXPECT_TRUE(backend->Sync().ok());
+    decoded.steps.push_back({n, block_ends, NumGraphLaunches() > before});
+    decoded.logits.insert(decoded.logits.end(), logits.as<float>(),
+                          logits.as<float>() + logits.shape().num_elements());
+    for (const DrawResult& result : results) decoded.tokens.push_back(result.token);
+  }
+  return decoded;
+}
+
+// From 5 to 24 sequences take part in a step, never as many as in the one before. A step is a graph
+// when one of its size was there before, and, where block ends have calls of their own, one with as
+// many of them.
+TEST(CudaGraphTest, StepsOfNearlyAsManyRowsAreOneGraph) {
+  for (const auto& [model, type] :
+       {std::pair{"transformer", DType::kF32}, std::pair{"brect", DType::kBF16}}) {
+    const Decoded expected = Decode(model, type, 0), got = Decode(model, type, 256);
+    EXPECT_EQ(got.logits, expected.logits) << model;
+    EXPECT_EQ(got.tokens, expected.tokens) << model;
+    const bool has_contexts = model == std::string("brect");
+    std::set<std::vector<size_t>> known;
+    int graphs = 0;
+    for (const Decoded::Step& step : got.steps) {
+      const auto n = static_cast<size_t>(step.rows), ends = static_cast<size_t>(step.block_ends);
+      std::vector<size_t> kind = {CudaDevice::GraphSize(n)};
+      if (has_contexts) {
+        // Ten states per end; tokens of unfinished blocks; each number is in the arena once.
+        kind.insert(kind.end(),
+                    {ends, CudaDevice::GraphSize(n - ends), 10 * ends == n, 10 * ends == n - ends});
+      }
+      EXPECT_EQ(step.is_graph, !known.insert(kind).second)
+          << model << ": " << n << " rows, " << ends << " block ends";
+      graphs += step.is_graph ? 1 : 0;
+    }
+    EXPECT_GT(graphs, has_contexts ? 30 : 50) << model;
+    for (const Decoded::Step& step : expected.steps) EXPECT_FALSE(step.is_graph);
   }
 }
 
