@@ -288,7 +288,8 @@ struct RecurrenceTask {
   const float* out;    // [T, 2 M, C D]
   const float* in;     // [T, 2 M, C D]
   const float* carry;  // diagonal: A^T - 1, [2 M, C D]; DPLR: its matrix, [2 M, 2 M, C D]
-  int num_pieces, num_rows, inputs, features;
+  RowCount num_pieces, num_rows;
+  int inputs, features;
   int reals;  // 2 M
   int chunk;  // T
 };
@@ -304,7 +305,8 @@ struct ScanTask {
   Matrix v;
   const SequenceRow* rows;
   const float* e;  // [modes, 2]
-  int num_rows, modes;
+  RowCount num_rows;
+  int modes;
 };
 void Scan(Stream& stream, const ScanTask& task);
 

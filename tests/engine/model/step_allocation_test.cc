@@ -79,12 +79,12 @@ TEST_P(StepAllocationTest, AStepAllocatesNothing) {
 }
 
 std::vector<Param> Params() {
+  std::vector<std::string> backends = EmulatedBackendNames();
+  backends.push_back("cpu");
   std::vector<Param> params;
-  for (const char* model : {"transformer", "bst_single_head_s4d", "bst_multi_head_s4",
-                            "bst_multi_filter_dss", "bst_s5", "bst_explicit", "brect", "hybrid"})
-    params.emplace_back("cpu", model);
-  for (const std::string& backend : EmulatedBackendNames()) {
-    for (const char* model : {"transformer", "bst_explicit", "brect"})
+  for (const std::string& backend : backends) {
+    for (const char* model : {"transformer", "bst_single_head_s4d", "bst_multi_head_s4",
+                              "bst_multi_filter_dss", "bst_s5", "bst_explicit", "brect", "hybrid"})
       params.emplace_back(backend, model);
   }
   return params;

@@ -360,7 +360,9 @@ Decoded Decode(const std::string& model, DType type, int graph_tokens) {
 // many of them.
 TEST(CudaGraphTest, StepsOfNearlyAsManyRowsAreOneGraph) {
   for (const auto& [model, type] :
-       {std::pair{"transformer", DType::kF32}, std::pair{"brect", DType::kBF16}}) {
+       {std::pair{"transformer", DType::kF32}, std::pair{"bst_single_head_s4d", DType::kBF16},
+        std::pair{"bst_multi_head_s4", DType::kF32}, std::pair{"bst_s5", DType::kBF16},
+        std::pair{"brect", DType::kBF16}}) {
     const Decoded expected = Decode(model, type, 0), got = Decode(model, type, 256);
     EXPECT_EQ(got.logits, expected.logits) << model;
     EXPECT_EQ(got.tokens, expected.tokens) << model;
