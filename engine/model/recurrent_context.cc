@@ -91,11 +91,16 @@ TensorView RecurrentContext::Normalized(Backend& backend, TensorView states, Ten
   return out;
 }
 
-void RecurrentContext::StoreTokens(Backend& backend, const Step& step, const Inputs& inputs,
-                                   const Row& row, int begin, int end) const {
+void RecurrentContext::AddTokens(const Row& row, int begin, int end,
+                                 std::vector<ContextRows>& tokens) const {
   const int64_t position = row.position + (begin - row.begin);
-  const ContextRows rows = {begin, end, row.slot, static_cast<int>(position % (2 * window_))};
-  backend.StoreContext(*cross_attention_, inputs.keys, inputs.values, {rows},
+  tokens.push_back({begin, end, row.slot, static_cast<int>(position % (2 * window_))});
+}
+
+void RecurrentContext::StoreTokens(Backend& backend, const Step& step, const Inputs& inputs,
+                                   absl::Span<const ContextRows> tokens) const {
+  if (tokens.empty()) return;
+  backend.StoreContext(*cross_attention_, inputs.keys, inputs.values, tokens,
                        step.pool->region(ring_region_));
 }
 
@@ -173,10 +178,18 @@ void RecurrentContext::Forward(Backend& backend, const Step& step, const Inputs&
   // by block, so that at each update it holds just the two newest.
   const auto num_ends = static_cast<int>(step.block_ends.size());
   std::vector<int>& batch = step.workspace->indices;
+  std::vector<ContextRows>& tokens = step.workspace->stores;  // Update takes it for others
+  tokens.clear();
+  const auto update = [&] {
+    StoreTokens(backend, step, inputs, tokens);
+    Update(backend, step, batch);
+    batch.clear();
+    tokens.clear();
+  };
+  batch.clear();
   bool more = num_ends > 0;
   for (int round = 0; more; ++round) {
     more = false;
-    batch.clear();
     for (int end = 0, of_row = 0; end < num_ends; ++end) {
       const BlockEnd& block_end = step.block_ends[static_cast<size_t>(end)];
       const bool same_row =
@@ -185,21 +198,19 @@ void RecurrentContext::Forward(Backend& backend, const Step& step, const Inputs&
       if (of_row > round) more = true;
       if (of_row != round) continue;
       const Row& row = step.rows[static_cast<size_t>(block_end.row)];
-      StoreTokens(backend, step, inputs, row, std::max(row.begin, block_end.token + 1 - window_),
-                  block_end.token + 1);
+      AddTokens(row, std::max(row.begin, block_end.token + 1 - window_), block_end.token + 1,
+                tokens);
       batch.push_back(end);
-      if (static_cast<int>(batch.size()) == batch_) {
-        Update(backend, step, batch);
-        batch.clear();
-      }
+      if (static_cast<int>(batch.size()) == batch_) update();
     }
-    if (!batch.empty()) Update(backend, step, batch);
+    if (!batch.empty()) update();
   }
   for (const Row& row : step.rows) {
     const int64_t behind = (row.position + row.num_tokens()) % window_;  // of an unfinished block
     const int begin = std::max(row.begin, row.end - static_cast<int>(behind));
-    if (begin < row.end) StoreTokens(backend, step, inputs, row, begin, row.end);
+    if (begin < row.end) AddTokens(row, begin, row.end, tokens);
   }
+  StoreTokens(backend, step, inputs, tokens);
   if (qk_norm_) backend.NormalizeHeads(inputs.queries, head_dim_);
   contexts_.Attend(backend, step, inputs.queries, out);
   contexts_.Commit(backend, step);

@@ -20,6 +20,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/model/block_contexts.h"
@@ -39,9 +40,10 @@ class RecurrentContext : public CrossContext {
   explicit RecurrentContext(BlockContexts contexts) : contexts_(std::move(contexts)) {}
   // ns of n S states; states [n S, D].
   TensorView Normalized(Backend& backend, TensorView states, TensorView out) const;
-  // Writes the packed tokens [begin, end) of `row`, all of one block, to the ring.
-  void StoreTokens(Backend& backend, const Step& step, const Inputs& inputs, const Row& row,
-                   int begin, int end) const;
+  // The packed tokens [begin, end) of `row`, all of one block, and where in the ring they go.
+  void AddTokens(const Row& row, int begin, int end, std::vector<ContextRows>& tokens) const;
+  void StoreTokens(Backend& backend, const Step& step, const Inputs& inputs,
+                   absl::Span<const ContextRows> tokens) const;
   // The states that `ends` (of different rows) leave behind, and their contexts.
   void Update(Backend& backend, const Step& step, absl::Span<const int> ends) const;
 

@@ -78,6 +78,18 @@ VisibleKeys KeysOf(const Row& row, const AttentionSpec& spec) {
   return keys;
 }
 
+// Float32 queries and weights against BF16 keys and values go to the tensor cores: three products
+// for one.
+struct AttentionCost {
+  RooflineUnit unit;
+  double products;
+};
+AttentionCost AttentionUnit(CountedBackend counted, DType kv_type, int head_dim) {
+  if (counted == CountedBackend::kCuda && kv_type == DType::kBF16 && head_dim <= 128)
+    return {RooflineUnit::kTensorBf16, 3};
+  return {RooflineUnit::kFloat32, 1};
+}
+
 WeightFacts RecurrenceFacts(const SsmSpec& spec, int64_t modes, bool dplr) {
   const auto reals = static_cast<double>(2 * modes);
   WeightFacts facts;
@@ -427,15 +439,12 @@ void MeteredBackend::Attention(const AttentionWeights& weights, TensorView q, Te
   const auto& w = AsMetered(weights);
   const AttentionSpec& spec = w.spec();
   const double key_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
-  // Float32 queries and weights on the tensor cores: three products for one.
-  const bool is_bf16 =
-      counted_ == CountedBackend::kCuda && spec.kv_type == DType::kBF16 && spec.head_dim <= 128;
-  OperatorCost cost = {.bytes = 4 * Elements(q) * kFloat,
-                       .unit = is_bf16 ? RooflineUnit::kTensorBf16 : RooflineUnit::kFloat32};
+  const auto [unit, products] = AttentionUnit(counted_, spec.kv_type, spec.head_dim);
+  OperatorCost cost = {.bytes = 4 * Elements(q) * kFloat, .unit = unit};
   for (const Row& row : rows) {
     const VisibleKeys keys = KeysOf(row, spec);
     cost.bytes += (keys.from_ring + std::min(row.num_tokens(), spec.window)) * key_bytes;
-    cost.operations += (is_bf16 ? 3 : 1) * 4 * Columns(q) * keys.seen;
+    cost.operations += products * 4 * Columns(q) * keys.seen;
   }
   Run(spec.scope == AttentionScope::kBlock ? "attention within the block" : "attention", cost,
       [&](Backend& inner) { inner.Attention(*w.inner, q, k, v, rows, ring, out); });
@@ -452,10 +461,13 @@ void MeteredBackend::StoreContext(const ContextWeights& weights, TensorView k, T
 void MeteredBackend::ContextAttention(const ContextWeights& weights, TensorView q,
                                       absl::Span<const ContextUse> uses, TensorView out) {
   const auto& w = AsMetered(weights);
-  OperatorCost cost = {.bytes = 2 * Elements(q) * kFloat};
+  const ContextSpec& spec = w.spec();
+  const double row_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
+  const auto [unit, products] = AttentionUnit(counted_, spec.kv_type, spec.head_dim);
+  OperatorCost cost = {.bytes = 2 * Elements(q) * kFloat, .unit = unit};
   for (const ContextUse& use : uses) {
-    cost.bytes += 2 * Columns(q) * static_cast<double>(SizeOf(w.spec().kv_type)) * use.num_rows;
-    cost.operations += 4 * Columns(q) * static_cast<double>(use.end - use.begin) * use.num_rows;
+    cost.bytes += row_bytes * use.num_rows;
+    cost.operations += products * 4 * Columns(q) * (use.end - use.begin) * use.num_rows;
   }
   Run("context attention", cost,
       [&](Backend& inner) { inner.ContextAttention(*w.inner, q, uses, out); });

@@ -109,6 +109,15 @@ TEST(RooflineTest, CountsWhatASumByHandCounts) {
   EXPECT_DOUBLE_EQ(Find(decode, "sample").cost.chain, 3 * 125.0 + 256);
 }
 
+TEST(RooflineTest, ContextsAreAttendedToOnTheTensorCores) {
+  const Roofline roofline = *MakeRoofline(kTiny, nullptr, TinyShape());
+  const OperatorCost& cost = Find(roofline.steps[1], "context attention").cost;
+  // One token: four rows of the one layer, five of the other; three products for one.
+  EXPECT_EQ(cost.unit, RooflineUnit::kTensorBf16);
+  EXPECT_DOUBLE_EQ(cost.operations, 3 * 4.0 * 64 * (4 + 5));
+  EXPECT_DOUBLE_EQ(cost.bytes, 2 * (2 * 64.0 * 4) + 2 * 64.0 * 2 * (4 + 5));
+}
+
 TEST(RooflineTest, TheSlowestOfThreeBoundsCounts) {
   constexpr GpuRates kGpu = {"", "", 1e12, 1e10, 1e9, 4e6, 80e9};
   const auto predict = [&](const OperatorCost& cost) { return Predict(cost, kGpu); };

@@ -1,18 +1,19 @@
 // Attention in two forms. In both the softmax is carried from tile to tile of keys, and the order
 // of operations depends on the query's position alone, so where a row was cut changes no bit.
 //
-//   One query and head per block: float32 rings, contexts, wide heads. Keys are taken by distance
-//   or by row of the context, in tiles of one key per thread.
+//   One query and head per block: float32 rings and contexts, wide heads. Keys are taken by
+//   distance or by row of the context, in tiles of one key per thread.
 //
-//   Sixteen queries of a row and a head per block, on the tensor cores: BF16 rings. Tiles of 64
-//   keys begin at multiples of 64 in the document, whichever queries share the block; keys that a
-//   query does not see have weight 0, which changes neither its sums nor its maximum. Queries and
-//   weights are float32: each is the sum of three BF16 numbers, so that three products are one in
-//   float32.
+//   Sixteen queries of a row, or of one use of a context, and a head per block, on the tensor
+//   cores: BF16. Tiles of 64 keys begin at multiples of 64 in the document or the context,
+//   whichever queries share the block; keys that a query does not see have weight 0, which changes
+//   neither its sums nor its maximum. Queries and weights are float32: each is the sum of three
+//   BF16 numbers, so that three products are one in float32.
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
 #include "engine/backend/cuda/mma.cuh"
+#include "engine/backend/cuda/row_count.cuh"
 
 namespace bst::cuda {
 namespace {
@@ -101,6 +102,7 @@ BST_DEVICE int64_t Farthest(const AttentionTask& task, int64_t position) {
 
 template <typename T>
 BST_DEVICE void AttendRing(const AttentionTask& task) {
+  if (HasNoRow(task.num_tokens)) return;
   const int token = BlockX(), head = BlockY();
   const TokenRow row = task.tokens[token];
   const int64_t column = static_cast<int64_t>(head) * task.head_dim;
@@ -150,33 +152,66 @@ BST_DEVICE FragmentA RowsOf(const uint32_t* words, int stride, int g, int t, int
   return {{low[0], high[0], low[4], high[4]}};
 }
 
+// What a tile of queries looks at. Keys are named by their positions, in the document or in the
+// context; `oldest` and `newest` are those that any of the queries sees.
+struct RingView {
+  const AttentionTask& task;
+  const QueryTile& tile;
+  int head;
+  Keys<Bf16> keys;
+  int64_t oldest, newest;
+
+  // REQUIRES: oldest <= position <= newest.
+  BST_DEVICE int Source(int64_t position) const {
+    const int64_t row_position = tile.position - (tile.first - tile.begin);
+    if (position < 0) return kZeroKey;
+    if (position >= row_position) return ~(tile.begin + static_cast<int>(position - row_position));
+    return static_cast<int>(position % task.window);
+  }
+  BST_DEVICE bool Sees(int query, int64_t position) const {
+    const int64_t own = tile.position + query, distance = own - position;
+    return distance >= task.nearest && distance <= Farthest(task, own);
+  }
+  BST_DEVICE float Bias(int query, int64_t position) const {
+    if (task.bias == nullptr) return 0.0f;
+    return task.bias[head * (task.window + 1) + (tile.position + query - position)];
+  }
+};
+
+struct ContextView {
+  Keys<Bf16> keys;
+  int64_t oldest, newest;
+
+  BST_DEVICE int Source(int64_t row) const { return static_cast<int>(row); }
+  BST_DEVICE bool Sees(int /*query*/, int64_t row) const { return row <= newest; }
+  BST_DEVICE float Bias(int /*query*/, int64_t /*row*/) const { return 0.0f; }
+};
+
+// Queries of one head, in neighbouring rows; at most kQueries of them.
+struct Queries {
+  Matrix q, out;  // of the first
+  int count, head_dim;
+  float scale;
+};
+
 // Shared arrays are written between two barriers by one part of the loop and read after the second
 // by the next.
-BST_DEVICE void AttendTile(const AttentionTask& task) {
+template <typename View>
+BST_DEVICE void AttendTile(const Queries& own, const View& view) {
   BST_SHARED(uint32_t, queries, kTerms * kQueries * kQueryWords);
   BST_SHARED(uint32_t, weights, kTerms * kQueries * kWeightWords);
   BST_SHARED(float, scores, kQueries* kTileKeys);
   BST_SHARED(int, sources, kTileKeys);
   BST_SHARED(float, totals, kQueries);
   BST_SHARED(float, decays, kQueries);
-  const QueryTile tile = task.tiles[BlockX()];
-  const int head = BlockY(), lane = ThreadX() % kWarp, warp = ThreadX() / kWarp;
-  const int g = lane / 4, t = lane % 4;
-  const int64_t column = static_cast<int64_t>(head) * task.head_dim;
-  const int64_t width = static_cast<int64_t>(task.heads) * task.head_dim;
-  const Bf16* ring = static_cast<const Bf16*>(tile.cache);
-  const Keys<Bf16> keys = {.k = ring + column,
-                           .v = ring + task.window * width + column,
-                           .stride = width,
-                           .new_k = {task.k.data + column, task.k.stride},
-                           .new_v = {task.v.data + column, task.v.stride}};
-  const int depth = (task.head_dim + kFragmentDepth - 1) / kFragmentDepth * kFragmentDepth;
+  const int lane = ThreadX() % kWarp, warp = ThreadX() / kWarp, g = lane / 4, t = lane % 4;
+  const int depth = (own.head_dim + kFragmentDepth - 1) / kFragmentDepth * kFragmentDepth;
 
   for (int i = ThreadX(); i < kQueries * depth / 2; i += kTile) {
     const int row = i / (depth / 2), c = i % (depth / 2) * 2;
-    const float* q = task.q.data + (tile.first + row) * task.q.stride + column + c;
-    float x = row < tile.count && c < task.head_dim ? q[0] : 0.0f;
-    float y = row < tile.count && c + 1 < task.head_dim ? q[1] : 0.0f;
+    const float* q = own.q.data + row * own.q.stride + c;
+    float x = row < own.count && c < own.head_dim ? q[0] : 0.0f;
+    float y = row < own.count && c + 1 < own.head_dim ? q[1] : 0.0f;
     for (int term = 0; term < kTerms; ++term)
       queries[(term * kQueries + row) * kQueryWords + c / 2] = TakeTerm(x, y);
   }
@@ -187,33 +222,21 @@ BST_DEVICE void AttendTile(const AttentionTask& task) {
     row_tops[i] = -INFINITY;
     row_totals[i] = 0.0f;
   }
-  // The oldest and the newest key that any of the queries sees.
-  int64_t oldest = tile.position, newest = tile.position + tile.count - 1 - task.nearest;
-  for (int row = 0; row < tile.count; ++row) {
-    const int64_t position = tile.position + row, first = position - Farthest(task, position);
-    if (first < oldest) oldest = first;
-  }
   const auto floor_tile = [](int64_t position) {
     return (position >= 0 ? position : position - kTileKeys + 1) / kTileKeys * kTileKeys;
   };
   FragmentC sums[kColumnTiles] = {};  // of columns (warp + 4 i) 8 ..
-  for (int64_t first = floor_tile(oldest); first <= newest; first += kTileKeys) {
+  for (int64_t first = floor_tile(view.oldest); first <= view.newest; first += kTileKeys) {
     SyncThreads();
     if (ThreadX() < kTileKeys) {
       const int64_t position = first + ThreadX();
-      const int64_t row_position = tile.position - (tile.first - tile.begin);
-      int source = kZeroKey;
-      if (position >= 0 && position >= oldest && position <= newest) {
-        source = position >= row_position
-                     ? ~(tile.begin + static_cast<int>(position - row_position))
-                     : static_cast<int>(position % task.window);
-      }
-      sources[ThreadX()] = source;
+      const bool is_seen = position >= view.oldest && position <= view.newest;
+      sources[ThreadX()] = is_seen ? view.Source(position) : kZeroKey;
     }
     SyncThreads();
     // Whether any of the queries sees any of `n` keys; the same in all lanes.
     const auto are_seen = [&](int key, int n) {
-      return first + key <= newest && first + key + n > oldest;
+      return first + key <= view.newest && first + key + n > view.oldest;
     };
     FragmentC dots[2] = {};
     const int key0 = warp * 2 * kFragmentColumns;
@@ -223,8 +246,8 @@ BST_DEVICE void AttendTile(const AttentionTask& task) {
         if (!are_seen(key0 + n * kFragmentColumns, kFragmentColumns)) continue;
         const int source = sources[key0 + n * kFragmentColumns + g];
         const auto word = [&](int c) {
-          return PackBf16(c < task.head_dim ? keys.Key(source, c) : 0.0f,
-                          c + 1 < task.head_dim ? keys.Key(source, c + 1) : 0.0f);
+          return PackBf16(c < own.head_dim ? view.keys.Key(source, c) : 0.0f,
+                          c + 1 < own.head_dim ? view.keys.Key(source, c + 1) : 0.0f);
         };
         const FragmentB b = {{word(k + 2 * t), word(k + 2 * t + 8)}};
         BST_UNROLL
@@ -239,13 +262,9 @@ BST_DEVICE void AttendTile(const AttentionTask& task) {
       BST_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int row = g + i / 2 * 8, key = key0 + n * kFragmentColumns + 2 * t + i % 2;
-        const int64_t position = tile.position + row, distance = position - (first + key);
         float score = -INFINITY;
-        if (row < tile.count && distance >= task.nearest && distance <= Farthest(task, position)) {
-          const float bias =
-              task.bias == nullptr ? 0.0f : task.bias[head * (task.window + 1) + distance];
-          score = (dots[n].values[i] + bias) * task.scale[head];
-        }
+        if (row < own.count && view.Sees(row, first + key))
+          score = (dots[n].values[i] + view.Bias(row, first + key)) * own.scale;
         scores[row * kTileKeys + key] = score;
       }
     }
@@ -269,15 +288,15 @@ BST_DEVICE void AttendTile(const AttentionTask& task) {
     BST_UNROLL
     for (int i = 0; i < kColumnTiles; ++i) {
       const int c = (warp + i * kTileWarps) * kFragmentColumns + g;
-      if (c - g >= task.head_dim) break;  // all lanes
+      if (c - g >= own.head_dim) break;  // all lanes
       for (int j = 0; j < 4; ++j) sums[i].values[j] *= decays[g + j / 2 * 8];
       BST_UNROLL
       for (int k = 0; k < kTileKeys; k += kFragmentDepth) {
         if (!are_seen(k, kFragmentDepth)) continue;
         const auto word = [&](int key) {
-          return c < task.head_dim
-                     ? PackBf16(keys.Value(sources[key], c), keys.Value(sources[key + 1], c))
-                     : 0u;
+          return c < own.head_dim ? PackBf16(view.keys.Value(sources[key], c),
+                                             view.keys.Value(sources[key + 1], c))
+                                  : 0u;
         };
         const FragmentB b = {{word(k + 2 * t), word(k + 2 * t + 8)}};
         BST_UNROLL
@@ -299,35 +318,87 @@ BST_DEVICE void AttendTile(const AttentionTask& task) {
     for (int j = 0; j < 4; ++j) {
       const int row = g + j / 2 * 8;
       const int c = (warp + i * kTileWarps) * kFragmentColumns + 2 * t + j % 2;
-      if (row >= tile.count || c >= task.head_dim) continue;
+      if (row >= own.count || c >= own.head_dim) continue;
       const float total = totals[row];
       // + 0: a sum that underflowed may be -0, unless tiles of weight 0 came after it.
-      task.out.data[(tile.first + row) * task.out.stride + column + c] =
+      own.out.data[row * own.out.stride + c] =
           total == 0.0f ? 0.0f : sums[i].values[j] / total + 0.0f;
     }
   }
 }
 
-template <typename T>
-BST_DEVICE void AttendContext(const ContextTask& task) {
-  const int query = BlockX(), head = BlockY();
-  const QueryContext use = task.queries[query];
+template <typename Task>
+BST_DEVICE Queries QueriesOf(const Task& task, int first, int count, int64_t column) {
+  return {.q = {task.q.data + first * task.q.stride + column, task.q.stride},
+          .out = {task.out.data + first * task.out.stride + column, task.out.stride},
+          .count = count,
+          .head_dim = task.head_dim,
+          .scale = task.scale[BlockY()]};
+}
+
+BST_DEVICE void AttendRingTile(const AttentionTask& task) {
+  if (HasNoRow(task.num_tiles)) return;
+  const QueryTile tile = task.tiles[BlockX()];
+  const int head = BlockY();
   const int64_t column = static_cast<int64_t>(head) * task.head_dim;
   const int64_t width = static_cast<int64_t>(task.heads) * task.head_dim;
-  const T* context = static_cast<const T*>(use.context);
-  const Keys<T> keys = {.k = context + column,
-                        .v = context + task.capacity * width + column,
-                        .stride = width,
-                        .new_k = {nullptr, 0},
-                        .new_v = {nullptr, 0}};
-  Attend(
-      task.q.data + query * task.q.stride + column, keys, task.head_dim, task.scale[head],
-      use.num_rows, [](int i) { return i; }, [](int) { return 0.0f; },
-      task.out.data + query * task.out.stride + column);
+  const Bf16* ring = static_cast<const Bf16*>(tile.cache);
+  int64_t oldest = tile.position;
+  for (int row = 0; row < tile.count; ++row) {
+    const int64_t position = tile.position + row, first = position - Farthest(task, position);
+    if (first < oldest) oldest = first;
+  }
+  const RingView view = {.task = task,
+                         .tile = tile,
+                         .head = head,
+                         .keys = {.k = ring + column,
+                                  .v = ring + task.window * width + column,
+                                  .stride = width,
+                                  .new_k = {task.k.data + column, task.k.stride},
+                                  .new_v = {task.v.data + column, task.v.stride}},
+                         .oldest = oldest,
+                         .newest = tile.position + tile.count - 1 - task.nearest};
+  AttendTile(QueriesOf(task, tile.first, tile.count, column), view);
 }
 
 template <typename T>
+BST_DEVICE Keys<T> ContextKeys(const ContextTask& task, const void* context, int64_t column) {
+  const int64_t width = static_cast<int64_t>(task.heads) * task.head_dim;
+  const T* rows = static_cast<const T*>(context);
+  return {.k = rows + column,
+          .v = rows + task.capacity * width + column,
+          .stride = width,
+          .new_k = {nullptr, 0},
+          .new_v = {nullptr, 0}};
+}
+
+template <typename T>
+BST_DEVICE void AttendContext(const ContextTask& task) {
+  if (HasNoRow(task.num_queries)) return;
+  const int query = BlockX(), head = BlockY();
+  const QueryContext use = task.queries[query];
+  const int64_t column = static_cast<int64_t>(head) * task.head_dim;
+  Attend(
+      task.q.data + query * task.q.stride + column, ContextKeys<T>(task, use.context, column),
+      task.head_dim, task.scale[head], use.num_rows, [](int i) { return i; },
+      [](int) { return 0.0f; }, task.out.data + query * task.out.stride + column);
+}
+
+BST_DEVICE void AttendContextTile(const ContextTask& task) {
+  if (HasNoRow(task.num_tiles)) return;
+  const ContextTile tile = task.tiles[BlockX()];
+  const int64_t column = static_cast<int64_t>(BlockY()) * task.head_dim;
+  const ContextView view = {.keys = ContextKeys<Bf16>(task, tile.context, column),
+                            .oldest = 0,
+                            .newest = tile.num_rows - 1};
+  AttendTile(QueriesOf(task, tile.first, tile.count, column), view);
+}
+
+constexpr int kCopyWords = 1024;  // of a block
+
+template <typename T>
 BST_DEVICE void StoreOne(const StoreTask& task) {
+  if (HasNoRow(task.rows)) return;
   const StoreRow row = task.store[BlockX()];
   for (int c = ThreadX(); c < task.columns; c += NumThreads()) {
     static_cast<T*>(row.first)[c] = Store<T>(task.first.data[row.source * task.first.stride + c]);
@@ -346,21 +417,29 @@ BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_f32(AttentionTask task) {
 BST_KERNEL void BST_BOUNDS(128, 8) bst_attention_bf16(AttentionTask task) {
   AttendRing<Bf16>(task);
 }
-BST_KERNEL void BST_BOUNDS(128, 4) bst_attention_tiles(AttentionTask task) { AttendTile(task); }
+BST_KERNEL void BST_BOUNDS(128, 4) bst_attention_tiles(AttentionTask task) { AttendRingTile(task); }
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_f32(ContextTask task) { AttendContext<float>(task); }
 BST_KERNEL void BST_BOUNDS(128, 8) bst_context_bf16(ContextTask task) { AttendContext<Bf16>(task); }
+BST_KERNEL void BST_BOUNDS(128, 4) bst_context_tiles(ContextTask task) { AttendContextTile(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_store_f32(StoreTask task) { StoreOne<float>(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_store_bf16(StoreTask task) { StoreOne<Bf16>(task); }
+BST_KERNEL void BST_BOUNDS(256, 8) bst_copy_words(CopyTask task) {
+  const CopyPlace place = *task.place;
+  const int64_t first = static_cast<int64_t>(BlockX()) * kCopyWords;
+  for (int64_t i = first + ThreadX(); i < first + kCopyWords && i < task.words; i += NumThreads())
+    place.to[i] = place.from[i];
+}
 
 void Attention(Stream& stream, bool bf16, const AttentionTask& task) {
-  if (task.num_tokens == 0) return;
+  if (task.num_tokens.most == 0) return;
   if (task.tiles != nullptr) {
     const LaunchShape shape = {
-        .blocks_x = task.num_tiles, .blocks_y = task.heads, .threads = kTile};
+        .blocks_x = task.num_tiles.most, .blocks_y = task.heads, .threads = kTile};
     BST_LAUNCH(bst_attention_tiles, shape, stream, task);
     return;
   }
-  const LaunchShape shape = {.blocks_x = task.num_tokens, .blocks_y = task.heads, .threads = kTile};
+  const LaunchShape shape = {
+      .blocks_x = task.num_tokens.most, .blocks_y = task.heads, .threads = kTile};
   if (bf16) {
     BST_LAUNCH(bst_attention_bf16, shape, stream, task);
   } else {
@@ -368,9 +447,15 @@ void Attention(Stream& stream, bool bf16, const AttentionTask& task) {
   }
 }
 void ContextAttention(Stream& stream, bool bf16, const ContextTask& task) {
-  if (task.num_queries == 0) return;
+  if (task.num_queries.most == 0) return;
+  if (task.tiles != nullptr) {
+    const LaunchShape shape = {
+        .blocks_x = task.num_tiles.most, .blocks_y = task.heads, .threads = kTile};
+    BST_LAUNCH(bst_context_tiles, shape, stream, task);
+    return;
+  }
   const LaunchShape shape = {
-      .blocks_x = task.num_queries, .blocks_y = task.heads, .threads = kTile};
+      .blocks_x = task.num_queries.most, .blocks_y = task.heads, .threads = kTile};
   if (bf16) {
     BST_LAUNCH(bst_context_bf16, shape, stream, task);
   } else {
@@ -378,13 +463,19 @@ void ContextAttention(Stream& stream, bool bf16, const ContextTask& task) {
   }
 }
 void StoreRows(Stream& stream, bool bf16, const StoreTask& task) {
-  if (task.rows == 0) return;
-  const LaunchShape shape = {.blocks_x = task.rows};
+  if (task.rows.most == 0) return;
+  const LaunchShape shape = {.blocks_x = task.rows.most};
   if (bf16) {
     BST_LAUNCH(bst_store_bf16, shape, stream, task);
   } else {
     BST_LAUNCH(bst_store_f32, shape, stream, task);
   }
+}
+void CopyWords(Stream& stream, const CopyTask& task) {
+  if (task.words == 0) return;
+  const LaunchShape shape = {.blocks_x =
+                                 static_cast<int>((task.words + kCopyWords - 1) / kCopyWords)};
+  BST_LAUNCH(bst_copy_words, shape, stream, task);
 }
 
 }  // namespace bst::cuda

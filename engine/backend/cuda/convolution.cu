@@ -3,6 +3,7 @@
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
+#include "engine/backend/cuda/row_count.cuh"
 
 namespace bst::cuda {
 namespace {
@@ -16,7 +17,7 @@ constexpr int kTileRows = kThreads / kTile;
 
 BST_KERNEL void BST_BOUNDS(256, 4) bst_convolution(ConvolutionTask task) {
   const int feature = BlockY() * kThreads + ThreadX();
-  if (feature >= task.features) return;
+  if (feature >= task.features || HasNoRow(task.num_outputs)) return;
   const ConvolutionOutput at = task.outputs[BlockX()];
   const int input = feature % task.inputs;
   const float* u = task.u.data + input;
@@ -104,8 +105,8 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_multiply_spectra(SpectraTask task) {
 }
 
 void Convolution(Stream& stream, const ConvolutionTask& task) {
-  if (task.num_outputs == 0) return;
-  const LaunchShape shape = {.blocks_x = task.num_outputs,
+  if (task.num_outputs.most == 0) return;
+  const LaunchShape shape = {.blocks_x = task.num_outputs.most,
                              .blocks_y = (task.features + kThreads - 1) / kThreads};
   BST_LAUNCH(bst_convolution, shape, stream, task);
 }

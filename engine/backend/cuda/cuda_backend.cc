@@ -22,6 +22,10 @@ static_assert(sizeof(TokenId) == sizeof(int32_t), "kernels take token ids as int
 int Rows(const TensorView& view) { return static_cast<int>(view.dim(0)); }
 int Columns(const TensorView& view) { return static_cast<int>(view.dim(1)); }
 bool IsBf16(DType type) { return type == DType::kBF16; }
+// Whether the tensor cores take the queries of attention.
+bool HasTiles(DType type, int head_dim) {
+  return IsBf16(type) && head_dim <= cuda::kMaxTileColumns;
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -94,8 +98,16 @@ class CudaBackend final : public Backend {
     Done();
   }
   void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) override {
-    cuda::Copy(stream(), to.slot<std::byte>(to_slot), from.slot<std::byte>(from_slot),
-               std::min(from.slot_bytes, to.slot_bytes));
+    const size_t bytes = std::min(from.slot_bytes, to.slot_bytes);
+    if (device_->in_step() && (from.slot_bytes | to.slot_bytes) % sizeof(uint32_t) == 0) {
+      // Which slots is not part of the call, so that steps that copy others are the same graph.
+      const cuda::CopyPlace place = {.from = from.slot<const uint32_t>(from_slot),
+                                     .to = to.slot<uint32_t>(to_slot)};
+      cuda::CopyWords(stream(), {.place = device_->Stage(absl::MakeConstSpan(&place, 1)),
+                                 .words = static_cast<int64_t>(bytes / sizeof(uint32_t))});
+    } else {
+      cuda::Copy(stream(), to.slot<std::byte>(to_slot), from.slot<std::byte>(from_slot), bytes);
+    }
     Done();
   }
 
@@ -111,7 +123,7 @@ class CudaBackend final : public Backend {
                   .table_stride = w.dim(),
                   .indices = StageTokens(tokens),
                   .out = ToMatrix(out),
-                  .rows = Rows(out),
+                  .rows = Count(out),
                   .columns = Columns(out)});
     Done();
   }
@@ -123,7 +135,7 @@ class CudaBackend final : public Backend {
                              .out = ToMatrix(out),
                              .gain = gain.as<float>(),
                              .epsilon = epsilon,
-                             .rows = Rows(x),
+                             .rows = Count(x),
                              .columns = Columns(x)});
     Done();
   }
@@ -141,7 +153,7 @@ class CudaBackend final : public Backend {
                 .out = ToMatrix(out),
                 .activation = activation == GateActivation::kGelu ? cuda::Activation::kGelu
                                                                   : cuda::Activation::kSilu,
-                .rows = Rows(out),
+                .rows = Count(out),
                 .columns = Columns(out)});
     Done();
   }
@@ -150,20 +162,20 @@ class CudaBackend final : public Backend {
     BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
     cuda::NormalizeHeads(
         stream(),
-        {.x = ToMatrix(x), .rows = Rows(x), .heads = Columns(x) / head_dim, .head_dim = head_dim});
+        {.x = ToMatrix(x), .rows = Count(x), .heads = Columns(x) / head_dim, .head_dim = head_dim});
     Done();
   }
 
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override {
-    std::vector<int64_t> positions(static_cast<size_t>(table.dim(0)));
+    positions_.resize(static_cast<size_t>(table.dim(0)));
     for (const Row& row : rows) {
       for (int t = row.begin; t < row.end; ++t)
-        positions[static_cast<size_t>(t)] = row.position + (t - row.begin);
+        positions_[static_cast<size_t>(t)] = row.position + (t - row.begin);
     }
-    cuda::RotaryTable(stream(), {.positions = device_->Stage(absl::MakeConstSpan(positions)),
+    cuda::RotaryTable(stream(), {.positions = device_->Stage(absl::MakeConstSpan(positions_)),
                                  .log_theta = std::log(theta),
                                  .table = ToMatrix(table),
-                                 .rows = Rows(table),
+                                 .rows = Count(table),
                                  .half = Columns(table) / 2});
     Done();
   }
@@ -172,7 +184,7 @@ class CudaBackend final : public Backend {
     BST_CHECK_SHAPE(table, {x.dim(0), head_dim});
     cuda::Rotate(stream(), {.x = ToMatrix(x),
                             .table = ToMatrix(table),
-                            .rows = Rows(x),
+                            .rows = Count(x),
                             .heads = Columns(x) / head_dim,
                             .half = head_dim / 2});
     Done();
@@ -186,28 +198,28 @@ class CudaBackend final : public Backend {
     BST_CHECK_SHAPE(q, {q.dim(0), width});
     BST_CHECK_SHAPE(out, {q.dim(0), width});
     const size_t row_bytes = static_cast<size_t>(width) * SizeOf(spec.kv_type);
-    const bool has_tiles = IsBf16(spec.kv_type) && spec.head_dim <= cuda::kMaxTileColumns;
-    std::vector<cuda::TokenRow> tokens(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
-    std::vector<cuda::QueryTile> tiles;
-    std::vector<cuda::StoreRow> store;
+    const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
+    tokens_.resize(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
+    tiles_.clear();
+    store_.clear();
     for (const Row& row : rows) {
       auto* const keys = ring.slot<std::byte>(row.slot);
       auto* const values = keys + static_cast<size_t>(spec.window) * row_bytes;
       for (int t = row.begin; t < row.end; ++t) {
         const int64_t position = row.position + (t - row.begin);
         if (!has_tiles) {
-          tokens[static_cast<size_t>(t)] = {
+          tokens_[static_cast<size_t>(t)] = {
               .cache = keys, .position = position, .begin = row.begin};
         } else if ((t - row.begin) % cuda::kQueriesOfATile == 0) {
-          tiles.push_back({.cache = keys,
-                           .position = position,
-                           .first = t,
-                           .count = std::min(cuda::kQueriesOfATile, row.end - t),
-                           .begin = row.begin});
+          tiles_.push_back({.cache = keys,
+                            .position = position,
+                            .first = t,
+                            .count = std::min(cuda::kQueriesOfATile, row.end - t),
+                            .begin = row.begin});
         }
         if (t < row.end - spec.window) continue;
         const size_t offset = static_cast<size_t>(position % spec.window) * row_bytes;
-        store.push_back({.first = keys + offset, .second = values + offset, .source = t});
+        store_.push_back({.first = keys + offset, .second = values + offset, .source = t});
       }
     }
     cuda::Attention(stream(), IsBf16(spec.kv_type),
@@ -215,12 +227,12 @@ class CudaBackend final : public Backend {
                      .k = ToMatrix(k),
                      .v = ToMatrix(v),
                      .out = ToMatrix(out),
-                     .tokens = device_->Stage(absl::MakeConstSpan(tokens)),
-                     .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles)) : nullptr,
+                     .tokens = device_->Stage(absl::MakeConstSpan(tokens_)),
+                     .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles_)) : nullptr,
                      .scale = w.scale(),
                      .bias = w.bias(),
-                     .num_tokens = Rows(q),
-                     .num_tiles = static_cast<int>(tiles.size()),
+                     .num_tokens = Count(q),
+                     .num_tiles = Count(tiles_),
                      .heads = spec.num_heads,
                      .head_dim = spec.head_dim,
                      .window = spec.window,
@@ -228,7 +240,7 @@ class CudaBackend final : public Backend {
                      .block_scope = spec.scope == AttentionScope::kBlock,
                      .zero_prefix = spec.empty_prefix == EmptyPrefix::kZeros});
     // The new keys replace the oldest, which the queries have read.
-    Store(k, v, store, spec.kv_type);
+    Store(k, v, spec.kv_type);
     Done();
   }
 
@@ -237,16 +249,16 @@ class CudaBackend final : public Backend {
     const ContextSpec& spec = weights.spec();
     const size_t row_bytes = static_cast<size_t>(spec.num_heads) *
                              static_cast<size_t>(spec.head_dim) * SizeOf(spec.kv_type);
-    std::vector<cuda::StoreRow> store;
+    store_.clear();
     for (const ContextRows& part : rows) {
       auto* const keys = contexts.slot<std::byte>(part.slot);
       auto* const values = keys + static_cast<size_t>(spec.capacity) * row_bytes;
       for (int i = part.begin; i < part.end; ++i) {
         const size_t offset = static_cast<size_t>(part.first_row + i - part.begin) * row_bytes;
-        store.push_back({.first = keys + offset, .second = values + offset, .source = i});
+        store_.push_back({.first = keys + offset, .second = values + offset, .source = i});
       }
     }
-    Store(k, v, store, spec.kv_type);
+    Store(k, v, spec.kv_type);
     Done();
   }
 
@@ -255,20 +267,33 @@ class CudaBackend final : public Backend {
     const auto& w = dynamic_cast<const CudaContext&>(weights);
     const ContextSpec& spec = w.spec();
     BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
-    std::vector<cuda::QueryContext> queries(static_cast<size_t>(q.dim(0)));
+    const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
+    queries_.resize(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
+    context_tiles_.clear();
     for (const ContextUse& use : uses) {
-      for (int i = use.begin; i < use.end; ++i)
-        queries[static_cast<size_t>(i)] = {.context = use.context, .num_rows = use.num_rows};
+      for (int i = use.begin; i < use.end; ++i) {
+        if (!has_tiles) {
+          queries_[static_cast<size_t>(i)] = {.context = use.context, .num_rows = use.num_rows};
+        } else if ((i - use.begin) % cuda::kQueriesOfATile == 0) {
+          context_tiles_.push_back({.context = use.context,
+                                    .num_rows = use.num_rows,
+                                    .first = i,
+                                    .count = std::min(cuda::kQueriesOfATile, use.end - i)});
+        }
+      }
     }
-    cuda::ContextAttention(stream(), IsBf16(spec.kv_type),
-                           {.q = ToMatrix(q),
-                            .out = ToMatrix(out),
-                            .queries = device_->Stage(absl::MakeConstSpan(queries)),
-                            .scale = w.scale(),
-                            .num_queries = Rows(q),
-                            .heads = spec.num_heads,
-                            .head_dim = spec.head_dim,
-                            .capacity = spec.capacity});
+    cuda::ContextAttention(
+        stream(), IsBf16(spec.kv_type),
+        {.q = ToMatrix(q),
+         .out = ToMatrix(out),
+         .queries = device_->Stage(absl::MakeConstSpan(queries_)),
+         .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(context_tiles_)) : nullptr,
+         .scale = w.scale(),
+         .num_queries = Count(q),
+         .num_tiles = Count(context_tiles_),
+         .heads = spec.num_heads,
+         .head_dim = spec.head_dim,
+         .capacity = spec.capacity});
     Done();
   }
 
@@ -290,7 +315,7 @@ class CudaBackend final : public Backend {
     cuda::AddScaled(stream(), {.x = ToMatrix(x),
                                .y = ToMatrix(y),
                                .gain = gain.as<float>(),
-                               .rows = Rows(y),
+                               .rows = Count(y),
                                .columns = Columns(y),
                                .inputs = Columns(x)});
     Done();
@@ -298,7 +323,7 @@ class CudaBackend final : public Backend {
   void Multiply(TensorView x, TensorView y) override {
     BST_CHECK_SHAPE(y, {x.dim(0), x.dim(1)});
     cuda::Multiply(stream(),
-                   {.x = ToMatrix(x), .y = ToMatrix(y), .rows = Rows(y), .columns = Columns(y)});
+                   {.x = ToMatrix(x), .y = ToMatrix(y), .rows = Count(y), .columns = Columns(y)});
     Done();
   }
   void AddTable(TensorView table, TensorView x) override {
@@ -306,7 +331,7 @@ class CudaBackend final : public Backend {
     BST_CHECK(x.dim(0) % table.dim(0) == 0, x.dim(0), " rows, ", table.dim(0), " in the table");
     cuda::AddTable(stream(), {.table = ToMatrix(table),
                               .x = ToMatrix(x),
-                              .rows = Rows(x),
+                              .rows = Count(x),
                               .columns = Columns(x),
                               .table_rows = Rows(table)});
     Done();
@@ -317,7 +342,7 @@ class CudaBackend final : public Backend {
     cuda::Interpolate(stream(), {.s = ToMatrix(s),
                                  .z = ToMatrix(z),
                                  .gate = gate.as<float>(),
-                                 .rows = Rows(z),
+                                 .rows = Count(z),
                                  .columns = Columns(z)});
     Done();
   }
@@ -329,7 +354,7 @@ class CudaBackend final : public Backend {
                   .table_stride = x.row_stride(),
                   .indices = device_->Stage(indices),
                   .out = ToMatrix(out),
-                  .rows = Rows(out),
+                  .rows = Count(out),
                   .columns = Columns(out)});
     Done();
   }
@@ -376,6 +401,11 @@ class CudaBackend final : public Backend {
   }
 
   cuda::Stream& stream() { return device_->stream(); }
+  cuda::RowCount Count(const TensorView& rows) { return device_->Count(Rows(rows)); }
+  template <typename T>
+  cuda::RowCount Count(const std::vector<T>& list) {
+    return device_->Count(static_cast<int>(list.size()));
+  }
   // At the end of every operator.
   void Done() {
     if (options_.blocking) (void)device_->Sync();  // its status sticks
@@ -383,12 +413,13 @@ class CudaBackend final : public Backend {
   const int32_t* StageTokens(absl::Span<const TokenId> tokens) {
     return reinterpret_cast<const int32_t*>(device_->Stage(tokens));
   }
-  void Store(TensorView k, TensorView v, const std::vector<cuda::StoreRow>& store, DType type) {
+  // Rows of k and v, to where store_ says.
+  void Store(TensorView k, TensorView v, DType type) {
     cuda::StoreRows(stream(), IsBf16(type),
                     {.first = ToMatrix(k),
                      .second = ToMatrix(v),
-                     .store = device_->Stage(absl::MakeConstSpan(store)),
-                     .rows = static_cast<int>(store.size()),
+                     .store = device_->Stage(absl::MakeConstSpan(store_)),
+                     .rows = Count(store_),
                      .columns = Columns(k),
                      .has_second = true});
   }
@@ -397,6 +428,13 @@ class CudaBackend final : public Backend {
   CudaProducts products_;
   CudaSampling sampling_;
   CudaOptions options_;
+  // What an operator stages; they keep their capacity.
+  std::vector<int64_t> positions_;
+  std::vector<cuda::TokenRow> tokens_;
+  std::vector<cuda::QueryTile> tiles_;
+  std::vector<cuda::QueryContext> queries_;
+  std::vector<cuda::ContextTile> context_tiles_;
+  std::vector<cuda::StoreRow> store_;
 };
 
 }  // namespace

@@ -84,24 +84,25 @@ class CudaConvolution : public CudaSequence {
     outputs_.clear();
     store_.clear();
     passes_.clear();
+    sorted_.clear();
+    blocks_.clear();
     int outputs = 0;
     for (const Row& row : rows) AddRow(row, state, outputs);
     BST_CHECK_SHAPE(y, {outputs, spec().num_features()});
     // Outputs before a row's first block start here and are first: they need the base of before.
-    std::stable_sort(outputs_.begin(), outputs_.end(),
-                     [](const auto& a, const auto& b) { return a.pass < b.pass; });
-    std::vector<cuda::ConvolutionOutput> sorted;
-    for (const Output& output : outputs_) sorted.push_back(output.output);
-    const cuda::ConvolutionOutput* const staged = device.Stage(absl::MakeConstSpan(sorted));
-    std::vector<cuda::BlockPlace> blocks;
+    std::sort(outputs_.begin(), outputs_.end(), [](const auto& a, const auto& b) {
+      return a.pass != b.pass ? a.pass < b.pass : a.output.output < b.output.output;
+    });
+    for (const Output& output : outputs_) sorted_.push_back(output.output);
+    const cuda::ConvolutionOutput* const staged = device.Stage(absl::MakeConstSpan(sorted_));
     for (const Pass& pass : passes_) {
       for (int i = 0; i < pass.num_loaded; ++i) {
-        blocks.push_back({.row = pass.row,
-                          .position = (pass.block - pass.num_loaded + i) * spec().block,
-                          .base = pass.base});
+        blocks_.push_back({.row = pass.row,
+                           .position = (pass.block - pass.num_loaded + i) * spec().block,
+                           .base = pass.base});
       }
     }
-    const cuda::BlockPlace* places = device.Stage(absl::MakeConstSpan(blocks));
+    const cuda::BlockPlace* places = device.Stage(absl::MakeConstSpan(blocks_));
     int newest = 0;  // spectrum
     size_t done = 0;
     for (int pass = 0; pass <= static_cast<int>(passes_.size()); ++pass) {
@@ -112,22 +113,23 @@ class CudaConvolution : public CudaSequence {
       }
       const size_t first = done;
       while (done < outputs_.size() && outputs_[done].pass == pass) ++done;
-      cuda::Convolution(device.stream(), {.u = ToMatrix(u),
-                                          .y = ToMatrix(y),
-                                          .outputs = staged + first,
-                                          .taps = static_cast<const float*>(taps_.data()),
-                                          .d = static_cast<const float*>(d_.data()),
-                                          .num_outputs = static_cast<int>(done - first),
-                                          .inputs = spec().num_inputs,
-                                          .features = spec().num_features(),
-                                          .ring_rows = ring_rows()});
+      cuda::Convolution(device.stream(),
+                        {.u = ToMatrix(u),
+                         .y = ToMatrix(y),
+                         .outputs = staged + first,
+                         .taps = static_cast<const float*>(taps_.data()),
+                         .d = static_cast<const float*>(d_.data()),
+                         .num_outputs = device.Count(static_cast<int>(done - first)),
+                         .inputs = spec().num_inputs,
+                         .features = spec().num_features(),
+                         .ring_rows = ring_rows()});
     }
     // The new inputs replace the oldest, which all of the above have read.
     cuda::StoreRows(device.stream(), /*bf16=*/false,
                     {.first = ToMatrix(u),
                      .second = {},
                      .store = device.Stage(absl::MakeConstSpan(store_)),
-                     .rows = static_cast<int>(store_.size()),
+                     .rows = device.Count(static_cast<int>(store_.size())),
                      .columns = spec().num_inputs,
                      .has_second = false});
   }
@@ -295,6 +297,8 @@ class CudaConvolution : public CudaSequence {
   // Of the step; they keep their capacity.
   mutable std::vector<Output> outputs_;
   mutable std::vector<Pass> passes_;
+  mutable std::vector<cuda::ConvolutionOutput> sorted_;
+  mutable std::vector<cuda::BlockPlace> blocks_;
   mutable std::vector<cuda::StoreRow> store_;
 };
 

@@ -1,9 +1,12 @@
 #include "engine/backend/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <bit>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 
 namespace bst {
@@ -11,6 +14,8 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 constexpr size_t kFirstArenaBytes = size_t{1} << 20;
+constexpr int kMaxCounts = kAlignment / sizeof(int32_t);  // different ones of a step
+constexpr int kExactSizes = 4;                            // up to which every size is its own
 
 void ReleaseDevice(void* data, size_t /*bytes*/) { cuda::FreeDevice(data); }
 void ReleasePinned(void* data, size_t /*bytes*/) { cuda::FreePinned(data); }
@@ -21,14 +26,13 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open() {
   auto device = std::unique_ptr<CudaDevice>(new CudaDevice());
   BST_ASSIGN_OR_RETURN(device->name_, cuda::OpenDevice());
   BST_ASSIGN_OR_RETURN(device->stream_, cuda::CreateStream());
-  BST_RETURN_IF_ERROR(device->GrowArena(kFirstArenaBytes));
+  BST_RETURN_IF_ERROR(device->AddBlock(kFirstArenaBytes));
   return device;
 }
 
 CudaDevice::~CudaDevice() {
   scratch_ = Buffer();
-  if (pinned_ != nullptr) cuda::FreePinned(pinned_);
-  if (staged_ != nullptr) cuda::FreeDevice(staged_);
+  FreeBlocks(0, arena_.size());
   if (stream_ != nullptr) cuda::DestroyStream(stream_);
 }
 
@@ -55,23 +59,20 @@ absl::StatusOr<Buffer> CudaDevice::Upload(const void* data, size_t bytes) {
   return buffer;
 }
 
-const void* CudaDevice::StageBytes(const void* data, size_t bytes) {
-  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  if (arena_used_ + rounded > arena_bytes_) {
-    (void)Flush();  // kernels may still read what lies there; the stream keeps the status
-    if (rounded > arena_bytes_) {
-      const absl::Status grown = GrowArena(rounded);
-      if (!grown.ok()) {
-        cuda::Fail(stream(), grown);
-        return staged_;
-      }
+const void* CudaDevice::StageBytes(const void* data, size_t bytes, size_t room) {
+  const size_t rounded = (room + kAlignment - 1) / kAlignment * kAlignment;
+  if (arena_.back().used + rounded > arena_.back().bytes) {
+    const absl::Status added = AddBlock(std::max(rounded, arena_.back().bytes));
+    if (!added.ok()) {
+      cuda::Fail(stream(), added);
+      return arena_.back().staged;
     }
   }
-  const size_t offset = arena_used_;
-  arena_used_ += rounded;
+  Block& block = arena_.back();
+  std::byte* const pinned = block.pinned + block.used;
+  std::byte* const staged = block.staged + block.used;
+  block.used += rounded;
   step_bytes_ += rounded;
-  void* const pinned = static_cast<std::byte*>(pinned_) + offset;
-  void* const staged = static_cast<std::byte*>(staged_) + offset;
   if (bytes > 0) {
     std::memcpy(pinned, data, bytes);
     if (!in_step_) cuda::Copy(stream(), staged, pinned, bytes);  // a step's go all at once
@@ -81,28 +82,40 @@ const void* CudaDevice::StageBytes(const void* data, size_t bytes) {
 
 void CudaDevice::Download(const void* staged, void* to, size_t bytes) {
   EndStep();
-  const auto offset = static_cast<const std::byte*>(staged) - static_cast<std::byte*>(staged_);
-  void* const pinned = static_cast<std::byte*>(pinned_) + offset;
+  const auto* const from = static_cast<const std::byte*>(staged);
+  const auto block = std::find_if(arena_.begin(), arena_.end(), [&](const Block& b) {
+    return std::less_equal<>()(b.staged, from) && std::less<>()(from, b.staged + b.bytes);
+  });
+  BST_CHECK(block != arena_.end(), "not a place that Stage gave");
+  std::byte* const pinned = block->pinned + (from - block->staged);
   cuda::Copy(stream(), pinned, staged, bytes);
-  if (Flush().ok()) std::memcpy(to, pinned, bytes);
+  if (cuda::Synchronize(stream()).ok()) std::memcpy(to, pinned, bytes);
+  EmptyArena();
 }
 
-absl::Status CudaDevice::GrowArena(size_t bytes) {
-  const size_t grown = std::max(bytes, 2 * arena_bytes_);
-  BST_ASSIGN_OR_RETURN(void* const pinned, cuda::AllocatePinned(grown));
-  absl::StatusOr<void*> staged = cuda::AllocateDevice(grown);
+absl::Status CudaDevice::AddBlock(size_t bytes) {
+  BST_ASSIGN_OR_RETURN(void* const pinned, cuda::AllocatePinned(bytes));
+  absl::StatusOr<void*> staged = cuda::AllocateDevice(bytes);
   if (!staged.ok()) {
     cuda::FreePinned(pinned);
     return staged.status();
   }
-  graphs_.Clear();  // they name the old one
-  if (pinned_ != nullptr) cuda::FreePinned(pinned_);
-  if (staged_ != nullptr) cuda::FreeDevice(staged_);
-  pinned_ = pinned;
-  staged_ = *staged;
-  arena_bytes_ = grown;
-  arena_used_ = 0;
+  arena_.push_back({.pinned = static_cast<std::byte*>(pinned),
+                    .staged = static_cast<std::byte*>(*staged),
+                    .bytes = bytes,
+                    .used = 0});
   return absl::OkStatus();
+}
+
+void CudaDevice::FreeBlocks(size_t first, size_t end) {
+  if (first == end) return;
+  graphs_.Clear();  // they name them
+  for (size_t i = first; i < end; ++i) {
+    cuda::FreePinned(arena_[i].pinned);
+    cuda::FreeDevice(arena_[i].staged);
+  }
+  arena_.erase(arena_.begin() + static_cast<std::ptrdiff_t>(first),
+               arena_.begin() + static_cast<std::ptrdiff_t>(end));
 }
 
 absl::Status CudaDevice::ReserveScratch(size_t bytes) {
@@ -116,28 +129,60 @@ void CudaDevice::BeginStep() {
   (void)Sync();  // the arena must lie as it did in the step like this one
   in_step_ = true;
   cuda::StartRecording(stream(), &step_);
+  Block& block = arena_.back();
+  counts_ = reinterpret_cast<int32_t*>(block.pinned);
+  staged_counts_ = reinterpret_cast<const int32_t*>(block.staged);
+  num_counts_ = 0;
+  block.used = kAlignment;
+  step_bytes_ = kAlignment;
+}
+
+size_t CudaDevice::GraphSize(size_t n) {
+  const size_t above = std::bit_ceil(n), between = above / 4 * 3;
+  return n <= between ? between : above;
+}
+
+cuda::RowCount CudaDevice::Count(int rows) {
+  const auto size = static_cast<int>(GraphSize(static_cast<size_t>(rows)));
+  if (!in_step_ || size <= kExactSizes) return {rows, nullptr};
+  const auto known = std::find(counts_, counts_ + num_counts_, rows);
+  if (known == counts_ + num_counts_) {
+    if (num_counts_ == kMaxCounts) return {rows, nullptr};
+    counts_[num_counts_++] = rows;
+  }
+  return {size, staged_counts_ + (known - counts_)};
 }
 
 void CudaDevice::EndStep() {
   if (!in_step_) return;
   in_step_ = false;
   cuda::StopRecording(stream());
-  if (arena_used_ > 0) cuda::Copy(stream(), staged_, pinned_, arena_used_);
+  for (const Block& block : arena_) {
+    if (block.used > 0) cuda::Copy(stream(), block.staged, block.pinned, block.used);
+  }
   graphs_.Run(stream(), step_);
   step_.clear();
 }
 
 absl::Status CudaDevice::Flush() {
   EndStep();
-  arena_used_ = 0;
-  return cuda::Synchronize(stream());
+  const absl::Status status = cuda::Synchronize(stream());
+  EmptyArena();
+  return status;
+}
+
+void CudaDevice::EmptyArena() {
+  FreeBlocks(0, arena_.size() - 1);
+  arena_.back().used = 0;
 }
 
 absl::Status CudaDevice::Sync() {
   absl::Status status = Flush();
   const size_t bytes = std::exchange(step_bytes_, 0);
-  // The next step of this size need not wait in its middle; if there is no memory, it will.
-  if (status.ok() && bytes > arena_bytes_) (void)GrowArena(bytes);
+  // The next step of this size stays in one block; if there is no memory for it, it will not.
+  const size_t block_bytes = arena_.back().bytes;
+  if (bytes > block_bytes && status.ok() && AddBlock(std::max(bytes, 2 * block_bytes)).ok())
+    FreeBlocks(0, 1);
   return status;
 }
 

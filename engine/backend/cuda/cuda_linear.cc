@@ -191,7 +191,7 @@ bool CudaProducts::SameBits(const CudaLinear& weights, Panel& panel) {
                 .table_stride = in,
                 .indices = device_.Stage(absl::MakeConstSpan(indices)),
                 .out = matrix(*x, in),
-                .rows = panel.rows,
+                .rows = device_.Count(panel.rows),
                 .columns = static_cast<int>(in)});
   const auto is_same = [&](const LinearOptions& options) {
     RunKernel(weights, options, matrix(*x, in), matrix(*expected, out), panel.rows);
@@ -271,7 +271,7 @@ void CudaProducts::RunKernel(const CudaLinear& weights, const LinearOptions& opt
                {.x = x,
                 .weights = weights.weights().data(),
                 .out = out,
-                .rows = rows,
+                .rows = device_.Count(rows),
                 .in = weights.in_features(),
                 .out_features = weights.out_features(),
                 .padded_in = weights.padded_in(),

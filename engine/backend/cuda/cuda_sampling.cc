@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "engine/backend/cuda/cuda_weights.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/base/check.h"
@@ -12,9 +13,10 @@
 namespace bst {
 namespace {
 
-// Arrays that go through the arena as one: an arena may move between two.
+// Arrays that go through the arena as one, so that results come back in one copy.
 class StagedArrays {
  public:
+  explicit StagedArrays(std::vector<std::byte>& memory) : bytes_(memory) { bytes_.clear(); }
   // Room for `count` more; returns where, in bytes from the beginning.
   template <typename T>
   size_t Add(size_t count) {
@@ -33,7 +35,7 @@ class StagedArrays {
 
  private:
   static constexpr size_t kAlignment = 8;
-  std::vector<std::byte> bytes_;
+  std::vector<std::byte>& bytes_;
 };
 
 // A kernel writes where a token says.
@@ -52,7 +54,7 @@ absl::Status CudaSampling::Reserve(int vocab_size, int max_draws) {
 void CudaSampling::SetState(PoolView state, SlotId slot, absl::Span<const TokenId> prompt,
                             absl::Span<const TokenBias> biases) {
   const size_t vocab_size = state.slot_bytes / sizeof(cuda::TokenState);
-  StagedArrays arrays;
+  StagedArrays arrays(staged_);
   const size_t prompt_at = arrays.Add<int32_t>(prompt.size());
   const size_t biased_at = arrays.Add<int32_t>(biases.size());
   const size_t bias_at = arrays.Add<float>(biases.size());
@@ -77,9 +79,10 @@ void CudaSampling::Draw(TensorView logits, absl::Span<const TokenDraw> draws, Po
   size_t num_banned = 0;
   for (const TokenDraw& draw : draws) num_banned += draw.banned.size();
   const auto vocab_size = static_cast<size_t>(logits.dim(1));
-  StagedArrays arrays;
-  const size_t results_at = arrays.Add<DrawResult>(draws.size());
-  const size_t draws_at = arrays.Add<cuda::SamplingDraw>(draws.size());
+  StagedArrays arrays(staged_);
+  const size_t room = CudaDevice::GraphSize(draws.size());
+  const size_t results_at = arrays.Add<DrawResult>(room);
+  const size_t draws_at = arrays.Add<cuda::SamplingDraw>(room);
   // The same address for both, so that the call depends on the number of draws alone, and steps of
   // as many draws are one graph.
   const size_t tail_at = arrays.Add<TokenLogit>(top.size());
@@ -119,12 +122,13 @@ void CudaSampling::Draw(TensorView logits, absl::Span<const TokenDraw> draws, Po
                 .scratch = device_.scratch(),
                 .results = reinterpret_cast<DrawResult*>(written + results_at),
                 .top = reinterpret_cast<TokenLogit*>(written + tail_at),
-                .num_draws = static_cast<int>(draws.size()),
+                .num_draws = device_.Count(static_cast<int>(draws.size())),
                 .columns = static_cast<int>(logits.dim(1))});
-  std::vector<std::byte> read(banned_at);
-  device_.Download(staged, read.data(), read.size());
-  std::memcpy(results.data(), read.data() + results_at, results.size() * sizeof(DrawResult));
-  if (!top.empty()) std::memcpy(top.data(), read.data() + tail_at, top.size() * sizeof(TokenLogit));
+  read_.resize(banned_at);
+  device_.Download(staged, read_.data(), read_.size());
+  std::memcpy(results.data(), read_.data() + results_at, results.size() * sizeof(DrawResult));
+  if (!top.empty())
+    std::memcpy(top.data(), read_.data() + tail_at, top.size() * sizeof(TokenLogit));
 }
 
 }  // namespace bst

@@ -1,10 +1,13 @@
 // The host's side of sampling.cu: what each draw needs goes through the arena, results come back
 // through it, in the one copy of a step.
 //
-// Memory    Scratch for the draws of one call is reserved at load.
+// Memory    Scratch for the draws of one call is reserved at load; host buffers stay.
 // Threads   Engine thread only.
 // Tested by tests/engine/backend/cuda/sampling_test.cc
 #pragma once
+
+#include <cstddef>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -28,6 +31,7 @@ class CudaSampling {
 
  private:
   CudaDevice& device_;
+  std::vector<std::byte> staged_, read_;
 };
 
 }  // namespace bst

@@ -10,8 +10,6 @@
 // Scratch     X of each chunk of the prompts of a step. Where there are more than it holds, prompts
 //             go on in a further round.
 #include <algorithm>
-#include <cstring>
-#include <type_traits>
 #include <vector>
 
 #include "engine/backend/cuda/chunk_tables.h"
@@ -38,28 +36,6 @@ int64_t TotalOutputs(absl::Span<const Row> rows, int block) {
   return total;
 }
 
-// Arrays of several types, staged as one: the arena may be emptied between two of one operator.
-class StagedArrays {
- public:
-  template <typename T>
-  size_t Add(const std::vector<T>& values) {
-    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % sizeof(void*) == 0);
-    const size_t offset = bytes_.size();
-    bytes_.resize(offset + values.size() * sizeof(T));
-    if (!values.empty()) std::memcpy(&bytes_[offset], values.data(), values.size() * sizeof(T));
-    return offset;
-  }
-  void Stage(CudaDevice& device) { staged_ = device.Stage(absl::MakeConstSpan(bytes_)); }
-  template <typename T>
-  const T* At(size_t offset) const {
-    return reinterpret_cast<const T*>(staged_ + offset);
-  }
-
- private:
-  std::vector<std::byte> bytes_;
-  const std::byte* staged_ = nullptr;
-};
-
 class CudaRecurrence : public CudaSequence {
  public:
   CudaRecurrence(const SsmSpec& spec, int64_t modes, bool dplr)
@@ -83,24 +59,16 @@ class CudaRecurrence : public CudaSequence {
     BST_CHECK(u.dim(1) == spec().num_inputs, "inputs ", u.dim(1), ", weights take ",
               spec().num_inputs);
     BST_CHECK_SHAPE(y, {TotalOutputs(rows, OutputBlock()), spec().num_features()});
-    std::vector<cuda::ChunkPiece> steps;
-    std::vector<Round> rounds;
+    steps_.clear();
+    num_rounds_ = 0;
     int outputs = 0;
     for (const Row& row : rows) {
       if (row.num_tokens() == 1) {
-        steps.push_back(DecodePiece(row, state, outputs));
+        steps_.push_back(DecodePiece(row, state, outputs));
       } else {
-        AddPrompt(row, state, reinterpret_cast<float*>(device.scratch()), outputs, rounds, steps);
+        AddPrompt(row, state, reinterpret_cast<float*>(device.scratch()), outputs);
       }
     }
-    StagedArrays arrays;
-    const size_t steps_at = arrays.Add(steps);
-    for (Round& round : rounds) {
-      round.chunks_at = arrays.Add(round.chunks);
-      round.ends_at = arrays.Add(round.ends);
-      round.rows_at = arrays.Add(round.rows);
-    }
-    arrays.Stage(device);
 
     const auto part = [](const Buffer& buffer) { return static_cast<const float*>(buffer.data()); };
     cuda::RecurrenceTask task = {.u = ToMatrix(u),
@@ -111,30 +79,31 @@ class CudaRecurrence : public CudaSequence {
                                  .out = part(out_),
                                  .in = part(in_),
                                  .carry = part(carry_),
-                                 .num_pieces = 0,
-                                 .num_rows = 0,
+                                 .num_pieces = {},
+                                 .num_rows = {},
                                  .inputs = spec().num_inputs,
                                  .features = spec().num_features(),
                                  .reals = reals_,
                                  .chunk = chunk_};
-    const auto with_pieces = [&](size_t at, const std::vector<cuda::ChunkPiece>& pieces) {
-      task.pieces = arrays.At<cuda::ChunkPiece>(at);
-      task.num_pieces = static_cast<int>(pieces.size());
+    const auto with_pieces = [&](const std::vector<cuda::ChunkPiece>& pieces) {
+      task.pieces = device.Stage(absl::MakeConstSpan(pieces));
+      task.num_pieces = device.Count(static_cast<int>(pieces.size()));
       return task;
     };
-    for (const Round& round : rounds) {
-      cuda::ChunkSums(device.stream(), with_pieces(round.chunks_at, round.chunks));
-      task.rows = arrays.At<cuda::CarryRow>(round.rows_at);
-      task.num_rows = static_cast<int>(round.rows.size());
+    for (size_t r = 0; r < num_rounds_; ++r) {
+      const Round& round = rounds_[r];
+      cuda::ChunkSums(device.stream(), with_pieces(round.chunks));
+      task.rows = device.Stage(absl::MakeConstSpan(round.rows));
+      task.num_rows = device.Count(static_cast<int>(round.rows.size()));
       cuda::Carry(device.stream(), dplr_, task);
       if (spec().outputs == SsmOutputs::kEveryToken) {
         cuda::ChunkOutputs(device.stream(), dplr_, task);
       } else {
-        cuda::ChunkSteps(device.stream(), dplr_, with_pieces(round.ends_at, round.ends));
+        cuda::ChunkSteps(device.stream(), dplr_, with_pieces(round.ends));
       }
     }
     // The last inputs of prompts replace those before the step, which all of the above have read.
-    cuda::ChunkSteps(device.stream(), dplr_, with_pieces(steps_at, steps));
+    cuda::ChunkSteps(device.stream(), dplr_, with_pieces(steps_));
   }
 
   size_t state_bytes() const override {
@@ -150,9 +119,18 @@ class CudaRecurrence : public CudaSequence {
     std::vector<cuda::ChunkPiece> chunks;
     std::vector<cuda::ChunkPiece> ends;  // pieces up to a block's end
     std::vector<cuda::CarryRow> rows;
-    size_t chunks_at = 0, ends_at = 0, rows_at = 0;
     int64_t places = 0;
   };
+
+  Round& AddRound() const {
+    if (num_rounds_ == rounds_.size()) rounds_.emplace_back();
+    Round& round = rounds_[num_rounds_++];
+    round.chunks.clear();
+    round.ends.clear();
+    round.rows.clear();
+    round.places = 0;
+    return round;
+  }
 
   int OutputBlock() const { return spec().outputs == SsmOutputs::kEveryToken ? 1 : spec().block; }
   int64_t PlaceFloats() const { return int64_t{reals_} * spec().num_features(); }
@@ -184,12 +162,11 @@ class CudaRecurrence : public CudaSequence {
             .keep = !ends};
   }
 
-  void AddPrompt(const Row& row, const PoolView& state, float* scratch, int& outputs,
-                 std::vector<Round>& rounds, std::vector<cuda::ChunkPiece>& steps) const {
+  void AddPrompt(const Row& row, const PoolView& state, float* scratch, int& outputs) const {
     const bool every_token = spec().outputs == SsmOutputs::kEveryToken;
     for (int t = row.begin; t < row.end;) {
-      if (rounds.empty() || rounds.back().places + 2 > NumPlaces()) rounds.emplace_back();
-      Round& round = rounds.back();
+      const bool has_room = num_rounds_ > 0 && rounds_[num_rounds_ - 1].places + 2 <= NumPlaces();
+      Round& round = has_room ? rounds_[num_rounds_ - 1] : AddRound();
       const auto position = [&] { return row.position + (t - row.begin); };
       cuda::CarryRow carry = {.from = StateAt(row, state, position()),
                               .to = nullptr,
@@ -216,9 +193,9 @@ class CudaRecurrence : public CudaSequence {
         if (end == chunk_) {
           ++carry.chunks;
         } else {
-          steps.push_back(piece);
-          steps.back().output = -1;
-          steps.back().keep = true;
+          steps_.push_back(piece);
+          steps_.back().output = -1;
+          steps_.back().keep = true;
         }
         t += end - first;
       }
@@ -244,6 +221,10 @@ class CudaRecurrence : public CudaSequence {
   int chunk_;
   int reals_;
   Buffer taps_, out_, in_, carry_;  // as in RecurrenceTask
+  // Of the step; they keep their capacity.
+  mutable std::vector<cuda::ChunkPiece> steps_;
+  mutable std::vector<Round> rounds_;
+  mutable size_t num_rounds_ = 0;
 };
 
 }  // namespace
@@ -267,17 +248,17 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaDplr(CudaDevice& device,
 void CudaScan::Run(CudaDevice& device, TensorView v, absl::Span<const Row> rows,
                    PoolView state) const {
   BST_CHECK(v.dim(1) == 2 * modes_, "columns ", v.dim(1), ", modes ", modes_);
-  std::vector<cuda::SequenceRow> places;
+  places_.clear();
   for (const Row& row : rows) {
-    places.push_back({.state = state.slot<std::byte>(row.slot),
-                      .position = row.position,
-                      .begin = row.begin,
-                      .end = row.end});
+    places_.push_back({.state = state.slot<std::byte>(row.slot),
+                       .position = row.position,
+                       .begin = row.begin,
+                       .end = row.end});
   }
   cuda::Scan(device.stream(), {.v = ToMatrix(v),
-                               .rows = device.Stage(absl::MakeConstSpan(places)),
+                               .rows = device.Stage(absl::MakeConstSpan(places_)),
                                .e = static_cast<const float*>(e_.data()),
-                               .num_rows = static_cast<int>(rows.size()),
+                               .num_rows = device.Count(static_cast<int>(rows.size())),
                                .modes = modes_});
 }
 

@@ -86,6 +86,7 @@ class CudaScan : public ScanWeights {
  private:
   Buffer e_;
   int modes_ = 0;
+  mutable std::vector<cuda::SequenceRow> places_;  // of the step; keeps its capacity
 };
 
 // A float32 matrix as kernels take it.

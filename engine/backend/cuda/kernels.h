@@ -23,6 +23,14 @@ struct Matrix {
   int64_t stride;
 };
 
+// Rows of a launch: `most`, or, where `exact` is not null, as many of them as stand there when the
+// kernel runs, so that one graph does for several numbers (CudaDevice::Count). Blocks that have no
+// row return at once.
+struct RowCount {
+  int most;
+  const int32_t* exact;
+};
+
 enum class Activation : int { kNone, kRelu, kGelu, kSilu };
 
 // ---- linear.cu
@@ -33,7 +41,8 @@ struct LinearTask {
   Matrix x;             // [rows, in]; rounded to Bf16 with Bf16 weights
   const void* weights;  // float: [in, padded_out]; Bf16: [padded_out, padded_in], zeros beyond
   Matrix out;           // [rows, out]
-  int rows, in, out_features, padded_in, padded_out;
+  RowCount rows;
+  int in, out_features, padded_in, padded_out;
   Activation activation;
   float scale;  // 1 with an activation or `add`
   bool add;     // out += sum
@@ -66,7 +75,8 @@ struct GatherTask {
   int64_t table_stride;
   const int32_t* indices;
   Matrix out;
-  int rows, columns;
+  RowCount rows;
+  int columns;
 };
 void Gather(Stream& stream, bool bf16, const GatherTask& task);
 
@@ -74,13 +84,15 @@ struct RmsNormTask {
   Matrix x, out;
   const float* gain;
   float epsilon;
-  int rows, columns;
+  RowCount rows;
+  int columns;
 };
 void RmsNorm(Stream& stream, const RmsNormTask& task);
 
 struct NormalizeTask {
   Matrix x;
-  int rows, heads, head_dim;
+  RowCount rows;
+  int heads, head_dim;
 };
 void NormalizeHeads(Stream& stream, const NormalizeTask& task);
 
@@ -88,13 +100,15 @@ struct RotaryTableTask {
   const int64_t* positions;  // [rows]
   double log_theta;
   Matrix table;  // [rows, 2 half]
-  int rows, half;
+  RowCount rows;
+  int half;
 };
 void RotaryTable(Stream& stream, const RotaryTableTask& task);
 
 struct RotateTask {
   Matrix x, table;
-  int rows, heads, half;
+  RowCount rows;
+  int heads, half;
 };
 void Rotate(Stream& stream, const RotateTask& task);
 
@@ -112,7 +126,8 @@ void TargetLogprobs(Stream& stream, const LogprobTask& task);
 struct GateTask {
   Matrix x, out;
   Activation activation;
-  int rows, columns;
+  RowCount rows;
+  int columns;
 };
 void Gate(Stream& stream, const GateTask& task);
 
@@ -128,27 +143,31 @@ void Activate(Stream& stream, const ActivateTask& task);
 struct AddScaledTask {
   Matrix x, y;
   const float* gain;
-  int rows, columns, inputs;
+  RowCount rows;
+  int columns, inputs;
 };
 void AddScaled(Stream& stream, const AddScaledTask& task);
 
 struct MultiplyTask {
   Matrix x, y;
-  int rows, columns;
+  RowCount rows;
+  int columns;
 };
 void Multiply(Stream& stream, const MultiplyTask& task);
 
 // x[t] += table[t mod table_rows]
 struct AddTableTask {
   Matrix table, x;
-  int rows, columns, table_rows;
+  RowCount rows;
+  int columns, table_rows;
 };
 void AddTable(Stream& stream, const AddTableTask& task);
 
 struct InterpolateTask {
   Matrix s, z;
   const float* gate;
-  int rows, columns;
+  RowCount rows;
+  int columns;
 };
 void Interpolate(Stream& stream, const InterpolateTask& task);
 
@@ -162,10 +181,22 @@ struct StoreRow {
 struct StoreTask {
   Matrix first, second;
   const StoreRow* store;
-  int rows, columns;
+  RowCount rows;
+  int columns;
   bool has_second;
 };
 void StoreRows(Stream& stream, bool bf16, const StoreTask& task);
+
+// So many words from one place to another, where the place is not to be part of the call.
+struct CopyPlace {
+  const uint32_t* from;
+  uint32_t* to;
+};
+struct CopyTask {
+  const CopyPlace* place;
+  int64_t words;
+};
+void CopyWords(Stream& stream, const CopyTask& task);
 
 // The row of a step that a token belongs to.
 struct TokenRow {
@@ -190,7 +221,8 @@ struct AttentionTask {
   const QueryTile* tiles;  // or null
   const float* scale;      // [heads]
   const float* bias;       // [heads, window + 1], or null
-  int num_tokens, num_tiles, heads, head_dim, window, nearest;
+  RowCount num_tokens, num_tiles;
+  int heads, head_dim, window, nearest;
   bool block_scope, zero_prefix;
 };
 void Attention(Stream& stream, bool bf16, const AttentionTask& task);
@@ -199,11 +231,20 @@ struct QueryContext {
   const void* context;  // [2, capacity, heads head_dim]
   int num_rows;
 };
+// Up to kQueriesOfATile neighbouring queries that attend to the same rows.
+struct ContextTile {
+  const void* context;
+  int num_rows;
+  int first, count;  // queries
+};
+// With `tiles`, which Bf16 contexts may have, the tensor cores take the queries.
 struct ContextTask {
   Matrix q, out;
   const QueryContext* queries;  // [num_queries]
+  const ContextTile* tiles;     // or null
   const float* scale;
-  int num_queries, heads, head_dim, capacity;
+  RowCount num_queries, num_tiles;
+  int heads, head_dim, capacity;
 };
 void ContextAttention(Stream& stream, bool bf16, const ContextTask& task);
 
@@ -247,7 +288,8 @@ struct RecurrenceTask {
   const float* out;    // [T, 2 M, C D]
   const float* in;     // [T, 2 M, C D]
   const float* carry;  // diagonal: A^T - 1, [2 M, C D]; DPLR: its matrix, [2 M, 2 M, C D]
-  int num_pieces, num_rows, inputs, features;
+  RowCount num_pieces, num_rows;
+  int inputs, features;
   int reals;  // 2 M
   int chunk;  // T
 };
@@ -263,7 +305,8 @@ struct ScanTask {
   Matrix v;
   const SequenceRow* rows;
   const float* e;  // [modes, 2]
-  int num_rows, modes;
+  RowCount num_rows;
+  int modes;
 };
 void Scan(Stream& stream, const ScanTask& task);
 
@@ -281,7 +324,8 @@ struct ConvolutionTask {
   const ConvolutionOutput* outputs;
   const float* taps;  // [reach, features]
   const float* d;     // [features]
-  int num_outputs, inputs, features, ring_rows;
+  RowCount num_outputs;
+  int inputs, features, ring_rows;
 };
 void Convolution(Stream& stream, const ConvolutionTask& task);
 
@@ -344,7 +388,8 @@ struct SamplingTask {
   std::byte* scratch;  // [num_draws, SamplingScratchBytes(columns)]
   DrawResult* results;
   TokenLogit* top;
-  int num_draws, columns;
+  RowCount num_draws;
+  int columns;
 };
 void Sample(Stream& stream, const SamplingTask& task);
 

@@ -16,6 +16,7 @@
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
 #include "engine/backend/cuda/mma.cuh"
+#include "engine/backend/cuda/row_count.cuh"
 
 namespace bst::cuda {
 namespace {
@@ -43,8 +44,8 @@ BST_DEVICE void FewRows(const LinearTask& task) {
   BST_SHARED(float, ws, kFewDepth* kFewColumns);  // [k][column]
   BST_SHARED(float, xs, kFewRows* kFewDepth);
   const int column = BlockX() * kFewColumns + ThreadX() % kFewColumns;
-  const int row = ThreadX() / kFewColumns;
-  const bool has_output = row < task.rows && column < task.out_features;
+  const int row = ThreadX() / kFewColumns, rows = Exact(task.rows);
+  const bool has_output = row < rows && column < task.out_features;
   const float* weights = static_cast<const float*>(task.weights) + BlockX() * kFewColumns;
   float next[kFewLoads];
   const auto load = [&](int first) {
@@ -63,7 +64,7 @@ BST_DEVICE void FewRows(const LinearTask& task) {
     for (int i = 0; i < kFewLoads; ++i) ws[ThreadX() + i * kThreads] = next[i];
     for (int i = ThreadX(); i < kFewRows * kFewDepth; i += kThreads) {
       const int r = i / kFewDepth, k = i % kFewDepth;
-      xs[i] = r < task.rows && k < depth ? task.x.data[r * task.x.stride + first + k] : 0.0f;
+      xs[i] = r < rows && k < depth ? task.x.data[r * task.x.stride + first + k] : 0.0f;
     }
     SyncThreads();
     load(first + kFewDepth);  // on its way while these are added
@@ -87,6 +88,8 @@ BST_DEVICE void Tile(const LinearTask& task) {
   BST_SHARED(float, xs, kDepth*(kTile + 1));  // [k][row]; the odd stride spreads the banks
   BST_SHARED(float, ws, kDepth* kTile);       // [k][column]
   const int first_row = BlockY() * kTile, first_column = BlockX() * kTile;
+  const int rows = Exact(task.rows);
+  if (first_row >= rows) return;
   const int x0 = ThreadX() % (kTile / kMicro), y0 = ThreadX() / (kTile / kMicro) * kMicro;
   const float* weights = static_cast<const float*>(task.weights) + first_column;
   float sums[kMicro][kMicro] = {};
@@ -94,7 +97,7 @@ BST_DEVICE void Tile(const LinearTask& task) {
     const int depth = task.in - first < kDepth ? task.in - first : kDepth;
     for (int i = ThreadX(); i < kTile * kDepth; i += kThreads) {
       const int k = i % kDepth, row = i / kDepth;
-      const bool inside = k < depth && first_row + row < task.rows;
+      const bool inside = k < depth && first_row + row < rows;
       xs[k * (kTile + 1) + row] =
           inside ? task.x.data[(first_row + row) * task.x.stride + first + k] : 0.0f;
     }
@@ -121,7 +124,7 @@ BST_DEVICE void Tile(const LinearTask& task) {
         BST_UNROLL
         for (int j = 0; j < kMicro; ++j) {
           const int row = first_row + y0 + i, column = first_column + x0 + j * (kTile / kMicro);
-          if (row < task.rows && column < task.out_features)
+          if (row < rows && column < task.out_features)
             AddSegment(task, first / kLinearSegment * kLinearSegment, row, column, sums[i][j]);
           sums[i][j] = 0.0f;
         }
@@ -145,11 +148,11 @@ BST_DEVICE void FewTokens(const LinearTask& task) {
   const int warps = NumThreads() / kWarp;
   const int lane = ThreadX() % kWarp, warp = ThreadX() / kWarp, g = lane / 4, t = lane % 4;
   const int first_feature = BlockX() * kFragmentRows;
-  const int tiles = (task.rows + kFragmentColumns - 1) / kFragmentColumns;
+  const int rows = Exact(task.rows), tiles = (rows + kFragmentColumns - 1) / kFragmentColumns;
   const uint32_t* low = WeightWords(task, first_feature + g) + t;
   const uint32_t* high = WeightWords(task, first_feature + g + 8) + t;
   const auto x_word = [&](int row, int k) {
-    if (row >= task.rows) return 0u;
+    if (row >= rows) return 0u;
     const float* x = task.x.data + row * task.x.stride + k;
     return PackBf16(k < task.in ? x[0] : 0.0f, k + 1 < task.in ? x[1] : 0.0f);
   };
@@ -189,7 +192,7 @@ BST_DEVICE void FewTokens(const LinearTask& task) {
         for (int i = 0; i < 4; ++i) {
           const int row = tile * kFragmentColumns + 2 * t + i % 2;
           const int feature = first_feature + g + i / 2 * 8;
-          if (row < task.rows && feature < task.out_features)
+          if (row < rows && feature < task.out_features)
             AddSegment(task, begin, row, feature, sums[tile].values[i]);
         }
       }
@@ -222,7 +225,9 @@ BST_DEVICE void TokenTile(const LinearTask& task) {
   const int first_feature = BlockX() * kTileFeatures, first_token = BlockY() * kTileTokens;
   const int warp_feature = warp % (kTileFeatures / kWarpFeatures) * kWarpFeatures;
   const int warp_token = warp / (kTileFeatures / kWarpFeatures) * kWarpTokens;
-  const bool has_tokens = first_token + warp_token < task.rows;  // all lanes of the warp
+  const int rows = Exact(task.rows);
+  if (first_token >= rows) return;
+  const bool has_tokens = first_token + warp_token < rows;  // all lanes of the warp
 
   FourWords next_weights[kWeightLoads];
   float next_x[kInputs];
@@ -239,7 +244,7 @@ BST_DEVICE void TokenTile(const LinearTask& task) {
     const float* x = task.x.data + (first_token + x_row) * task.x.stride + first + x_k;
     BST_UNROLL
     for (int i = 0; i < kInputs; ++i) {
-      const bool inside = first_token + x_row < task.rows && first + x_k + i < task.in;
+      const bool inside = first_token + x_row < rows && first + x_k + i < task.in;
       next_x[i] = inside ? x[i] : 0.0f;
     }
   };
@@ -284,7 +289,7 @@ BST_DEVICE void TokenTile(const LinearTask& task) {
         for (int c = 0; c < 4; ++c) {
           const int row = first_token + warp_token + j * kFragmentColumns + 2 * t + c % 2;
           const int feature = first_feature + warp_feature + i * kFragmentRows + g + c / 2 * 8;
-          if (row < task.rows && feature < task.out_features) {
+          if (row < rows && feature < task.out_features) {
             AddSegment(task, first / kLinearSegment * kLinearSegment, row, feature,
                        sums[i][j].values[c]);
           }
@@ -325,23 +330,23 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_count_differences(DifferenceTask task) {
 }
 
 void Linear(Stream& stream, bool bf16, const LinearTask& task) {
-  if (task.rows == 0) return;
+  if (task.rows.most == 0) return;
   const auto blocks = [](int n, int of) { return (n + of - 1) / of; };
-  if (bf16 && task.rows <= kFewTokens) {
+  if (bf16 && task.rows.most <= kFewTokens) {
     const int segments = blocks(task.in, kLinearSegment);
     const LaunchShape shape = {.blocks_x = blocks(task.out_features, kFragmentRows),
                                .threads = kWarp * (segments < kWarps ? segments : kWarps)};
     BST_LAUNCH(bst_linear_few_bf16, shape, stream, task);
   } else if (bf16) {
     const LaunchShape shape = {.blocks_x = blocks(task.out_features, kTileFeatures),
-                               .blocks_y = blocks(task.rows, kTileTokens)};
+                               .blocks_y = blocks(task.rows.most, kTileTokens)};
     BST_LAUNCH(bst_linear_tile_bf16, shape, stream, task);
-  } else if (task.rows <= kFewRows) {
+  } else if (task.rows.most <= kFewRows) {
     const LaunchShape shape = {.blocks_x = blocks(task.out_features, kFewColumns)};
     BST_LAUNCH(bst_linear_few_f32, shape, stream, task);
   } else {
     const LaunchShape shape = {.blocks_x = blocks(task.out_features, kTile),
-                               .blocks_y = blocks(task.rows, kTile)};
+                               .blocks_y = blocks(task.rows.most, kTile)};
     BST_LAUNCH(bst_linear_tile_f32, shape, stream, task);
   }
 }

@@ -3,6 +3,7 @@
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
+#include "engine/backend/cuda/row_count.cuh"
 
 namespace bst::cuda {
 namespace {
@@ -32,6 +33,7 @@ BST_DEVICE float BlockMax(float x) {
 
 template <typename T>
 BST_DEVICE void GatherRow(const GatherTask& task) {
+  if (HasNoRow(task.rows)) return;
   const T* from = static_cast<const T*>(task.table) + task.indices[BlockX()] * task.table_stride;
   float* out = task.out.data + BlockX() * task.out.stride;
   for (int c = ThreadX(); c < task.columns; c += NumThreads()) out[c] = Load(from[c]);
@@ -43,6 +45,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_gather_f32(GatherTask task) { GatherRow<f
 BST_KERNEL void BST_BOUNDS(256, 8) bst_gather_bf16(GatherTask task) { GatherRow<Bf16>(task); }
 
 BST_KERNEL void BST_BOUNDS(256, 8) bst_rms_norm(RmsNormTask task) {
+  if (HasNoRow(task.rows)) return;
   const float* x = task.x.data + BlockX() * task.x.stride;
   float* out = task.out.data + BlockX() * task.out.stride;
   double squares = 0.0;
@@ -58,7 +61,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_rms_norm(RmsNormTask task) {
 // A warp per head.
 BST_KERNEL void BST_BOUNDS(256, 8) bst_normalize_heads(NormalizeTask task) {
   const int head = BlockX() * kWarps + ThreadX() / kWarp, lane = ThreadX() % kWarp;
-  if (head >= task.rows * task.heads) return;
+  if (head >= Exact(task.rows) * task.heads) return;
   float* x = task.x.data + head / task.heads * task.x.stride +
              static_cast<int64_t>(head % task.heads) * task.head_dim;
   double squares = 0.0;
@@ -71,7 +74,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_normalize_heads(NormalizeTask task) {
 
 BST_KERNEL void BST_BOUNDS(256, 4) bst_rotary_table(RotaryTableTask task) {
   const int64_t i = static_cast<int64_t>(BlockX()) * kThreads + ThreadX();
-  if (i >= static_cast<int64_t>(task.rows) * task.half) return;
+  if (i >= static_cast<int64_t>(Exact(task.rows)) * task.half) return;
   const auto row = i / task.half, j = i % task.half;
   const double frequency =
       exp(-task.log_theta * static_cast<double>(j) / static_cast<double>(task.half));
@@ -82,6 +85,7 @@ BST_KERNEL void BST_BOUNDS(256, 4) bst_rotary_table(RotaryTableTask task) {
 }
 
 BST_KERNEL void BST_BOUNDS(256, 8) bst_rotate(RotateTask task) {
+  if (HasNoRow(task.rows)) return;
   const float* cosines = task.table.data + BlockX() * task.table.stride;
   const float* sines = cosines + task.half;
   for (int i = ThreadX(); i < task.heads * task.half; i += kThreads) {
@@ -110,29 +114,31 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_target_logprobs(LogprobTask task) {
 }
 
 void Gather(Stream& stream, bool bf16, const GatherTask& task) {
-  if (task.rows == 0) return;
+  if (task.rows.most == 0) return;
   if (bf16) {
-    BST_LAUNCH(bst_gather_bf16, LaunchShape{.blocks_x = task.rows}, stream, task);
+    BST_LAUNCH(bst_gather_bf16, LaunchShape{.blocks_x = task.rows.most}, stream, task);
   } else {
-    BST_LAUNCH(bst_gather_f32, LaunchShape{.blocks_x = task.rows}, stream, task);
+    BST_LAUNCH(bst_gather_f32, LaunchShape{.blocks_x = task.rows.most}, stream, task);
   }
 }
 void RmsNorm(Stream& stream, const RmsNormTask& task) {
-  if (task.rows > 0) BST_LAUNCH(bst_rms_norm, LaunchShape{.blocks_x = task.rows}, stream, task);
+  if (task.rows.most == 0) return;
+  BST_LAUNCH(bst_rms_norm, LaunchShape{.blocks_x = task.rows.most}, stream, task);
 }
 void NormalizeHeads(Stream& stream, const NormalizeTask& task) {
-  if (task.rows == 0) return;
-  const LaunchShape shape = {.blocks_x = (task.rows * task.heads + kWarps - 1) / kWarps};
+  if (task.rows.most == 0) return;
+  const LaunchShape shape = {.blocks_x = (task.rows.most * task.heads + kWarps - 1) / kWarps};
   BST_LAUNCH(bst_normalize_heads, shape, stream, task);
 }
 void RotaryTable(Stream& stream, const RotaryTableTask& task) {
-  if (task.rows == 0) return;
-  const int64_t angles = static_cast<int64_t>(task.rows) * task.half;
+  if (task.rows.most == 0) return;
+  const int64_t angles = static_cast<int64_t>(task.rows.most) * task.half;
   const LaunchShape shape = {.blocks_x = static_cast<int>((angles + kThreads - 1) / kThreads)};
   BST_LAUNCH(bst_rotary_table, shape, stream, task);
 }
 void Rotate(Stream& stream, const RotateTask& task) {
-  if (task.rows > 0) BST_LAUNCH(bst_rotate, LaunchShape{.blocks_x = task.rows}, stream, task);
+  if (task.rows.most == 0) return;
+  BST_LAUNCH(bst_rotate, LaunchShape{.blocks_x = task.rows.most}, stream, task);
 }
 void TargetLogprobs(Stream& stream, const LogprobTask& task) {
   if (task.rows == 0) return;

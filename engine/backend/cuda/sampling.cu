@@ -13,6 +13,7 @@
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
+#include "engine/backend/cuda/row_count.cuh"
 #include "engine/backend/sampling_arithmetic.h"
 
 namespace bst::cuda {
@@ -431,6 +432,7 @@ BST_DEVICE void WriteTop(const float* logits, int count, int num_top, TokenLogit
 }  // namespace
 
 BST_KERNEL void BST_BOUNDS(1024, 1) bst_sample(SamplingTask task) {
+  if (HasNoRow(task.num_draws)) return;
   BST_SHARED(Shared, memory, 1);
   Shared& shared = memory[0];
   const SamplingDraw& draw = task.draws[BlockX()];
@@ -462,12 +464,12 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_set_sampling_state(SamplingStateTask task
 }
 
 void Sample(Stream& stream, const SamplingTask& task) {
-  if (task.num_draws == 0) return;
+  if (task.num_draws.most == 0) return;
   // Small vocabularies need no more barriers than they have work between them.
   constexpr int kTokensOfAThread = 16;
   int threads = 2 * kWarp;
   while (threads < kMaxThreads && threads * kTokensOfAThread < task.columns) threads *= 2;
-  const LaunchShape shape = {.blocks_x = task.num_draws, .threads = threads};
+  const LaunchShape shape = {.blocks_x = task.num_draws.most, .threads = threads};
   BST_LAUNCH(bst_sample, shape, stream, task);
 }
 void SetSamplingState(Stream& stream, const SamplingStateTask& task) {

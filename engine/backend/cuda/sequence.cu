@@ -4,6 +4,7 @@
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
+#include "engine/backend/cuda/row_count.cuh"
 
 namespace bst::cuda {
 namespace {
@@ -110,12 +111,13 @@ BST_KERNEL void BST_BOUNDS(256, 3) bst_chunk_sums(RecurrenceTask task) {
   const int tiles = DividedUp(task.reals, kSumReals);
   const int real = BlockY() % tiles * kSumReals;
   const int first = (BlockY() / tiles * kWarps + ThreadX() / kWarp) * kSumPieces;
+  const int num_pieces = Exact(task.num_pieces);
   const ChunkPiece* pieces[kSumPieces];
   bool any = false;
   BST_UNROLL
   for (int p = 0; p < kSumPieces; ++p) {
     const ChunkPiece* const piece = task.pieces + first + p;
-    pieces[p] = first + p < task.num_pieces && piece->next != nullptr ? piece : nullptr;
+    pieces[p] = first + p < num_pieces && piece->next != nullptr ? piece : nullptr;
     any = any || pieces[p] != nullptr;
   }
   if (!any) return;
@@ -139,6 +141,7 @@ BST_KERNEL void BST_BOUNDS(256, 4) bst_diagonal_carry(RecurrenceTask task) {
   const int feature = BlockX() % columns * kWarp + ThreadX() % kWarp;
   const int mode = BlockX() / columns * kWarps + ThreadX() / kWarp;
   if (feature >= task.features || 2 * mode >= task.reals) return;
+  if (BlockY() >= Exact(task.num_rows)) return;
   const CarryRow row = task.rows[BlockY()];
   const int64_t re = int64_t{2} * mode * task.features + feature, im = re + task.features;
   const int64_t place = int64_t{task.reals} * task.features;
@@ -256,6 +259,7 @@ BST_KERNEL void BST_BOUNDS(512, 1) bst_dplr_carry(RecurrenceTask task) {
   const int features = kCarryThreads / lanes;  // of a block
   const int feature = BlockX() * features + ThreadX() % features;
   const int lane = ThreadX() / features;
+  if (BlockY() >= Exact(task.num_rows)) return;
   const CarryRow row = task.rows[BlockY()];
   if (task.reals <= kHeldReals) {
     CarryHeld(task, row, lanes, lane, feature);
@@ -271,9 +275,9 @@ template <int kChunk, int kPieces>
 BST_DEVICE void OutputsOfPieces(const RecurrenceTask& task) {
   const int feature = BlockX() * kWarp + ThreadX() % kWarp;
   const int first = (BlockY() * kWarps + ThreadX() / kWarp) * kPieces;
-  if (feature >= task.features || first >= task.num_pieces) return;
+  const int count = Exact(task.num_pieces) - first;
+  if (feature >= task.features || count <= 0) return;
   const ChunkPiece* const pieces = task.pieces + first;
-  const int count = task.num_pieces - first;
   const int input = feature % task.inputs;
   const int64_t features = task.features;
   float sums[kChunk][kPieces] = {};
@@ -349,7 +353,8 @@ BST_DEVICE void Step(const RecurrenceTask& task) {
   const int feature = BlockX() * kWarp + lane;
   const bool inside = feature < task.features;
   const ChunkPiece* const pieces = task.pieces + BlockY() * kStepWarps;
-  const int left = task.num_pieces - BlockY() * kStepWarps;
+  const int left = Exact(task.num_pieces) - BlockY() * kStepWarps;
+  if (left <= 0) return;
   const int count = left < kStepWarps ? left : kStepWarps;
   if (inside && warp < count) {
     const ChunkPiece piece = pieces[warp];
@@ -410,7 +415,7 @@ BST_KERNEL void BST_BOUNDS(512, 2) bst_dplr_steps(RecurrenceTask task) { Step<tr
 
 BST_KERNEL void BST_BOUNDS(256, 8) bst_scan(ScanTask task) {
   const int mode = BlockX() * kThreads + ThreadX();
-  if (mode >= task.modes) return;
+  if (mode >= task.modes || BlockY() >= Exact(task.num_rows)) return;
   const SequenceRow row = task.rows[BlockY()];
   auto* const state = static_cast<float*>(row.state) + 2 * mode;
   const Complex e = {task.e[2 * mode], task.e[2 * mode + 1]};
@@ -427,34 +432,34 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_scan(ScanTask task) {
 }
 
 void ChunkSums(Stream& stream, const RecurrenceTask& task) {
-  if (task.num_pieces == 0) return;
+  if (task.num_pieces.most == 0) return;
   const LaunchShape shape = {.blocks_x = DividedUp(task.features, kWarp),
-                             .blocks_y = DividedUp(task.num_pieces, kWarps * kSumPieces) *
+                             .blocks_y = DividedUp(task.num_pieces.most, kWarps * kSumPieces) *
                                          DividedUp(task.reals, kSumReals)};
   BST_LAUNCH(bst_chunk_sums, shape, stream, task);
 }
 
 void Carry(Stream& stream, bool dplr, const RecurrenceTask& task) {
-  if (task.num_rows == 0) return;
+  if (task.num_rows.most == 0) return;
   if (dplr) {
     const LaunchShape shape = {
         .blocks_x = DividedUp(task.features, kCarryThreads / CarryLanes(task.reals)),
-        .blocks_y = task.num_rows,
+        .blocks_y = task.num_rows.most,
         .threads = kCarryThreads};
     BST_LAUNCH(bst_dplr_carry, shape, stream, task);
   } else {
     const LaunchShape shape = {
         .blocks_x = DividedUp(task.features, kWarp) * DividedUp(task.reals / 2, kWarps),
-        .blocks_y = task.num_rows};
+        .blocks_y = task.num_rows.most};
     BST_LAUNCH(bst_diagonal_carry, shape, stream, task);
   }
 }
 
 void ChunkOutputs(Stream& stream, bool dplr, const RecurrenceTask& task) {
-  if (task.num_pieces == 0) return;
+  if (task.num_pieces.most == 0) return;
   const LaunchShape shape = {
       .blocks_x = DividedUp(task.features, kWarp),
-      .blocks_y = DividedUp(task.num_pieces, kWarps * (dplr ? kDplrPieces : kDiagonalPieces))};
+      .blocks_y = DividedUp(task.num_pieces.most, kWarps * (dplr ? kDplrPieces : kDiagonalPieces))};
   if (dplr) {
     BST_LAUNCH(bst_dplr_outputs, shape, stream, task);
   } else {
@@ -463,9 +468,9 @@ void ChunkOutputs(Stream& stream, bool dplr, const RecurrenceTask& task) {
 }
 
 void ChunkSteps(Stream& stream, bool dplr, const RecurrenceTask& task) {
-  if (task.num_pieces == 0) return;
+  if (task.num_pieces.most == 0) return;
   const LaunchShape shape = {.blocks_x = DividedUp(task.features, kWarp),
-                             .blocks_y = DividedUp(task.num_pieces, kStepWarps),
+                             .blocks_y = DividedUp(task.num_pieces.most, kStepWarps),
                              .threads = kStepThreads};
   if (dplr) {
     BST_LAUNCH(bst_dplr_steps, shape, stream, task);
@@ -475,9 +480,9 @@ void ChunkSteps(Stream& stream, bool dplr, const RecurrenceTask& task) {
 }
 
 void Scan(Stream& stream, const ScanTask& task) {
-  if (task.num_rows == 0) return;
+  if (task.num_rows.most == 0) return;
   const LaunchShape shape = {.blocks_x = DividedUp(task.modes, kThreads),
-                             .blocks_y = task.num_rows};
+                             .blocks_y = task.num_rows.most};
   BST_LAUNCH(bst_scan, shape, stream, task);
 }
 

@@ -1,8 +1,9 @@
 // StepGraphs: steps that enqueue the very calls of an earlier step run as one CUDA graph.
 //
 // All that differs between two steps of the same decoding sequences (tokens, positions, places)
-// lies in the arena that the host fills, so their calls are the same, byte for byte: there is a
-// graph for each number of decoding rows, and others for steps in which something ends a block.
+// lies in the arena that the host fills, and so does the number of rows beyond the next of a few
+// sizes (CudaDevice::Count): so their calls are the same, byte for byte. There is a graph for each
+// size, and others for steps in which something ends a block.
 // Calls are kept while the step is put together and made by Run: the first time one by one, the
 // second time they are captured, from then on they are a graph.
 //

@@ -133,6 +133,84 @@ TEST_P(ContextAttentionTest, AQueryDoesNotDependOnItsNeighbours) {
   }
 }
 
+// One use: so many queries, of the first rows of a context.
+struct Use {
+  int queries, slot, num_rows;
+};
+
+// Two contexts, whole, and uses of them one after the other.
+Matrix AttendTo(Backend& backend, Problem& problem, const std::vector<Use>& uses) {
+  const ContextSpec& spec = problem.spec;
+  const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
+  const auto weights = *backend.PackContextAttention(
+      {.spec = spec, .scale = Contiguous(problem.scale, {spec.num_heads})});
+  const size_t slot_bytes = (backend.ContextBytes(spec) + 63) / 64 * 64;
+  const Buffer memory = *backend.Allocate(slot_bytes * 2);
+  const PoolView contexts = {static_cast<std::byte*>(memory.data()), slot_bytes};
+  Matrix k = Matrix::Random(2 * spec.capacity, width, problem.seed + 1);
+  Matrix v = Matrix::Random(2 * spec.capacity, width, problem.seed + 2);
+  backend.StoreContext(
+      *weights, k.view(), v.view(),
+      {{{.begin = 0, .end = spec.capacity, .slot = SlotId(0), .first_row = 0},
+        {.begin = spec.capacity, .end = 2 * spec.capacity, .slot = SlotId(1), .first_row = 0}}},
+      contexts);
+  std::vector<ContextUse> places;
+  int total = 0;
+  for (const Use& use : uses) {
+    places.push_back({.begin = total,
+                      .end = total + use.queries,
+                      .context = contexts.slot<std::byte>(SlotId(use.slot)),
+                      .num_rows = use.num_rows});
+    total += use.queries;
+  }
+  Matrix q = Matrix::Random(total, width, problem.seed + 3), out(total, width);
+  backend.ContextAttention(*weights, q.view(), places, out.view());
+  return out;
+}
+
+// Any number of queries of any number of rows, in heads of any width; and the same bits when every
+// use is cut into several.
+TEST_P(ContextAttentionTest, UsesOfAnyLengthMayBeCutAnywhere) {
+  std::mt19937 random(3);
+  const auto below = [&](int n) { return static_cast<int>(random() % static_cast<uint32_t>(n)); };
+  for (const DType type : Types()) {
+    for (const int head_dim : {8, 13, 64, 127, 128, 129}) {
+      Problem problem = RandomProblem(random);
+      problem.spec.head_dim = head_dim;
+      problem.spec.capacity = 140;
+      problem.spec.kv_type = type;
+      problem.scale.assign(problem.scale.size(), 1 / std::sqrt(static_cast<float>(head_dim)));
+      std::vector<Use> uses = {{1, 0, 1}, {40, 1, 140}, {16, 0, 64}, {17, 1, 65}};
+      for (int i = 0; i < 3; ++i) uses.push_back({1 + below(40), below(2), 1 + below(140)});
+      const std::string what = absl::StrCat("dh ", head_dim, " ", std::string(Name(type)));
+      ExpectAgreement([&](Backend& backend) { return AttendTo(backend, problem, uses); }, what,
+                      AttentionTolerance(type));
+      std::vector<Use> cut;
+      for (const Use& use : uses) {
+        for (int left = use.queries; left > 0; left -= cut.back().queries)
+          cut.push_back({1 + below(std::min(left, 20)), use.slot, use.num_rows});
+      }
+      EXPECT_EQ(AttendTo(*tested_, problem, cut).values(),
+                AttendTo(*tested_, problem, uses).values())
+          << what;
+    }
+  }
+}
+
+// What the CUDA backend gives for no rows, which nobody asks for.
+TEST(CudaContextAttentionTest, WithoutRowsThereIsZero) {
+  for (const std::string& name : EmulatedBackendNames()) {
+    const auto backend = *MakeBackend(name + ":blocking");
+    std::mt19937 random(4);
+    Problem problem = RandomProblem(random);
+    problem.spec.kv_type = DType::kBF16;
+    problem.spec.capacity = 7;
+    const std::vector<float> got = AttendTo(*backend, problem, {{3, 0, 7}, {2, 1, 0}}).values();
+    const auto width = static_cast<size_t>(problem.spec.num_heads * problem.spec.head_dim);
+    for (size_t i = 3 * width; i < got.size(); ++i) EXPECT_EQ(got[i], 0.0f);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, ContextAttentionTest, testing::ValuesIn(OperatorBackendNames()),
                          BackendTestName);
 

@@ -32,10 +32,11 @@ class Workload {
     for (const DType type : {DType::kF32, DType::kBF16}) {
       Linears(type);
       Attention(type, 20);
-      Context(type);
+      Context(type, 9);
       Embedding(type);
     }
     Attention(DType::kBF16, 130);  // wider than the tensor cores' form takes
+    Context(DType::kBF16, 130);
     NormsAndRotations();
     Elementwise();
     Sequences();
@@ -110,21 +111,22 @@ class Workload {
     }
   }
 
-  void Context(DType type) {
-    const ContextSpec spec = {.num_heads = 2, .head_dim = 9, .capacity = 130, .kv_type = type};
+  void Context(DType type, int head_dim) {
+    const ContextSpec spec = {
+        .num_heads = 2, .head_dim = head_dim, .capacity = 130, .kv_type = type};
     ContextParameters parameters = {.spec = spec, .scale = Parameter({2})};
     for (int64_t i = 0; i < 2; ++i) parameters.scale.as<float>()[i] = 0.3f;
     auto& weights = Keep(backend_.PackContextAttention(parameters));
     const PoolView contexts = Pool(backend_.ContextBytes(spec), 2);
-    backend_.StoreContext(weights, Random(135, 18), Random(135, 18),
+    backend_.StoreContext(weights, Random(135, 2 * head_dim), Random(135, 2 * head_dim),
                           {{{.begin = 0, .end = 130, .slot = SlotId(1), .first_row = 0},
                             {.begin = 130, .end = 135, .slot = SlotId(0), .first_row = 2}}},
                           contexts);
     backend_.ContextAttention(
-        weights, Random(7, 18),
-        {{{.begin = 0, .end = 3, .context = contexts.slot<std::byte>(SlotId(1)), .num_rows = 130},
-          {.begin = 3, .end = 7, .context = contexts.slot<std::byte>(SlotId(0)), .num_rows = 5}}},
-        Random(7, 18));
+        weights, Random(23, 2 * head_dim),
+        {{{.begin = 0, .end = 18, .context = contexts.slot<std::byte>(SlotId(1)), .num_rows = 130},
+          {.begin = 18, .end = 23, .context = contexts.slot<std::byte>(SlotId(0)), .num_rows = 5}}},
+        Random(23, 2 * head_dim));
   }
 
   void Embedding(DType type) {
@@ -133,7 +135,12 @@ class Workload {
     const TensorView out = Random(3, 37);
     backend_.Embed(table, tokens, out);
     const std::vector<int> indices = {2, 0};
-    backend_.GatherRows(out, indices, Random(2, 37));
+    const TensorView gathered = Random(2, 37);
+    backend_.GatherRows(out, indices, gathered);
+    const auto rows_of = [](const TensorView& matrix) {
+      return PoolView{static_cast<std::byte*>(matrix.data()), 37 * sizeof(float)};
+    };
+    backend_.CopySlot(rows_of(out), SlotId(1), rows_of(gathered), SlotId(1));
   }
 
   void NormsAndRotations() {

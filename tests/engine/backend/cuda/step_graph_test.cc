@@ -1,13 +1,17 @@
 // Decode steps as graphs: which steps become one, and that nothing else changes.
+#include <algorithm>
 #include <cmath>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/backend/cuda/cuda_backend.h"
 #include "engine/backend/cuda/cuda_device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/step_graphs.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/cuda_on_cpu/libraries.h"
 #include "tests/support/model_runner.h"
@@ -85,20 +89,80 @@ TEST_F(StepGraphsTest, AStepThatCannotBeCapturedRunsAsItIs) {
   }
 }
 
-// The first arena is of 1 MiB.
-TEST(CudaDeviceTest, AStepWaitsInItsMiddleOnlyWhileTheArenaIsTooSmall) {
+// The first arena is of 1 MiB: two of the arrays that follow are in it, the other four are not.
+class CudaArenaTest : public testing::Test {
+ protected:
+  static constexpr size_t kFloats = 100000;
+
+  // Stages six arrays; in a step or not, nothing runs before all are there.
+  std::vector<const float*> StageAll(CudaDevice& device) {
+    has_run_ = false;
+    cuda_on_cpu::EnqueueOnHost(device.stream(), [this] { has_run_ = true; });
+    std::vector<const float*> staged;
+    for (int i = 0; i < 6; ++i) {
+      const std::vector<float> values(kFloats, static_cast<float>(i));
+      staged.push_back(device.Stage(absl::MakeConstSpan(values)));
+    }
+    EXPECT_FALSE(has_run_);
+    return staged;
+  }
+  // What kernels see that are enqueued when all are staged: the first and the last of each.
+  static void Look(cuda::Stream& stream, const std::vector<const float*>& staged,
+                   std::vector<float>& seen) {
+    cuda_on_cpu::EnqueueOnHost(stream, [&seen, staged] {
+      for (const float* array : staged) seen.insert(seen.end(), {array[0], array[kFloats - 1]});
+    });
+  }
+  bool has_run_ = false;
+  const std::vector<float> all_ = {0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5};
+};
+
+TEST_F(CudaArenaTest, WhatWasStagedStaysUntilTheNextSync) {
   const auto device = *CudaDevice::Open();
-  const std::vector<float> values(100000, 2.5f);
-  for (const bool waits : {true, false, false}) {
-    bool has_run = false;
-    cuda_on_cpu::EnqueueOnHost(device->stream(), [&] { has_run = true; });
-    const float* last = nullptr;
-    for (int i = 0; i < 6; ++i) last = device->Stage(absl::MakeConstSpan(values));
-    EXPECT_EQ(has_run, waits);
-    float copy = 0;
-    device->Download(last + 99999, &copy, sizeof(copy));
-    EXPECT_EQ(copy, 2.5f);
+  for (int step = 0; step < 3; ++step) {
+    std::vector<float> seen;
+    const std::vector<const float*> staged = StageAll(*device);
+    Look(device->stream(), staged, seen);
     EXPECT_TRUE(device->Sync().ok());
+    EXPECT_EQ(seen, all_);
+  }
+}
+
+struct SumTask {
+  const float* from[6];
+  float* to;
+};
+void Sum(cuda::Stream& stream, const SumTask& task) {
+  cuda_on_cpu::EnqueueOnHost(stream, [task] {
+    for (const float* array : task.from) *task.to = *task.to * 10 + array[99999];
+  });
+}
+
+// The first step of its size is spread over blocks; those after it are alike, and a graph.
+TEST_F(CudaArenaTest, AStepMayOutgrowTheArena) {
+  const auto device = *CudaDevice::Open();
+  float sum = 0;
+  for (const bool is_graph : {false, false, true, true}) {
+    const int before = NumGraphLaunches();
+    sum = 0;
+    device->BeginStep();
+    const std::vector<const float*> staged = StageAll(*device);
+    SumTask task = {.from = {}, .to = &sum};
+    std::copy(staged.begin(), staged.end(), task.from);
+    cuda::CallOrKeep<Sum>(device->stream(), task);
+    EXPECT_TRUE(device->Sync().ok());
+    EXPECT_EQ(sum, 12345);
+    EXPECT_EQ(NumGraphLaunches() - before, is_graph ? 1 : 0);
+  }
+}
+
+TEST_F(CudaArenaTest, ResultsComeBackFromAnyOfItsBlocks) {
+  const auto device = *CudaDevice::Open();
+  for (const size_t which : {0u, 5u, 0u, 5u}) {
+    float copy = -1;
+    const std::vector<const float*> staged = StageAll(*device);
+    device->Download(staged[which] + kFloats - 1, &copy, sizeof(copy));
+    EXPECT_EQ(copy, static_cast<float>(which));
   }
 }
 
@@ -226,6 +290,99 @@ TEST(CudaGraphTest, DecodeStepsBecomeGraphsAndKeepTheirBits) {
       }
     }
     EXPECT_EQ(logits[0], logits[1]) << model;
+  }
+}
+
+TEST(CudaGraphTest, GraphsAreForAFewSizes) {
+  std::set<size_t> sizes;
+  for (size_t n = 0; n <= 256; ++n) {
+    const size_t size = CudaDevice::GraphSize(n);
+    EXPECT_LE(n, size);
+    EXPECT_LE(size, n + n / 2);
+    sizes.insert(size);
+  }
+  EXPECT_THAT(sizes,
+              testing::ElementsAre(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256));
+}
+
+// What decode steps of varying sets of sequences gave, and which were graphs.
+struct Decoded {
+  struct Step {
+    int rows, block_ends;
+    bool is_graph;
+  };
+  std::vector<Step> steps;
+  std::vector<float> logits;
+  std::vector<int> tokens;
+};
+Decoded Decode(const std::string& model, DType type, int graph_tokens) {
+  constexpr int kSlots = 24, kSteps = 60;
+  const auto backend = *MakeCudaBackend({.panel_rows = {}, .graph_tokens = graph_tokens});
+  const auto runner = *ModelRunner::Create("tests/golden/" + model, *backend, type, 64, kSlots);
+  const int window = runner->config().window, vocab_size = runner->config().vocab_size;
+  EXPECT_TRUE(backend->ReserveSampling(vocab_size, kSlots).ok());
+  std::vector<SlotLease> leases;
+  for (int i = 0; i < kSlots; ++i) leases.push_back(*runner->pool().Acquire());
+  std::vector<int64_t> positions(kSlots, 0);
+  Decoded decoded;
+  for (int step = 0; step < kSteps; ++step) {
+    const int n = 5 + step * 7 % 20;
+    std::vector<Row> rows;
+    std::vector<TokenId> tokens;
+    std::vector<int> indices;
+    std::vector<TokenDraw> draws;
+    int block_ends = 0;
+    for (int i = 0; i < n; ++i) {
+      const auto slot = static_cast<size_t>((i + 5 * step) % kSlots);
+      const int64_t position = positions[slot]++;
+      block_ends += position % window == window - 1 ? 1 : 0;
+      rows.push_back({.slot = leases[slot].id(), .begin = i, .end = i + 1, .position = position});
+      tokens.emplace_back((step * 7 + i) % vocab_size);
+      indices.push_back(i);
+      draws.push_back({.row = i});
+    }
+    std::vector<DrawResult> results(draws.size());
+    const int before = NumGraphLaunches();
+    runner->model().Forward(tokens, rows, runner->pool());
+    const TensorView logits = runner->model().Logits(indices);
+    backend->SampleTokens(logits, draws, {}, absl::MakeSpan(results), {});
+    EXPECT_TRUE(backend->Sync().ok());
+    decoded.steps.push_back({n, block_ends, NumGraphLaunches() > before});
+    decoded.logits.insert(decoded.logits.end(), logits.as<float>(),
+                          logits.as<float>() + logits.shape().num_elements());
+    for (const DrawResult& result : results) decoded.tokens.push_back(result.token);
+  }
+  return decoded;
+}
+
+// From 5 to 24 sequences take part in a step, never as many as in the one before. A step is a graph
+// when one of its size was there before, and, where block ends have calls of their own, one with as
+// many of them.
+TEST(CudaGraphTest, StepsOfNearlyAsManyRowsAreOneGraph) {
+  for (const auto& [model, type] :
+       {std::pair{"transformer", DType::kF32}, std::pair{"bst_single_head_s4d", DType::kBF16},
+        std::pair{"bst_multi_head_s4", DType::kF32}, std::pair{"bst_s5", DType::kBF16},
+        std::pair{"brect", DType::kBF16}}) {
+    const Decoded expected = Decode(model, type, 0), got = Decode(model, type, 256);
+    EXPECT_EQ(got.logits, expected.logits) << model;
+    EXPECT_EQ(got.tokens, expected.tokens) << model;
+    const bool has_contexts = model == std::string("brect");
+    std::set<std::vector<size_t>> known;
+    int graphs = 0;
+    for (const Decoded::Step& step : got.steps) {
+      const auto n = static_cast<size_t>(step.rows), ends = static_cast<size_t>(step.block_ends);
+      std::vector<size_t> kind = {CudaDevice::GraphSize(n)};
+      if (has_contexts) {
+        // Ten states per end; tokens of unfinished blocks; each number is in the arena once.
+        kind.insert(kind.end(),
+                    {ends, CudaDevice::GraphSize(n - ends), 10 * ends == n, 10 * ends == n - ends});
+      }
+      EXPECT_EQ(step.is_graph, !known.insert(kind).second)
+          << model << ": " << n << " rows, " << ends << " block ends";
+      graphs += step.is_graph ? 1 : 0;
+    }
+    EXPECT_GT(graphs, has_contexts ? 30 : 50) << model;
+    for (const Decoded::Step& step : expected.steps) EXPECT_FALSE(step.is_graph);
   }
 }
 
