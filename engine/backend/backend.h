@@ -167,7 +167,8 @@ class Backend {
   virtual void Gate(TensorView x, GateActivation activation, TensorView out) = 0;
 
   // Each head's vector becomes v / sqrt(sum v^2 + 1e-6), in place.  x [T, heads * head_dim].
-  virtual void NormalizeHeads(TensorView x, int head_dim) = 0;
+  // Where `rotary` is not empty it is then rotated: as by Rotate, bit for bit, in one pass.
+  virtual void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) = 0;
 
   // cosines and sines of the angles position * theta^(-2j / dh), computed in float64.
   // table [T, dh]: first the dh / 2 cosines, then the sines.

@@ -57,7 +57,8 @@ void MultiFilterContext::Project(Backend& backend, TensorView vectors,
   backend.RmsNorm(vectors, cross_norm_.View(DType::kF32, {dim}), norm_eps_, vectors);
   backend.AddTable(context_ids_.View(DType::kF32, {contexts_.num_vectors(), dim}), vectors);
   backend.Linear(vectors, *keys_values_, {}, keys_values);
-  if (qk_norm_) backend.NormalizeHeads(keys_values.Columns(0, attention_size_), head_dim_);
+  if (qk_norm_)
+    backend.NormalizeHeads(keys_values.Columns(0, attention_size_), head_dim_, /*rotary=*/{});
 }
 
 void MultiFilterContext::Forward(Backend& backend, const Step& step, const Inputs& inputs,
@@ -76,7 +77,7 @@ void MultiFilterContext::Forward(Backend& backend, const Step& step, const Input
     contexts_.Store(backend, step, keys_values.Columns(0, a), keys_values.Columns(a, 2 * a),
                     workspace.indices);
   }
-  if (qk_norm_) backend.NormalizeHeads(inputs.queries, head_dim_);
+  if (qk_norm_) backend.NormalizeHeads(inputs.queries, head_dim_, /*rotary=*/{});
   contexts_.Attend(backend, step, inputs.queries, out);
   contexts_.Commit(backend, step);
 }

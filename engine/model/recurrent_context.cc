@@ -80,7 +80,8 @@ absl::StatusOr<std::unique_ptr<CrossContext>> RecurrentContext::Create(const Lay
                           normed.View(DType::kF32, {states, dim}));
   const TensorView keys_values = projected.View(DType::kF32, {states, 2 * a});
   backend.Linear(ns, *context->keys_values_, {}, keys_values);
-  if (context->qk_norm_) backend.NormalizeHeads(keys_values.Columns(0, a), config.head_dim);
+  if (context->qk_norm_)
+    backend.NormalizeHeads(keys_values.Columns(0, a), config.head_dim, /*rotary=*/{});
   context->contexts_.SetInitial(backend, keys_values.Columns(0, a), keys_values.Columns(a, 2 * a));
   return context;
 }
@@ -137,7 +138,7 @@ void RecurrentContext::Update(Backend& backend, const Step& step,
     }
   }
   backend.Linear(Normalized(backend, states, normed), *queries_, {}, projected);
-  if (qk_norm_) backend.NormalizeHeads(projected, head_dim_);
+  if (qk_norm_) backend.NormalizeHeads(projected, head_dim_, /*rotary=*/{});
 
   std::vector<ContextUse>& uses = workspace.uses;
   const auto attend = [&](const ContextWeights& weights, int64_t column, const auto& context,
@@ -168,7 +169,7 @@ void RecurrentContext::Update(Backend& backend, const Step& step,
   for (int64_t i = 0; i < n; ++i)
     backend.CopySlot(pool_of(updated), SlotId(static_cast<int>(i)), slots, slot_of(i));
   backend.Linear(Normalized(backend, updated, normed), *keys_values_, {}, projected);
-  if (qk_norm_) backend.NormalizeHeads(projected.Columns(0, a), head_dim_);
+  if (qk_norm_) backend.NormalizeHeads(projected.Columns(0, a), head_dim_, /*rotary=*/{});
   contexts_.Store(backend, step, projected.Columns(0, a), projected.Columns(a, 2 * a), ends);
 }
 
@@ -211,7 +212,7 @@ void RecurrentContext::Forward(Backend& backend, const Step& step, const Inputs&
     if (begin < row.end) AddTokens(row, begin, row.end, tokens);
   }
   StoreTokens(backend, step, inputs, tokens);
-  if (qk_norm_) backend.NormalizeHeads(inputs.queries, head_dim_);
+  if (qk_norm_) backend.NormalizeHeads(inputs.queries, head_dim_, /*rotary=*/{});
   contexts_.Attend(backend, step, inputs.queries, out);
   contexts_.Commit(backend, step);
 }

@@ -89,8 +89,8 @@ void TokenContext::Forward(Backend& backend, const Step& step, const Inputs& inp
   const TensorView keys = context.Columns(0, attention_size_);
   const TensorView values = context.Columns(attention_size_, 2 * attention_size_);
   if (qk_norm_) {
-    backend.NormalizeHeads(inputs.queries, head_dim_);
-    backend.NormalizeHeads(keys, head_dim_);
+    backend.NormalizeHeads(inputs.queries, head_dim_, /*rotary=*/{});
+    backend.NormalizeHeads(keys, head_dim_, /*rotary=*/{});
   }
   backend.Attention(*attention_, inputs.queries, keys, values, step.rows,
                     step.pool->region(ring_region_), out);

@@ -59,7 +59,12 @@ void TransformerLayer::Forward(Backend& backend, const Step& step) const {
   backend.Linear(n, *heads_, {}, heads);
 
   const TensorView queries_keys = heads.Columns(0, 2 * a);
-  if (qk_norm_) backend.NormalizeHeads(queries_keys, head_dim_);
+  // A context takes its keys before they are rotated.
+  const bool rotates = !step.rotary.empty();
+  const bool rotates_at_once = rotates && qk_norm_ && context_ == nullptr;
+  if (qk_norm_) {
+    backend.NormalizeHeads(queries_keys, head_dim_, rotates_at_once ? step.rotary : TensorView());
+  }
   if (context_ != nullptr) {
     context_->Forward(backend, step,
                       {.queries = heads.Columns(3 * a, 4 * a),
@@ -67,7 +72,7 @@ void TransformerLayer::Forward(Backend& backend, const Step& step) const {
                        .values = heads.Columns(2 * a, 3 * a)},
                       attended.Columns(a, 2 * a));
   }
-  if (!step.rotary.empty()) backend.Rotate(queries_keys, head_dim_, step.rotary);
+  if (rotates && !rotates_at_once) backend.Rotate(queries_keys, head_dim_, step.rotary);
   backend.Attention(*attention_, heads.Columns(0, a), heads.Columns(a, 2 * a),
                     heads.Columns(2 * a, 3 * a), step.rows, step.pool->region(ring_region_),
                     attended.Columns(0, a));

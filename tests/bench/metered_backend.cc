@@ -417,9 +417,12 @@ void MeteredBackend::Gate(TensorView x, GateActivation activation, TensorView ou
       [&](Backend& inner) { inner.Gate(x, activation, out); });
 }
 
-void MeteredBackend::NormalizeHeads(TensorView x, int head_dim) {
-  Run("normalize heads", {.bytes = 2 * Elements(x) * kFloat, .operations = 3 * Elements(x)},
-      [&](Backend& inner) { inner.NormalizeHeads(x, head_dim); });
+void MeteredBackend::NormalizeHeads(TensorView x, int head_dim, TensorView rotary) {
+  const bool rotates = !rotary.empty();
+  Run(rotates ? "normalize and rotate heads" : "normalize heads",
+      {.bytes = (2 * Elements(x) + (rotates ? Elements(rotary) : 0)) * kFloat,
+       .operations = (rotates ? 6 : 3) * Elements(x)},
+      [&](Backend& inner) { inner.NormalizeHeads(x, head_dim, rotary); });
 }
 
 void MeteredBackend::RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) {

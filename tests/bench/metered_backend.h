@@ -96,7 +96,7 @@ class MeteredBackend final : public Backend {
   void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options,
               TensorView out) override;
   void Gate(TensorView x, GateActivation activation, TensorView out) override;
-  void NormalizeHeads(TensorView x, int head_dim) override;
+  void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override;
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override;
   void Rotate(TensorView x, int head_dim, TensorView table) override;
   void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,

@@ -114,8 +114,8 @@ class FaultyBackend final : public Backend {
   void Gate(TensorView x, GateActivation activation, TensorView out) override {
     if (Works()) inner_->Gate(x, activation, out);
   }
-  void NormalizeHeads(TensorView x, int head_dim) override {
-    if (Works()) inner_->NormalizeHeads(x, head_dim);
+  void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override {
+    if (Works()) inner_->NormalizeHeads(x, head_dim, rotary);
   }
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override {
     if (Works()) inner_->RotaryTable(rows, theta, table);

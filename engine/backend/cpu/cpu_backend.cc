@@ -45,6 +45,20 @@ class CpuEmbedding : public EmbeddingWeights {
   size_t bytes() const override { return buffer_.bytes(); }
 
  private:
+  static void RotateRow(TensorView x, int head_dim, TensorView table, int64_t t) {
+    const int64_t half = head_dim / 2;
+    const float* cosines = table.row<float>(t);
+    const float* sines = cosines + half;
+    for (int64_t h = 0; h < x.dim(1); h += head_dim) {
+      float* v = x.row<float>(t) + h;
+      for (int64_t j = 0; j < half; ++j) {
+        const float a = v[j], b = v[j + half];
+        v[j] = a * cosines[j] - b * sines[j];
+        v[j + half] = b * cosines[j] + a * sines[j];
+      }
+    }
+  }
+
   CpuEmbedding(Buffer buffer, TensorView table) : buffer_(std::move(buffer)), table_(table) {}
   Buffer buffer_;
   TensorView table_;  // [V, D]
@@ -163,10 +177,12 @@ class CpuBackend : public Backend {
     });
   }
 
-  void NormalizeHeads(TensorView x, int head_dim) override {
+  void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override {
     BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
+    if (!rotary.empty()) BST_CHECK_SHAPE(rotary, {x.dim(0), head_dim});
     ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
       kernels().normalize_heads(x.row<float>(t), static_cast<int>(x.dim(1) / head_dim), head_dim);
+      if (!rotary.empty()) RotateRow(x, head_dim, rotary, t);
     });
   }
 
@@ -195,19 +211,7 @@ class CpuBackend : public Backend {
 
   void Rotate(TensorView x, int head_dim, TensorView table) override {
     BST_CHECK_SHAPE(table, {x.dim(0), head_dim});
-    const int64_t half = head_dim / 2;
-    ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
-      const float* cosines = table.row<float>(t);
-      const float* sines = cosines + half;
-      for (int64_t h = 0; h < x.dim(1); h += head_dim) {
-        float* v = x.row<float>(t) + h;
-        for (int64_t j = 0; j < half; ++j) {
-          const float a = v[j], b = v[j + half];
-          v[j] = a * cosines[j] - b * sines[j];
-          v[j + half] = b * cosines[j] + a * sines[j];
-        }
-      }
-    });
+    ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) { RotateRow(x, head_dim, table, t); });
   }
 
   void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,

@@ -100,6 +100,19 @@ BST_DEVICE int64_t Farthest(const AttentionTask& task, int64_t position) {
   return farthest;
 }
 
+// The key and value of a row's only token replace the oldest of their head, which no block but this
+// one reads. REQUIRES: a barrier since the last read.
+template <typename T>
+BST_DEVICE void StoreInRing(const AttentionTask& task, void* cache, int64_t position, int token,
+                            int64_t column) {
+  const int64_t width = static_cast<int64_t>(task.heads) * task.head_dim;
+  T* const key = static_cast<T*>(cache) + position % task.window * width + column;
+  for (int c = ThreadX(); c < task.head_dim; c += NumThreads()) {
+    key[c] = Store<T>(task.k.data[token * task.k.stride + column + c]);
+    key[task.window * width + c] = Store<T>(task.v.data[token * task.v.stride + column + c]);
+  }
+}
+
 template <typename T>
 BST_DEVICE void AttendRing(const AttentionTask& task) {
   if (HasNoRow(task.num_tokens)) return;
@@ -127,6 +140,7 @@ BST_DEVICE void AttendRing(const AttentionTask& task) {
   };
   Attend(task.q.data + token * task.q.stride + column, keys, task.head_dim, task.scale[head], count,
          source, bias, task.out.data + token * task.out.stride + column);
+  if (row.end - row.begin == 1) StoreInRing<T>(task, row.cache, row.position, token, column);
 }
 
 constexpr int kQueries = kQueriesOfATile;
@@ -359,6 +373,8 @@ BST_DEVICE void AttendRingTile(const AttentionTask& task) {
                          .oldest = oldest,
                          .newest = tile.position + tile.count - 1 - task.nearest};
   AttendTile(QueriesOf(task, tile.first, tile.count, column), view);
+  if (tile.end - tile.begin == 1)
+    StoreInRing<Bf16>(task, tile.cache, tile.position, tile.first, column);
 }
 
 template <typename T>

@@ -158,11 +158,14 @@ class CudaBackend final : public Backend {
     Done();
   }
 
-  void NormalizeHeads(TensorView x, int head_dim) override {
+  void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override {
     BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
-    cuda::NormalizeHeads(
-        stream(),
-        {.x = ToMatrix(x), .rows = Count(x), .heads = Columns(x) / head_dim, .head_dim = head_dim});
+    if (!rotary.empty()) BST_CHECK_SHAPE(rotary, {x.dim(0), head_dim});
+    cuda::NormalizeHeads(stream(), {.x = ToMatrix(x),
+                                    .rotary = rotary.empty() ? cuda::Matrix{} : ToMatrix(rotary),
+                                    .rows = Count(x),
+                                    .heads = Columns(x) / head_dim,
+                                    .head_dim = head_dim});
     Done();
   }
 
@@ -209,15 +212,17 @@ class CudaBackend final : public Backend {
         const int64_t position = row.position + (t - row.begin);
         if (!has_tiles) {
           tokens_[static_cast<size_t>(t)] = {
-              .cache = keys, .position = position, .begin = row.begin};
+              .cache = keys, .position = position, .begin = row.begin, .end = row.end};
         } else if ((t - row.begin) % cuda::kQueriesOfATile == 0) {
           tiles_.push_back({.cache = keys,
                             .position = position,
                             .first = t,
                             .count = std::min(cuda::kQueriesOfATile, row.end - t),
-                            .begin = row.begin});
+                            .begin = row.begin,
+                            .end = row.end});
         }
-        if (t < row.end - spec.window) continue;
+        // A row of one token is stored by those who have read its ring.
+        if (row.num_tokens() == 1 || t < row.end - spec.window) continue;
         const size_t offset = static_cast<size_t>(position % spec.window) * row_bytes;
         store_.push_back({.first = keys + offset, .second = values + offset, .source = t});
       }
@@ -239,7 +244,7 @@ class CudaBackend final : public Backend {
                      .nearest = spec.include_self ? 0 : 1,
                      .block_scope = spec.scope == AttentionScope::kBlock,
                      .zero_prefix = spec.empty_prefix == EmptyPrefix::kZeros});
-    // The new keys replace the oldest, which the queries have read.
+    // The new keys of prompts replace the oldest, which their queries have read.
     Store(k, v, spec.kv_type);
     Done();
   }

@@ -91,6 +91,7 @@ void RmsNorm(Stream& stream, const RmsNormTask& task);
 
 struct NormalizeTask {
   Matrix x;
+  Matrix rotary;  // [rows, head_dim] as RotateTask's table; no data: none
   RowCount rows;
   int heads, head_dim;
 };
@@ -200,16 +201,16 @@ void CopyWords(Stream& stream, const CopyTask& task);
 
 // The row of a step that a token belongs to.
 struct TokenRow {
-  const void* cache;  // the ring, as it was before the step
-  int64_t position;   // of the token
-  int begin;          // first packed token of the row
+  void* cache;       // the ring, as it was before the step
+  int64_t position;  // of the token
+  int begin, end;    // packed tokens of the row
 };
 // Up to kQueriesOfATile queries of one row of a step, one token after the other.
 struct QueryTile {
-  const void* cache;
+  void* cache;
   int64_t position;  // of the first query
   int first, count;  // packed tokens
-  int begin;         // first packed token of the row
+  int begin, end;    // those of the row
 };
 constexpr int kQueriesOfATile = 16;
 constexpr int kMaxTileColumns = 128;  // of a head that goes by tiles

@@ -31,6 +31,12 @@ BST_DEVICE float BlockMax(float x) {
   return top;
 }
 
+// (a, b) by an angle.
+BST_DEVICE void Turn(float a, float b, float cosine, float sine, float& turned_a, float& turned_b) {
+  turned_a = a * cosine - b * sine;
+  turned_b = b * cosine + a * sine;
+}
+
 template <typename T>
 BST_DEVICE void GatherRow(const GatherTask& task) {
   if (HasNoRow(task.rows)) return;
@@ -68,8 +74,17 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_normalize_heads(NormalizeTask task) {
   for (int c = lane; c < task.head_dim; c += kWarp)
     squares += static_cast<double>(x[c]) * static_cast<double>(x[c]);
   const double factor = 1.0 / sqrt(SumLanes(squares, kWarp) + 1e-6);
-  for (int c = lane; c < task.head_dim; c += kWarp)
-    x[c] = static_cast<float>(static_cast<double>(x[c]) * factor);
+  const auto normalized = [&](int c) {
+    return static_cast<float>(static_cast<double>(x[c]) * factor);
+  };
+  if (task.rotary.data == nullptr) {
+    for (int c = lane; c < task.head_dim; c += kWarp) x[c] = normalized(c);
+    return;
+  }
+  const int half = task.head_dim / 2;
+  const float* table = task.rotary.data + head / task.heads * task.rotary.stride;
+  for (int j = lane; j < half; j += kWarp)
+    Turn(normalized(j), normalized(j + half), table[j], table[half + j], x[j], x[j + half]);
 }
 
 BST_KERNEL void BST_BOUNDS(256, 4) bst_rotary_table(RotaryTableTask task) {
@@ -92,9 +107,7 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_rotate(RotateTask task) {
     const int j = i % task.half;
     float* v = task.x.data + BlockX() * task.x.stride +
                static_cast<int64_t>(i / task.half) * 2 * task.half + j;
-    const float a = v[0], b = v[task.half];
-    v[0] = a * cosines[j] - b * sines[j];
-    v[task.half] = b * cosines[j] + a * sines[j];
+    Turn(v[0], v[task.half], cosines[j], sines[j], v[0], v[task.half]);
   }
 }
 

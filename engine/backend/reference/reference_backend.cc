@@ -239,7 +239,7 @@ class ReferenceBackend : public Backend {
     }
   }
 
-  void NormalizeHeads(TensorView x, int head_dim) override {
+  void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override {
     BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
     for (int64_t t = 0; t < x.dim(0); ++t) {
       for (int64_t h = 0; h < x.dim(1); h += head_dim) {
@@ -250,6 +250,7 @@ class ReferenceBackend : public Backend {
         for (int64_t i = 0; i < head_dim; ++i) v[i] = static_cast<float>(v[i] * factor);
       }
     }
+    if (!rotary.empty()) Rotate(x, head_dim, rotary);
   }
 
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override {

@@ -132,7 +132,7 @@ TEST_P(AgreementTest, NormsGatesAndRotations) {
         ExpectAgreement(
             [&](Backend& backend) {
               Matrix x = Matrix::Random(rows, heads * dim, 9, 0.01);
-              backend.NormalizeHeads(x.view(), dim);
+              backend.NormalizeHeads(x.view(), dim, /*rotary=*/{});
               return x;
             },
             "normalize_heads " + what);
@@ -146,6 +146,20 @@ TEST_P(AgreementTest, NormsGatesAndRotations) {
               return x;
             },
             "rotate " + what);
+        ExpectAgreement(
+            [&](Backend& backend) {
+              Matrix x = Matrix::Random(rows, heads * dim, 11, 3.0), table(rows, dim);
+              const Row row = {.slot = SlotId(0), .begin = 0, .end = rows, .position = 1'000'003};
+              backend.RotaryTable({row}, 10000.0, table.view());
+              Matrix apart = x;
+              backend.NormalizeHeads(x.view(), dim, table.view());
+              backend.NormalizeHeads(apart.view(), dim, /*rotary=*/{});
+              backend.Rotate(apart.view(), dim, table.view());
+              EXPECT_TRUE(backend.Sync().ok());
+              EXPECT_EQ(x.values(), apart.values()) << "at once and one by one, " << what;
+              return x;
+            },
+            "normalize and rotate " + what);
       }
     }
   }

@@ -148,10 +148,11 @@ class Workload {
     gains_.push_back(*backend_.PackVector(Parameter({300})));
     backend_.RmsNorm(x, gains_.back().View(DType::kF32, {300}), 1e-6f, Random(5, 300));
     const TensorView heads = Random(5, 3 * 38), table = Random(5, 38);
-    backend_.NormalizeHeads(heads, 38);
+    backend_.NormalizeHeads(heads, 38, /*rotary=*/{});
     const std::vector<Row> rows = {{.slot = SlotId(0), .begin = 0, .end = 5, .position = 77}};
     backend_.RotaryTable(rows, 10000.0, table);
     backend_.Rotate(heads, 38, table);
+    backend_.NormalizeHeads(heads, 38, table);
   }
 
   void Elementwise() {
