@@ -45,20 +45,6 @@ class CpuEmbedding : public EmbeddingWeights {
   size_t bytes() const override { return buffer_.bytes(); }
 
  private:
-  static void RotateRow(TensorView x, int head_dim, TensorView table, int64_t t) {
-    const int64_t half = head_dim / 2;
-    const float* cosines = table.row<float>(t);
-    const float* sines = cosines + half;
-    for (int64_t h = 0; h < x.dim(1); h += head_dim) {
-      float* v = x.row<float>(t) + h;
-      for (int64_t j = 0; j < half; ++j) {
-        const float a = v[j], b = v[j + half];
-        v[j] = a * cosines[j] - b * sines[j];
-        v[j + half] = b * cosines[j] + a * sines[j];
-      }
-    }
-  }
-
   CpuEmbedding(Buffer buffer, TensorView table) : buffer_(std::move(buffer)), table_(table) {}
   Buffer buffer_;
   TensorView table_;  // [V, D]
@@ -299,6 +285,20 @@ class CpuBackend : public Backend {
   absl::Status Sync() override { return absl::OkStatus(); }
 
  private:
+  static void RotateRow(TensorView x, int head_dim, TensorView table, int64_t t) {
+    const int64_t half = head_dim / 2;
+    const float* cosines = table.row<float>(t);
+    const float* sines = cosines + half;
+    for (int64_t h = 0; h < x.dim(1); h += head_dim) {
+      float* v = x.row<float>(t) + h;
+      for (int64_t j = 0; j < half; ++j) {
+        const float a = v[j], b = v[j + half];
+        v[j] = a * cosines[j] - b * sines[j];
+        v[j + half] = b * cosines[j] + a * sines[j];
+      }
+    }
+  }
+
   const CpuKernels& kernels() const { return context_.kernels(); }
   int threads() const { return num_threads_; }
 
