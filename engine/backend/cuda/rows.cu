@@ -64,27 +64,58 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_rms_norm(RmsNormTask task) {
     out[c] = task.gain[c] * static_cast<float>(static_cast<double>(x[c]) * factor);
 }
 
-// A warp per head.
-BST_KERNEL void BST_BOUNDS(256, 8) bst_normalize_heads(NormalizeTask task) {
-  const int head = BlockX() * kWarps + ThreadX() / kWarp, lane = ThreadX() % kWarp;
-  if (head >= Exact(task.rows) * task.heads) return;
-  float* x = task.x.data + head / task.heads * task.x.stride +
-             static_cast<int64_t>(head % task.heads) * task.head_dim;
+namespace {
+
+// A head of a warp; a lane has the columns j and j + half, j = lane, lane + 32 .., and lane 0 the
+// last one of an odd number: those that it may turn.
+struct Head {
+  float* x;
+  int row, lane, half;
+  double factor;
+};
+// False: none.
+BST_DEVICE bool NormalizedHead(const NormalizeTask& task, Head& head) {
+  const int index = BlockX() * kWarps + ThreadX() / kWarp, lane = ThreadX() % kWarp;
+  if (index >= Exact(task.rows) * task.heads) return false;
+  const int row = index / task.heads, half = task.head_dim / 2;
+  float* x =
+      task.x.data + row * task.x.stride + static_cast<int64_t>(index % task.heads) * task.head_dim;
   double squares = 0.0;
-  for (int c = lane; c < task.head_dim; c += kWarp)
-    squares += static_cast<double>(x[c]) * static_cast<double>(x[c]);
-  const double factor = 1.0 / sqrt(SumLanes(squares, kWarp) + 1e-6);
-  const auto normalized = [&](int c) {
-    return static_cast<float>(static_cast<double>(x[c]) * factor);
-  };
-  if (task.rotary.data == nullptr) {
-    for (int c = lane; c < task.head_dim; c += kWarp) x[c] = normalized(c);
-    return;
+  const auto add = [&](int c) { squares += static_cast<double>(x[c]) * static_cast<double>(x[c]); };
+  for (int j = lane; j < half; j += kWarp) {
+    add(j);
+    add(j + half);
   }
-  const int half = task.head_dim / 2;
-  const float* table = task.rotary.data + head / task.heads * task.rotary.stride;
-  for (int j = lane; j < half; j += kWarp)
-    Turn(normalized(j), normalized(j + half), table[j], table[half + j], x[j], x[j + half]);
+  if (lane == 0 && task.head_dim % 2 != 0) add(2 * half);
+  head = {x, row, lane, half, 1.0 / sqrt(SumLanes(squares, kWarp) + 1e-6)};
+  return true;
+}
+BST_DEVICE float Normalized(const Head& head, int c) {
+  return static_cast<float>(static_cast<double>(head.x[c]) * head.factor);
+}
+
+}  // namespace
+
+BST_KERNEL void BST_BOUNDS(256, 4) bst_normalize_heads(NormalizeTask task) {
+  Head head;
+  if (!NormalizedHead(task, head)) return;
+  for (int j = head.lane; j < head.half; j += kWarp) {
+    head.x[j] = Normalized(head, j);
+    head.x[j + head.half] = Normalized(head, j + head.half);
+  }
+  const int last = 2 * head.half;
+  if (head.lane == 0 && task.head_dim % 2 != 0) head.x[last] = Normalized(head, last);
+}
+
+BST_KERNEL void BST_BOUNDS(256, 4) bst_normalize_and_rotate_heads(NormalizeTask task) {
+  Head head;
+  if (!NormalizedHead(task, head)) return;
+  const float* cosines = task.rotary.data + head.row * task.rotary.stride;
+  for (int j = head.lane; j < head.half; j += kWarp) {
+    float* x = head.x + j;
+    Turn(Normalized(head, j), Normalized(head, j + head.half), cosines[j], cosines[head.half + j],
+         x[0], x[head.half]);
+  }
 }
 
 BST_KERNEL void BST_BOUNDS(256, 4) bst_rotary_table(RotaryTableTask task) {
@@ -141,7 +172,11 @@ void RmsNorm(Stream& stream, const RmsNormTask& task) {
 void NormalizeHeads(Stream& stream, const NormalizeTask& task) {
   if (task.rows.most == 0) return;
   const LaunchShape shape = {.blocks_x = (task.rows.most * task.heads + kWarps - 1) / kWarps};
-  BST_LAUNCH(bst_normalize_heads, shape, stream, task);
+  if (task.rotary.data == nullptr) {
+    BST_LAUNCH(bst_normalize_heads, shape, stream, task);
+  } else {
+    BST_LAUNCH(bst_normalize_and_rotate_heads, shape, stream, task);
+  }
 }
 void RotaryTable(Stream& stream, const RotaryTableTask& task) {
   if (task.rows.most == 0) return;
