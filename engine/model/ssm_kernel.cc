@@ -25,6 +25,14 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackExplicit(const SsmTensors& tenso
        .d = TensorView(d.data(), DType::kF32, Shape{features})});
 }
 
+// What a backend refuses, with the name of the layer, which it does not know.
+absl::StatusOr<std::unique_ptr<SsmWeights>> WithName(
+    const SsmTensors& tensors, absl::StatusOr<std::unique_ptr<SsmWeights>> weights) {
+  if (!absl::IsFailedPrecondition(weights.status())) return weights;
+  return absl::FailedPreconditionError(
+      absl::StrCat(tensors.name(), ": ", weights.status().message()));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsmKernel(const SsmTensors& tensors,
@@ -35,12 +43,12 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsmKernel(const SsmTensors& tens
       return PackExplicit(tensors, spec, backend);
     case SsmKernel::kS4: {
       BST_ASSIGN_OR_RETURN(DiscreteDplr dplr, DiscreteDplr::Create(tensors, spec));
-      return backend.PackDplr(dplr.parameters());
+      return WithName(tensors, backend.PackDplr(dplr.parameters()));
     }
     case SsmKernel::kS4d:
     case SsmKernel::kDss: {
       BST_ASSIGN_OR_RETURN(DiscreteSsm ssm, DiscreteSsm::Create(tensors, config, spec));
-      return backend.PackSsm(ssm.parameters());
+      return WithName(tensors, backend.PackSsm(ssm.parameters()));
     }
     case SsmKernel::kS5:
       break;

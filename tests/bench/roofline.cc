@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 
@@ -145,6 +146,18 @@ double RooflineStep::PredictedSeconds(const GpuRates& gpu) const {
   return sum;
 }
 
+std::vector<int64_t> DecodePositions(int batch, int window) {
+  // Each has a part of the block to itself. Where it stands in its part, multiples of the golden
+  // ratio say, or all might have the same index in their chunks.
+  constexpr double kGoldenRatio = 0.6180339887498949;
+  std::vector<int64_t> positions;
+  for (int i = 0; i < batch; ++i) {
+    const double place = std::fmod(0.515 + i * kGoldenRatio, 1.0);
+    positions.push_back(kDepth + static_cast<int64_t>((i + place) * window / batch));
+  }
+  return positions;
+}
+
 absl::StatusOr<Roofline> MakeRoofline(std::string_view config, Backend* inner,
                                       const RooflineShape& shape) {
   MeteredBackend backend(inner, shape.repeats);
@@ -219,12 +232,12 @@ absl::StatusOr<Roofline> MakeRoofline(std::string_view config, Backend* inner,
       absl::StrCat("prompt chunk of ", Count(shape.chunk_tokens)),
       {{.slot = leases[0].id(), .begin = 0, .end = shape.chunk_tokens, .position = kDepth}}));
   for (const int batch : shape.batches) {
+    const std::vector<int64_t> positions = DecodePositions(batch, window);
     std::vector<Row> rows;
-    for (int i = 0; i < batch; ++i) {  // their places in the block are spread evenly
-      rows.push_back({.slot = leases[static_cast<size_t>(i)].id(),
-                      .begin = i,
-                      .end = i + 1,
-                      .position = kDepth + (2 * i + 1) * window / (2 * batch)});
+    for (int i = 0; i < batch; ++i) {
+      const auto row = static_cast<size_t>(i);
+      rows.push_back(
+          {.slot = leases[row].id(), .begin = i, .end = i + 1, .position = positions[row]});
     }
     BST_RETURN_IF_ERROR(add_step(absl::StrCat("decode, batch ", batch), rows));
   }

@@ -11,6 +11,7 @@
 // Tested by tests/bench/roofline_test.cc
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -76,6 +77,10 @@ struct RooflineShape {
   int rounds = 20;   // of a step; the median over them is quoted
   int repeats = 20;  // of an operator
 };
+
+// Where the rows of a decode step stand, spread evenly over blocks of `window` tokens and over
+// chunks of recurrences (engine/backend/cuda/kernels.h), whose bytes depend on it.
+std::vector<int64_t> DecodePositions(int batch, int window);
 
 // On paper with inner == nullptr; else measured too. BF16 weights, keys and values.
 absl::StatusOr<Roofline> MakeRoofline(std::string_view config, Backend* inner,

@@ -102,11 +102,30 @@ TEST(RooflineTest, CountsWhatASumByHandCounts) {
   // The ring but for the key that leaves it, the new keys, and q, k, v and o in float32.
   EXPECT_DOUBLE_EQ(Find(decode, "attention").cost.bytes,
                    12 * 32 * (2 * 1024.0 * 2 * (511 + 1) + 4 * 1024.0 * 4));
-  // Positions 8200, 8216, ..: the ninth token of a chunk.
-  EXPECT_DOUBLE_EQ(Find(decode, "recurrence").cost.bytes,
-                   3 * 1024 * 4.0 * (32 * (2 + 16 + 8 + 1) + 9 + 16));
+  // Rows at every index of a chunk: all tables. Of a row u, y, X, the inputs of its chunk and its
+  // own; the last token of a chunk writes X instead.
+  double numbers = (16 + 2 * 16 * 16 + 16) + 32 * (2 + 16);
+  for (const int64_t position : DecodePositions(32, 512))
+    numbers += static_cast<double>(position % 16) + (position % 16 == 15 ? 16 : 1);
+  EXPECT_DOUBLE_EQ(Find(decode, "recurrence").cost.bytes, 3 * 1024 * 4.0 * numbers);
   EXPECT_DOUBLE_EQ(Find(decode, "sample").cost.bytes, 32 * 32000.0 * 4);
   EXPECT_DOUBLE_EQ(Find(decode, "sample").cost.chain, 3 * 125.0 + 256);
+}
+
+TEST(RooflineTest, DecodingRowsAreSpreadOverBlocksAndChunks) {
+  for (const int batch : {32, 256}) {
+    const std::vector<int64_t> positions = DecodePositions(batch, 512);
+    double mean = 0;
+    std::vector<int> rows(16);  // at each index of a chunk
+    for (const int64_t position : positions) {
+      mean += static_cast<double>(position % 512) / batch;
+      ++rows[static_cast<size_t>(position % 16)];
+    }
+    EXPECT_NEAR(mean, 255.5, 2) << batch;
+    for (const int n : rows) EXPECT_NEAR(n, batch / 16, batch / 32) << batch;
+  }
+  // One row: in the middle.
+  EXPECT_EQ(DecodePositions(1, 512)[0] % 512, 263);
 }
 
 TEST(RooflineTest, ContextsAreAttendedToOnTheTensorCores) {

@@ -1,10 +1,14 @@
 #include "engine/backend/cuda/chunk_tables.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <complex>
-#include <utility>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/kernels.h"
+#include "engine/base/status_macros.h"
 #include "engine/tensor/host_convert.h"
 
 namespace bst {
@@ -23,45 +27,47 @@ Complex Product(Complex a, Complex b) {
   return {a.real() * b.real() - a.imag() * b.imag(), a.real() * b.imag() + a.imag() * b.real()};
 }
 
-// Tables of so many features; the feature varies fastest in each.
-class Tables {
- public:
-  Tables(const SsmSpec& spec, size_t modes, size_t chunk, size_t carry)
-      : features_(static_cast<size_t>(spec.num_features())), reals_(2 * modes), chunk_(chunk) {
-    tables_.taps.resize(chunk * features_);
-    tables_.out.resize(chunk * reals_ * features_);
-    tables_.in.resize(chunk * reals_ * features_);
-    tables_.carry.resize(carry * features_);
+const char* Name(ChunkTable table) {
+  switch (table) {
+    case ChunkTable::kTaps:
+      return "an output's weight of an input";
+    case ChunkTable::kOut:
+      return "an output's weight of the state";
+    case ChunkTable::kIn:
+      return "the state's weight of an input";
+    case ChunkTable::kCarry:
+      return "the state's weight of the state before";
   }
-  void SetTap(size_t i, size_t f, double tap) {
-    tables_.taps[i * features_ + f] = static_cast<float>(tap);
-  }
-  void SetOut(size_t i, size_t real, size_t f, double weight) {
-    tables_.out[(i * reals_ + real) * features_ + f] = static_cast<float>(weight);
-  }
-  void SetIn(size_t j, size_t mode, size_t f, Complex weight) {
-    float* const in = &tables_.in[(j * reals_ + 2 * mode) * features_ + f];
-    in[0] = static_cast<float>(weight.real());
-    in[features_] = static_cast<float>(weight.imag());
-  }
-  void SetCarry(size_t i, size_t f, double weight) {
-    tables_.carry[i * features_ + f] = static_cast<float>(weight);
-  }
-  ChunkTables Take() { return std::move(tables_); }
+  return "";
+}
 
-  size_t features() const { return features_; }
-  size_t reals() const { return reals_; }
-  size_t chunk() const { return chunk_; }
+// Some rows of tables while they are made.
+class Rows {
+ public:
+  Rows(size_t rows, size_t features) : features_(features), values_(rows * features) {}
+  void Set(size_t row, size_t feature, double value) {
+    values_[row * features_ + feature] = static_cast<float>(value);
+  }
+  absl::Status Give(size_t row, ChunkTable table, size_t row_of_table, ChunkRowSink sink) const {
+    const auto values = absl::MakeConstSpan(values_).subspan(row * features_, features_);
+    for (size_t f = 0; f < features_; ++f) {
+      if (std::isfinite(values[f])) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat("feature ", f, " of a recurrence, in chunks: ", Name(table),
+                       " lies beyond float32 (", values[f], ", row ", row_of_table, ")"));
+    }
+    return sink(table, row_of_table, values);
+  }
 
  private:
-  size_t features_, reals_, chunk_;
-  ChunkTables tables_;
+  size_t features_;
+  std::vector<float> values_;
 };
 
 // The step of ssm.h for one feature.
 class DplrStep {
  public:
-  DplrStep(const DplrParameters& parameters)
+  explicit DplrStep(const DplrParameters& parameters)
       : modes_(static_cast<size_t>(parameters.c.dim(1))),
         dt_lambda_(ToComplex(parameters.dt_lambda)),
         dt_b_(ToComplex(parameters.dt_b)),
@@ -73,7 +79,7 @@ class DplrStep {
         v_(modes_) {}
 
   size_t modes() const { return modes_; }
-  void Advance(size_t f, double u, std::vector<Complex>& x) {
+  void Advance(size_t f, double u, absl::Span<Complex> x) {
     const size_t first = f * modes_;
     double s = 0, r = 0;
     for (size_t m = 0; m < modes_; ++m) s += Product(std::conj(p_[first + m]), x[m]).real();
@@ -85,7 +91,7 @@ class DplrStep {
     for (size_t m = 0; m < modes_; ++m)
       x[m] += Product(g_[first + m], v_[m] - 2 * r * p_[first + m]);
   }
-  double Read(size_t f, const std::vector<Complex>& x) const {
+  double Read(size_t f, absl::Span<const Complex> x) const {
     double sum = 0;
     for (size_t m = 0; m < modes_; ++m) sum += Product(c_[f * modes_ + m], x[m]).real();
     return 2 * sum;
@@ -100,69 +106,114 @@ class DplrStep {
 
 }  // namespace
 
-ChunkTables DiagonalTables(const SsmParameters& parameters) {
+size_t ChunkTableRows(ChunkTable table, int chunk, int reals, bool dplr) {
+  const auto length = static_cast<size_t>(chunk), width = static_cast<size_t>(reals);
+  switch (table) {
+    case ChunkTable::kTaps:
+      return length;
+    case ChunkTable::kOut:
+    case ChunkTable::kIn:
+      return length * width;
+    case ChunkTable::kCarry:
+      return dplr ? width * width : width;
+  }
+  return 0;
+}
+
+absl::Status MakeDiagonalTables(const SsmParameters& parameters, ChunkRowSink sink) {
+  constexpr size_t kChunk = cuda::kDiagonalChunk;
+  static_assert(std::has_single_bit(kChunk), "A^T is made by squarings");
   const std::vector<Complex> e = ToComplex(parameters.a_minus_one), b = ToComplex(parameters.b),
                              c = ToComplex(parameters.c);
   const std::vector<float> d = ToFloats(parameters.d);
-  const auto modes = static_cast<size_t>(parameters.c.dim(1));
-  Tables tables(parameters.spec, modes, cuda::kDiagonalChunk, 2 * modes);
-  const size_t chunk = tables.chunk();
-  std::vector<double> taps(chunk);
-  for (size_t f = 0; f < tables.features(); ++f) {
-    std::fill(taps.begin(), taps.end(), 0.0);
-    for (size_t m = 0; m < modes; ++m) {
+  const auto features = static_cast<size_t>(parameters.spec.num_features()),
+             modes = static_cast<size_t>(parameters.c.dim(1)), reals = 2 * modes;
+  std::vector<double> taps(kChunk * features);
+  Rows in(2 * kChunk, features), out(2 * kChunk, features), carry(2, features);
+  for (size_t m = 0; m < modes; ++m) {
+    for (size_t f = 0; f < features; ++f) {
       const size_t i = f * modes + m;
-      Complex input = b[i], output = c[i], carry = e[i];  // A^j B, C A^(j + 1), A^(2^n) - 1
-      for (size_t j = 0; j < chunk; ++j) {
-        taps[j] += 2 * Product(c[i], input).real();
-        tables.SetIn(chunk - 1 - j, m, f, input);
+      Complex input = b[i], output = c[i], power = e[i];  // A^j B, C A^(j + 1), A^(2^n) - 1
+      for (size_t j = 0; j < kChunk; ++j) {
+        taps[j * features + f] += 2 * Product(c[i], input).real();
+        in.Set(2 * j, f, input.real());
+        in.Set(2 * j + 1, f, input.imag());
         input += Product(e[i], input);
         output += Product(e[i], output);
-        tables.SetOut(j, 2 * m, f, 2 * output.real());
-        tables.SetOut(j, 2 * m + 1, f, -2 * output.imag());
+        out.Set(2 * j, f, 2 * output.real());
+        out.Set(2 * j + 1, f, -2 * output.imag());
       }
-      for (size_t power = 1; power < chunk; power *= 2) carry = Product(carry, carry + 2.0);
-      tables.SetCarry(2 * m, f, carry.real());
-      tables.SetCarry(2 * m + 1, f, carry.imag());
+      for (size_t n = 1; n < kChunk; n *= 2) power = Product(power, power + 2.0);
+      carry.Set(0, f, power.real());
+      carry.Set(1, f, power.imag());
     }
-    for (size_t j = 0; j < chunk; ++j) tables.SetTap(j, f, taps[j] + (j == 0 ? d[f] : 0.0));
+    for (size_t part = 0; part < 2; ++part) {
+      const size_t real = 2 * m + part;
+      for (size_t j = 0; j < kChunk; ++j) {
+        BST_RETURN_IF_ERROR(
+            in.Give(2 * j + part, ChunkTable::kIn, (kChunk - 1 - j) * reals + real, sink));
+        BST_RETURN_IF_ERROR(out.Give(2 * j + part, ChunkTable::kOut, j * reals + real, sink));
+      }
+      BST_RETURN_IF_ERROR(carry.Give(part, ChunkTable::kCarry, real, sink));
+    }
   }
-  return tables.Take();
+  Rows row(1, features);
+  for (size_t j = 0; j < kChunk; ++j) {
+    for (size_t f = 0; f < features; ++f)
+      row.Set(0, f, taps[j * features + f] + (j == 0 ? d[f] : 0.0));
+    BST_RETURN_IF_ERROR(row.Give(0, ChunkTable::kTaps, j, sink));
+  }
+  return absl::OkStatus();
 }
 
 // The step mixes modes with the conjugates of others: over complex numbers it is not linear, over
 // their parts it is. So its powers are found by stepping from each part by itself.
-ChunkTables DplrTables(const DplrParameters& parameters) {
+absl::Status MakeDplrTables(const DplrParameters& parameters, ChunkRowSink sink) {
+  constexpr size_t kChunk = cuda::kDplrChunk;
   DplrStep step(parameters);
   const std::vector<float> d = ToFloats(parameters.d);
+  const auto features = static_cast<size_t>(parameters.spec.num_features());
   const size_t modes = step.modes(), reals = 2 * modes;
-  Tables tables(parameters.spec, modes, cuda::kDplrChunk, reals * reals);
-  const size_t chunk = tables.chunk();
-  std::vector<Complex> x(modes);
-  for (size_t f = 0; f < tables.features(); ++f) {
-    std::fill(x.begin(), x.end(), 0.0);
-    step.Advance(f, 1.0, x);
-    for (size_t j = 0; j < chunk; ++j) {
-      tables.SetTap(j, f, step.Read(f, x) + (j == 0 ? d[f] : 0.0));
-      for (size_t m = 0; m < modes; ++m) tables.SetIn(chunk - 1 - j, m, f, x[m]);
-      step.Advance(f, 0.0, x);
+  std::vector<Complex> states(features * modes);
+  const auto state = [&](size_t f) { return absl::MakeSpan(states).subspan(f * modes, modes); };
+  Rows taps(1, features), in(reals, features);
+  for (size_t j = 0; j < kChunk; ++j) {
+    for (size_t f = 0; f < features; ++f) {
+      const absl::Span<Complex> x = state(f);
+      step.Advance(f, j == 0 ? 1.0 : 0.0, x);
+      taps.Set(0, f, step.Read(f, x) + (j == 0 ? d[f] : 0.0));
+      for (size_t m = 0; m < modes; ++m) {
+        in.Set(2 * m, f, x[m].real());
+        in.Set(2 * m + 1, f, x[m].imag());
+      }
     }
-    for (size_t real = 0; real < reals; ++real) {
+    BST_RETURN_IF_ERROR(taps.Give(0, ChunkTable::kTaps, j, sink));
+    for (size_t k = 0; k < reals; ++k)
+      BST_RETURN_IF_ERROR(in.Give(k, ChunkTable::kIn, (kChunk - 1 - j) * reals + k, sink));
+  }
+  std::vector<Complex> x(modes);
+  Rows out(kChunk, features), carry(reals, features);
+  for (size_t real = 0; real < reals; ++real) {
+    const Complex unit = real % 2 == 0 ? Complex(1, 0) : Complex(0, 1);
+    for (size_t f = 0; f < features; ++f) {
       std::fill(x.begin(), x.end(), 0.0);
-      const Complex unit = real % 2 == 0 ? Complex(1, 0) : Complex(0, 1);
       x[real / 2] = unit;
-      for (size_t i = 0; i < chunk; ++i) {
-        step.Advance(f, 0.0, x);
-        tables.SetOut(i, real, f, step.Read(f, x));
+      for (size_t i = 0; i < kChunk; ++i) {
+        step.Advance(f, 0.0, absl::MakeSpan(x));
+        out.Set(i, f, step.Read(f, x));
       }
       x[real / 2] -= unit;
       for (size_t m = 0; m < modes; ++m) {
-        tables.SetCarry(2 * m * reals + real, f, x[m].real());
-        tables.SetCarry((2 * m + 1) * reals + real, f, x[m].imag());
+        carry.Set(2 * m, f, x[m].real());
+        carry.Set(2 * m + 1, f, x[m].imag());
       }
     }
+    for (size_t i = 0; i < kChunk; ++i)
+      BST_RETURN_IF_ERROR(out.Give(i, ChunkTable::kOut, i * reals + real, sink));
+    for (size_t k = 0; k < reals; ++k)
+      BST_RETURN_IF_ERROR(carry.Give(k, ChunkTable::kCarry, k * reals + real, sink));
   }
-  return tables.Take();
+  return absl::OkStatus();
 }
 
 }  // namespace bst

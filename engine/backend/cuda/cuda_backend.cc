@@ -65,10 +65,10 @@ class CudaBackend final : public Backend {
     return CudaContext::Pack(*device_, parameters);
   }
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackSsm(const SsmParameters& parameters) override {
-    return PackCudaSsm(*device_, parameters);
+    return PackCudaSsm(*device_, parameters, options_.most_chunk_places);
   }
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackDplr(const DplrParameters& parameters) override {
-    return PackCudaDplr(*device_, parameters);
+    return PackCudaDplr(*device_, parameters, options_.most_chunk_places);
   }
   absl::StatusOr<std::unique_ptr<SsmWeights>> PackConvolution(
       const ConvolutionParameters& parameters) override {

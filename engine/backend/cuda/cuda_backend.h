@@ -12,6 +12,7 @@
 // Tested by tests/engine/backend, tests/engine/model (emulated), tests/engine/backend/cuda
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -30,6 +31,9 @@ struct CudaOptions {
   // Steps of at most so many tokens run as CUDA graphs when they come again (step_graphs.h); not
   // with `blocking`. Longer ones start while the host still enqueues them.
   int graph_tokens = 256;
+  // States of chunks that the prompts of a step have at once, at least 2; those that need more go
+  // on in further rounds (cuda_sequence.cc).
+  int most_chunk_places = std::numeric_limits<int>::max();
 };
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options = {});

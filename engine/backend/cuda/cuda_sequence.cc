@@ -4,14 +4,17 @@
 //             and the chunk's inputs so far, [T, D]. DPLR has two X in turn, by the chunk's number,
 //             for the next one is made of all of the last.
 // Forms       A row of one token is a piece of ChunkSteps. A longer one goes by ChunkSums, Carry
-// and
-//             ChunkOutputs, which read a table once for several chunks; outputs at block ends, few
-//             of a chunk, by ChunkSteps again. Which form it is does not show: kernels.h.
+//             and ChunkOutputs, which read a table once for several chunks; outputs at block ends,
+//             few of a chunk, by ChunkSteps again. Which form it is does not show: kernels.h.
 // Scratch     X of each chunk of the prompts of a step. Where there are more than it holds, prompts
 //             go on in a further round.
+// Loading     Tables may be larger than the host's memory: they go to the device by rows.
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "engine/backend/cuda/chunk_tables.h"
 #include "engine/backend/cuda/cuda_weights.h"
 #include "engine/base/status_macros.h"
@@ -20,10 +23,11 @@ namespace bst {
 namespace {
 
 // The scratch is for a step of so many tokens of prompts, and some more places for their last
-// chunks.
+// chunks; it has two places in any case.
 constexpr int64_t kScratchTokens = 2048;
 constexpr int64_t kMorePlaces = 64;
 constexpr size_t kMostScratchBytes = size_t{64} << 20;
+constexpr size_t kStagingBytes = size_t{4} << 20;  // of tables on their way; a row may be more
 
 // Tokens of a row that have an output. `block` is 1 where all have.
 int64_t NumOutputs(const Row& row, int block) {
@@ -38,20 +42,44 @@ int64_t TotalOutputs(absl::Span<const Row> rows, int block) {
 
 class CudaRecurrence : public CudaSequence {
  public:
-  CudaRecurrence(const SsmSpec& spec, int64_t modes, bool dplr)
+  CudaRecurrence(const SsmSpec& spec, int64_t modes, bool dplr, int most_places)
       : CudaSequence(spec),
         dplr_(dplr),
         chunk_(dplr ? cuda::kDplrChunk : cuda::kDiagonalChunk),
-        reals_(static_cast<int>(2 * modes)) {}
+        reals_(static_cast<int>(2 * modes)),
+        most_places_(most_places) {
+    BST_CHECK(modes > 0 && spec.num_features() > 0, modes, " modes, ", spec.num_features(),
+              " features");
+  }
 
-  absl::Status Pack(CudaDevice& device, const ChunkTables& tables) {
-    for (const auto& [buffer, values] : {std::pair{&taps_, &tables.taps},
-                                         {&out_, &tables.out},
-                                         {&in_, &tables.in},
-                                         {&carry_, &tables.carry}}) {
-      BST_ASSIGN_OR_RETURN(*buffer, UploadAs(device, *values, DType::kF32));
+  // `make` gives the rows of the tables. All memory is asked for before it is called.
+  absl::Status Pack(CudaDevice& device, absl::FunctionRef<absl::Status(ChunkRowSink)> make) {
+    const size_t row_bytes = static_cast<size_t>(spec().num_features()) * sizeof(float);
+    for (const ChunkTable table :
+         {ChunkTable::kTaps, ChunkTable::kOut, ChunkTable::kIn, ChunkTable::kCarry}) {
+      BST_ASSIGN_OR_RETURN(
+          Table(table), device.Allocate(ChunkTableRows(table, chunk_, reals_, dplr_) * row_bytes));
     }
-    return device.ReserveScratch(static_cast<size_t>(NumPlaces()) * PlaceBytes());
+    BST_RETURN_IF_ERROR(device.ReserveScratch(static_cast<size_t>(NumPlaces()) * PlaceBytes()));
+    BST_ASSIGN_OR_RETURN(const Buffer staging,
+                         device.AllocateHostReadable(std::max(kStagingBytes, row_bytes)));
+    auto* const staged = static_cast<std::byte*>(staging.data());
+    size_t used = 0;
+    const auto put = [&](ChunkTable table, size_t row,
+                         absl::Span<const float> values) -> absl::Status {
+      if (used + row_bytes > staging.bytes()) {
+        BST_RETURN_IF_ERROR(device.Sync());
+        used = 0;
+      }
+      std::memcpy(staged + used, values.data(), row_bytes);
+      cuda::Copy(device.stream(), static_cast<std::byte*>(Table(table).data()) + row * row_bytes,
+                 staged + used, row_bytes);
+      used += row_bytes;
+      return absl::OkStatus();
+    };
+    const absl::Status made = make(put);
+    BST_RETURN_IF_ERROR(device.Sync());  // copies may still read what is staged
+    return made;
   }
 
   void Run(CudaDevice& device, TensorView u, absl::Span<const Row> rows, PoolView state,
@@ -122,6 +150,20 @@ class CudaRecurrence : public CudaSequence {
     int64_t places = 0;
   };
 
+  Buffer& Table(ChunkTable table) {
+    switch (table) {
+      case ChunkTable::kTaps:
+        return taps_;
+      case ChunkTable::kOut:
+        return out_;
+      case ChunkTable::kIn:
+        return in_;
+      case ChunkTable::kCarry:
+        break;
+    }
+    return carry_;
+  }
+
   Round& AddRound() const {
     if (num_rounds_ == rounds_.size()) rounds_.emplace_back();
     Round& round = rounds_[num_rounds_++];
@@ -137,8 +179,9 @@ class CudaRecurrence : public CudaSequence {
   size_t PlaceBytes() const { return static_cast<size_t>(PlaceFloats()) * sizeof(float); }
   // A chunk has one for its start and one for its end, which is the next one's.
   int64_t NumPlaces() const {
-    return std::max<int64_t>(2, std::min(kScratchTokens / chunk_ + kMorePlaces,
-                                         static_cast<int64_t>(kMostScratchBytes / PlaceBytes())));
+    return std::max<int64_t>(2, std::min({kScratchTokens / chunk_ + kMorePlaces,
+                                          static_cast<int64_t>(kMostScratchBytes / PlaceBytes()),
+                                          int64_t{most_places_}}));
   }
   int64_t InputsAt() const { return (dplr_ ? 2 : 1) * PlaceFloats(); }
   float* InputsOf(const Row& row, const PoolView& state) const {
@@ -208,8 +251,9 @@ class CudaRecurrence : public CudaSequence {
   // Of the tokens of a piece whose chunk begins at `start`.
   void AddBlockEnds(const cuda::ChunkPiece& piece, int64_t start, int& outputs,
                     std::vector<cuda::ChunkPiece>& ends) const {
-    for (int i = piece.first; i < piece.end; ++i) {
-      if ((start + i) % spec().block != spec().block - 1) continue;
+    const int block = spec().block;
+    const int first = piece.first + block - 1 - static_cast<int>((start + piece.first) % block);
+    for (int i = first; i < piece.end; i += block) {
       ends.push_back(piece);
       ends.back().next = nullptr;
       ends.back().end = i + 1;
@@ -220,6 +264,7 @@ class CudaRecurrence : public CudaSequence {
   bool dplr_;
   int chunk_;
   int reals_;
+  int most_places_;
   Buffer taps_, out_, in_, carry_;  // as in RecurrenceTask
   // Of the step; they keep their capacity.
   mutable std::vector<cuda::ChunkPiece> steps_;
@@ -230,18 +275,22 @@ class CudaRecurrence : public CudaSequence {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaSsm(CudaDevice& device,
-                                                        const SsmParameters& parameters) {
-  auto weights =
-      std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1), /*dplr=*/false);
-  BST_RETURN_IF_ERROR(weights->Pack(device, DiagonalTables(parameters)));
+                                                        const SsmParameters& parameters,
+                                                        int most_places) {
+  auto weights = std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1),
+                                                  /*dplr=*/false, most_places);
+  BST_RETURN_IF_ERROR(weights->Pack(
+      device, [&](ChunkRowSink sink) { return MakeDiagonalTables(parameters, sink); }));
   return weights;
 }
 
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaDplr(CudaDevice& device,
-                                                         const DplrParameters& parameters) {
-  auto weights =
-      std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1), /*dplr=*/true);
-  BST_RETURN_IF_ERROR(weights->Pack(device, DplrTables(parameters)));
+                                                         const DplrParameters& parameters,
+                                                         int most_places) {
+  auto weights = std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1),
+                                                  /*dplr=*/true, most_places);
+  BST_RETURN_IF_ERROR(
+      weights->Pack(device, [&](ChunkRowSink sink) { return MakeDplrTables(parameters, sink); }));
   return weights;
 }
 

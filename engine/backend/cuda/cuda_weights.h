@@ -3,7 +3,7 @@
 //
 // Ownership   Each owns its device memory.
 // Threads     Values, immutable.
-// Errors      Pack: kResourceExhausted.
+// Errors      Pack: kResourceExhausted; PackCudaSsm and PackCudaDplr also as in chunk_tables.h.
 // Tested by   tests/engine/backend (emulated)
 #pragma once
 
@@ -68,10 +68,13 @@ class CudaSequence : public SsmWeights {
                    TensorView y) const = 0;
   virtual size_t state_bytes() const = 0;
 };
+// most_places: CudaOptions::most_chunk_places.
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaSsm(CudaDevice& device,
-                                                        const SsmParameters& parameters);
+                                                        const SsmParameters& parameters,
+                                                        int most_places);
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaDplr(CudaDevice& device,
-                                                         const DplrParameters& parameters);
+                                                         const DplrParameters& parameters,
+                                                         int most_places);
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaConvolution(
     CudaDevice& device, const ConvolutionParameters& parameters);
 

@@ -1,6 +1,7 @@
 // The recurrences, by chunks (kernels.h), and the shared scan. Neighbouring threads have
-// neighbouring features, which all tables and states are laid out for; what a thread reads of a
-// table serves several chunks, or lies in registers.
+// neighbouring features, which all tables and states are laid out for. Of prompts, what a thread
+// reads of a table serves several chunks, or lies in registers. A decoded token's output reads its
+// weights for itself; chunks that end are taken in fours, if they are among a block's pieces.
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
@@ -191,7 +192,8 @@ BST_HOST_DEVICE constexpr int CarryLanes(int reals) {
 // copies in turn.
 BST_DEVICE void CarryHeld(const RecurrenceTask& task, const CarryRow& row, int lanes, int real,
                           int feature) {
-  constexpr int kFours = kCarryThreads / 4 + kCarryThreads / 4;  // at most; one in each row is free
+  // kCarryThreads / lanes features, each with lanes / 4 of them and a free one; lanes >= 4.
+  constexpr int kFours = kCarryThreads / 4 + kCarryThreads / 4;
   BST_SHARED(FourReals, shared, 2 * kFours);
   const bool inside = feature < task.features && real < task.reals;
   const int64_t features = task.features, place = task.reals * features;
