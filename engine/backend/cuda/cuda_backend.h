@@ -4,14 +4,15 @@
 // Operators are enqueued on one stream. What they need from the host (rows, tokens, places) goes
 // through a pinned arena that Sync() empties.
 //
-// Memory    A step allocates neither device nor pinned memory once the arena has seen its largest
-//           step.
+// Memory    A step like one before allocates neither device nor pinned memory. One that finds the
+//           arena too small enlarges it, or waits where there is no memory left (cuda_device.h).
 // Threads   Engine thread only.
-// Errors    MakeCudaBackend: kUnavailable, with the reason ("no CUDA driver: ..."). Sync: the
-//           first failure of a copy or kernel, by name.
+// Errors    MakeCudaBackend: kUnavailable, with the reason ("no CUDA driver: ..."), or
+//           kResourceExhausted. Sync: the first failure of a copy or kernel, by name.
 // Tested by tests/engine/backend, tests/engine/model (emulated), tests/engine/backend/cuda
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <vector>
 
@@ -30,6 +31,9 @@ struct CudaOptions {
   // Steps of at most so many tokens run as CUDA graphs when they come again (step_graphs.h); not
   // with `blocking`. Longer ones start while the host still enqueues them.
   int graph_tokens = 256;
+  // Of host and of device memory, taken at once, for what operators need of the host in a step:
+  // attention to F32 rings takes most, 48 bytes for each token and layer.
+  size_t arena_bytes = size_t{16} << 20;
 };
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options = {});
