@@ -66,12 +66,14 @@ struct Workspace {
   // Lists that an operator call takes; they keep their capacity.
   std::vector<ContextUse> uses;
   std::vector<ContextRows> stores;
+  std::vector<ContextRows> token_stores;  // beside `stores`, which a state update fills
   std::vector<int> indices;
 
   absl::Status Allocate(Backend& backend, int max_rows, int max_block_ends) {
     const auto ends = static_cast<size_t>(max_block_ends), rows = static_cast<size_t>(max_rows);
     uses.reserve(ends + rows);
     stores.reserve(ends + rows);
+    token_stores.reserve(rows);
     indices.reserve(ends);
     for (Scratch* scratch : {&normed, &heads, &attended, &context, &signal, &states, &modes,
                              &end_modes, &end_input, &update, &hidden, &gated}) {

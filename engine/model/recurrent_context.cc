@@ -179,7 +179,7 @@ void RecurrentContext::Forward(Backend& backend, const Step& step, const Inputs&
   // by block, so that at each update it holds just the two newest.
   const auto num_ends = static_cast<int>(step.block_ends.size());
   std::vector<int>& batch = step.workspace->indices;
-  std::vector<ContextRows>& tokens = step.workspace->stores;  // Update takes it for others
+  std::vector<ContextRows>& tokens = step.workspace->token_stores;
   tokens.clear();
   const auto update = [&] {
     StoreTokens(backend, step, inputs, tokens);

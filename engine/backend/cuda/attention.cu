@@ -412,6 +412,19 @@ BST_DEVICE void AttendContextTile(const ContextTask& task) {
 
 constexpr int kCopyWords = 1024;  // of a block
 
+struct alignas(16) FourWords {
+  uint32_t words[4];
+};
+
+template <typename Word>
+BST_DEVICE void CopyOneBlock(const CopyTask& task) {
+  const auto* from = reinterpret_cast<const Word*>(task.place->from);
+  auto* to = reinterpret_cast<Word*>(task.place->to);
+  const int64_t first = static_cast<int64_t>(BlockX()) * kCopyWords;
+  for (int64_t i = first + ThreadX(); i < first + kCopyWords && i < task.words; i += NumThreads())
+    to[i] = from[i];
+}
+
 template <typename T>
 BST_DEVICE void StoreOne(const StoreTask& task) {
   if (HasNoRow(task.rows)) return;
@@ -440,39 +453,36 @@ BST_KERNEL void BST_BOUNDS(128, 4) bst_context_tiles(ContextTask task) { AttendC
 BST_KERNEL void BST_BOUNDS(256, 8) bst_store_f32(StoreTask task) { StoreOne<float>(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_store_bf16(StoreTask task) { StoreOne<Bf16>(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_copy_words(CopyTask task) {
-  const CopyPlace place = *task.place;
-  const int64_t first = static_cast<int64_t>(BlockX()) * kCopyWords;
-  for (int64_t i = first + ThreadX(); i < first + kCopyWords && i < task.words; i += NumThreads())
-    place.to[i] = place.from[i];
+  if (task.word_bytes == int{sizeof(FourWords)}) {
+    CopyOneBlock<FourWords>(task);
+  } else {
+    CopyOneBlock<uint32_t>(task);
+  }
 }
 
 void Attention(Stream& stream, bool bf16, const AttentionTask& task) {
-  if (task.num_tokens.most == 0) return;
-  if (task.tiles != nullptr) {
-    const LaunchShape shape = {
-        .blocks_x = task.num_tiles.most, .blocks_y = task.heads, .threads = kTile};
+  const bool has_tiles = task.tiles != nullptr;
+  const LaunchShape shape = {.blocks_x = has_tiles ? task.num_tiles.most : task.num_tokens.most,
+                             .blocks_y = task.heads,
+                             .threads = kTile};
+  if (shape.blocks_x == 0) return;
+  if (has_tiles) {
     BST_LAUNCH(bst_attention_tiles, shape, stream, task);
-    return;
-  }
-  const LaunchShape shape = {
-      .blocks_x = task.num_tokens.most, .blocks_y = task.heads, .threads = kTile};
-  if (bf16) {
+  } else if (bf16) {
     BST_LAUNCH(bst_attention_bf16, shape, stream, task);
   } else {
     BST_LAUNCH(bst_attention_f32, shape, stream, task);
   }
 }
 void ContextAttention(Stream& stream, bool bf16, const ContextTask& task) {
-  if (task.num_queries.most == 0) return;
-  if (task.tiles != nullptr) {
-    const LaunchShape shape = {
-        .blocks_x = task.num_tiles.most, .blocks_y = task.heads, .threads = kTile};
+  const bool has_tiles = task.tiles != nullptr;
+  const LaunchShape shape = {.blocks_x = has_tiles ? task.num_tiles.most : task.num_queries.most,
+                             .blocks_y = task.heads,
+                             .threads = kTile};
+  if (shape.blocks_x == 0) return;
+  if (has_tiles) {
     BST_LAUNCH(bst_context_tiles, shape, stream, task);
-    return;
-  }
-  const LaunchShape shape = {
-      .blocks_x = task.num_queries.most, .blocks_y = task.heads, .threads = kTile};
-  if (bf16) {
+  } else if (bf16) {
     BST_LAUNCH(bst_context_bf16, shape, stream, task);
   } else {
     BST_LAUNCH(bst_context_f32, shape, stream, task);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -99,12 +101,17 @@ class CudaBackend final : public Backend {
   }
   void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) override {
     const size_t bytes = std::min(from.slot_bytes, to.slot_bytes);
-    if (device_->in_step() && (from.slot_bytes | to.slot_bytes) % sizeof(uint32_t) == 0) {
+    // Where every slot begins at a multiple of this, and ends at one.
+    const uintptr_t places = reinterpret_cast<uintptr_t>(from.base) |
+                             reinterpret_cast<uintptr_t>(to.base) | from.slot_bytes | to.slot_bytes;
+    const int word_bytes = places % 16 == 0 ? 16 : 4;
+    if (device_->in_step() && places % 4 == 0) {
       // Which slots is not part of the call, so that steps that copy others are the same graph.
-      const cuda::CopyPlace place = {.from = from.slot<const uint32_t>(from_slot),
-                                     .to = to.slot<uint32_t>(to_slot)};
+      const cuda::CopyPlace place = {.from = from.slot<const std::byte>(from_slot),
+                                     .to = to.slot<std::byte>(to_slot)};
       cuda::CopyWords(stream(), {.place = device_->Stage(absl::MakeConstSpan(&place, 1)),
-                                 .words = static_cast<int64_t>(bytes / sizeof(uint32_t))});
+                                 .words = static_cast<int64_t>(bytes) / word_bytes,
+                                 .word_bytes = word_bytes});
     } else {
       cuda::Copy(stream(), to.slot<std::byte>(to_slot), from.slot<std::byte>(from_slot), bytes);
     }
@@ -368,9 +375,9 @@ class CudaBackend final : public Backend {
                       absl::Span<float> logprobs) override {
     // The targets, and after them the place for the results.
     const auto n = targets.size();
-    std::vector<int32_t> staged(2 * n);
-    for (size_t i = 0; i < n; ++i) staged[i] = targets[i].value();
-    const int32_t* const place = device_->Stage(absl::MakeConstSpan(staged));
+    targets_.resize(2 * n);
+    for (size_t i = 0; i < n; ++i) targets_[i] = targets[i].value();
+    const int32_t* const place = device_->Stage(absl::MakeConstSpan(targets_));
     auto* const results = reinterpret_cast<float*>(const_cast<int32_t*>(place) + n);
     cuda::TargetLogprobs(stream(), {.logits = ToMatrix(logits),
                                     .targets = place,
@@ -413,6 +420,7 @@ class CudaBackend final : public Backend {
   }
   // At the end of every operator.
   void Done() {
+    device_->EndOperator();
     if (options_.blocking) (void)device_->Sync();  // its status sticks
   }
   const int32_t* StageTokens(absl::Span<const TokenId> tokens) {
@@ -440,12 +448,13 @@ class CudaBackend final : public Backend {
   std::vector<cuda::QueryContext> queries_;
   std::vector<cuda::ContextTile> context_tiles_;
   std::vector<cuda::StoreRow> store_;
+  std::vector<int32_t> targets_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
-  BST_ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CudaDevice::Open());
+  BST_ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CudaDevice::Open(options.arena_bytes));
   return std::make_unique<CudaBackend>(std::move(device), options);
 }
 

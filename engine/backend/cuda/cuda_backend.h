@@ -4,14 +4,15 @@
 // Operators are enqueued on one stream. What they need from the host (rows, tokens, places) goes
 // through a pinned arena that Sync() empties.
 //
-// Memory    A step allocates neither device nor pinned memory once the arena has seen its largest
-//           step.
+// Memory    A step like one before allocates neither device nor pinned memory. One that finds the
+//           arena too small enlarges it, or waits where there is no memory left (cuda_device.h).
 // Threads   Engine thread only.
-// Errors    MakeCudaBackend: kUnavailable, with the reason ("no CUDA driver: ..."). Sync: the
-//           first failure of a copy or kernel, by name.
+// Errors    MakeCudaBackend: kUnavailable, with the reason ("no CUDA driver: ..."), or
+//           kResourceExhausted. Sync: the first failure of a copy or kernel, by name.
 // Tested by tests/engine/backend, tests/engine/model (emulated), tests/engine/backend/cuda
 #pragma once
 
+#include <cstddef>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -34,6 +35,9 @@ struct CudaOptions {
   // States of chunks that the prompts of a step have at once, at least 2; those that need more go
   // on in further rounds (cuda_sequence.cc).
   int most_chunk_places = std::numeric_limits<int>::max();
+  // Of host and of device memory, taken at once, for what operators need of the host in a step:
+  // attention to F32 rings takes most, 48 bytes for each token and layer.
+  size_t arena_bytes = size_t{16} << 20;
 };
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options = {});

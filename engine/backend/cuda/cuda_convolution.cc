@@ -94,7 +94,6 @@ class CudaConvolution : public CudaSequence {
       return a.pass != b.pass ? a.pass < b.pass : a.output.output < b.output.output;
     });
     for (const Output& output : outputs_) sorted_.push_back(output.output);
-    const cuda::ConvolutionOutput* const staged = device.Stage(absl::MakeConstSpan(sorted_));
     for (const Pass& pass : passes_) {
       for (int i = 0; i < pass.num_loaded; ++i) {
         blocks_.push_back({.row = pass.row,
@@ -113,10 +112,12 @@ class CudaConvolution : public CudaSequence {
       }
       const size_t first = done;
       while (done < outputs_.size() && outputs_[done].pass == pass) ++done;
+      // Each pass's on their own: where they lie must not depend on how many there are before.
+      const auto its_outputs = absl::MakeConstSpan(sorted_).subspan(first, done - first);
       cuda::Convolution(device.stream(),
                         {.u = ToMatrix(u),
                          .y = ToMatrix(y),
-                         .outputs = staged + first,
+                         .outputs = device.Stage(its_outputs),
                          .taps = static_cast<const float*>(taps_.data()),
                          .d = static_cast<const float*>(d_.data()),
                          .num_outputs = device.Count(static_cast<int>(done - first)),

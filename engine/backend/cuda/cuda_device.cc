@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
@@ -13,7 +12,6 @@ namespace bst {
 namespace {
 
 constexpr size_t kAlignment = 256;
-constexpr size_t kFirstArenaBytes = size_t{1} << 20;
 constexpr int kMaxCounts = kAlignment / sizeof(int32_t);  // different ones of a step
 constexpr int kExactSizes = 4;                            // up to which every size is its own
 
@@ -22,17 +20,21 @@ void ReleasePinned(void* data, size_t /*bytes*/) { cuda::FreePinned(data); }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open() {
+absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(size_t arena_bytes) {
   auto device = std::unique_ptr<CudaDevice>(new CudaDevice());
   BST_ASSIGN_OR_RETURN(device->name_, cuda::OpenDevice());
   BST_ASSIGN_OR_RETURN(device->stream_, cuda::CreateStream());
-  BST_RETURN_IF_ERROR(device->AddBlock(kFirstArenaBytes));
+  BST_RETURN_IF_ERROR(device->AddBlock(std::max(arena_bytes, kAlignment)));
   return device;
 }
 
 CudaDevice::~CudaDevice() {
   scratch_ = Buffer();
-  FreeBlocks(0, arena_.size());
+  graphs_.Clear();  // they name the blocks
+  for (const Block& block : arena_) {
+    cuda::FreePinned(block.pinned);
+    cuda::FreeDevice(block.staged);
+  }
   if (stream_ != nullptr) cuda::DestroyStream(stream_);
 }
 
@@ -60,19 +62,20 @@ absl::StatusOr<Buffer> CudaDevice::Upload(const void* data, size_t bytes) {
 }
 
 const void* CudaDevice::StageBytes(const void* data, size_t bytes, size_t room) {
-  const size_t rounded = (room + kAlignment - 1) / kAlignment * kAlignment;
-  if (arena_.back().used + rounded > arena_.back().bytes) {
-    const absl::Status added = AddBlock(std::max(rounded, arena_.back().bytes));
-    if (!added.ok()) {
-      cuda::Fail(stream(), added);
-      return arena_.back().staged;
+  // Nothing has a place too, of its own and within a block.
+  const size_t rounded = (std::max<size_t>(room, 1) + kAlignment - 1) / kAlignment * kAlignment;
+  if (!FindRoom(rounded)) {
+    const absl::Status grown = Grow(rounded);
+    if (!grown.ok()) ReuseArena(rounded);
+    if (!FindRoom(rounded)) {
+      cuda::Fail(stream(), grown);
+      return arena_.front().staged;
     }
   }
-  Block& block = arena_.back();
+  Block& block = arena_[current_];
   std::byte* const pinned = block.pinned + block.used;
   std::byte* const staged = block.staged + block.used;
   block.used += rounded;
-  step_bytes_ += rounded;
   if (bytes > 0) {
     std::memcpy(pinned, data, bytes);
     if (!in_step_) cuda::Copy(stream(), staged, pinned, bytes);  // a step's go all at once
@@ -93,29 +96,58 @@ void CudaDevice::Download(const void* staged, void* to, size_t bytes) {
   EmptyArena();
 }
 
-absl::Status CudaDevice::AddBlock(size_t bytes) {
-  BST_ASSIGN_OR_RETURN(void* const pinned, cuda::AllocatePinned(bytes));
-  absl::StatusOr<void*> staged = cuda::AllocateDevice(bytes);
-  if (!staged.ok()) {
-    cuda::FreePinned(pinned);
-    return staged.status();
+bool CudaDevice::FindRoom(size_t bytes) {
+  for (size_t i = current_; i < arena_.size(); ++i) {
+    if (arena_[i].end - arena_[i].used < bytes) continue;
+    current_ = i;
+    return true;
   }
-  arena_.push_back({.pinned = static_cast<std::byte*>(pinned),
-                    .staged = static_cast<std::byte*>(*staged),
-                    .bytes = bytes,
-                    .used = 0});
+  return false;
+}
+
+// By as much as there is, so that blocks are few; where that cannot be had, by what is needed.
+absl::Status CudaDevice::Grow(size_t bytes) {
+  size_t all = 0;
+  for (const Block& block : arena_) all += block.bytes;
+  if (bytes < all && AddBlock(all).ok()) return absl::OkStatus();
+  return AddBlock(bytes);
+}
+
+absl::Status CudaDevice::AddBlock(size_t bytes) {
+  BST_ASSIGN_OR_RETURN(void* const staged, cuda::AllocateDevice(bytes));
+  absl::StatusOr<void*> pinned = cuda::AllocatePinned(bytes);
+  if (!pinned.ok()) {
+    cuda::FreeDevice(staged);
+    return pinned.status();
+  }
+  arena_.push_back({.pinned = static_cast<std::byte*>(*pinned),
+                    .staged = static_cast<std::byte*>(staged),
+                    .bytes = bytes});
   return absl::OkStatus();
 }
 
-void CudaDevice::FreeBlocks(size_t first, size_t end) {
-  if (first == end) return;
-  graphs_.Clear();  // they name them
-  for (size_t i = first; i < end; ++i) {
-    cuda::FreePinned(arena_[i].pinned);
-    cuda::FreeDevice(arena_[i].staged);
+void CudaDevice::EndOperator() {
+  for (Block& block : arena_) {
+    block.kept = block.used;
+    block.is_split = false;
   }
-  arena_.erase(arena_.begin() + static_cast<std::ptrdiff_t>(first),
-               arena_.begin() + static_cast<std::ptrdiff_t>(end));
+}
+
+void CudaDevice::ReuseArena(size_t bytes) {
+  EndStep();
+  (void)cuda::Synchronize(stream());  // its status sticks
+  for (Block& block : arena_) {
+    if (block.is_split) continue;
+    if (block.kept < block.used && block.bytes - block.used >= bytes) {
+      block.end = block.bytes;
+      continue;
+    }
+    block.is_split = block.kept < block.used;
+    block.end = block.is_split ? block.kept : block.bytes;
+    // The first has the operator's counts.
+    block.used = block.kept = &block == &arena_.front() ? std::min(kAlignment, block.end) : 0;
+  }
+  current_ = 0;
 }
 
 absl::Status CudaDevice::ReserveScratch(size_t bytes) {
@@ -129,12 +161,11 @@ void CudaDevice::BeginStep() {
   (void)Sync();  // the arena must lie as it did in the step like this one
   in_step_ = true;
   cuda::StartRecording(stream(), &step_);
-  Block& block = arena_.back();
+  Block& block = arena_.front();
   counts_ = reinterpret_cast<int32_t*>(block.pinned);
   staged_counts_ = reinterpret_cast<const int32_t*>(block.staged);
   num_counts_ = 0;
-  block.used = kAlignment;
-  step_bytes_ = kAlignment;
+  block.used = block.kept = kAlignment;
 }
 
 size_t CudaDevice::GraphSize(size_t n) {
@@ -164,25 +195,19 @@ void CudaDevice::EndStep() {
   step_.clear();
 }
 
-absl::Status CudaDevice::Flush() {
-  EndStep();
-  const absl::Status status = cuda::Synchronize(stream());
-  EmptyArena();
-  return status;
-}
-
 void CudaDevice::EmptyArena() {
-  FreeBlocks(0, arena_.size() - 1);
-  arena_.back().used = 0;
+  for (Block& block : arena_) {
+    block.used = block.kept = 0;
+    block.end = block.bytes;
+    block.is_split = false;
+  }
+  current_ = 0;
 }
 
 absl::Status CudaDevice::Sync() {
-  absl::Status status = Flush();
-  const size_t bytes = std::exchange(step_bytes_, 0);
-  // The next step of this size stays in one block; if there is no memory for it, it will not.
-  const size_t block_bytes = arena_.back().bytes;
-  if (bytes > block_bytes && status.ok() && AddBlock(std::max(bytes, 2 * block_bytes)).ok())
-    FreeBlocks(0, 1);
+  EndStep();
+  const absl::Status status = cuda::Synchronize(stream());
+  EmptyArena();
   return status;
 }
 

@@ -1,14 +1,15 @@
 // CudaDevice: one stream, the memory on its device, and the arena through which operators hand host
 // data to kernels.
 //
-// Arena       One block of memory, pinned and the same on the device, that was large enough for the
-//             largest step so far. A step that finds it too small goes on in further blocks, which
-//             the next Sync replaces by one: nothing that was staged moves or is overwritten
-//             before.
+// Arena       Blocks of memory, pinned and the same on the device: as a rule one, made at load. A
+//             step that needs more goes on in further ones, which stay: so nothing that was staged
+//             moves, steps that stage the same find the same places, and a step like one before
+//             allocates nothing. Where there is no memory for another block, all that was enqueued
+//             is waited for, and what finished operators had staged gives way.
 // Ownership   Owns stream and arena; must outlive the buffers it gave.
 // Threads     One.
-// Errors      Allocations: kResourceExhausted. Others stick, an arena that cannot grow among them:
-//             Sync(); nothing is enqueued after one.
+// Errors      Allocations: kResourceExhausted. Others stick, among them an operator that needs more
+//             than an arena that cannot grow: Sync(); nothing is enqueued after one.
 // Tested by   tests/engine/backend/cuda
 #pragma once
 
@@ -31,7 +32,7 @@ namespace bst {
 
 class CudaDevice {
  public:
-  static absl::StatusOr<std::unique_ptr<CudaDevice>> Open();
+  static absl::StatusOr<std::unique_ptr<CudaDevice>> Open(size_t arena_bytes);
   CudaDevice(const CudaDevice&) = delete;
   CudaDevice& operator=(const CudaDevice&) = delete;
   ~CudaDevice();
@@ -54,6 +55,8 @@ class CudaDevice {
   }
   // What kernels have written to a place that Stage gave since the last Sync, complete on return.
   void Download(const void* staged, void* to, size_t bytes);
+  // All that needs what was staged so far has been enqueued.
+  void EndOperator();
 
   // Memory for one operator at a time, of at least what was reserved: at load, so that a step
   // allocates nothing.
@@ -70,7 +73,6 @@ class CudaDevice {
   // 1, 2, 3, 4, 6, 8, 12, 16, 24 ..
   static size_t GraphSize(size_t n);
 
-  // Also makes the arena as large as what was staged since the last one.
   absl::Status Sync();
 
  private:
@@ -78,21 +80,28 @@ class CudaDevice {
     std::byte* pinned;
     std::byte* staged;  // on the device
     size_t bytes;
-    size_t used;
+    size_t used = 0;
+    size_t end = bytes;     // of what may be used
+    size_t kept = 0;        // where the present operator began
+    bool is_split = false;  // it has more behind `end`
   };
 
   CudaDevice() = default;
   void EndStep();
-  absl::Status Flush();  // waits, and empties the arena
   void EmptyArena();
   const void* StageBytes(const void* data, size_t bytes, size_t room);
+  // Makes `current_` a block that has so much room, of those from it on.
+  bool FindRoom(size_t bytes);
+  absl::Status Grow(size_t bytes);
   absl::Status AddBlock(size_t bytes);
-  void FreeBlocks(size_t first, size_t end);
+  // Waits; what finished operators had staged gives way to so many bytes of the present one, which
+  // lie behind what it has in a block already, or else before that.
+  void ReuseArena(size_t bytes);
 
   std::string name_;
   cuda::Stream* stream_ = nullptr;
-  std::vector<Block> arena_;  // the last one is filled; between steps there is one
-  size_t step_bytes_ = 0;     // staged since the last Sync
+  std::vector<Block> arena_;
+  size_t current_ = 0;  // the block that is filled
   Buffer scratch_;
 
   bool in_step_ = false;

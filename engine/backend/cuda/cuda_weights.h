@@ -2,7 +2,7 @@
 // out; each value is rounded once, from the checkpoint's type.
 //
 // Ownership   Each owns its device memory.
-// Threads     Values, immutable.
+// Threads     Engine thread only: some keep lists that a step fills.
 // Errors      Pack: kResourceExhausted; PackCudaSsm and PackCudaDplr also as in chunk_tables.h.
 // Tested by   tests/engine/backend (emulated)
 #pragma once

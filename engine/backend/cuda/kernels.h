@@ -190,12 +190,13 @@ void StoreRows(Stream& stream, bool bf16, const StoreTask& task);
 
 // So many words from one place to another, where the place is not to be part of the call.
 struct CopyPlace {
-  const uint32_t* from;
-  uint32_t* to;
+  const std::byte* from;
+  std::byte* to;
 };
 struct CopyTask {
   const CopyPlace* place;
   int64_t words;
+  int word_bytes;  // 4 or 16; both places are multiples of it
 };
 void CopyWords(Stream& stream, const CopyTask& task);
 

@@ -10,7 +10,7 @@
 namespace bst::cuda {
 
 struct LaunchShape {
-  int blocks_x = 1;  // a launch without blocks is none
+  int blocks_x = 1;  // at least one
   int blocks_y = 1;
   int threads = 256;  // whole warps
 };

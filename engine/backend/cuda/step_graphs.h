@@ -5,7 +5,9 @@
 // sizes (CudaDevice::Count): so their calls are the same, byte for byte. There is a graph for each
 // size, and others for steps in which something ends a block.
 // Calls are kept while the step is put together and made by Run: the first time one by one, the
-// second time they are captured, from then on they are a graph.
+// second time they are captured, from then on they are a graph. Of a step that was seen once a hash
+// alone is kept, so that those that never come again (prompts, first draws) take no graph's place;
+// if two have the same hash, one is captured a step earlier, no more.
 //
 // Ownership   Owns its graphs; what their calls point to outlives it.
 // Threads     One.
@@ -14,8 +16,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <list>
 #include <unordered_map>
+#include <vector>
 
 #include "engine/backend/cuda/call_list.h"
 #include "engine/backend/cuda/runtime.h"
@@ -24,8 +28,8 @@ namespace bst {
 
 class StepGraphs {
  public:
-  // At most `capacity` kinds of steps are remembered, those last used.
-  explicit StepGraphs(size_t capacity) : capacity_(capacity) {}
+  // At most `capacity` graphs are kept, those last used.
+  explicit StepGraphs(size_t capacity) : capacity_(capacity), seen_(kSeenOfAGraph * capacity) {}
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
   ~StepGraphs() { Clear(); }
@@ -35,14 +39,19 @@ class StepGraphs {
   void Clear();
 
  private:
+  static constexpr size_t kSeenOfAGraph = 16;
+
   struct Known {
     cuda::CallList calls;
-    cuda::Graph* graph = nullptr;  // none yet
-    bool can_be_graph = true;
+    cuda::Graph* graph = nullptr;  // where it could be made
   };
+  // Whether a step of that hash was seen, of which nothing else is known. From now on it was.
+  bool WasSeen(uint64_t hash);
   void Forget(std::list<Known>::iterator known);
 
   size_t capacity_;
+  std::vector<uint64_t> seen_;  // hashes, a ring; 0: none
+  size_t next_seen_ = 0;
   std::list<Known> known_;  // the last used first
   std::unordered_multimap<uint64_t, std::list<Known>::iterator> by_hash_;
 };

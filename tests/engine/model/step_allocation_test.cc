@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/support/cuda_on_cpu/libraries.h"
 #include "tests/support/model_runner.h"
 
 namespace {
@@ -31,7 +32,8 @@ class StepAllocationTest : public testing::TestWithParam<Param> {};
 
 // Prompts, single tokens and both in one step, over block ends and beyond the first window: once
 // buffers have their sizes, a step asks the heap for nothing, with any of the types. Of the CUDA
-// backend the operators are counted; what the emulated device does when it runs them is not.
+// backend the operators are counted; what the emulated device does when it runs them is not. A step
+// that ends with the host reading results is counted while the emulated device does nothing.
 TEST_P(StepAllocationTest, AStepAllocatesNothing) {
   const auto& [backend_name, model_name] = GetParam();
   const auto backend = *MakeBackend(backend_name);
@@ -75,6 +77,34 @@ TEST_P(StepAllocationTest, AStepAllocatesNothing) {
     (void)rounds(2);
     EXPECT_GT(g_allocations, at_first) << "the count works: the first steps size their buffers";
     EXPECT_EQ(rounds(backend_name == "cpu" ? 20 : 2), 0) << Name(type);
+    // A step, until its results are on the host.
+    std::vector<DrawResult> results(3);
+    std::vector<TokenDraw> draws(3);
+    for (int i = 0; i < 3; ++i) draws[static_cast<size_t>(i)].row = i;
+    std::vector<float> logprobs(3);
+    rows.clear();
+    for (int i = 0; i < 3; ++i) rows.push_back({leases[static_cast<size_t>(i)].id(), i, i + 1, 5});
+    ASSERT_TRUE(!backend->HasSampling() ||
+                backend->ReserveSampling(runner->config().vocab_size, 3).ok());
+    for (const bool draw : {false, true}) {
+      if (draw && !backend->HasSampling()) continue;
+      const auto whole_step = [&]() -> long {
+        const long before = g_allocations;
+        runner->model().Forward(absl::MakeConstSpan(tokens).first(3), rows, runner->pool());
+        const TensorView logits = runner->model().Logits(last);
+        if (draw) {
+          backend->SampleTokens(logits, draws, {}, absl::MakeSpan(results), {});
+        } else {
+          backend->TargetLogprobs(logits, absl::MakeConstSpan(tokens).first(3),
+                                  absl::MakeSpan(logprobs));
+        }
+        return g_allocations - before;
+      };
+      for (int i = 0; i < 3; ++i) (void)whole_step();
+      cuda_on_cpu::SetDiscards(true);
+      EXPECT_EQ(whole_step(), 0) << Name(type) << (draw ? ", drawn" : ", scored");
+      cuda_on_cpu::SetDiscards(false);
+    }
   }
 }
 

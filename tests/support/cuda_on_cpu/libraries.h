@@ -1,10 +1,11 @@
-// The emulated device's libraries: what stands in for cuBLAS (engine/backend/cuda/blas.h) and what
-// a test can make of it.
+// What a test can make of the emulated device, and of what stands in for its libraries
+// (engine/backend/cuda/blas.h, fft.h).
 //
 // Threads   One.
-// Tested by tests/engine/backend/cuda/linear_test.cc, convolution_forms_test.cc
+// Tested by tests/engine/backend/cuda/linear_test.cc, convolution_forms_test.cc, step_graph_test.cc
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 
@@ -21,6 +22,11 @@ int NumSingleKernels();
 
 enum class CaptureFails { kNever, kAtBegin, kAtEnd };
 void SetCaptureFails(CaptureFails fails);
+
+// Allocations of more than that fail, on the device and of pinned memory.
+void SetLargestAllocation(size_t bytes);
+// What streams are given is thrown away, so that a test can count what the backend's side does.
+void SetDiscards(bool discards);
 
 // Runs when the stream does, among its kernels.
 void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task);

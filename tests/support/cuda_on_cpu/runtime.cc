@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <random>
 #include <string>
 #include <utility>
@@ -23,9 +24,15 @@ namespace bst::cuda {
 
 using Task = std::function<absl::Status()>;
 
+namespace {
+bool discards = false;
+}
+
 class Stream {
  public:
-  void Push(Task task) { (capturing_ ? captured_ : tasks_).push_back(std::move(task)); }
+  void Push(Task task) {
+    if (!discards) (capturing_ ? captured_ : tasks_).push_back(std::move(task));
+  }
   bool is_empty() const { return tasks_.empty(); }
   // After an error nothing runs any more, as on a device.
   void RunOne() {
@@ -69,6 +76,7 @@ std::mt19937& StreamOrder() {
 int graph_launches = 0;
 int single_kernels = 0;
 cuda_on_cpu::CaptureFails capture_fails = cuda_on_cpu::CaptureFails::kNever;
+size_t largest_allocation = std::numeric_limits<size_t>::max();
 
 // Until `stream` has run what it was given; null: until all have.
 void Drain(const Stream* stream) {
@@ -85,7 +93,7 @@ void Drain(const Stream* stream) {
 absl::StatusOr<void*> AllocateHost(size_t bytes) {
   constexpr size_t kAlignment = 256;  // as cudaMalloc's
   void* data = nullptr;
-  if (posix_memalign(&data, kAlignment, bytes == 0 ? 1 : bytes) != 0)
+  if (bytes > largest_allocation || posix_memalign(&data, kAlignment, bytes == 0 ? 1 : bytes) != 0)
     return absl::ResourceExhaustedError(absl::StrCat("no ", bytes, " bytes"));
   std::memset(data, 0xff, bytes);
   return data;
@@ -124,6 +132,7 @@ struct CopyCall {
   size_t bytes;
 };
 void MakeCopy(Stream& stream, const CopyCall& call) {
+  if (discards) return;  // a task is on the heap already
   stream.Push([=] {
     std::memmove(call.to, call.from, call.bytes);
     return absl::OkStatus();
@@ -175,6 +184,7 @@ Graph* EndCapture(Stream& stream) {
 }
 void LaunchGraph(Stream& stream, const Graph& graph) {
   ++graph_launches;
+  if (discards) return;
   for (const Task& task : graph.tasks) stream.Push(task);
 }
 void DestroyGraph(Graph* graph) { delete graph; }
@@ -196,6 +206,8 @@ void SetStreamOrder(uint32_t seed) { cuda::StreamOrder().seed(seed); }
 int NumGraphLaunches() { return cuda::graph_launches; }
 int NumSingleKernels() { return cuda::single_kernels; }
 void SetCaptureFails(CaptureFails fails) { cuda::capture_fails = fails; }
+void SetLargestAllocation(size_t bytes) { cuda::largest_allocation = bytes; }
+void SetDiscards(bool discards) { cuda::discards = discards; }
 
 void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task) {
   stream.Push([task = std::move(task)] {

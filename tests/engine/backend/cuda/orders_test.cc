@@ -5,13 +5,16 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/cuda_backend.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/cuda_on_cpu/emulator.h"
 
@@ -42,6 +45,34 @@ class Workload {
     Sequences();
     Logprobs();
     Sampling();
+    Step(5, 0);
+    Step(9, 0);
+  }
+  // Every operator that finds its number of rows in the arena, in one step: kernels are launched
+  // for the next of a few sizes. `spare` more rows of each operand are not the operators' to touch;
+  // the names of those that did.
+  std::vector<std::string> Step(int rows, int spare) {
+    spare_ = spare;
+    operators_.clear();
+    auto& embedding = Keep(backend_.PackEmbedding(Parameter({11, 37}), DType::kBF16));
+    std::vector<TokenId> tokens;
+    for (int i = 0; i < rows; ++i) tokens.emplace_back(i % 11);
+    Add("embed", rows, 37,
+        [=, &embedding, this](const TensorView& out) { backend_.Embed(embedding, tokens, out); });
+    AddRowOperators(rows);
+    AddLinears(rows);
+    AddAttention(rows);
+    AddSequences(rows);
+    for (const Operator& op : operators_) op.run(op.out);
+    EXPECT_TRUE(backend_.Sync().ok());
+    std::vector<std::string> touched;
+    for (const Operator& op : operators_) {
+      const float* const end = op.out.as<float>() + op.out.shape().num_elements();
+      if (std::any_of(end, end + spare * op.out.dim(1), [](float x) { return x != kSpare; }))
+        touched.push_back(op.name);
+    }
+    spare_ = 0;
+    return touched;
   }
   // Everything that was written.
   std::vector<float> Results() {
@@ -64,6 +95,138 @@ class Workload {
     for (int64_t i = 0; i < n; ++i) floats[i] = normal(random_);
     return {floats, DType::kF32, {rows, columns}};
   }
+  // Beside `spare_` rows that hold kSpare.
+  TensorView Rows(int64_t rows, int64_t columns) {
+    const TensorView all = Random(rows + spare_, columns);
+    auto* const floats = all.as<float>();
+    std::fill(floats + rows * columns, floats + (rows + spare_) * columns, kSpare);
+    return {floats, DType::kF32, {rows, columns}};
+  }
+  // An operator of Step, whose output, or what it changes, is [rows, columns].
+  void Add(std::string name, int rows, int columns, std::function<void(const TensorView&)> run) {
+    operators_.push_back({std::move(name), Rows(rows, columns), std::move(run)});
+  }
+  TensorView Vector(const Shape& shape) {
+    gains_.push_back(*backend_.PackVector(Parameter(shape)));
+    return gains_.back().View(DType::kF32, shape);
+  }
+
+  void AddRowOperators(int rows) {
+    const TensorView x = Rows(rows, 66), gain = Vector({66}), gates = Vector({33});
+    const TensorView table = Vector({rows, 33}), narrow = Rows(rows, 33);
+    Add("rms norm", rows, 66,
+        [=, this](const TensorView& out) { backend_.RmsNorm(x, gain, 1e-6f, out); });
+    Add("gate", rows, 33,
+        [=, this](const TensorView& out) { backend_.Gate(x, GateActivation::kSilu, out); });
+    Add("add scaled", rows, 66,
+        [=, this](const TensorView& y) { backend_.AddScaled(narrow, gain, y); });
+    Add("multiply", rows, 33, [=, this](const TensorView& y) { backend_.Multiply(narrow, y); });
+    Add("add table", rows, 33, [=, this](const TensorView& y) { backend_.AddTable(table, y); });
+    Add("interpolate", rows, 33,
+        [=, this](const TensorView& z) { backend_.Interpolate(narrow, gates, z); });
+    std::vector<int> indices;
+    for (int i = 0; i < rows; ++i) indices.push_back(rows - 1 - i);
+    Add("gather", rows, 66,
+        [=, this](const TensorView& out) { backend_.GatherRows(x, indices, out); });
+    Add("normalize heads", rows, 3 * 38,
+        [=, this](const TensorView& heads) { backend_.NormalizeHeads(heads, 38); });
+    const std::vector<Row> row = {{.slot = SlotId(0), .begin = 0, .end = rows, .position = 77}};
+    Add("rotary table", rows, 38,
+        [=, this](const TensorView& out) { backend_.RotaryTable(row, 10000.0, out); });
+    const TensorView angles = Rows(rows, 38);
+    Add("rotate", rows, 3 * 38,
+        [=, this](const TensorView& heads) { backend_.Rotate(heads, 38, angles); });
+    const PoolView from = {static_cast<std::byte*>(Random(2, 40).data()), 40 * sizeof(float)};
+    Add("copy", 2, 40, [=, this](const TensorView& out) {
+      backend_.CopySlot(from, SlotId(0), {static_cast<std::byte*>(out.data()), from.slot_bytes},
+                        SlotId(1));
+    });
+  }
+
+  // With 28 more rows they are tiles in BF16 too.
+  void AddLinears(int rows) {
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      auto& weights = Keep(backend_.PackLinear({Parameter({70, 140}, 0.1)}, type));
+      for (const int n : {rows, rows + 28}) {
+        const TensorView x = Rows(n, 140);
+        Add(absl::StrCat("linear ", std::string(Name(type)), " ", n), n, 70,
+            [=, &weights, this](const TensorView& out) { backend_.Linear(x, weights, {}, out); });
+      }
+    }
+  }
+
+  // Every token is a row of its own.
+  static std::vector<Row> DecodeRows(int rows, int64_t position) {
+    std::vector<Row> all;
+    for (int i = 0; i < rows; ++i)
+      all.push_back({.slot = SlotId(i), .begin = i, .end = i + 1, .position = position});
+    return all;
+  }
+
+  void AddAttention(int rows) {
+    constexpr int kWidth = 2 * 20;
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      auto& attention = Keep(backend_.PackAttention(
+          {.spec = {.num_heads = 2, .head_dim = 20, .window = 8, .kv_type = type},
+           .scale = Parameter({2}, 0.2),
+           .bias = Parameter({2, 9})}));
+      const PoolView ring = Pool(backend_.RingBytes(attention.spec()), rows);
+      const TensorView q = Rows(rows, kWidth), k = Rows(rows, kWidth), v = Rows(rows, kWidth);
+      const std::vector<Row> decoded = DecodeRows(rows, 3);
+      Add(absl::StrCat("attention ", std::string(Name(type))), rows, kWidth,
+          [=, &attention, this](const TensorView& out) {
+            backend_.Attention(attention, q, k, v, decoded, ring, out);
+          });
+      auto& context = Keep(backend_.PackContextAttention(
+          {.spec = {.num_heads = 2, .head_dim = 20, .capacity = rows, .kv_type = type},
+           .scale = Parameter({2}, 0.2)}));
+      const PoolView contexts = Pool(backend_.ContextBytes(context.spec()), 1);
+      std::vector<ContextUse> uses;
+      for (int i = 0; i < rows; ++i)
+        uses.push_back({i, i + 1, contexts.slot<std::byte>(SlotId(0)), rows});
+      Add(absl::StrCat("context ", std::string(Name(type))), rows, kWidth,
+          [=, &context, this](const TensorView& out) {
+            backend_.StoreContext(context, k, v, {{0, rows, SlotId(0), 0}}, contexts);
+            backend_.ContextAttention(context, q, uses, out);
+          });
+    }
+  }
+
+  void AddSequences(int rows) {
+    const Shape modes = {33, 5, 2};
+    const double small = 0.1;
+    for (const auto& [name, weights] : std::vector<std::pair<std::string, SsmWeights*>>{
+             {"diagonal", &Keep(backend_.PackSsm({.spec = {.num_inputs = 33},
+                          .a_minus_one = Parameter(modes, small),
+                          .b = Parameter(modes),
+                          .c = Parameter(modes),
+                          .d = Parameter({33})}))},
+             {"dplr", &Keep(backend_.PackDplr({.spec = {.num_inputs = 33},
+                      .dt_lambda = Parameter(modes, small),
+                      .dt_b = Parameter(modes, small),
+                      .p = Parameter(modes, small),
+                      .g = Parameter(modes, small),
+                      .w = Parameter(modes, small),
+                      .c = Parameter(modes),
+                      .dt = Parameter({33}, small),
+                      .d = Parameter({33})}))},
+             {"filter", &Keep(backend_.PackConvolution({.spec = {.num_inputs = 33},
+                        .taps = Parameter({33, 6}),
+                        .d = Parameter({33})}))}}) {
+      const PoolView state = Pool(backend_.SsmStateBytes(*weights), rows);
+      const TensorView u = Rows(rows, 33);
+      const std::vector<Row> decoded = DecodeRows(rows, 15);
+      Add(name, rows, 33, [=, this, weights = weights](const TensorView& y) {
+        backend_.Ssm(*weights, u, decoded, state, y);
+      });
+    }
+    auto& scan = Keep(backend_.PackScan(Parameter({33, 2}, small)));
+    const PoolView state = Pool(backend_.ScanStateBytes(scan), rows);
+    const std::vector<Row> decoded = DecodeRows(rows, 0);
+    Add("scan", rows, 66,
+        [=, &scan, this](const TensorView& v) { backend_.Scan(scan, v, decoded, state); });
+  }
+
   // A host tensor for the Pack functions.
   TensorView Parameter(const Shape& shape, double deviation = 1.0) {
     return {Random(1, shape.num_elements(), deviation).data(), DType::kF32, shape};
@@ -278,8 +441,17 @@ class Workload {
     }
   }
 
+  static constexpr float kSpare = -12345.5f;
+  struct Operator {
+    std::string name;
+    TensorView out;
+    std::function<void(const TensorView&)> run;
+  };
+
   Backend& backend_;
   std::mt19937 random_{17};
+  int spare_ = 0;
+  std::vector<Operator> operators_;
   std::vector<Buffer> matrices_;
   std::vector<Buffer> buffers_, gains_;
   std::vector<std::unique_ptr<PackedWeights>> weights_;
@@ -291,6 +463,13 @@ std::vector<float> RunIn(Order order, uint32_t seed) {
   Workload workload(*backend);
   workload.Run();
   return workload.Results();
+}
+
+TEST(CudaOrdersTest, RowsBeyondTheNumberInTheArenaAreNotTouched) {
+  cuda_on_cpu::SetOrder(Order::kForward, 1);
+  const auto backend = *MakeCudaBackend({.panel_rows = {}});
+  Workload workload(*backend);
+  for (const int rows : {5, 9}) EXPECT_THAT(workload.Step(rows, 16), testing::IsEmpty());
 }
 
 // BST_KERNEL void [BST_BOUNDS(...)] bst_x(...) in the sources.
