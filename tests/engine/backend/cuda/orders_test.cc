@@ -129,13 +129,15 @@ class Workload {
     Add("gather", rows, 66,
         [=, this](const TensorView& out) { backend_.GatherRows(x, indices, out); });
     Add("normalize heads", rows, 3 * 38,
-        [=, this](const TensorView& heads) { backend_.NormalizeHeads(heads, 38); });
+        [=, this](const TensorView& heads) { backend_.NormalizeHeads(heads, 38, {}); });
     const std::vector<Row> row = {{.slot = SlotId(0), .begin = 0, .end = rows, .position = 77}};
     Add("rotary table", rows, 38,
         [=, this](const TensorView& out) { backend_.RotaryTable(row, 10000.0, out); });
     const TensorView angles = Rows(rows, 38);
     Add("rotate", rows, 3 * 38,
         [=, this](const TensorView& heads) { backend_.Rotate(heads, 38, angles); });
+    Add("normalize and rotate heads", rows, 3 * 38,
+        [=, this](const TensorView& heads) { backend_.NormalizeHeads(heads, 38, angles); });
     const PoolView from = {static_cast<std::byte*>(Random(2, 40).data()), 40 * sizeof(float)};
     Add("copy", 2, 40, [=, this](const TensorView& out) {
       backend_.CopySlot(from, SlotId(0), {static_cast<std::byte*>(out.data()), from.slot_bytes},
