@@ -168,6 +168,7 @@ class Backend {
 
   // Each head's vector becomes v / sqrt(sum v^2 + 1e-6), in place.  x [T, heads * head_dim].
   // Where `rotary` is not empty it is then rotated: as by Rotate, bit for bit, in one pass.
+  // REQUIRES there: head_dim is even.
   virtual void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) = 0;
 
   // cosines and sines of the angles position * theta^(-2j / dh), computed in float64.

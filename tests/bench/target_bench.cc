@@ -286,14 +286,15 @@ void PrintProfile(const std::string& title, int times, double tokens,
                   const std::vector<OperatorUse>& uses) {
   double total = 0;
   for (const OperatorUse& use : uses) total += use.seconds;
-  std::printf("\n%s: %.2f ms, %.1f tokens/s\n\n", title.c_str(), total / times * 1e3,
+  std::printf("\n%s: %.2f ms in operators, %.1f tokens/s\n\n", title.c_str(), total / times * 1e3,
               tokens * times / total);
   std::printf("| operator | calls | ms | share | GB/s | 10^9 operations/s |\n");
   std::printf("|---|---:|---:|---:|---:|---:|\n");
   for (const OperatorUse& use : uses) {
-    std::printf("| %s | %d | %.3f | %.1f %% | %.1f | %.0f |\n", use.name.c_str(), use.calls / times,
-                use.seconds / times * 1e3, 100 * use.seconds / total,
-                use.cost.bytes / use.seconds / 1e9, use.cost.operations / use.seconds / 1e9);
+    std::printf("| %s | %.4g | %.3f | %.1f %% | %.1f | %.0f |\n", use.name.c_str(),
+                static_cast<double>(use.calls) / times, use.seconds / times * 1e3,
+                100 * use.seconds / total, use.cost.bytes / use.seconds / 1e9,
+                use.cost.operations / use.seconds / 1e9);
   }
   std::fflush(stdout);
 }

@@ -13,9 +13,9 @@ class DotProducts {
   static void Rows(const Product& product, int row, int rows) {
     for (; rows >= Most; row += Most, rows -= Most) {
       if constexpr (Most <= 2) {
-        // One query: memory is what takes the time. Where a vector's groups lie one after the other
-        // (keys), one vector at a time is one long stream that the processor sees coming; several
-        // at once are as many short ones.
+        // One query (or what is left of a group): memory is what takes the time. Where a vector's
+        // groups lie one after the other (keys), one vector at a time is one long stream that the
+        // processor sees coming; several at once are as many short ones.
         if (product.group_stride == 4 * kLanes) {
           Vectors<Most, 1>(product, row);
           continue;

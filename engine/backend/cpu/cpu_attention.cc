@@ -107,10 +107,14 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
       t += count;
     }
   }
-  // Long rows in as few tasks as still share the work evenly.
+  // Long rows in as few tasks as still share the work evenly: that of single tokens is nothing
+  // beside theirs.
   constexpr int kTasksOfThread = 4;
-  const auto most = static_cast<int>(segments.size()) * spec().num_heads /
-                    (kTasksOfThread * context.pool().num_threads());
+  const auto blocks =
+      static_cast<int>(std::count_if(segments.begin(), segments.end(), [](const Segment& segment) {
+        return segment.row.num_tokens() > 1;
+      }));
+  const int most = blocks * spec().num_heads / (kTasksOfThread * context.pool().num_threads());
   int length = 0;
   for (Segment& segment : segments) {
     length = segment.begins_task || length >= most ? 1 : length + 1;

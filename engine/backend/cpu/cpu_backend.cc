@@ -165,7 +165,10 @@ class CpuBackend : public Backend {
 
   void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override {
     BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
-    if (!rotary.empty()) BST_CHECK_SHAPE(rotary, {x.dim(0), head_dim});
+    if (!rotary.empty()) {
+      BST_CHECK(head_dim % 2 == 0, "heads of ", head_dim, " cannot be rotated");
+      BST_CHECK_SHAPE(rotary, {x.dim(0), head_dim});
+    }
     ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
       kernels().normalize_heads(x.row<float>(t), static_cast<int>(x.dim(1) / head_dim), head_dim);
       if (!rotary.empty()) RotateRow(x, head_dim, rotary, t);

@@ -23,10 +23,11 @@ inline void DotTile(const LinearTask& task, int row, int first_half) {
   const int64_t panel_bytes = groups * kGroupBytes;
   const char* w = static_cast<const char*>(task.weights) + first_half / 2 * panel_bytes +
                   first_half % 2 * (kGroupBytes / 2);
-  // Where several tiles of rows pass over a panel, the first two fetch half of the next panel each:
-  // memory then works all the time, not for the first tile alone. (Fetching a panel's own weights
-  // some lines ahead is what the processor does by itself, and better.)
-  constexpr bool kFetches = Dot::kRows >= 8 && Rows > Dot::kRows / 2;
+  // Where several tiles of rows pass over a panel, the first two fetch half of the next panel each
+  // (those after them the second half again, which is there by then): memory then works all the
+  // time, not for the first tile alone. Fetching a panel's own weights some lines ahead is what the
+  // processor does by itself, and better.
+  constexpr bool kFetches = Dot::kRows >= 8 && Rows >= Dot::kRows / 2;
   const char* ahead = w;
   if (task.num_rows > Dot::kRows)
     ahead += panel_bytes + (row < Dot::kRows / 2 ? 0 : panel_bytes / 2);

@@ -167,7 +167,10 @@ class CudaBackend final : public Backend {
 
   void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override {
     BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
-    if (!rotary.empty()) BST_CHECK_SHAPE(rotary, {x.dim(0), head_dim});
+    if (!rotary.empty()) {
+      BST_CHECK(head_dim % 2 == 0, "heads of ", head_dim, " cannot be rotated");
+      BST_CHECK_SHAPE(rotary, {x.dim(0), head_dim});
+    }
     cuda::NormalizeHeads(stream(), {.x = ToMatrix(x),
                                     .rotary = rotary.empty() ? cuda::Matrix{} : ToMatrix(rotary),
                                     .rows = Count(x),
