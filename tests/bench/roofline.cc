@@ -8,6 +8,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <random>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
@@ -49,14 +50,35 @@ std::string Config(int layers, int width, int heads, int ffn, const std::vector<
   return config.dump();
 }
 
-// A checkpoint whose file is one hole: of the right size, without a block on the disk.
-absl::StatusOr<Checkpoint> HollowCheckpoint(std::string_view config,
+// Values of 2^-10 to 2^-6, either sign, or for float32 (norms, state-space parameters) of -2 to -1:
+// modes decay.
+void WriteRandom(std::ofstream& file, uint64_t bytes, bool f32) {
+  std::mt19937 random(1);
+  std::vector<uint32_t> words(1'000'003);  // no multiple of a row, or all would be alike
+  for (uint32_t& word : words) {
+    const auto bits = static_cast<uint32_t>(random());
+    word = f32 ? 0xbf800000 | (bits >> 9) : 0;
+    for (const int shift : {0, 16}) {
+      const uint32_t half = bits >> shift;
+      if (!f32) word |= ((half & 0x807f) | (117 + (half >> 7) % 4) << 7) << shift;
+    }
+  }
+  for (uint64_t done = 0; done < bytes;) {
+    const uint64_t n = std::min<uint64_t>(bytes - done, words.size() * sizeof(uint32_t));
+    file.write(reinterpret_cast<const char*>(words.data()), static_cast<std::streamsize>(n));
+    done += n;
+  }
+}
+
+enum class Values { kNone, kRandom };
+// With Values::kNone its file is one hole: of the right size, without a block on the disk.
+absl::StatusOr<Checkpoint> SketchCheckpoint(std::string_view config, Values values,
                                             const std::filesystem::path& directory) {
   std::filesystem::create_directories(directory);
   std::ofstream(directory / "config.json") << config;
   BST_ASSIGN_OR_RETURN(const ModelConfig model, ParseModelConfig(config));
   nlohmann::json header;
-  uint64_t offset = 0;
+  uint64_t offset = 0, f32_bytes = 0;
   for (const bool f32 : {true, false}) {  // those of four bytes first: all are aligned
     for (const TensorSpec& spec : TensorSchema(model)) {
       if (spec.f32_only != f32) continue;
@@ -67,6 +89,7 @@ absl::StatusOr<Checkpoint> HollowCheckpoint(std::string_view config,
           {"shape", std::vector<int64_t>(spec.shape.dims().begin(), spec.shape.dims().end())},
           {"data_offsets", {offset, end}}};
       offset = end;
+      if (f32) f32_bytes = end;
     }
   }
   std::string text = header.dump();
@@ -77,6 +100,10 @@ absl::StatusOr<Checkpoint> HollowCheckpoint(std::string_view config,
   const uint64_t length = text.size();
   file.write(reinterpret_cast<const char*>(&length), sizeof(length));
   file << text;
+  if (values == Values::kRandom) {
+    WriteRandom(file, f32_bytes, /*f32=*/true);
+    WriteRandom(file, offset - f32_bytes, /*f32=*/false);
+  }
   file.close();
   std::error_code error;
   std::filesystem::resize_file(path, sizeof(length) + length + offset, error);
@@ -167,7 +194,8 @@ absl::StatusOr<Roofline> MakeRoofline(std::string_view config, Backend* inner,
     std::error_code ignored;
     std::filesystem::remove_all(scratch, ignored);
   });
-  BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, HollowCheckpoint(config, scratch));
+  const Values values = inner == nullptr ? Values::kNone : Values::kRandom;
+  BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, SketchCheckpoint(config, values, scratch));
   const int most_rows = *std::max_element(shape.batches.begin(), shape.batches.end());
   BST_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model,
                        Model::Create(checkpoint, backend,
@@ -278,7 +306,7 @@ std::string RooflineTables(const RooflineModel& model, const Roofline& roofline)
     for (const OperatorUse& use : step.operators) calls += use.calls;
     absl::StrAppendFormat(&text, "| %s | %d | %.2f | %.1f |", step.name, calls, step.Bytes() / 1e9,
                           step.Operations() / 1e9);
-    for (const GpuRates& gpu : kGpus) {
+    for (const GpuRates& gpu : kPaperGpus) {
       const double seconds = step.PredictedSeconds(gpu);
       absl::StrAppendFormat(&text, " %.2f | %s |", seconds * 1e3,
                             Count(static_cast<int64_t>(step.tokens / seconds)));
@@ -294,7 +322,7 @@ std::string RooflineTables(const RooflineModel& model, const Roofline& roofline)
     for (const OperatorUse& use : step.operators) {
       absl::StrAppendFormat(&text, "| %s | %d | %.1f | %.2f |", use.name, use.calls,
                             use.cost.bytes / 1e6, use.cost.operations / 1e9);
-      for (const GpuRates& gpu : kGpus) {
+      for (const GpuRates& gpu : kPaperGpus) {
         const Prediction prediction = Predict(use.cost, gpu);
         absl::StrAppendFormat(&text, " %.1f | %s |", prediction.seconds * 1e6,
                               Name(prediction.bound));

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "tests/bench/metered_backend.h"
 
 namespace bst {
@@ -30,10 +31,13 @@ struct GpuRates {
   double clock;         // cycles per second
   double memory_bytes;  // how much it has
 };
-// NVIDIA's datasheets: H100 SXM5 80 GB, A100 SXM4 80 GB. A dependent operation of float32 takes
-// four cycles on both.
+// NVIDIA's datasheets: H100 SXM5 80 GB, A100 SXM4 80 GB, H200 SXM 141 GB. A dependent operation of
+// float32 takes four cycles on all.
 inline constexpr GpuRates kGpus[] = {{"H100", "H100", 989.4e12, 66.9e12, 3.35e12, 1.98e9, 80e9},
-                                     {"A100", "A100", 312e12, 19.5e12, 2.039e12, 1.41e9, 80e9}};
+                                     {"A100", "A100", 312e12, 19.5e12, 2.039e12, 1.41e9, 80e9},
+                                     {"H200", "H200", 989.4e12, 66.9e12, 4.8e12, 1.98e9, 141e9}};
+// The tables on paper have the first two of them.
+inline constexpr absl::Span<const GpuRates> kPaperGpus(kGpus, 2);
 
 struct RooflineModel {
   const char* name;
@@ -82,7 +86,8 @@ struct RooflineShape {
 // chunks of recurrences (engine/backend/cuda/kernels.h), whose bytes depend on it.
 std::vector<int64_t> DecodePositions(int batch, int window);
 
-// On paper with inner == nullptr; else measured too. BF16 weights, keys and values.
+// On paper with inner == nullptr; else measured too, with random weights: products of zeros draw
+// less power, and a GPU runs them faster. BF16 weights, keys and values.
 absl::StatusOr<Roofline> MakeRoofline(std::string_view config, Backend* inner,
                                       const RooflineShape& shape = {});
 
