@@ -163,6 +163,17 @@ class Backend {
   virtual void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options,
                       TensorView out) = 0;
 
+  // x += act(RmsNorm(x) up^T) down^T: the operators above one after the other, bit for bit. `act`
+  // is an epilogue. x [T, D]; normed [T, D] and hidden [T, F] are theirs, afterwards of any value.
+  // A backend may keep rows in its caches instead.
+  virtual void FeedForward(TensorView x, TensorView gain, float epsilon, const LinearWeights& up,
+                           LinearEpilogue act, const LinearWeights& down, TensorView normed,
+                           TensorView hidden) {
+    RmsNorm(x, gain, epsilon, normed);
+    Linear(normed, up, {.epilogue = act}, hidden);
+    Linear(hidden, down, {.epilogue = LinearEpilogue::kAdd}, x);
+  }
+
   // out[t, f] = act(x[t, f]) * x[t, F + f].  x [T, 2F], out [T, F]; must not overlap.
   virtual void Gate(TensorView x, GateActivation activation, TensorView out) = 0;
 

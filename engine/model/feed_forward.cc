@@ -25,27 +25,21 @@ absl::StatusOr<FeedForward> FeedForward::Create(const LayerSource& source) {
 void FeedForward::Forward(Backend& backend, const Step& step) const {
   const int64_t tokens = step.num_tokens(), dim = step.x.dim(1);
   const TensorView normed = step.workspace->normed.Matrix(tokens, dim);
-  TensorView hidden = step.workspace->hidden.Matrix(tokens, up_->out_features());
-  backend.RmsNorm(step.x, norm_.View(DType::kF32, {dim}), norm_eps_, normed);
-  switch (activation_) {
-    case Activation::kRelu:
-      backend.Linear(normed, *up_, {.epilogue = LinearEpilogue::kRelu}, hidden);
-      break;
-    case Activation::kGelu:
-      backend.Linear(normed, *up_, {.epilogue = LinearEpilogue::kGelu}, hidden);
-      break;
-    case Activation::kGeglu:
-    case Activation::kSwiglu: {
-      backend.Linear(normed, *up_, {}, hidden);
-      const TensorView gated = step.workspace->gated.Matrix(tokens, ffn_size_);
-      backend.Gate(
-          hidden, activation_ == Activation::kGeglu ? GateActivation::kGelu : GateActivation::kSilu,
-          gated);
-      hidden = gated;
-      break;
-    }
+  const TensorView hidden = step.workspace->hidden.Matrix(tokens, up_->out_features());
+  const TensorView gain = norm_.View(DType::kF32, {dim});
+  if (activation_ == Activation::kRelu || activation_ == Activation::kGelu) {
+    const LinearEpilogue act =
+        activation_ == Activation::kRelu ? LinearEpilogue::kRelu : LinearEpilogue::kGelu;
+    backend.FeedForward(step.x, gain, norm_eps_, *up_, act, *down_, normed, hidden);
+    return;
   }
-  backend.Linear(hidden, *down_, {.epilogue = LinearEpilogue::kAdd}, step.x);
+  const TensorView gated = step.workspace->gated.Matrix(tokens, ffn_size_);
+  backend.RmsNorm(step.x, gain, norm_eps_, normed);
+  backend.Linear(normed, *up_, {}, hidden);
+  backend.Gate(hidden,
+               activation_ == Activation::kGeglu ? GateActivation::kGelu : GateActivation::kSilu,
+               gated);
+  backend.Linear(gated, *down_, {.epilogue = LinearEpilogue::kAdd}, step.x);
 }
 
 }  // namespace bst

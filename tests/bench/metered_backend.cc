@@ -412,6 +412,26 @@ void MeteredBackend::Linear(TensorView x, const LinearWeights& weights,
       [&](Backend& inner) { inner.Linear(x, *w.inner, options, out); });
 }
 
+void MeteredBackend::FeedForward(TensorView x, TensorView gain, float epsilon,
+                                 const LinearWeights& up, LinearEpilogue act,
+                                 const LinearWeights& down, TensorView normed, TensorView hidden) {
+  if (counted_ == CountedBackend::kCuda)
+    return Backend::FeedForward(x, gain, epsilon, up, act, down, normed, hidden);
+  const auto& first = AsMetered(up);
+  const auto& second = AsMetered(down);
+  const double weights =
+      static_cast<double>(up.in_features()) * up.out_features() * first.facts.element_bytes +
+      static_cast<double>(down.in_features()) * down.out_features() * second.facts.element_bytes;
+  Run(absl::StrCat("feed forward ", up.in_features(), " x ", up.out_features()),
+      {.bytes = weights + 2 * Elements(x) * kFloat,
+       .operations = 2 * Elements(x) * (up.out_features() + down.in_features()),
+       .unit = first.facts.element_bytes == kFloat ? RooflineUnit::kFloat32
+                                                   : RooflineUnit::kTensorBf16},
+      [&](Backend& inner) {
+        inner.FeedForward(x, gain, epsilon, *first.inner, act, *second.inner, normed, hidden);
+      });
+}
+
 void MeteredBackend::Gate(TensorView x, GateActivation activation, TensorView out) {
   Run("gate", {.bytes = 3 * Elements(out) * kFloat, .operations = 2 * Elements(out)},
       [&](Backend& inner) { inner.Gate(x, activation, out); });

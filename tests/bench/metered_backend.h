@@ -95,6 +95,10 @@ class MeteredBackend final : public Backend {
   void RmsNorm(TensorView x, TensorView gain, float epsilon, TensorView out) override;
   void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options,
               TensorView out) override;
+  // One operator of the CPU backend, three of CUDA's.
+  void FeedForward(TensorView x, TensorView gain, float epsilon, const LinearWeights& up,
+                   LinearEpilogue act, const LinearWeights& down, TensorView normed,
+                   TensorView hidden) override;
   void Gate(TensorView x, GateActivation activation, TensorView out) override;
   void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override;
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override;

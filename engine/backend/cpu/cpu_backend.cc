@@ -154,6 +154,15 @@ class CpuBackend : public Backend {
     dynamic_cast<const CpuLinear&>(weights).Run(context_, x, options, out);
   }
 
+  void FeedForward(TensorView x, TensorView gain, float epsilon, const LinearWeights& up,
+                   LinearEpilogue act, const LinearWeights& down, TensorView normed,
+                   TensorView hidden) override {
+    const bool done =
+        CpuLinear::RunFeedForward(context_, x, gain, epsilon, dynamic_cast<const CpuLinear&>(up),
+                                  act, dynamic_cast<const CpuLinear&>(down));
+    if (!done) Backend::FeedForward(x, gain, epsilon, up, act, down, normed, hidden);
+  }
+
   void Gate(TensorView x, GateActivation activation, TensorView out) override {
     BST_CHECK_SHAPE(x, {out.dim(0), 2 * out.dim(1)});
     const auto kernel =

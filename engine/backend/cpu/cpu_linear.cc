@@ -10,12 +10,17 @@ namespace bst {
 namespace {
 
 // Rows that one task takes: with K = 768 they fill 150 KB, so that a task's inputs and one panel of
-// weights fit into the second-level cache. A multiple of 16, the rows of an AMX tile.
+// weights fit into the second-level cache.
 constexpr int kTaskRows = 48;
 // Rows whose inputs are prepared (rounded or quantised) before tasks share them.
 constexpr int kBlockRows = 5 * kTaskRows;
-// A task may read whole pairs of AMX tiles: rows past the last one's are computed and dropped.
-constexpr int kPaddedRows = kBlockRows + 16;
+// On AMX tiles a task takes as many rows as the second-level cache holds, 1.5 MB at K = 3072 in
+// BF16: products are fast there, so what binds is how often memory brings the weights. Pairs of
+// tiles.
+constexpr int kTileTaskRows = 256;
+static_assert(kTileTaskRows % (2 * kTileRows) == 0 && kTileTaskRows >= kBlockRows);
+// Of a feed-forward layer in INT8: a token's hidden numbers are float32 until its largest is known.
+constexpr int kHiddenRows = kTileTaskRows / 2;
 // Panels that one task takes when there are many rows.
 constexpr int kTaskPanels = 8;
 // Below so many multiplications waking another thread costs more than it saves.
@@ -37,20 +42,32 @@ CpuEpilogue Epilogue(LinearEpilogue epilogue) {
   BST_CHECK(false, "unknown epilogue");
 }
 
+int64_t Quotient(int64_t n, int64_t of) { return (n + of - 1) / of; }  // rounded up
+
+// As many tasks as threads, or a multiple of that, of whole pairs of tiles and at most `most` rows.
+// Not of few rows, or weights would be read too often.
+int64_t TileTaskRows(int64_t rows, int64_t threads, int64_t most) {
+  const int64_t rounds = std::max<int64_t>(1, rows / (threads * most));
+  return std::clamp<int64_t>(RoundUp(Quotient(rows, rounds * threads), 2 * kTileRows), most / 2,
+                             most);
+}
+
 }  // namespace
 
-CpuLinear::CpuLinear(int in, int out, DType type, bool packs_bf16)
+CpuLinear::CpuLinear(int in, int out, DType type, const CpuKernels& kernels)
     : LinearWeights(in, out), type_(type) {
   switch (type) {
     case DType::kBF16:
-      inputs_ = packs_bf16 ? Inputs::kBf16 : Inputs::kRounded;
+      inputs_ = kernels.linear_bf16_takes_packed_inputs ? Inputs::kBf16 : Inputs::kRounded;
       padded_in_ = RoundUpInputs(in);
-      row_bytes_ = packs_bf16 ? 2 * padded_in_ : 4 * int64_t{in};
+      row_bytes_ = inputs_ == Inputs::kBf16 ? 2 * padded_in_ : 4 * int64_t{in};
+      in_tiles_ = kernels.linear_takes_tiles;
       break;
     case DType::kI8:
       inputs_ = Inputs::kInt8;
       padded_in_ = RoundUpInt8Inputs(in);
       row_bytes_ = padded_in_;
+      in_tiles_ = kernels.linear_takes_tiles;
       break;
     default:
       inputs_ = Inputs::kAsTheyAre;
@@ -68,8 +85,7 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context,
     out += static_cast<int>(part.dim(0));
   }
   if (type == DType::kI8 && in > kMaxInt8Inputs) type = DType::kBF16;
-  auto layer = std::unique_ptr<CpuLinear>(
-      new CpuLinear(in, out, type, context.kernels().linear_bf16_takes_packed_inputs));
+  auto layer = std::unique_ptr<CpuLinear>(new CpuLinear(in, out, type, context.kernels()));
   const auto outputs = static_cast<size_t>(layer->num_panels()) * kPanelOutputs;
   BST_ASSIGN_OR_RETURN(
       layer->packed_,
@@ -88,8 +104,16 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context,
     }
   }
   if (layer->inputs_ != Inputs::kAsTheyAre) {
-    BST_RETURN_IF_ERROR(context.ReserveShared(
-        kPaddedRows * (sizeof(QuantizedRow) + static_cast<size_t>(layer->row_bytes_))));
+    const size_t bytes =
+        PreparedBytes(layer->in_tiles_ ? kTileTaskRows : kBlockRows, layer->row_bytes_);
+    BST_RETURN_IF_ERROR(context.ReserveShared(bytes));
+    // For RunFeedForward: what the one layer and the other prepare, each no more than the larger of
+    // them needs for both; hidden rows in float32, and a row of normalised inputs.
+    const size_t float_rows = type == DType::kI8 ? kHiddenRows + 1 : 1;
+    if (layer->in_tiles_) {
+      BST_RETURN_IF_ERROR(
+          context.ReserveScratch(2 * bytes + float_rows * static_cast<size_t>(in) * sizeof(float)));
+    }
   }
   return layer;
 }
@@ -133,108 +157,208 @@ void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& opti
   BST_CHECK(x.dim(1) == in_features(), "inputs ", x.dim(1), ", weights take ", in_features());
   BST_CHECK_SHAPE(out, {x.dim(0), out_features()});
   const int64_t rows = x.dim(0);
-  const int64_t block = inputs_ == Inputs::kAsTheyAre ? rows : kBlockRows;
+  if (in_tiles_ && rows > kTileTaskRows) return RunApart(context, x, options, out);
+  const int64_t block = inputs_ == Inputs::kAsTheyAre || in_tiles_ ? rows : kBlockRows;
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t last = std::min(rows, first + block);
-    RunBlock(context, x.Rows(first, last), options, out.Rows(first, last));
+    RunTogether(context, x.Rows(first, last), options, out.Rows(first, last));
   }
 }
 
-void CpuLinear::PrepareInputs(CpuContext& context, TensorView x) const {
-  const int64_t rows = x.dim(0), in = in_features();
-  auto* quantized = reinterpret_cast<QuantizedRow*>(context.shared());
-  std::byte* prepared = context.shared() + kPaddedRows * sizeof(QuantizedRow);
-  const int64_t step = std::max<int64_t>(1, kTaskInputs / in);
-  context.pool().Run(static_cast<int>((rows + step - 1) / step), [&](int index, int) {
-    for (int64_t r = index * step; r < std::min(rows, (index + 1) * step); ++r) {
-      const float* from = x.row<float>(r);
-      std::byte* to = prepared + r * row_bytes_;
-      switch (inputs_) {
-        case Inputs::kAsTheyAre:
-          break;
-        case Inputs::kRounded:
-          context.kernels().round_to_bf16(from, reinterpret_cast<float*>(to), in);
-          break;
-        case Inputs::kBf16: {
-          auto* packed = reinterpret_cast<BFloat16*>(to);
-          context.kernels().pack_bf16(from, packed, in);
-          std::fill(packed + in, packed + padded_in_, BFloat16{});
-          break;
-        }
-        case Inputs::kInt8: {
-          auto* bytes = reinterpret_cast<uint8_t*>(to);
-          quantized[r] = context.kernels().quantize_inputs(from, static_cast<int>(in), bytes);
-          std::fill(bytes + in, bytes + padded_in_, uint8_t{0});  // meets weights of zero
-          break;
-        }
-      }
-    }
-  });
+size_t CpuLinear::PreparedBytes(int64_t rows, int64_t row_bytes) {
+  return static_cast<size_t>(RoundUp(rows * int64_t{sizeof(QuantizedRow)}, kLineBytes) +
+                             RoundUp(rows, kTileRows) * row_bytes);
 }
 
-void CpuLinear::RunBlock(CpuContext& context, TensorView x, const LinearOptions& options,
-                         TensorView out) const {
-  const int rows = static_cast<int>(x.dim(0));
-  const int64_t products = int64_t{rows} * in_features() * out_features();
+CpuLinear::Prepared CpuLinear::PreparedIn(void* memory, int64_t rows) {
+  const int64_t quantized = RoundUp(rows * int64_t{sizeof(QuantizedRow)}, kLineBytes);
+  return {static_cast<QuantizedRow*>(memory), static_cast<std::byte*>(memory) + quantized};
+}
+
+void CpuLinear::Prepare(const CpuKernels& kernels, const float* inputs, const Prepared& prepared,
+                        int64_t row) const {
+  const int64_t in = in_features();
+  std::byte* out = prepared.rows + row * row_bytes_;
+  int64_t line_stride = kLineBytes;
+  if (in_tiles_) {
+    out = prepared.rows + row / kTileRows * kTileRows * row_bytes_ + row % kTileRows * kLineBytes;
+    line_stride = kTileRows * kLineBytes;
+  }
+  // Padding ends the line that holds the last input, or fills it.
+  const auto pad = [&](int64_t bytes) {
+    const int64_t size = bytes % kLineBytes;
+    if (size == 0) return;
+    std::byte* const line = out + bytes / kLineBytes * line_stride;
+    std::fill(line + size, line + kLineBytes, std::byte{0});
+  };
+  switch (inputs_) {
+    case Inputs::kAsTheyAre:
+      break;
+    case Inputs::kRounded:
+      kernels.round_to_bf16(inputs, reinterpret_cast<float*>(out), in);
+      break;
+    case Inputs::kBf16:
+      kernels.pack_bf16(inputs, reinterpret_cast<BFloat16*>(out), in, line_stride);
+      pad(in * int64_t{sizeof(BFloat16)});
+      break;
+    case Inputs::kInt8:
+      prepared.quantized[row] = kernels.quantize_inputs(
+          inputs, static_cast<int>(in), reinterpret_cast<uint8_t*>(out), line_stride);
+      pad(in);  // meets weights of zero
+      break;
+  }
+}
+
+LinearTask CpuLinear::TaskOf(const LinearOptions& options) const {
+  LinearTask task = {};
+  task.weights = packed_.data();
+  task.weight_scales = static_cast<const float*>(channels_.data());
+  if (type_ == DType::kI8) {
+    task.weight_sums = reinterpret_cast<const int32_t*>(task.weight_scales +
+                                                        int64_t{num_panels()} * kPanelOutputs);
+  }
+  task.in_features = in_features();
+  task.out_features = out_features();
+  task.last_panel = num_panels();
+  task.scale = options.scale;
+  task.epilogue = Epilogue(options.epilogue);
+  return task;
+}
+
+void CpuLinear::RunTask(const CpuKernels& kernels, LinearTask task, TensorView x,
+                        const Prepared& prepared) const {
+  switch (inputs_) {
+    case Inputs::kAsTheyAre:
+      task.x = x.as<float>();
+      task.x_stride = x.row_stride();
+      kernels.linear_f32(task);
+      break;
+    case Inputs::kRounded:
+      task.x = reinterpret_cast<const float*>(prepared.rows);
+      task.x_stride = in_features();
+      kernels.linear_bf16(task);
+      break;
+    case Inputs::kBf16:
+      task.packed_x = reinterpret_cast<const BFloat16*>(prepared.rows);
+      kernels.linear_bf16(task);
+      break;
+    case Inputs::kInt8:
+      task.quantized_x = reinterpret_cast<const uint8_t*>(prepared.rows);
+      task.quantized_rows = prepared.quantized;
+      kernels.linear_int8(task);
+      break;
+  }
+}
+
+void CpuLinear::RunTogether(CpuContext& context, TensorView x, const LinearOptions& options,
+                            TensorView out) const {
+  const int64_t rows = x.dim(0);
+  const int64_t products = rows * in_features() * out_features();
   const int threads = products < kSerialProducts ? 1 : context.pool().num_threads();
-  const int row_tasks = (rows + kTaskRows - 1) / kTaskRows;
+  const int64_t task_rows = in_tiles_ ? kTileTaskRows : kTaskRows;
+  const auto row_tasks = static_cast<int>(Quotient(rows, task_rows));
   int task_panels = num_panels();
   if (threads > 1) {
     // Many rows: fixed groups. Few: about four tasks a thread, in whole groups of four panels.
-    task_panels =
-        row_tasks > 1
-            ? kTaskPanels
-            : static_cast<int>(RoundUp((num_panels() + 4 * threads - 1) / (4 * threads), 4));
+    task_panels = row_tasks > 1 ? kTaskPanels
+                                : static_cast<int>(RoundUp(Quotient(num_panels(), 4 * threads), 4));
   }
-  const int panel_tasks = (num_panels() + task_panels - 1) / task_panels;
-  if (inputs_ != Inputs::kAsTheyAre) PrepareInputs(context, x);
-
-  LinearTask common = {};
-  common.weights = packed_.data();
-  common.weight_scales = static_cast<const float*>(channels_.data());
-  if (type_ == DType::kI8) {
-    common.weight_sums = reinterpret_cast<const int32_t*>(common.weight_scales +
-                                                          int64_t{num_panels()} * kPanelOutputs);
+  const auto panel_tasks = static_cast<int>(Quotient(num_panels(), task_panels));
+  Prepared prepared = {};
+  if (inputs_ != Inputs::kAsTheyAre) {
+    prepared = PreparedIn(context.shared(), rows);
+    const int64_t step = std::max<int64_t>(1, kTaskInputs / in_features());
+    context.pool().Run(static_cast<int>(Quotient(rows, step)), [&](int index, int) {
+      for (int64_t r = index * step; r < std::min(rows, (index + 1) * step); ++r)
+        Prepare(context.kernels(), x.row<float>(r), prepared, r);
+    });
   }
-  common.in_features = in_features();
-  common.out_features = out_features();
+  LinearTask common = TaskOf(options);
   common.out_stride = out.row_stride();
-  common.scale = options.scale;
-  common.epilogue = Epilogue(options.epilogue);
-  const auto* quantized = reinterpret_cast<const QuantizedRow*>(context.shared());
-  const std::byte* prepared = context.shared() + kPaddedRows * sizeof(QuantizedRow);
-
   // Consecutive tasks share their weights, which stay in the cache.
   context.pool().Run(row_tasks * panel_tasks, [&](int index, int) {
     LinearTask task = common;
-    const int first_row = index % row_tasks * kTaskRows;
-    task.num_rows = std::min(kTaskRows, rows - first_row);
+    const int64_t first = index % row_tasks * task_rows, last = std::min(rows, first + task_rows);
+    task.num_rows = static_cast<int>(last - first);
     task.first_panel = index / row_tasks * task_panels;
     task.last_panel = std::min(num_panels(), task.first_panel + task_panels);
-    task.out = out.row<float>(first_row);
-    const std::byte* inputs = prepared + first_row * row_bytes_;
-    switch (inputs_) {
-      case Inputs::kAsTheyAre:
-        task.x = x.row<float>(first_row);
-        task.x_stride = x.row_stride();
-        context.kernels().linear_f32(task);
-        break;
-      case Inputs::kRounded:
-        task.x = reinterpret_cast<const float*>(inputs);
-        task.x_stride = in_features();
-        context.kernels().linear_bf16(task);
-        break;
-      case Inputs::kBf16:
-        task.packed_x = reinterpret_cast<const BFloat16*>(inputs);
-        context.kernels().linear_bf16(task);
-        break;
-      case Inputs::kInt8:
-        task.quantized_x = reinterpret_cast<const uint8_t*>(inputs);
-        task.quantized_rows = quantized + first_row;
-        context.kernels().linear_int8(task);
-        break;
-    }
+    task.out = out.row<float>(first);
+    RunTask(context.kernels(), task, x.Rows(first, last),
+            {prepared.quantized + first, prepared.rows + first * row_bytes_});
   });
+}
+
+void CpuLinear::RunApart(CpuContext& context, TensorView x, const LinearOptions& options,
+                         TensorView out) const {
+  const int64_t rows = x.dim(0), threads = context.pool().num_threads();
+  const int64_t task_rows = TileTaskRows(rows, threads, kTileTaskRows);
+  const int64_t row_tasks = Quotient(rows, task_rows);
+  // Fewer than the threads: panels are shared out too.
+  const int64_t panel_tasks =
+      row_tasks >= threads ? 1 : std::min<int64_t>(num_panels(), Quotient(2 * threads, row_tasks));
+  const int64_t task_panels = Quotient(num_panels(), panel_tasks);
+  LinearTask common = TaskOf(options);
+  common.out_stride = out.row_stride();
+  context.pool().Run(static_cast<int>(row_tasks * panel_tasks), [&](int index, int thread) {
+    LinearTask task = common;
+    const int64_t first = index / panel_tasks * task_rows, last = std::min(rows, first + task_rows);
+    task.num_rows = static_cast<int>(last - first);
+    task.first_panel = static_cast<int>(index % panel_tasks * task_panels);
+    task.last_panel = std::min(num_panels(), static_cast<int>(task.first_panel + task_panels));
+    if (task.first_panel >= task.last_panel) return;
+    task.out = out.row<float>(first);
+    const Prepared prepared = PreparedIn(context.scratch(thread), task.num_rows);
+    for (int64_t r = first; r < last; ++r)
+      Prepare(context.kernels(), x.row<float>(r), prepared, r - first);
+    RunTask(context.kernels(), task, x.Rows(first, last), prepared);
+  });
+}
+
+bool CpuLinear::RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,
+                               const CpuLinear& up, LinearEpilogue act, const CpuLinear& down) {
+  const int64_t rows = x.dim(0), threads = context.pool().num_threads();
+  if (!up.in_tiles_ || up.inputs_ != down.inputs_ || rows <= kTileTaskRows) return false;
+  const bool is_int8 = up.inputs_ == Inputs::kInt8;
+  const int64_t task_rows =
+      TileTaskRows(rows, threads, is_int8 ? kHiddenRows : int64_t{kTileTaskRows});
+  const int64_t row_tasks = Quotient(rows, task_rows);
+  if (row_tasks < threads) return false;  // layer by layer all of them have work
+  const CpuKernels& kernels = context.kernels();
+  LinearTask first_task = up.TaskOf({.epilogue = act});
+  LinearTask second_task = down.TaskOf({.epilogue = LinearEpilogue::kAdd});
+  second_task.out_stride = x.row_stride();
+  context.pool().Run(static_cast<int>(row_tasks), [&](int index, int thread) {
+    const int64_t first = index * task_rows, last = std::min(rows, first + task_rows);
+    const int64_t n = last - first;
+    auto* memory = reinterpret_cast<std::byte*>(context.scratch(thread));
+    const Prepared inputs = PreparedIn(memory, n);
+    memory += PreparedBytes(n, up.row_bytes_);
+    const Prepared hidden = PreparedIn(memory, n);
+    memory += PreparedBytes(n, down.row_bytes_);
+    auto* const floats = reinterpret_cast<float*>(memory);
+    for (int64_t r = 0; r < n; ++r) {
+      kernels.rms_norm(x.row<float>(first + r), gain.as<float>(), epsilon, up.in_features(),
+                       floats);
+      up.Prepare(kernels, floats, inputs, r);
+    }
+    LinearTask task = first_task;
+    task.num_rows = static_cast<int>(n);
+    if (is_int8) {
+      task.out = floats;
+      task.out_stride = down.in_features();
+    } else {
+      task.packed_out = reinterpret_cast<BFloat16*>(hidden.rows);
+      task.packed_out_row_bytes = down.row_bytes_;
+    }
+    up.RunTask(kernels, task, {}, inputs);
+    for (int64_t r = 0; is_int8 && r < n; ++r)
+      down.Prepare(kernels, floats + r * down.in_features(), hidden, r);
+    task = second_task;
+    task.num_rows = static_cast<int>(n);
+    task.out = x.row<float>(first);
+    down.RunTask(kernels, task, {}, hidden);
+  });
+  return true;
 }
 
 }  // namespace bst

@@ -20,25 +20,47 @@ class CpuLinear : public LinearWeights {
   // See Backend::Linear.
   void Run(CpuContext& context, TensorView x, const LinearOptions& options, TensorView out) const;
 
+  // See Backend::FeedForward: rows, in groups, go through both layers before others do. Hidden rows
+  // stay in the second-level cache then, as the down layer takes them. Returns false where it is
+  // not worth it or there are no tiles, and has done nothing.
+  static bool RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,
+                             const CpuLinear& up, LinearEpilogue act, const CpuLinear& down);
+
   size_t bytes() const override { return packed_.bytes() + channels_.bytes(); }
 
  private:
   // What the kernels take for inputs.
   enum class Inputs { kAsTheyAre, kRounded, kBf16, kInt8 };
 
-  CpuLinear(int in, int out, DType type, bool packs_bf16);
+  CpuLinear(int in, int out, DType type, const CpuKernels& kernels);
   int num_panels() const { return (out_features() + kPanelOutputs - 1) / kPanelOutputs; }
   void PackOutput(int64_t output, absl::Span<const float> row);
-  // Inputs of up to a block of rows, into the context's shared memory: QuantizedRow [rows], then
-  // the rows.
-  void PrepareInputs(CpuContext& context, TensorView x) const;
-  void RunBlock(CpuContext& context, TensorView x, const LinearOptions& options,
+  // Memory for the prepared inputs of `rows` rows: QuantizedRow [rows], then the rows.
+  struct Prepared {
+    QuantizedRow* quantized;
+    std::byte* rows;
+  };
+  static size_t PreparedBytes(int64_t rows, int64_t row_bytes);
+  static Prepared PreparedIn(void* memory, int64_t rows);
+  // One row's inputs, to row `row`.
+  void Prepare(const CpuKernels& kernels, const float* inputs, const Prepared& prepared,
+               int64_t row) const;
+  LinearTask TaskOf(const LinearOptions& options) const;  // all panels; but for outputs
+  // `x` are the task's rows, `prepared` too.
+  void RunTask(const CpuKernels& kernels, LinearTask task, TensorView x,
+               const Prepared& prepared) const;
+  // Threads prepare the inputs together, then share the tasks.
+  void RunTogether(CpuContext& context, TensorView x, const LinearOptions& options,
+                   TensorView out) const;
+  // Each task prepares its own inputs, which stay in its thread's cache. Many rows only.
+  void RunApart(CpuContext& context, TensorView x, const LinearOptions& options,
                 TensorView out) const;
 
   DType type_;
   Inputs inputs_;
   int64_t padded_in_;      // of the weights, and of inputs other than float32
   int64_t row_bytes_ = 0;  // of prepared inputs
+  bool in_tiles_ = false;  // they lie in tiles (kernels.h)
   Buffer packed_;
   Buffer channels_;  // INT8: scales [panels * 32], then the sums of each output's weights
 };

@@ -20,6 +20,9 @@
 //   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and
 //                 2 C (cpu_dplr.h); state as ssm
 //
+//   inputs in tiles         [rows / 16][bytes / 64][16][64]: of BF16 and INT8 inputs where
+//                           linear_takes_tiles; rows past the last one's are there, of any value
+//
 // Batch law: each output element is one fixed sequence of operations, whatever the number of rows:
 // a linear layer adds along K in one order (INT8: exactly, in any); a score adds along dh and
 // attention adds values in ring order, one by one, by pairs as one multiply instruction adds them,
@@ -46,9 +49,9 @@ enum class CpuEpilogue { kStore, kRelu, kGelu, kAdd };
 struct LinearTask {
   const float* x;  // [rows][x_stride]; for BF16 weights already rounded to BF16
   int64_t x_stride;
-  const BFloat16* packed_x;    // instead of x where linear_bf16_takes_packed_inputs: [rows up to a
-                               // multiple of 32][K padded as the weights, the padding finite]
-  const uint8_t* quantized_x;  // INT8 (int8.h): [rows up to a multiple of 32][K padded]
+  const BFloat16* packed_x;  // instead of x where linear_bf16_takes_packed_inputs: [rows][K padded
+                             // as the weights, the padding finite], or in tiles
+  const uint8_t* quantized_x;          // INT8 (int8.h): [rows][K padded], or in tiles
   const QuantizedRow* quantized_rows;  // of each row
   const void* weights;                 // packed, from panel 0 on
   const float* weight_scales;          // INT8: [panels * 32]
@@ -57,6 +60,10 @@ struct LinearTask {
   int out_features;                    // of the whole layer
   float* out;
   int64_t out_stride;
+  // BF16 on tiles, instead of out: the outputs rounded, in tiles, as the next layer takes them. A
+  // line holds a panel's outputs. Not with kAdd.
+  BFloat16* packed_out;
+  int64_t packed_out_row_bytes;
   int num_rows;
   int first_panel, last_panel;
   CpuEpilogue epilogue;
@@ -171,6 +178,10 @@ struct ConvolveEndsTask {
   int reach;  // at most num_taps
 };
 
+// Of prepared inputs: rows of a tile, bytes of a line.
+inline constexpr int kTileRows = 16;
+inline constexpr int64_t kLineBytes = 64;
+
 // K of the packed BF16 layouts.
 inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
 // K of the packed INT8 layouts.
@@ -219,11 +230,14 @@ struct CpuKernels {
   void (*linear_bf16)(const LinearTask& task);
   bool linear_bf16_takes_packed_inputs;  // inputs as BF16, not as rounded float32
   void (*linear_int8)(const LinearTask& task);
+  bool linear_takes_tiles;  // BF16 and INT8 inputs lie in tiles
   void (*round_to_bf16)(const float* in, float* out, int64_t n);
-  void (*pack_bf16)(const float* in, BFloat16* out, int64_t n);
-  QuantizedRow (*quantize_inputs)(const float* x, int n, uint8_t* q);  // int8.h
-  void (*attend_f32)(const AttendTask& task);                          // keys and values in float32
-  void (*attend_bf16)(const AttendTask& task);                         // in BF16
+  // The outputs' lines of 64 bytes are `line_stride` bytes apart.
+  void (*pack_bf16)(const float* in, BFloat16* out, int64_t n, int64_t line_stride);
+  QuantizedRow (*quantize_inputs)(const float* x, int n, uint8_t* q,
+                                  int64_t line_stride);  // int8.h
+  void (*attend_f32)(const AttendTask& task);            // keys and values in float32
+  void (*attend_bf16)(const AttendTask& task);           // in BF16
   // Where attend_bf16 multiplies pairs, of a pair ring; nullptr: where it does not.
   void (*write_pairs)(const WritePairsTask& task);
   void (*attend_int8)(const AttendTask& task);  // in INT8

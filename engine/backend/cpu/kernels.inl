@@ -41,21 +41,20 @@ inline V16 Silu(V16 x) { return x / (Set1(1.0f) + Exp(Min(Set1(87.0f), Zero() - 
 
 // ---------------------------------------------------------------- linear layers
 
-inline void StoreOutputs(const LinearTask& task, float* out, V16 sum, int n) {
+// Every epilogue but kAdd.
+inline V16 Activate(const LinearTask& task, V16 sum) {
   switch (task.epilogue) {
-    case CpuEpilogue::kStore:
-      sum = sum * Set1(task.scale);
-      break;
     case CpuEpilogue::kRelu:
-      sum = Max(Zero(), sum);
-      break;  // NaN stays
+      return Max(Zero(), sum);  // NaN stays
     case CpuEpilogue::kGelu:
-      sum = Gelu(sum);
-      break;
-    case CpuEpilogue::kAdd:
-      sum = sum + LoadPartial(out, n);
-      break;
+      return Gelu(sum);
+    default:
+      return sum * Set1(task.scale);
   }
+}
+
+inline void StoreOutputs(const LinearTask& task, float* out, V16 sum, int n) {
+  sum = task.epilogue == CpuEpilogue::kAdd ? sum + LoadPartial(out, n) : Activate(task, sum);
   if (n == kLanes) {
     Store(out, sum);
   } else {
@@ -170,14 +169,19 @@ void RoundToBFloat16Kernel(const float* in, float* out, int64_t n) {
   }
 }
 
-void PackBFloat16Kernel(const float* in, BFloat16* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) StoreBFloat16(out + i, Load(in + i));
-  for (; i < n; ++i) out[i] = ToBFloat16(in[i]);
+void PackBFloat16Kernel(const float* in, BFloat16* out, int64_t n, int64_t line_stride) {
+  constexpr int64_t kLine = kLineBytes / int64_t{sizeof(BFloat16)};
+  for (int64_t first = 0; first < n;
+       first += kLine, out += line_stride / int64_t{sizeof(BFloat16)}) {
+    const int64_t size = std::min(kLine, n - first);
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) StoreBFloat16(out + i, Load(in + first + i));
+    for (; i < size; ++i) out[i] = ToBFloat16(in[first + i]);
+  }
 }
 
 // QuantizeInputs of int8.h, bit for bit: minimum and maximum do not depend on an order.
-QuantizedRow QuantizeInputsKernel(const float* x, int n, uint8_t* q) {
+QuantizedRow QuantizeInputsKernel(const float* x, int n, uint8_t* q, int64_t line_stride) {
   V16 low = Zero(), high = Zero(), poison = Zero();
   for (int i = 0; i < n; i += kLanes) {
     const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
@@ -192,12 +196,13 @@ QuantizedRow QuantizeInputsKernel(const float* x, int n, uint8_t* q) {
   for (int i = 0; i < n; i += kLanes) {
     const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
     const V16 rounded = Min(Max(Round(v * Set1(inverse)) + zero, Zero()), limit);
+    uint8_t* const to = q + i / kLineBytes * line_stride + i % kLineBytes;
     if (i + kLanes <= n) {
-      StoreBytes(q + i, rounded);
+      StoreBytes(to, rounded);
     } else {
       uint8_t last[kLanes];
       StoreBytes(last, rounded);
-      std::memcpy(q + i, last, static_cast<size_t>(n - i));
+      std::memcpy(to, last, static_cast<size_t>(n - i));
     }
   }
   const float zero_byte = ReduceMax(Max(zero, Zero()));
@@ -555,6 +560,7 @@ constexpr CpuKernels MakeKernels(void (*linear_int8)(const LinearTask&)) {
           .linear_bf16 = LinearKernel<BFloat16>,
           .linear_bf16_takes_packed_inputs = false,
           .linear_int8 = linear_int8,
+          .linear_takes_tiles = false,
           .round_to_bf16 = RoundToBFloat16Kernel,
           .pack_bf16 = PackBFloat16Kernel,
           .quantize_inputs = QuantizeInputsKernel,

@@ -77,10 +77,12 @@ constexpr CpuKernels WithPairs(CpuKernels kernels, void (*linear_bf16)(const Lin
 
 template <typename Tiles>
 constexpr CpuKernels MakeTileKernels() {
-  return WithPairs(MakeByteKernels(LinearTilesKernel<Int8Tiles, Tiles>,
-                                   AttendBytesKernel<TileProducts<Int8Tiles, Tiles>>),
-                   LinearTilesKernel<Bf16Tiles, Tiles>,
-                   AttendPairsKernel<TileProducts<Bf16Tiles, Tiles>>);
+  CpuKernels kernels = WithPairs(MakeByteKernels(LinearTilesKernel<Int8Tiles, Tiles>,
+                                                 AttendBytesKernel<TileProducts<Int8Tiles, Tiles>>),
+                                 LinearTilesKernel<Bf16Tiles, Tiles>,
+                                 AttendPairsKernel<TileProducts<Bf16Tiles, Tiles>>);
+  kernels.linear_takes_tiles = true;
+  return kernels;
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ inline V16 Dequantize(const LinearTask& task, int row, int first, V16Int sum) {
   return ToFloats(exact) * Set1(x.scale) * Load(task.weight_scales + first);
 }
 
-// Where a row's inputs lie, for each type of weights.
+// Where a row's inputs lie, for each type of weights; in tiles, rows that are multiples of 16.
 struct Bf16Rows {
   static int64_t RowBytes(const LinearTask& task) { return 2 * RoundUpInputs(task.in_features); }
   static const char* Row(const LinearTask& task, int row) {

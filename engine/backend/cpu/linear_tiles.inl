@@ -5,10 +5,16 @@
 // or 16 x 64 INT8 inputs, 16 groups of two or four k x 16 outputs of weights (a panel's own
 // layout), or 16 x 16 float32 or int32 sums.
 //
+// Inputs lie in tiles too (kernels.h): sixteen lines that follow one another load faster than lines
+// of sixteen rows, which are far apart and share few sets of the first-level cache.
+//
 // Batch law: a row of sums depends on its own row of inputs; along K the order is the tile's,
 // always one tile at a time from the start.
 
-constexpr int kTileRows = 16;
+// Lines of the next panel that a step along K fetches, of as many as the panel has outputs: the
+// whole of it while so many pairs of tiles pass.
+constexpr int kLinesAhead = 4;
+constexpr int kPassesAhead = kPanelOutputs / kLinesAhead;
 
 // The instruction set's registers. One thread configures them for the length of a kernel.
 class HardwareTiles {
@@ -160,33 +166,49 @@ struct Int8Tiles : Int8Rows {
 };
 
 // Rows [row, row + 16 * RowTiles) of one panel; rows past num_rows are computed from whatever the
-// caller's padding holds and not stored.
+// caller's padding holds and not stored. Meanwhile kLinesAhead lines of `ahead` for each step along
+// K come to the second-level cache, if there are two tiles of rows.
 template <typename Format, int RowTiles, typename Tiles>
-inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int panel) {
+inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int panel,
+                            const char* ahead) {
   const int64_t row_bytes = Format::RowBytes(task);
   // 64 bytes of a row meet sixteen groups of four bytes of each of the panel's outputs.
   constexpr int64_t kWeightStride = 4 * kPanelOutputs;
   const char* w = static_cast<const char*>(task.weights) + panel * (row_bytes / 4 * kWeightStride);
   const char* x = Format::Row(task, row);
-  PrefetchOutputs(task, row, std::min(RowTiles * kTileRows, task.num_rows - row),
-                  panel * kPanelOutputs, kPanelOutputs / kLanes);
+  const char* const x_end = x + kTileRows * row_bytes;
   tiles.template Zero<0>();
   tiles.template Zero<1>();
   if constexpr (RowTiles == 2) {
     tiles.template Zero<2>();
     tiles.template Zero<3>();
   }
-  for (int64_t k = 0; k < row_bytes; k += 64) {
-    tiles.template Load<6>(w + k * kPanelOutputs, kWeightStride);
-    tiles.template Load<7>(w + k * kPanelOutputs + kWeightStride / 2, kWeightStride);
-    tiles.template Load<4>(x + k, row_bytes);
+  // The outputs' places come meanwhile too, some rows at a time: all at once they would keep what
+  // the tiles wait for from coming.
+  const int rows = std::min(RowTiles * kTileRows, task.num_rows - row);
+  const int steps = static_cast<int>(row_bytes / kLineBytes);
+  const int rows_a_step = task.packed_out == nullptr ? (rows + steps - 1) / steps : 0;
+  int prefetched = 0;
+  for (; x != x_end; x += kTileRows * kLineBytes) {
+    if (prefetched < rows) {
+      const int last = std::min(rows, prefetched + rows_a_step);
+      PrefetchOutputs(task, row + prefetched, last - prefetched, panel * kPanelOutputs, 2);
+      prefetched = last;
+    }
+    tiles.template Load<6>(w, kWeightStride);
+    tiles.template Load<7>(w + kWeightStride / 2, kWeightStride);
+    tiles.template Load<4>(x, kLineBytes);
     Format::template MultiplyAdd<0>(tiles);
     Format::template MultiplyAdd<1>(tiles);
     if constexpr (RowTiles == 2) {
-      tiles.template Load<5>(x + kTileRows * row_bytes + k, row_bytes);
+      tiles.template Load<5>(x + kTileRows * row_bytes, kLineBytes);
+      for (int line = 0; line < kLinesAhead; ++line)
+        _mm_prefetch(ahead + line * kLineBytes, _MM_HINT_T1);
+      ahead += kLinesAhead * kLineBytes;
       Format::template MultiplyAdd<2>(tiles);
       Format::template MultiplyAdd<3>(tiles);
     }
+    w += kTileRows * kWeightStride;
   }
   alignas(64) float sums[2 * RowTiles][kTileRows][kLanes];  // or int32
   tiles.template Store<0>(&sums[0][0][0]);
@@ -195,25 +217,42 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
     tiles.template Store<2>(&sums[2][0][0]);
     tiles.template Store<3>(&sums[3][0][0]);
   }
-  for (int half = 0; half < 2; ++half) {
-    const int first = panel * kPanelOutputs + half * kLanes;
-    const int n = std::min(kLanes, task.out_features - first);
-    if (n <= 0) break;
-    for (int r = 0; r < RowTiles * kTileRows && row + r < task.num_rows; ++r) {
-      StoreOutputs(
-          task, task.out + (row + r) * task.out_stride + first,
-          Format::Finish(task, row + r, first, sums[r / kTileRows * 2 + half][r % kTileRows]), n);
+  for (int r = 0; r < rows; ++r) {
+    V16 out[2];
+    for (int half = 0; half < 2; ++half) {
+      out[half] = Format::Finish(task, row + r, panel * kPanelOutputs + half * kLanes,
+                                 sums[r / kTileRows * 2 + half][r % kTileRows]);
+    }
+    if (task.packed_out != nullptr) {
+      char* const line = reinterpret_cast<char*>(task.packed_out) +
+                         (row + r) / kTileRows * kTileRows * task.packed_out_row_bytes +
+                         (panel * kTileRows + r % kTileRows) * kLineBytes;
+      for (int half = 0; half < 2; ++half) {
+        StoreBFloat16(reinterpret_cast<BFloat16*>(line) + half * kLanes, Activate(task, out[half]));
+      }
+      continue;
+    }
+    for (int half = 0; half < 2; ++half) {
+      const int first = panel * kPanelOutputs + half * kLanes;
+      const int n = std::min(kLanes, task.out_features - first);
+      if (n <= 0) break;
+      StoreOutputs(task, task.out + (row + r) * task.out_stride + first, out[half], n);
     }
   }
 }
 
+// A panel stays in the second-level cache while the rows pass over it, and the next one comes.
 template <typename Format, typename Tiles>
 void LinearTilesKernel(const LinearTask& task) {
   Tiles tiles;
+  const int64_t panel_bytes = Format::RowBytes(task) * kPanelOutputs;
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
+    const char* next = static_cast<const char*>(task.weights) + (panel + 1) * panel_bytes;
     int row = 0;
-    for (; row + kTileRows < task.num_rows; row += 2 * kTileRows)
-      LinearTileBlock<Format, 2>(tiles, task, row, panel);
-    if (row < task.num_rows) LinearTileBlock<Format, 1>(tiles, task, row, panel);
+    for (; row + kTileRows < task.num_rows; row += 2 * kTileRows) {
+      LinearTileBlock<Format, 2>(tiles, task, row, panel, next);
+      next += panel_bytes / kPassesAhead;
+    }
+    if (row < task.num_rows) LinearTileBlock<Format, 1>(tiles, task, row, panel, nullptr);
   }
 }

@@ -66,18 +66,57 @@ TEST_P(AgreementTest, LinearStacksItsPartsInOrder) {
 
 // A row's result must not depend on how many rows there are: the batch law at its root.
 TEST_P(AgreementTest, LinearRowsDoNotDependOnTheirNumber) {
+  constexpr int kRows = 600;
   for (const DType type : Types()) {
     std::vector<float> w = RandomVector(333 * 90, 4);
     const auto packed = *tested_->PackLinear({Contiguous(w, {90, 333})}, type);
-    Matrix x = Matrix::Random(130, 333, 5);
-    Matrix all(130, 90);
+    Matrix x = Matrix::Random(kRows, 333, 5);
+    Matrix all(kRows, 90);
     tested_->Linear(x.view(), *packed, {}, all.view());
-    for (const int rows : {1, 2, 3, 4, 6, 7, 12, 13, 37, 49, 97}) {
+    for (const int rows : {1, 2, 3, 4, 6, 7, 12, 13, 37, 49, 97, 256, 257, 331}) {
       Matrix some(rows, 90);
-      tested_->Linear(x.view().Rows(130 - rows, 130), *packed, {}, some.view());
+      tested_->Linear(x.view().Rows(kRows - rows, kRows), *packed, {}, some.view());
       for (int r = 0; r < rows; ++r) {
-        ASSERT_EQ(std::memcmp(&some.at(r, 0), &all.at(130 - rows + r, 0), 90 * sizeof(float)), 0)
+        ASSERT_EQ(std::memcmp(&some.at(r, 0), &all.at(kRows - rows + r, 0), 90 * sizeof(float)), 0)
             << rows << " rows, row " << r << " " << std::string(Name(type));
+      }
+    }
+  }
+}
+
+// The bits of its parts, whichever rows a backend takes together.
+TEST_P(AgreementTest, FeedForwardIsItsOperators) {
+  struct Sizes {
+    int rows, dim, hidden;
+  };
+  for (const Sizes& sizes : {Sizes{1, 33, 72}, Sizes{40, 16, 100}, Sizes{256, 20, 31},
+                             Sizes{257, 40, 97}, Sizes{333, 70, 31}, Sizes{700, 24, 128}}) {
+    const auto [rows, dim, hidden] = sizes;
+    std::vector<float> w1 = RandomVector(static_cast<size_t>(dim * hidden), 1),
+                       w2 = RandomVector(static_cast<size_t>(dim * hidden), 2),
+                       gain = RandomVector(static_cast<size_t>(dim), 3);
+    for (const DType type : Types()) {
+      const auto up = *tested_->PackLinear({Contiguous(w1, {hidden, dim})}, type);
+      const auto down = *tested_->PackLinear({Contiguous(w2, {dim, hidden})}, type);
+      const auto run = [&](auto&& feed_forward) {
+        Matrix x = Matrix::Random(rows, dim, 4), normed(rows, dim), h(rows, hidden);
+        feed_forward(x.view(), Contiguous(gain, {dim}), normed.view(), h.view());
+        return x;
+      };
+      for (const LinearEpilogue act : {LinearEpilogue::kRelu, LinearEpilogue::kGelu}) {
+        Matrix expected = run([&](TensorView x, TensorView g, TensorView normed, TensorView h) {
+          tested_->Backend::FeedForward(x, g, 1e-6f, *up, act, *down, normed, h);
+        });
+        Matrix got = run([&](TensorView x, TensorView g, TensorView normed, TensorView h) {
+          tested_->FeedForward(x, g, 1e-6f, *up, act, *down, normed, h);
+        });
+        for (int r = 0; r < rows; ++r) {
+          ASSERT_EQ(std::memcmp(&got.at(r, 0), &expected.at(r, 0),
+                                static_cast<size_t>(dim) * sizeof(float)),
+                    0)
+              << "row " << r << " of " << rows << " " << std::string(Name(type)) << " epilogue "
+              << static_cast<int>(act);
+        }
       }
     }
   }
