@@ -66,20 +66,47 @@ struct TileConfig {
 void RepeatBf16Tiles(int64_t count) { BST_REPEAT_TILES("tdpbf16ps"); }
 void RepeatInt8Tiles(int64_t count) { BST_REPEAT_TILES("tdpbusd"); }
 
-// The best rate of a few runs in which every thread does `work(thread)` and counts `amount` each.
+// Tiles 4 to 7 are loaded anew for every four multiplications, from 16 KB.
+void RepeatLoadedTiles(int64_t count) {
+  constexpr int64_t kBytes = 16 * 1024;
+  alignas(64) thread_local char tiles[kBytes];
+  std::memset(tiles, 0x3c, sizeof(tiles));
+  const TileConfig config;
+  const int64_t stride = 64;
+  int64_t at = 0;
+  asm volatile(
+      "ldtilecfg %2\n tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3\n"
+      "1:\n lea (%3, %1), %%rax\n tileloadd (%%rax, %4), %%tmm4\n"
+      "tileloadd 1024(%%rax, %4), %%tmm6\n tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n"
+      "tileloadd 2048(%%rax, %4), %%tmm7\n tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n"
+      "tileloadd 3072(%%rax, %4), %%tmm5\n tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n"
+      "tdpbf16ps %%tmm7, %%tmm5, %%tmm3\n"
+      "add $4096, %1\n and %5, %1\n dec %0\n jnz 1b\n tilerelease\n"
+      : "+r"(count), "+r"(at)
+      : "m"(config), "r"(&tiles[0]), "r"(stride), "i"(kBytes - 1)
+      : "rax", "cc", "memory");
+}
+
+// The rates of runs in which every thread does `work(thread)` and counts `amount` each, ascending.
 template <typename Work>
-double BestRate(int threads, double amount, const Work& work) {
-  double best = 0;
-  for (int run = 0; run < kRuns; ++run) {
+std::vector<double> Rates(int runs, int threads, double amount, const Work& work) {
+  std::vector<double> rates;
+  for (int run = 0; run < runs; ++run) {
     const auto start = Clock::now();
     std::vector<std::thread> others;
     for (int t = 1; t < threads; ++t) others.emplace_back([&work, t] { work(t); });
     work(0);
     for (std::thread& other : others) other.join();
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    best = std::max(best, threads * amount / seconds);
+    rates.push_back(threads * amount / seconds);
   }
-  return best;
+  std::sort(rates.begin(), rates.end());
+  return rates;
+}
+
+template <typename Work>
+double BestRate(int threads, double amount, const Work& work) {
+  return Rates(kRuns, threads, amount, work).back();
 }
 
 double OperationRate(int threads, void (*repeat)(int64_t), double operations_each) {
@@ -124,6 +151,10 @@ MachineLimits MeasureMachineLimits(int threads) {
         OperationRate(threads, RepeatBf16Tiles, kTileSums * 2.0 * 16 * 16 * 32);
     limits.int8_operations =
         OperationRate(threads, RepeatInt8Tiles, kTileSums * 2.0 * 16 * 16 * 64);
+    constexpr int kLoadedRuns = 25, kLoadedCount = 500'000;
+    limits.loaded_tile_operations =
+        Rates(kLoadedRuns, threads, kLoadedCount * kTileSums * 2.0 * 16 * 16 * 32,
+              [](int) { RepeatLoadedTiles(kLoadedCount); })[kLoadedRuns / 2];
   } else {
     limits.bf16_operations = isa == CpuIsa::kAvx512Bf16
                                  ? OperationRate(threads, RepeatBf16Zmm, kSums * 2.0 * 32)

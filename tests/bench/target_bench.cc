@@ -195,7 +195,19 @@ MachineLimits Best(const MachineLimits& a, const MachineLimits& b) {
   return {.f32_operations = std::max(a.f32_operations, b.f32_operations),
           .bf16_operations = std::max(a.bf16_operations, b.bf16_operations),
           .int8_operations = std::max(a.int8_operations, b.int8_operations),
-          .read_bytes = std::max(a.read_bytes, b.read_bytes)};
+          .read_bytes = std::max(a.read_bytes, b.read_bytes),
+          .loaded_tile_operations = b.loaded_tile_operations};
+}
+
+void PrintLimits(const Backend& backend, const MachineLimits& limits) {
+  std::printf("%s; limits: %.2f TFLOP/s F32, %.2f BF16, %.2f TOP/s INT8, reads %.1f GB/s",
+              backend.name().c_str(), limits.f32_operations / 1e12, limits.bf16_operations / 1e12,
+              limits.int8_operations / 1e12, limits.read_bytes / 1e9);
+  if (limits.loaded_tile_operations > 0) {
+    std::printf("; BF16 with tiles from the first-level cache: %.2f",
+                limits.loaded_tile_operations / 1e12);
+  }
+  std::printf("\n\n");
 }
 
 double RateOf(const MachineLimits& limits, DType type) {
@@ -315,9 +327,7 @@ absl::Status Profile(const TargetBenchOptions& options) {
     BST_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                          MakeCpuBackend({.threads = threads, .isa = std::nullopt}));
     const MachineLimits limits = MeasureMachineLimits(backend->num_threads());
-    std::printf("%s; limits: %.0f 10^9 operations/s F32, %.0f BF16, %.0f INT8; reads %.1f GB/s\n",
-                backend->name().c_str(), limits.f32_operations / 1e9, limits.bf16_operations / 1e9,
-                limits.int8_operations / 1e9, limits.read_bytes / 1e9);
+    PrintLimits(*backend, limits);
     for (const Types& types : kTypes) {
       if (!IsChosen(options, types)) continue;
       MeteredBackend metered(backend.get(), /*repeats=*/1, CountedBackend::kCpu);
@@ -364,16 +374,14 @@ absl::Status Run(const TargetBenchOptions& options) {
       BST_RETURN_IF_ERROR(
           Measure(options, checkpoint, *backend, most_threads, types, limits, rows));
     }
-    std::printf("%s; limits: %.2f TFLOP/s F32, %.2f BF16, %.2f TOP/s INT8, reads %.1f GB/s\n\n",
-                backend->name().c_str(), limits.f32_operations / 1e12,
-                limits.bf16_operations / 1e12, limits.int8_operations / 1e12,
-                limits.read_bytes / 1e9);
+    PrintLimits(*backend, limits);
     machine.push_back({{"backend", backend->name()},
                        {"threads", backend->num_threads()},
                        {"f32_operations", limits.f32_operations},
                        {"bf16_operations", limits.bf16_operations},
                        {"int8_operations", limits.int8_operations},
-                       {"read_bytes", limits.read_bytes}});
+                       {"read_bytes", limits.read_bytes},
+                       {"loaded_tile_operations", limits.loaded_tile_operations}});
   }
   if (options.json.empty()) return absl::OkStatus();
   std::ofstream file(options.json);
