@@ -81,7 +81,9 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::Pack(CudaDevice& device,
 }
 
 CudaProducts::CudaProducts(CudaDevice& device, std::vector<int> panel_rows)
-    : device_(device), panel_rows_(std::move(panel_rows)) {
+    : device_(device),
+      panel_rows_(std::move(panel_rows)),
+      shared_bytes_(cuda::PrepareLinear(device.stream())) {
   if (panel_rows_.empty()) {
     missing_ = "no cuBLAS: not asked for";
     return;
@@ -278,7 +280,8 @@ void CudaProducts::RunKernel(const CudaLinear& weights, const LinearOptions& opt
                 .padded_out = weights.padded_out(),
                 .activation = ToActivation(options.epilogue),
                 .scale = options.epilogue == LinearEpilogue::kStore ? options.scale : 1.0f,
-                .add = options.epilogue == LinearEpilogue::kAdd});
+                .add = options.epilogue == LinearEpilogue::kAdd,
+                .shared_bytes = shared_bytes_});
 }
 
 void CudaProducts::Run(TensorView x, const CudaLinear& weights, const LinearOptions& options,

@@ -90,6 +90,7 @@ class CudaProducts {
 
   CudaDevice& device_;
   std::vector<int> panel_rows_;
+  int shared_bytes_;  // of the kernels' blocks
   cuda::Blas* blas_ = nullptr;
   std::string missing_;  // why blas_ is null
   std::map<Shape, Choice> chosen_;

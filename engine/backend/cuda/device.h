@@ -4,9 +4,16 @@
 //
 //   BST_KERNEL void bst_x(XTask task)   an entry point; its name is the one in the PTX
 //   BST_SHARED(type, name, count)       an array of the block, uninitialised
+//   BST_DYNAMIC_SHARED(type, name)      one more, of the launch's `shared_bytes`; at 16 bytes
 //   ThreadX, BlockX, BlockY             where this thread stands; NumThreads per block
 //   SyncThreads                         all threads of the block, at one place in the source
 //   ShuffleXor, Ballot                  all 32 lanes of the warp; a block is whole warps
+//   StartCopy<n>(to, from, bytes)       n = 4 or 16 bytes to shared from global memory, both at
+//                                       multiples of n; zeros beyond the first `bytes`. Lands at
+//                                       any time before the thread has waited for it
+//   CommitCopies, WaitForCopies(but)    those started since the last CommitCopies are a group;
+//                                       until all groups of this thread but the newest `but` <= 6
+//                                       have landed
 //
 // Arithmetic  A product and a sum are fused where the source says fmaf and nowhere else: both
 //             compilers are told so (-fmad=false, -ffp-contract=off). Otherwise two kernels that
@@ -23,11 +30,14 @@
 #define BST_KERNEL extern "C" __global__
 #define BST_DEVICE __device__ __forceinline__
 #define BST_SHARED(type, name, count) __shared__ type name[count]
+#define BST_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 // Launch bounds: the register allocator then keeps `blocks` of them on a multiprocessor.
 #define BST_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 // The loop that follows, whose count is a constant, becomes straight code: arrays that it indexes
 // then lie in registers.
 #define BST_UNROLL _Pragma("unroll")
+// The loop that follows stays one, and takes no registers for several turns.
+#define BST_NO_UNROLL _Pragma("unroll 1")
 
 namespace bst::cuda {
 
@@ -41,6 +51,43 @@ BST_DEVICE T ShuffleXor(T value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
 BST_DEVICE uint32_t Ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
+template <int kBytes>
+BST_DEVICE void StartCopy(void* shared, const void* global, int bytes) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global),
+                 "n"(kBytes), "r"(bytes)
+                 : "memory");
+  }
+}
+BST_DEVICE void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+BST_DEVICE void WaitForCopies(int but) {
+  switch (but) {  // the instruction takes a constant
+    case 0:
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      break;
+    case 1:
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      break;
+    case 2:
+      asm volatile("cp.async.wait_group 2;" ::: "memory");
+      break;
+    case 3:
+      asm volatile("cp.async.wait_group 3;" ::: "memory");
+      break;
+    case 4:
+      asm volatile("cp.async.wait_group 4;" ::: "memory");
+      break;
+    case 5:
+      asm volatile("cp.async.wait_group 5;" ::: "memory");
+      break;
+    default:
+      asm volatile("cp.async.wait_group 6;" ::: "memory");
+  }
+}
 BST_DEVICE uint32_t FloatBits(float x) { return __float_as_uint(x); }
 BST_DEVICE float FloatFromBits(uint32_t bits) { return __uint_as_float(bits); }
 

@@ -44,9 +44,12 @@ struct LinearTask {
   RowCount rows;
   int in, out_features, padded_in, padded_out;
   Activation activation;
-  float scale;  // 1 with an activation or `add`
-  bool add;     // out += sum
+  float scale;       // 1 with an activation or `add`
+  bool add;          // out += sum
+  int shared_bytes;  // of PrepareLinear
 };
+// At load. Returns the shared memory that a block of Linear may have.
+int PrepareLinear(Stream& stream);
 constexpr int kLinearSegment = 4096;
 constexpr int kLinearColumns = 128;  // padded_out is a multiple of it
 constexpr int kLinearDepth = 32;     // padded_in is a multiple of it

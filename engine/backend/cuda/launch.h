@@ -2,6 +2,9 @@
 //
 // A kernel takes one struct by value. Nothing is reported here: what goes wrong sticks to the
 // stream and is told, with the kernel's name, by Synchronize (runtime.h).
+// BST_ALLOW_SHARED(bst_x, bytes, stream), at load: the kernel's launches may have so many bytes of
+// dynamic shared memory, or what the device has for a block, if that is less; returns it. Without
+// this they may have 48 KB.
 // Threads   The thread that uses the stream.
 #pragma once
 
@@ -12,13 +15,23 @@ namespace bst::cuda {
 struct LaunchShape {
   int blocks_x = 1;  // at least one
   int blocks_y = 1;
-  int threads = 256;  // whole warps
+  int threads = 256;     // whole warps
+  int shared_bytes = 0;  // for BST_DYNAMIC_SHARED
 };
 
 }  // namespace bst::cuda
 
 #define BST_LAUNCH(kernel, shape, stream, task) \
   ::bst::cuda::Launch(kernel, #kernel, shape, stream, task)
+
+#define BST_ALLOW_SHARED(kernel, bytes, stream) \
+  ::bst::cuda::AllowShared(reinterpret_cast<const void*>(kernel), #kernel, bytes, stream)
+
+namespace bst::cuda {
+
+int AllowShared(const void* kernel, const char* name, int bytes, Stream& stream);
+
+}  // namespace bst::cuda
 
 #if defined(__CUDACC__) || defined(BST_CUDA_RUNTIME)
 

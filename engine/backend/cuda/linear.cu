@@ -2,8 +2,9 @@
 //
 //   few, F32    a block has 32 columns and up to four rows, a thread per output; all threads bring
 //               the weights
-//   few, BF16   a block has 16 features and up to 32 rows, a warp per segment; the weights go from
-//               memory to the registers of the tensor cores, 4 KB of a warp on their way at a time
+//   few, BF16   a block has up to 16 tiles of 16 features and up to 32 rows, a warp for each tile
+//               and segment; all threads bring weights and x to shared memory, by copies that run
+//               several stages ahead; x is rounded on its way to the tensor cores
 //   tile, F32   64 x 64 outputs in shared memory, 4 x 4 of a thread
 //   tile, BF16  128 features x 64 rows, 32 x 32 of a warp, in fragments; x is rounded on its way
 //               into shared memory
@@ -19,17 +20,34 @@
 #include "engine/backend/cuda/row_count.cuh"
 
 namespace bst::cuda {
+
+// LinearTask in blocks of few tokens.
+struct FewTask {
+  LinearTask linear;
+  int tiles;     // of 16 features
+  int segments;  // side by side
+  int stages;    // in shared memory
+  int rows;      // that a stage has room for
+};
+
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
-// The sum of the segment that begins at `first` joins those before it, which lie in `out`.
-BST_DEVICE void AddSegment(const LinearTask& task, int first, int row, int column, float sum) {
+// The sums of `count` segments, `stride` apart, of which the first begins at `first`, join those
+// before them, which lie in `out`.
+BST_DEVICE void AddSegments(const LinearTask& task, int first, int count, int row, int column,
+                            const float* sums, int stride) {
   float& out = task.out.data[row * task.out.stride + column];
-  const float total = first > 0 || task.add ? out + sum : sum;
-  const bool last = first + kLinearSegment >= task.in;
+  float total = first > 0 || task.add ? out + sums[0] : sums[0];
+  BST_NO_UNROLL
+  for (int i = 1; i < count; ++i) total += sums[i * stride];
+  const bool last = first + count * kLinearSegment >= task.in;
   out = last && !task.add ? Apply(task.activation, total * task.scale) : total;
+}
+BST_DEVICE void AddSegment(const LinearTask& task, int first, int row, int column, float sum) {
+  AddSegments(task, first, 1, row, column, &sum, 0);
 }
 
 // ---- F32
@@ -136,75 +154,203 @@ BST_DEVICE void Tile(const LinearTask& task) {
 
 // ---- BF16. Fragments: A is of the weights, features in its rows; B of x, tokens in its columns.
 
-constexpr int kFewTokens = 32;
-constexpr int kFewTiles = kFewTokens / kFragmentColumns;
-constexpr int kAhead = 8;  // fragments of weights on their way
-
 BST_DEVICE const uint32_t* WeightWords(const LinearTask& task, int feature) {
   return static_cast<const uint32_t*>(task.weights) + int64_t{feature} * (task.padded_in / 2);
 }
 
-BST_DEVICE void FewTokens(const LinearTask& task) {
-  const int warps = NumThreads() / kWarp;
-  const int lane = ThreadX() % kWarp, warp = ThreadX() / kWarp, g = lane / 4, t = lane % 4;
-  const int first_feature = BlockX() * kFragmentRows;
-  const int rows = Exact(task.rows), tiles = (rows + kFragmentColumns - 1) / kFragmentColumns;
-  const uint32_t* low = WeightWords(task, first_feature + g) + t;
-  const uint32_t* high = WeightWords(task, first_feature + g + 8) + t;
-  const auto x_word = [&](int row, int k) {
-    if (row >= rows) return 0u;
-    const float* x = task.x.data + row * task.x.stride + k;
-    return PackBf16(k < task.in ? x[0] : 0.0f, k + 1 < task.in ? x[1] : 0.0f);
-  };
-  for (int first = 0; first < task.padded_in; first += warps * kLinearSegment) {
-    const int begin = first + warp * kLinearSegment;
-    const int end =
-        begin + kLinearSegment < task.padded_in ? begin + kLinearSegment : task.padded_in;
-    FragmentC sums[kFewTiles] = {};
-    for (int k = begin; k < end; k += kAhead * kFragmentDepth) {
-      FragmentA weights[kAhead];
-      BST_UNROLL
-      for (int i = 0; i < kAhead; ++i) {
-        const int at = k + i * kFragmentDepth;
-        if (at >= end) break;
-        weights[i] = {{low[at / 2], high[at / 2], low[at / 2 + 4], high[at / 2 + 4]}};
-      }
-      BST_UNROLL
-      for (int i = 0; i < kAhead; ++i) {
-        const int at = k + i * kFragmentDepth;
-        if (at >= end) break;  // all lanes
-        BST_UNROLL
-        for (int tile = 0; tile < kFewTiles; ++tile) {
-          if (tile >= tiles) break;
-          const int row = tile * kFragmentColumns + g;
-          MultiplyAdd(weights[i], {{x_word(row, at + 2 * t), x_word(row, at + 2 * t + 8)}},
-                      sums[tile]);
-        }
+// Shared memory of a block of few tokens: stages of kStageDepth k of the weights and of x, in turn;
+// behind them the sums of a round of segments. A stage has for each segment of the round the
+// weights of its tiles; then x of its tokens for each. Rows lie at multiples of 128 bytes; their
+// pieces of 16 bytes are exchanged (WeightWord, InputWord) so that the rows that a fragment reads
+// lie in 32 banks.
+constexpr int kFewTokens = 32;
+constexpr int kFewWarps = 16;  // at most
+constexpr int kFewGroups = 8;  // of tokens, at most: beyond that tiles
+constexpr int kStageDepth = 128;
+constexpr int kStageSteps = kStageDepth / kFragmentDepth;
+constexpr int kSegmentStages = kLinearSegment / kStageDepth;
+constexpr int kMostStages = 8;
+constexpr int kMostSharedBytes = 227 << 10;  // all that a block of an H100 can have
+constexpr int kTileWords = kFragmentRows * kStageDepth / 2;
+constexpr int kSumsOfARow = kFragmentRows + 4;  // lanes of a fragment's columns: in 32 banks
+static_assert(kLinearSegment % kStageDepth == 0 && kLinearColumns % kFragmentRows == 0);
+
+BST_DEVICE int WeightWord(int feature, int word) {
+  return feature * (kStageDepth / 2) + (word ^ feature % 8 * 4);
+}
+BST_DEVICE int InputWord(int token, int k) { return token * kStageDepth + (k ^ token % 4 * 8); }
+
+struct alignas(8) TwoFloats {
+  float first, second;
+};
+// Where a block's stage begins in the first segment of its round.
+BST_DEVICE int StageBegin(const FewTask& few, int stage) {
+  return stage / kSegmentStages * few.segments * kLinearSegment +
+         stage % kSegmentStages * kStageDepth;
+}
+
+// Copies begin that bring a stage of `rows` tokens from `x` on.
+BST_DEVICE void CopyStage(const FewTask& few, int stage, const float* x, int rows, uint32_t* to) {
+  const LinearTask& task = few.linear;
+  constexpr int kPieces = kStageDepth / 8;  // of 16 bytes in a row of weights
+  constexpr int kThreadsOfATile = kFragmentRows * kPieces;
+  const int feature = ThreadX() / kPieces % kFragmentRows, word = ThreadX() % kPieces * 4;
+  const int lane = ThreadX() % kWarp, begin = StageBegin(few, stage);
+  const bool by_four = reinterpret_cast<uintptr_t>(x) % 16 == 0 && task.x.stride % 4 == 0;
+  uint32_t* const inputs = to + few.segments * few.tiles * kTileWords;
+  for (int s = 0; s < few.segments; ++s) {
+    const int first = begin + s * kLinearSegment;
+    if (first >= task.padded_in) break;
+    BST_NO_UNROLL
+    for (int tile = ThreadX() / kThreadsOfATile; tile < few.tiles;
+         tile += NumThreads() / kThreadsOfATile) {
+      const int tile_feature = (BlockX() * few.tiles + tile) * kFragmentRows;
+      if (tile_feature >= task.padded_out || first + 2 * word >= task.padded_in) break;
+      StartCopy<16>(to + (s * few.tiles + tile) * kTileWords + WeightWord(feature, word),
+                    WeightWords(task, tile_feature + feature) + first / 2 + word, 16);
+    }
+    BST_NO_UNROLL
+    for (int row = ThreadX() / kWarp; row < rows; row += NumThreads() / kWarp) {
+      const float* const from = x + row * task.x.stride + first;
+      uint32_t* const row_to = inputs + s * few.rows * kStageDepth;
+      if (by_four) {
+        const int k = 4 * lane, left = 4 * (task.in - first - k);
+        StartCopy<16>(row_to + InputWord(row, k), from + k, left < 0 ? 0 : left < 16 ? left : 16);
+      } else {
+        BST_NO_UNROLL
+        for (int k = lane; k < kStageDepth; k += kWarp)
+          StartCopy<4>(row_to + InputWord(row, k), from + k, first + k < task.in ? 4 : 0);
       }
     }
-    // One segment after the other joins the sums in `out`.
-    for (int s = 0; s < warps; ++s) {
-      if (s > 0) SyncThreads();
-      if (s != warp || begin >= task.padded_in) continue;
+  }
+}
+
+// `steps` steps of one tile of features. `weight_word` and `input_words` are the lane's, for k = 0.
+template <int kTokenTiles>
+BST_DEVICE void MultiplyStage(const uint32_t* weights, const uint32_t* inputs, int steps,
+                              int weight_word, const int (&input_words)[kTokenTiles],
+                              FragmentC (&sums)[kTokenTiles]) {
+  const auto multiply = [&](int step) {
+    const uint32_t* const w0 = weights + (weight_word ^ step * 8);
+    const uint32_t* const w8 = weights + (weight_word ^ (step * 8 + 4));
+    const FragmentA a = {{w0[0], w0[4 * kStageDepth], w8[0], w8[4 * kStageDepth]}};
+    BST_UNROLL
+    for (int j = 0; j < kTokenTiles; ++j) {
+      const auto pair = [&](int k) {
+        const auto x = *reinterpret_cast<const TwoFloats*>(inputs + (input_words[j] ^ k));
+        return PackBf16(x.first, x.second);
+      };
+      MultiplyAdd(a, {{pair(step * 16), pair(step * 16 + 8)}}, sums[j]);
+    }
+  };
+  if (steps == kStageSteps) {
+    BST_UNROLL
+    for (int step = 0; step < kStageSteps; ++step) multiply(step);
+  } else {
+    BST_NO_UNROLL
+    for (int step = 0; step < steps; ++step) multiply(step);
+  }
+}
+
+template <int kTokenTiles>
+BST_DEVICE void FewTokens(const FewTask& few, int rows) {
+  BST_DYNAMIC_SHARED(uint32_t, shared);
+  const LinearTask& task = few.linear;
+  const int lane = ThreadX() % kWarp, warp = ThreadX() / kWarp, g = lane / 4, t = lane % 4;
+  const int first_row = BlockY() * kFewTokens;
+  rows = rows - first_row < kFewTokens ? rows - first_row : kFewTokens;
+  const float* const x = task.x.data + first_row * task.x.stride;
+  const int segment = warp / few.tiles, tile = warp % few.tiles;
+  const int first_feature = (BlockX() * few.tiles + tile) * kFragmentRows;
+  const bool has_tile = segment < few.segments && first_feature < task.padded_out;  // all lanes
+
+  const int stage_words = few.segments * (few.tiles * kTileWords + few.rows * kStageDepth);
+  const int weights_at = warp * kTileWords;
+  const int inputs_at = few.segments * few.tiles * kTileWords + segment * few.rows * kStageDepth;
+  auto* const all_sums = reinterpret_cast<float*>(shared + few.stages * stage_words);
+  const int weight_word = WeightWord(g, t);
+  int input_words[kTokenTiles];
+  BST_UNROLL
+  for (int j = 0; j < kTokenTiles; ++j) {
+    // A column of no row is another one's, for nobody.
+    const int row = j * kFragmentColumns + g;
+    input_words[j] = InputWord(row < rows ? row : rows - 1, 2 * t);
+  }
+
+  const int rounds =
+      (task.padded_in + few.segments * kLinearSegment - 1) / (few.segments * kLinearSegment);
+  const int last_begin = (rounds - 1) * few.segments * kLinearSegment;
+  const int last_stages = (task.padded_in - last_begin + kStageDepth - 1) / kStageDepth;
+  const int stages =
+      (rounds - 1) * kSegmentStages + (last_stages < kSegmentStages ? last_stages : kSegmentStages);
+  const auto copy = [&](int stage, int place) {
+    if (stage < stages) CopyStage(few, stage, x, rows, shared + place * stage_words);
+    CommitCopies();
+  };
+  for (int stage = 0; stage < few.stages - 1; ++stage) copy(stage, stage);
+
+  FragmentC sums[kTokenTiles] = {};
+  int place = 0, free_place = few.stages - 1;
+  for (int stage = 0; stage < stages; ++stage) {
+    WaitForCopies(few.stages - 2);
+    SyncThreads();  // the stage is there, and all have read the one before, whose place is free
+    copy(stage + few.stages - 1, free_place);
+    const uint32_t* const at = shared + place * stage_words;
+    free_place = place;
+    place = place + 1 < few.stages ? place + 1 : 0;
+    const int begin = StageBegin(few, stage), first = begin + segment * kLinearSegment;
+    if (has_tile && first < task.padded_in) {
+      const int steps = (task.padded_in - first) / kFragmentDepth;
+      MultiplyStage(at + weights_at, at + inputs_at, steps < kStageSteps ? steps : kStageSteps,
+                    weight_word, input_words, sums);
+    }
+    if ((stage + 1) % kSegmentStages != 0 && stage + 1 < stages) continue;
+    // The round's segments join what is in `out`, one after the other.
+    BST_UNROLL
+    for (int j = 0; j < kTokenTiles; ++j) {
       BST_UNROLL
-      for (int tile = 0; tile < kFewTiles; ++tile) {
-        BST_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int row = tile * kFragmentColumns + 2 * t + i % 2;
-          const int feature = first_feature + g + i / 2 * 8;
-          if (row < rows && feature < task.out_features)
-            AddSegment(task, begin, row, feature, sums[tile].values[i]);
-        }
+      for (int i = 0; i < 4; ++i) {
+        const int row = j * kFragmentColumns + 2 * t + i % 2;
+        if (has_tile && row < rows)
+          all_sums[(warp * few.rows + row) * kSumsOfARow + g + i / 2 * 8] = sums[j].values[i];
+        sums[j].values[i] = 0.0f;
       }
     }
     SyncThreads();
+    const int features = few.tiles * kFragmentRows;
+    const int first_of_round = stage / kSegmentStages * few.segments * kLinearSegment;
+    const int left = (task.padded_in - first_of_round + kLinearSegment - 1) / kLinearSegment;
+    BST_NO_UNROLL
+    for (int i = ThreadX(); i < rows * features; i += NumThreads()) {
+      const int row = i / features, of_block = i % features;
+      const int feature = BlockX() * features + of_block;
+      if (feature < task.out_features) {
+        AddSegments(task, first_of_round, left < few.segments ? left : few.segments,
+                    first_row + row, feature,
+                    all_sums + (of_block / kFragmentRows * few.rows + row) * kSumsOfARow +
+                        of_block % kFragmentRows,
+                    few.tiles * few.rows * kSumsOfARow);
+      }
+    }
+  }
+}
+
+BST_DEVICE void Few(const FewTask& few) {
+  const int rows = Exact(few.linear.rows), of_block = rows - BlockY() * kFewTokens;
+  if (of_block <= 0) return;
+  if (of_block <= kFragmentColumns) {
+    FewTokens<1>(few, rows);
+  } else if (of_block <= 2 * kFragmentColumns) {
+    FewTokens<2>(few, rows);
+  } else {
+    FewTokens<4>(few, rows);
   }
 }
 
 constexpr int kTileFeatures = 128;
 constexpr int kTileTokens = 64;
 constexpr int kTileDepth = 32;
-constexpr int kTileWords = kTileDepth / 2 + 4;  // from a row to the next
+constexpr int kTileRowWords = kTileDepth / 2 + 4;  // from a row to the next
 constexpr int kWarpFeatures = 32, kWarpTokens = 32;
 constexpr int kFeatureTiles = kWarpFeatures / kFragmentRows;
 constexpr int kTokenTiles = kWarpTokens / kFragmentColumns;
@@ -217,8 +363,8 @@ struct alignas(16) FourWords {
 };
 
 BST_DEVICE void TokenTile(const LinearTask& task) {
-  BST_SHARED(uint32_t, ws, kTileFeatures * kTileWords);
-  BST_SHARED(uint32_t, xs, kTileTokens * kTileWords);
+  BST_SHARED(uint32_t, ws, kTileFeatures * kTileRowWords);
+  BST_SHARED(uint32_t, xs, kTileTokens * kTileRowWords);
   constexpr int kWeightLoads = kTileFeatures * kTileDepth / 8 / kThreads;  // of four words
   constexpr int kInputs = kTileTokens * kTileDepth / kThreads;             // of one row
   const int lane = ThreadX() % kWarp, warp = ThreadX() / kWarp, g = lane / 4, t = lane % 4;
@@ -255,12 +401,12 @@ BST_DEVICE void TokenTile(const LinearTask& task) {
     BST_UNROLL
     for (int i = 0; i < kWeightLoads; ++i) {
       const int at = ThreadX() + i * kThreads;
-      uint32_t* to = ws + at / (kTileDepth / 8) * kTileWords + at % (kTileDepth / 8) * 4;
+      uint32_t* to = ws + at / (kTileDepth / 8) * kTileRowWords + at % (kTileDepth / 8) * 4;
       *reinterpret_cast<FourWords*>(to) = next_weights[i];
     }
     BST_UNROLL
     for (int i = 0; i < kInputs; i += 2)
-      xs[x_row * kTileWords + (x_k + i) / 2] = PackBf16(next_x[i], next_x[i + 1]);
+      xs[x_row * kTileRowWords + (x_k + i) / 2] = PackBf16(next_x[i], next_x[i + 1]);
     SyncThreads();
     load(first + kTileDepth);
     if (!has_tokens) continue;
@@ -269,12 +415,12 @@ BST_DEVICE void TokenTile(const LinearTask& task) {
       FragmentA a[kFeatureTiles];
       BST_UNROLL
       for (int i = 0; i < kFeatureTiles; ++i) {
-        const uint32_t* w = ws + (warp_feature + i * kFragmentRows + g) * kTileWords + k + t;
-        a[i] = {{w[0], w[8 * kTileWords], w[4], w[8 * kTileWords + 4]}};
+        const uint32_t* w = ws + (warp_feature + i * kFragmentRows + g) * kTileRowWords + k + t;
+        a[i] = {{w[0], w[8 * kTileRowWords], w[4], w[8 * kTileRowWords + 4]}};
       }
       BST_UNROLL
       for (int j = 0; j < kTokenTiles; ++j) {
-        const uint32_t* x = xs + (warp_token + j * kFragmentColumns + g) * kTileWords + k + t;
+        const uint32_t* x = xs + (warp_token + j * kFragmentColumns + g) * kTileRowWords + k + t;
         const FragmentB b = {{x[0], x[4]}};
         BST_UNROLL
         for (int i = 0; i < kFeatureTiles; ++i) MultiplyAdd(a[i], b, sums[i][j]);
@@ -303,7 +449,7 @@ BST_DEVICE void TokenTile(const LinearTask& task) {
 }  // namespace
 
 BST_KERNEL void BST_BOUNDS(256, 3) bst_linear_few_f32(LinearTask task) { FewRows(task); }
-BST_KERNEL void BST_BOUNDS(256, 2) bst_linear_few_bf16(LinearTask task) { FewTokens(task); }
+BST_KERNEL void BST_BOUNDS(512, 1) bst_linear_few_bf16(FewTask task) { Few(task); }
 BST_KERNEL void BST_BOUNDS(256, 3) bst_linear_tile_f32(LinearTask task) { Tile(task); }
 BST_KERNEL void BST_BOUNDS(256, 2) bst_linear_tile_bf16(LinearTask task) { TokenTile(task); }
 
@@ -329,14 +475,51 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_count_differences(DifferenceTask task) {
   task.counts[BlockX()] = count;
 }
 
+namespace {
+
+// How a block of few tokens is shaped: as many tiles as give each multiprocessor a block, as many
+// segments side by side as there is room for, and then as many stages.
+void LaunchFew(Stream& stream, const LinearTask& task) {
+  constexpr int kBlocks = 128;  // an H100 has 132 multiprocessors
+  const auto over = [](int n, int of) { return (n + of - 1) / of; };
+  const int groups = over(task.rows.most, kFewTokens), segments = over(task.in, kLinearSegment);
+  const int rows = task.rows.most < kFewTokens ? task.rows.most : kFewTokens;
+  FewTask few = {.linear = task, .tiles = 1, .segments = 1, .stages = 2, .rows = rows};
+  const int all_tiles = over(task.out_features, kFragmentRows);
+  const auto stage_bytes = [&] {
+    return 4 * few.segments * (few.tiles * kTileWords + rows * kStageDepth);
+  };
+  const auto sums_bytes = [&] { return 4 * few.segments * few.tiles * rows * kSumsOfARow; };
+  const auto fits = [&] {
+    return few.tiles * few.segments <= kFewWarps &&
+           2 * stage_bytes() + sums_bytes() <= task.shared_bytes;
+  };
+  few.tiles = over(all_tiles * groups, kBlocks);
+  if (few.tiles > kFewWarps) few.tiles = kFewWarps;
+  while (few.tiles > 1 && !fits()) --few.tiles;
+  few.segments = segments;
+  while (few.segments > 1 && !fits()) --few.segments;
+  few.stages = (task.shared_bytes - sums_bytes()) / stage_bytes();
+  const int needed = over(task.padded_in, kStageDepth);
+  for (const int most : {kMostStages, needed < 2 ? 2 : needed})
+    if (few.stages > most) few.stages = most;
+  const LaunchShape shape = {.blocks_x = over(all_tiles, few.tiles),
+                             .blocks_y = groups,
+                             .threads = few.tiles * few.segments > 8 ? 512 : 256,
+                             .shared_bytes = few.stages * stage_bytes() + sums_bytes()};
+  BST_LAUNCH(bst_linear_few_bf16, shape, stream, few);
+}
+
+}  // namespace
+
+int PrepareLinear(Stream& stream) {
+  return BST_ALLOW_SHARED(bst_linear_few_bf16, kMostSharedBytes, stream);
+}
 void Linear(Stream& stream, bool bf16, const LinearTask& task) {
   if (task.rows.most == 0) return;
   const auto blocks = [](int n, int of) { return (n + of - 1) / of; };
-  if (bf16 && task.rows.most <= kFewTokens) {
-    const int segments = blocks(task.in, kLinearSegment);
-    const LaunchShape shape = {.blocks_x = blocks(task.out_features, kFragmentRows),
-                               .threads = kWarp * (segments < kWarps ? segments : kWarps)};
-    BST_LAUNCH(bst_linear_few_bf16, shape, stream, task);
+  if (bf16 && task.rows.most <= kFewGroups * kFewTokens) {
+    LaunchFew(stream, task);
   } else if (bf16) {
     const LaunchShape shape = {.blocks_x = blocks(task.out_features, kTileFeatures),
                                .blocks_y = blocks(task.rows.most, kTileTokens)};

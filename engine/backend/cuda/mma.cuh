@@ -30,11 +30,19 @@ constexpr int kFragmentRows = 16;    // of A
 constexpr int kFragmentColumns = 8;  // of B
 constexpr int kFragmentDepth = 16;   // k
 
-// Two numbers as a word of A or B.
+// Two numbers, rounded, as a word of A or B. Of a NaN nothing but that it is one reaches C.
+#ifdef __CUDACC__
+BST_DEVICE uint32_t PackBf16(float first, float second) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+#else
 BST_DEVICE uint32_t PackBf16(float first, float second) {
   return static_cast<uint32_t>(Store<Bf16>(first).bits) |
          static_cast<uint32_t>(Store<Bf16>(second).bits) << 16;
 }
+#endif
 
 // All lanes of the warp, at one place in the source.
 #ifdef __CUDACC__

@@ -117,7 +117,18 @@ void LaunchRaw(const void* kernel, const char* name, const LaunchShape& shape, S
   if (!stream.status.ok()) return;
   const dim3 blocks(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y));
   const dim3 threads(static_cast<unsigned>(shape.threads));
-  Keep(stream, cudaLaunchKernel(kernel, blocks, threads, arguments, 0, stream.handle), name);
+  Keep(stream,
+       cudaLaunchKernel(kernel, blocks, threads, arguments, static_cast<size_t>(shape.shared_bytes),
+                        stream.handle),
+       name);
+}
+int AllowShared(const void* kernel, const char* name, int bytes, Stream& stream) {
+  int most = 0;
+  Keep(stream, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), name);
+  if (bytes > most) bytes = most;
+  Keep(stream, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+       name);
+  return bytes;
 }
 
 void StartRecording(Stream& stream, CallList* list) { stream.recording = list; }

@@ -7,16 +7,21 @@
 #include <cstdint>
 #include <cstring>
 #include <source_location>
+#include <vector>
 
 #define BST_KERNEL extern "C"
 #define BST_DEVICE inline
 #define BST_BOUNDS(threads, blocks)
 #define BST_UNROLL
+#define BST_NO_UNROLL
 // The tag's address says which array of the kernel it is.
 #define BST_SHARED(type, name, count)    \
   static const char name##_tag = 0;      \
   type* const name = static_cast<type*>( \
       ::bst::cuda_on_cpu::SharedArray(&name##_tag, #name, sizeof(type) * (count)))
+#define BST_DYNAMIC_SHARED(type, name) \
+  static const char name##_tag = 0;    \
+  type* const name = static_cast<type*>(::bst::cuda_on_cpu::DynamicSharedArray(&name##_tag, #name))
 
 namespace bst::cuda_on_cpu {
 
@@ -25,6 +30,7 @@ int BlockX();
 int BlockY();
 int NumThreads();
 void* SharedArray(const void* tag, const char* name, size_t bytes);
+void* DynamicSharedArray(const void* tag, const char* name);
 void SyncThreads(const char* file, unsigned line);
 // Every lane gives a value; returns what `from_lane` gave.
 uint64_t Exchange(uint64_t value, int from_lane, const char* file, unsigned line);
@@ -34,6 +40,18 @@ uint32_t Ballot(bool value, const char* file, unsigned line);
 using WarpValues = std::array<std::array<uint64_t, 32>, 3>;
 const WarpValues& Gather(const std::array<uint64_t, 3>& values, const char* file, unsigned line);
 int Lane();
+// Of one thread, the oldest first, until they land; how many were started before each commit.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, valid;
+};
+struct Copies {
+  std::vector<Copy> started;
+  std::vector<size_t> groups;
+};
+Copies& CopiesOfThread();
+void NoteMisaligned();
 
 }  // namespace bst::cuda_on_cpu
 
@@ -59,6 +77,35 @@ T ShuffleXor(T value, int lane_mask, std::source_location where = std::source_lo
 }
 inline uint32_t Ballot(bool value, std::source_location where = std::source_location::current()) {
   return cuda_on_cpu::Ballot(value, where.file_name(), where.line());
+}
+// A copy lands when its thread waits for it; until then its place holds nothing.
+template <int kBytes>
+void StartCopy(void* shared, const void* global, int bytes) {
+  const auto is_aligned = [](const void* at) {
+    return reinterpret_cast<uintptr_t>(at) % kBytes == 0;
+  };
+  if (!is_aligned(shared) || !is_aligned(global)) cuda_on_cpu::NoteMisaligned();
+  std::memset(shared, 0xff, kBytes);
+  cuda_on_cpu::CopiesOfThread().started.push_back(
+      {shared, global, kBytes, static_cast<size_t>(bytes)});
+}
+inline void CommitCopies() {
+  cuda_on_cpu::Copies& copies = cuda_on_cpu::CopiesOfThread();
+  copies.groups.push_back(copies.started.size());
+}
+inline void WaitForCopies(int but) {
+  cuda_on_cpu::Copies& copies = cuda_on_cpu::CopiesOfThread();
+  if (copies.groups.size() <= static_cast<size_t>(but)) return;
+  const size_t landing = copies.groups.size() - static_cast<size_t>(but);
+  const size_t landed = copies.groups[landing - 1];
+  for (size_t i = 0; i < landed; ++i) {
+    const cuda_on_cpu::Copy& copy = copies.started[i];
+    std::memset(copy.to, 0, copy.bytes);
+    std::memcpy(copy.to, copy.from, copy.valid);
+  }
+  copies.started.erase(copies.started.begin(), copies.started.begin() + static_cast<long>(landed));
+  copies.groups.erase(copies.groups.begin(), copies.groups.begin() + static_cast<long>(landing));
+  for (size_t& group : copies.groups) group -= landed;
 }
 // mma.cuh: c += a b, in the order of k.
 inline void MultiplyFragments(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4],

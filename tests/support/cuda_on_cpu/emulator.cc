@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -28,6 +29,7 @@ constexpr int kPoison = 0xff;  // as float32: NaN; as an index: out of any bound
 // Shared memory of one block. ThreadSanitizer must not see a later block's use as a race with this
 // one's, so there each block of a launch gets addresses of its own.
 constexpr size_t kSharedBytes = size_t{227} << 10;
+constexpr int kUnaskedSharedBytes = 48 << 10;
 #ifdef BST_FIBERS_TSAN
 constexpr size_t kArenaBytes = size_t{1} << 32;
 constexpr bool kFreshSharedMemory = true;
@@ -52,6 +54,7 @@ struct Thread {
   std::unique_ptr<Fiber> fiber;
   State state = State::kReturned;
   Place place;
+  Copies copies;
 };
 
 // The lanes' values of one operation; the next one uses the other set, since a slow lane may still
@@ -89,6 +92,14 @@ class Multiprocessor {
   void Barrier(const Place& place);
   const WarpValues& WarpOperation(const std::array<uint64_t, 3>& values, const Place& place);
   void* Shared(const void* tag, const char* name, size_t bytes);
+  void* DynamicShared(const void* tag, const char* name) {
+    return Shared(tag, name, dynamic_bytes_);
+  }
+  int AllowShared(const char* kernel, int bytes) {
+    return allowed_[kernel] = std::min(bytes, static_cast<int>(kSharedBytes));
+  }
+  Copies& copies() { return threads_[static_cast<size_t>(thread_)].copies; }
+  void NoteMisaligned() { misaligned_ = true; }
 
  private:
   static void RunThreads(void* self);
@@ -104,10 +115,13 @@ class Multiprocessor {
   Order order_ = Order::kForward;
   std::mt19937 random_;
   std::set<std::string> launched_;
+  std::map<std::string, int> allowed_;  // dynamic shared memory, by kernel
 
   // The launch.
   const std::function<void()>* body_ = nullptr;
   int num_threads_ = 0;
+  size_t dynamic_bytes_ = 0;
+  bool misaligned_ = false;
   std::string problem_;
   // Places that threads met at but that differ. Fibers note it, the host makes the message of it.
   const char* mismatch_ = nullptr;
@@ -142,6 +156,9 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
     return absl::StrCat(kernel, ": a launch of ", shape.blocks_x, " x ", shape.blocks_y,
                         " blocks of ", shape.threads, " threads");
   }
+  const auto allowed = allowed_.find(kernel);
+  if (shape.shared_bytes > (allowed == allowed_.end() ? kUnaskedSharedBytes : allowed->second))
+    return absl::StrCat(kernel, ": a launch with ", shape.shared_bytes, " bytes of shared memory");
   if (arena_ == nullptr) {
     void* arena = ::mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -150,6 +167,8 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
   }
   body_ = &thread;
   num_threads_ = shape.threads;
+  dynamic_bytes_ = static_cast<size_t>(shape.shared_bytes);
+  misaligned_ = false;
   problem_.clear();
   mismatch_ = nullptr;
   arena_used_ = 0;
@@ -169,6 +188,7 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
         Fail(absl::StrCat(mismatch_, ", ", mismatched_[0].ToString(), " and ",
                           mismatched_[1].ToString()));
       }
+      if (misaligned_) Fail("a copy that is not aligned");
       Fail(problem);
       Acquire(&host_sync_);
       if (!problem_.empty()) return absl::StrCat(kernel, ", block (", x, ", ", y, "): ", problem_);
@@ -228,12 +248,19 @@ std::string Multiprocessor::RunBlock() {
       for (Thread& thread : threads_) {
         thread.fiber = nullptr;
         thread.state = State::kReturned;
+        thread.copies = {};
       }
       return problem;
     }
     if (order_ == Order::kShuffled) std::shuffle(order.begin(), order.end(), random_);
   }
   CheckGuards();
+  for (int i = 0; i < num_threads_; ++i) {
+    Copies& copies = threads_[static_cast<size_t>(i)].copies;
+    if (!copies.started.empty()) Fail("a copy that its thread has not waited for");
+    copies.started.clear();
+    copies.groups.clear();
+  }
   return "";
 }
 
@@ -354,6 +381,8 @@ std::string Multiprocessor::Divergence() const {
 void SetOrder(Order order, uint32_t seed) { Device().SetOrder(order, seed); }
 std::set<std::string> LaunchedKernels() { return Device().launched(); }
 
+int AllowShared(const char* kernel, int bytes) { return Device().AllowShared(kernel, bytes); }
+
 std::string RunKernel(const char* kernel, const cuda::LaunchShape& shape,
                       const std::function<void()>& thread) {
   return Device().Run(kernel, shape, thread);
@@ -367,6 +396,11 @@ int Lane() { return Device().thread() % kLanes; }
 void* SharedArray(const void* tag, const char* name, size_t bytes) {
   return Device().Shared(tag, name, bytes);
 }
+void* DynamicSharedArray(const void* tag, const char* name) {
+  return Device().DynamicShared(tag, name);
+}
+Copies& CopiesOfThread() { return Device().copies(); }
+void NoteMisaligned() { Device().NoteMisaligned(); }
 void SyncThreads(const char* file, unsigned line) { Device().Barrier({file, line}); }
 const WarpValues& Gather(const std::array<uint64_t, 3>& values, const char* file, unsigned line) {
   return Device().WarpOperation(values, {file, line});

@@ -5,6 +5,7 @@
 //   - a barrier or a warp operation that some threads do not reach, or reach elsewhere in the
 //   source
 //   - a write beyond a shared array (guard zones, checked when the block ends)
+//   - a copy to shared memory that is not aligned, or that its thread has not waited for
 // What makes other bugs visible:
 //   - shared arrays begin as NaN; device memory too (runtime.cc)
 //   - the order in which threads and blocks run can be reversed and shuffled: a result that depends
@@ -32,6 +33,9 @@ enum class Order { kForward, kReversed, kShuffled };
 
 // Of threads and blocks, from the next launch on.
 void SetOrder(Order order, uint32_t seed = 1);
+
+// From the next launch on; without it 48 KB. Returns `bytes`, or what a block can have.
+int AllowShared(const char* kernel, int bytes);
 
 // Runs `thread` once for every thread of every block. Returns what went wrong; empty: nothing.
 std::string RunKernel(const char* kernel, const cuda::LaunchShape& shape,

@@ -38,11 +38,11 @@ class EmulatorTest : public testing::Test {
 
   // The results of a kernel that gets `blocks` x 64 floats.
   std::vector<float> Run(void (*kernel)(PlantedTask), const char* name, int blocks = 1,
-                         int threads = 64) {
+                         int threads = 64, int shared_bytes = 512) {
     std::vector<float> data(static_cast<size_t>(blocks * threads));
     std::iota(data.begin(), data.end(), 1.0f);
-    Launch(kernel, name, {.blocks_x = blocks, .threads = threads}, *stream_,
-           PlantedTask{.data = data.data(), .n = threads});
+    Launch(kernel, name, {.blocks_x = blocks, .threads = threads, .shared_bytes = shared_bytes},
+           *stream_, PlantedTask{.data = data.data(), .n = threads});
     status_ = Synchronize(*stream_);
     return data;
   }
@@ -94,6 +94,27 @@ TEST_F(EmulatorTest, TensorCoresMultiplyFragmentsAsThePtxManualLaysThemOut) {
       EXPECT_EQ(data[static_cast<size_t>(i * 8 + j)], static_cast<float>(sum)) << i << ", " << j;
     }
   }
+}
+
+TEST_F(EmulatorTest, CopiesToSharedMemoryLandGroupAfterGroup) {
+  for (const std::vector<float>& data : RunInEveryOrder(bst_test_copies, "bst_test_copies")) {
+    for (int i = 0; i < 64; ++i) {
+      const int first = i % 2 == 1 ? 64 - i : 0, second = i % 4 < 3 ? i + 1 : 0;
+      EXPECT_EQ(data[static_cast<size_t>(i)], static_cast<float>(first + 1000 * second)) << i;
+    }
+  }
+}
+
+TEST_F(EmulatorTest, MoreSharedMemoryIsThereWhenItWasAskedFor) {
+  RUN(bst_test_copies, 1, 64, 50000);
+  EXPECT_THAT(status_.ToString(),
+              HasSubstr("bst_test_copies: a launch with 50000 bytes of shared"));
+  DestroyStream(stream_);
+  stream_ = *CreateStream();
+  EXPECT_EQ(BST_ALLOW_SHARED(bst_test_copies, 50000, *stream_), 50000);
+  EXPECT_LT(BST_ALLOW_SHARED(bst_test_reverse, 1000000, *stream_), 1000000);
+  RUN(bst_test_copies, 1, 64, 50000);
+  EXPECT_TRUE(status_.ok()) << status_;
 }
 
 TEST_F(EmulatorTest, SharedMemoryBeginsAsNan) {
@@ -165,6 +186,20 @@ TEST_F(EmulatorTest, TwoBarriersThatMeetAreReported) {
 TEST_F(EmulatorTest, AWarpOperationThatSomeLanesDoNotReachIsReported) {
   RUN(bst_planted_divergent_warp);
   EXPECT_THAT(status_.ToString(), HasSubstr("in a warp operation"));
+}
+
+TEST_F(EmulatorTest, ACopyThatIsReadBeforeItLandsShows) {
+  for (const float x : RUN(bst_planted_early_read)) EXPECT_TRUE(std::isnan(x));
+}
+
+TEST_F(EmulatorTest, ACopyThatNobodyWaitsForIsReported) {
+  RUN(bst_planted_forgotten_copy);
+  EXPECT_THAT(status_.ToString(), HasSubstr("a copy that its thread has not waited for"));
+}
+
+TEST_F(EmulatorTest, ACopyThatIsNotAlignedIsReported) {
+  RUN(bst_planted_misaligned_copy);
+  EXPECT_THAT(status_.ToString(), HasSubstr("a copy that is not aligned"));
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)

@@ -32,6 +32,21 @@ BST_KERNEL void bst_test_uninitialised(PlantedTask task) {
   Own(task) = values[ThreadX()];
 }
 
+// Two groups of copies, of which the first has landed where the kernel waits for all but one.
+BST_KERNEL void bst_test_copies(PlantedTask task) {
+  BST_DYNAMIC_SHARED(float, values);
+  StartCopy<4>(values + ThreadX(), &Own(task), ThreadX() % 2 == 0 ? 4 : 0);
+  CommitCopies();
+  if (ThreadX() % 4 == 0) StartCopy<16>(values + kThreads + ThreadX(), &Own(task), 12);
+  CommitCopies();
+  WaitForCopies(1);
+  SyncThreads();
+  const float first = values[kThreads - 1 - ThreadX()];
+  WaitForCopies(0);
+  SyncThreads();
+  Own(task) = first + 1000 * values[kThreads + ThreadX()];
+}
+
 // Rows and columns of the elements a0 .. a7, b0 .. b3, c0 .. c3 as the PTX manual gives them for
 // mma.m16n8k16 with .bf16: not taken from mma.cuh, which is under test.
 BST_KERNEL void bst_test_fragments(PlantedTask task) {
@@ -80,6 +95,28 @@ BST_KERNEL void bst_planted_race(PlantedTask task) {
   BST_SHARED(float, values, kThreads);
   values[ThreadX()] = Own(task);
   Own(task) = values[kThreads - 1 - ThreadX()];
+}
+
+BST_KERNEL void bst_planted_early_read(PlantedTask task) {
+  BST_DYNAMIC_SHARED(float, values);
+  StartCopy<4>(values + ThreadX(), &Own(task), 4);
+  CommitCopies();
+  WaitForCopies(1);
+  Own(task) = values[ThreadX()];
+  WaitForCopies(0);
+}
+
+BST_KERNEL void bst_planted_forgotten_copy(PlantedTask task) {
+  BST_DYNAMIC_SHARED(float, values);
+  StartCopy<4>(values + ThreadX(), &Own(task), 4);
+  CommitCopies();
+}
+
+BST_KERNEL void bst_planted_misaligned_copy(PlantedTask task) {
+  BST_DYNAMIC_SHARED(float, values);
+  if (ThreadX() == 1) StartCopy<16>(values + ThreadX(), &Own(task), 16);
+  CommitCopies();
+  WaitForCopies(0);
 }
 
 BST_KERNEL void bst_planted_block_race(PlantedTask task) {

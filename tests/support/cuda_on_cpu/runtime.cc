@@ -168,6 +168,10 @@ void Enqueue(Stream& stream, const char* kernel, const LaunchShape& shape,
   });
 }
 
+int AllowShared(const void* /*kernel*/, const char* name, int bytes, Stream& /*stream*/) {
+  return cuda_on_cpu::AllowShared(name, bytes);
+}
+
 void StartRecording(Stream& stream, CallList* list) { stream.recording = list; }
 void StopRecording(Stream& stream) { stream.recording = nullptr; }
 CallList* Recording(const Stream& stream) { return stream.recording; }

@@ -54,7 +54,8 @@ class Layer {
     for (int64_t i = 0; i < int64_t{rows} * size_.out; ++i)
       y.as<float>()[i] = static_cast<float>(i % 17);
     backend_.Linear(x_.View(DType::kF32, {rows, size_.in}), *weights_, options, y);
-    EXPECT_TRUE(backend_.Sync().ok());
+    const absl::Status status = backend_.Sync();
+    EXPECT_TRUE(status.ok()) << status;
     return {y.as<float>(), y.as<float>() + int64_t{rows} * size_.out};
   }
 

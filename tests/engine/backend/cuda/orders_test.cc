@@ -145,7 +145,7 @@ class Workload {
     });
   }
 
-  // With 28 more rows they are tiles in BF16 too.
+  // With 28 more rows they are several blocks of tokens in BF16.
   void AddLinears(int rows) {
     for (const DType type : {DType::kF32, DType::kBF16}) {
       auto& weights = Keep(backend_.PackLinear({Parameter({70, 140}, 0.1)}, type));
@@ -247,7 +247,7 @@ class Workload {
 
   void Linears(DType type) {
     auto& weights = Keep(backend_.PackLinear({Parameter({70, 140}, 0.1)}, type));
-    for (const int rows : {1, 9, 67}) {
+    for (const int rows : {1, 9, 257, 261}) {
       for (const LinearEpilogue epilogue : {LinearEpilogue::kStore, LinearEpilogue::kRelu,
                                             LinearEpilogue::kGelu, LinearEpilogue::kAdd})
         backend_.Linear(Random(rows, 140), weights, {.epilogue = epilogue}, Random(rows, 70));
@@ -461,7 +461,7 @@ class Workload {
 
 std::vector<float> RunIn(Order order, uint32_t seed) {
   cuda_on_cpu::SetOrder(order, seed);
-  const auto backend = *MakeCudaBackend({.panel_rows = {66}});
+  const auto backend = *MakeCudaBackend({.panel_rows = {260}});
   Workload workload(*backend);
   workload.Run();
   return workload.Results();
