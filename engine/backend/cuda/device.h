@@ -4,6 +4,7 @@
 //
 //   BST_KERNEL void bst_x(XTask task)   an entry point; its name is the one in the PTX
 //   BST_SHARED(type, name, count)       an array of the block, uninitialised
+//   BST_LAUNCHED_SHARED(type, name)     one as large as the launch says (launch.h)
 //   ThreadX, BlockX, BlockY             where this thread stands; NumThreads per block
 //   SyncThreads                         all threads of the block, at one place in the source
 //   ShuffleXor, Ballot                  all 32 lanes of the warp; a block is whole warps
@@ -23,6 +24,9 @@
 #define BST_KERNEL extern "C" __global__
 #define BST_DEVICE __device__ __forceinline__
 #define BST_SHARED(type, name, count) __shared__ type name[count]
+#define BST_LAUNCHED_SHARED(type, name)                         \
+  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+  type* const name = reinterpret_cast<type*>(name##_bytes)
 // Launch bounds: the register allocator then keeps `blocks` of them on a multiprocessor.
 #define BST_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 // The loop that follows, whose count is a constant, becomes straight code: arrays that it indexes

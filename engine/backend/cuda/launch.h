@@ -1,4 +1,5 @@
-// How kernels are started: BST_LAUNCH(bst_x, shape, stream, task).
+// How kernels are started: BST_LAUNCH(bst_x, shape, stream, task). One that takes more than 48 KiB
+// of shared memory says so before: BST_ALLOW_SHARED(bst_x, bytes, stream).
 //
 // A kernel takes one struct by value. Nothing is reported here: what goes wrong sticks to the
 // stream and is told, with the kernel's name, by Synchronize (runtime.h).
@@ -12,13 +13,22 @@ namespace bst::cuda {
 struct LaunchShape {
   int blocks_x = 1;  // at least one
   int blocks_y = 1;
-  int threads = 256;  // whole warps
+  int threads = 256;     // whole warps
+  int shared_bytes = 0;  // of the block's BST_LAUNCHED_SHARED
 };
 
 }  // namespace bst::cuda
 
 #define BST_LAUNCH(kernel, shape, stream, task) \
   ::bst::cuda::Launch(kernel, #kernel, shape, stream, task)
+#define BST_ALLOW_SHARED(kernel, bytes, stream) \
+  ::bst::cuda::AllowShared(reinterpret_cast<const void*>(kernel), #kernel, bytes, stream)
+
+namespace bst::cuda {
+
+void AllowShared(const void* kernel, const char* name, int bytes, Stream& stream);
+
+}  // namespace bst::cuda
 
 #if defined(__CUDACC__) || defined(BST_CUDA_RUNTIME)
 

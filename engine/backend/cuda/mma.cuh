@@ -30,10 +30,16 @@ constexpr int kFragmentRows = 16;    // of A
 constexpr int kFragmentColumns = 8;  // of B
 constexpr int kFragmentDepth = 16;   // k
 
-// Two numbers as a word of A or B.
+// Two numbers as a word of A or B, rounded as Store does (but for which NaN a NaN becomes).
 BST_DEVICE uint32_t PackBf16(float first, float second) {
+#ifdef __CUDACC__
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+#else
   return static_cast<uint32_t>(Store<Bf16>(first).bits) |
          static_cast<uint32_t>(Store<Bf16>(second).bits) << 16;
+#endif
 }
 
 // All lanes of the warp, at one place in the source.

@@ -117,7 +117,21 @@ void LaunchRaw(const void* kernel, const char* name, const LaunchShape& shape, S
   if (!stream.status.ok()) return;
   const dim3 blocks(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y));
   const dim3 threads(static_cast<unsigned>(shape.threads));
-  Keep(stream, cudaLaunchKernel(kernel, blocks, threads, arguments, 0, stream.handle), name);
+  Keep(stream,
+       cudaLaunchKernel(kernel, blocks, threads, arguments, static_cast<size_t>(shape.shared_bytes),
+                        stream.handle),
+       name);
+}
+
+// As many blocks of it as fit share a multiprocessor: by itself the driver may leave more of the
+// memory to the first-level cache.
+void AllowShared(const void* kernel, const char* name, int bytes, Stream& stream) {
+  Keep(stream, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+       name);
+  Keep(stream,
+       cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                            cudaSharedmemCarveoutMaxShared),
+       name);
 }
 
 void StartRecording(Stream& stream, CallList* list) { stream.recording = list; }

@@ -18,12 +18,18 @@
   type* const name = static_cast<type*>( \
       ::bst::cuda_on_cpu::SharedArray(&name##_tag, #name, sizeof(type) * (count)))
 
+#define BST_LAUNCHED_SHARED(type, name)  \
+  static const char name##_tag = 0;      \
+  type* const name = static_cast<type*>( \
+      ::bst::cuda_on_cpu::SharedArray(&name##_tag, #name, ::bst::cuda_on_cpu::LaunchedShared()))
+
 namespace bst::cuda_on_cpu {
 
 int ThreadX();
 int BlockX();
 int BlockY();
 int NumThreads();
+size_t LaunchedShared();  // bytes
 void* SharedArray(const void* tag, const char* name, size_t bytes);
 void SyncThreads(const char* file, unsigned line);
 // Every lane gives a value; returns what `from_lane` gave.

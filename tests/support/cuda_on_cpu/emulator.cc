@@ -85,6 +85,7 @@ class Multiprocessor {
   int block_x() const { return block_x_; }
   int block_y() const { return block_y_; }
   int num_threads() const { return num_threads_; }
+  size_t launched_shared() const { return launched_shared_; }
 
   void Barrier(const Place& place);
   const WarpValues& WarpOperation(const std::array<uint64_t, 3>& values, const Place& place);
@@ -108,6 +109,7 @@ class Multiprocessor {
   // The launch.
   const std::function<void()>* body_ = nullptr;
   int num_threads_ = 0;
+  size_t launched_shared_ = 0;
   std::string problem_;
   // Places that threads met at but that differ. Fibers note it, the host makes the message of it.
   const char* mismatch_ = nullptr;
@@ -150,6 +152,7 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
   }
   body_ = &thread;
   num_threads_ = shape.threads;
+  launched_shared_ = static_cast<size_t>(shape.shared_bytes);
   problem_.clear();
   mismatch_ = nullptr;
   arena_used_ = 0;
@@ -363,6 +366,7 @@ int ThreadX() { return Device().thread(); }
 int BlockX() { return Device().block_x(); }
 int BlockY() { return Device().block_y(); }
 int NumThreads() { return Device().num_threads(); }
+size_t LaunchedShared() { return Device().launched_shared(); }
 int Lane() { return Device().thread() % kLanes; }
 void* SharedArray(const void* tag, const char* name, size_t bytes) {
   return Device().Shared(tag, name, bytes);

@@ -9,6 +9,7 @@
 #include <deque>
 #include <functional>
 #include <limits>
+#include <map>
 #include <random>
 #include <string>
 #include <utility>
@@ -71,6 +72,12 @@ std::vector<Stream*>& Streams() {
 std::mt19937& StreamOrder() {
   static auto* const order = new std::mt19937(1);
   return *order;
+}
+
+// Bytes that AllowShared gave, by kernel.
+std::map<std::string, int>& AllowedShared() {
+  static auto* const allowed = new std::map<std::string, int>();
+  return *allowed;
 }
 
 int graph_launches = 0;
@@ -161,11 +168,22 @@ void Fill(Stream& stream, void* to, int byte, size_t bytes) {
 }
 void Enqueue(Stream& stream, const char* kernel, const LaunchShape& shape,
              std::function<void()> thread) {
+  constexpr int kSharedWithoutAsking = 48 << 10;
+  const auto allowed = AllowedShared().find(kernel);
+  if (shape.shared_bytes >
+      (allowed == AllowedShared().end() ? kSharedWithoutAsking : allowed->second)) {
+    Fail(stream, absl::InvalidArgumentError(
+                     absl::StrCat(kernel, ": ", shape.shared_bytes, " bytes of shared memory")));
+  }
   if (!stream.is_capturing()) ++single_kernels;
   stream.Push([=] {
     const std::string problem = cuda_on_cpu::RunKernel(kernel, shape, thread);
     return problem.empty() ? absl::OkStatus() : absl::InternalError(problem);
   });
+}
+
+void AllowShared(const void* /*kernel*/, const char* name, int bytes, Stream& /*stream*/) {
+  AllowedShared()[name] = bytes;
 }
 
 void StartRecording(Stream& stream, CallList* list) { stream.recording = list; }
