@@ -85,8 +85,10 @@ struct AttentionCost {
   double products;
 };
 AttentionCost AttentionUnit(CountedBackend counted, DType kv_type, int head_dim) {
-  if (counted == CountedBackend::kCuda && kv_type == DType::kBF16 && head_dim <= 128)
+  if (counted == CountedBackend::kCuda && kv_type == DType::kBF16 && head_dim <= 128 &&
+      head_dim % 8 == 0) {
     return {RooflineUnit::kTensorBf16, 3};
+  }
   return {RooflineUnit::kFloat32, 1};
 }
 

@@ -26,7 +26,8 @@ int Columns(const TensorView& view) { return static_cast<int>(view.dim(1)); }
 bool IsBf16(DType type) { return type == DType::kBF16; }
 // Whether the tensor cores take the queries of attention.
 bool HasTiles(DType type, int head_dim) {
-  return IsBf16(type) && head_dim <= cuda::kMaxTileColumns;
+  return IsBf16(type) && head_dim <= cuda::kMaxTileColumns &&
+         head_dim % cuda::kTileColumnsMultiple == 0;
 }
 
 class CudaBackend final : public Backend {
@@ -214,18 +215,28 @@ class CudaBackend final : public Backend {
     const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
     tokens_.resize(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
     tiles_.clear();
+    singles_.clear();
     store_.clear();
     for (const Row& row : rows) {
       auto* const keys = ring.slot<std::byte>(row.slot);
+      if (has_tiles) CheckPlace(keys);
       auto* const values = keys + static_cast<size_t>(spec.window) * row_bytes;
       for (int t = row.begin; t < row.end; ++t) {
         const int64_t position = row.position + (t - row.begin);
+        const auto place = static_cast<int>(position % spec.window);
+        const cuda::TokenRow token = {.cache = keys,
+                                      .position = position,
+                                      .place = place,
+                                      .begin = row.begin,
+                                      .end = row.end};
         if (!has_tiles) {
-          tokens_[static_cast<size_t>(t)] = {
-              .cache = keys, .position = position, .begin = row.begin, .end = row.end};
+          tokens_[static_cast<size_t>(t)] = token;
+        } else if (row.num_tokens() == 1) {
+          singles_.push_back(token);
         } else if ((t - row.begin) % cuda::kQueriesOfATile == 0) {
           tiles_.push_back({.cache = keys,
                             .position = position,
+                            .place = place,
                             .first = t,
                             .count = std::min(cuda::kQueriesOfATile, row.end - t),
                             .begin = row.begin,
@@ -233,27 +244,31 @@ class CudaBackend final : public Backend {
         }
         // A row of one token is stored by those who have read its ring.
         if (row.num_tokens() == 1 || t < row.end - spec.window) continue;
-        const size_t offset = static_cast<size_t>(position % spec.window) * row_bytes;
+        const size_t offset = static_cast<size_t>(place) * row_bytes;
         store_.push_back({.first = keys + offset, .second = values + offset, .source = t});
       }
     }
-    cuda::Attention(stream(), IsBf16(spec.kv_type),
-                    {.q = ToMatrix(q),
-                     .k = ToMatrix(k),
-                     .v = ToMatrix(v),
-                     .out = ToMatrix(out),
-                     .tokens = device_->Stage(absl::MakeConstSpan(tokens_)),
-                     .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(tiles_)) : nullptr,
-                     .scale = w.scale(),
-                     .bias = w.bias(),
-                     .num_tokens = Count(q),
-                     .num_tiles = Count(tiles_),
-                     .heads = spec.num_heads,
-                     .head_dim = spec.head_dim,
-                     .window = spec.window,
-                     .nearest = spec.include_self ? 0 : 1,
-                     .block_scope = spec.scope == AttentionScope::kBlock,
-                     .zero_prefix = spec.empty_prefix == EmptyPrefix::kZeros});
+    const cuda::AttentionTask task = {.q = ToMatrix(q),
+                                      .k = ToMatrix(k),
+                                      .v = ToMatrix(v),
+                                      .out = ToMatrix(out),
+                                      .tokens = device_->Stage(absl::MakeConstSpan(tokens_)),
+                                      .tiles = device_->Stage(absl::MakeConstSpan(tiles_)),
+                                      .singles = device_->Stage(absl::MakeConstSpan(singles_)),
+                                      .scale = w.scale(),
+                                      .bias = w.bias(),
+                                      .num_tokens = Count(tokens_),
+                                      .num_tiles = Count(tiles_),
+                                      .num_singles = Count(singles_),
+                                      .heads = spec.num_heads,
+                                      .head_dim = spec.head_dim,
+                                      .window = spec.window,
+                                      .nearest = spec.include_self ? 0 : 1,
+                                      .block_scope = spec.scope == AttentionScope::kBlock,
+                                      .zero_prefix = spec.empty_prefix == EmptyPrefix::kZeros};
+    cuda::Attention(stream(), IsBf16(spec.kv_type), task);
+    cuda::AttentionTiles(stream(), task);
+    cuda::AttentionSingles(stream(), task);
     // The new keys of prompts replace the oldest, which their queries have read.
     Store(k, v, spec.kv_type);
     Done();
@@ -285,30 +300,36 @@ class CudaBackend final : public Backend {
     const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
     queries_.resize(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
     context_tiles_.clear();
+    context_singles_.clear();
     for (const ContextUse& use : uses) {
+      if (has_tiles) CheckPlace(use.context);
       for (int i = use.begin; i < use.end; ++i) {
         if (!has_tiles) {
           queries_[static_cast<size_t>(i)] = {.context = use.context, .num_rows = use.num_rows};
         } else if ((i - use.begin) % cuda::kQueriesOfATile == 0) {
-          context_tiles_.push_back({.context = use.context,
-                                    .num_rows = use.num_rows,
-                                    .first = i,
-                                    .count = std::min(cuda::kQueriesOfATile, use.end - i)});
+          const int count = std::min(cuda::kQueriesOfATile, use.end - i);
+          (count == 1 ? context_singles_ : context_tiles_)
+              .push_back(
+                  {.context = use.context, .num_rows = use.num_rows, .first = i, .count = count});
         }
       }
     }
-    cuda::ContextAttention(
-        stream(), IsBf16(spec.kv_type),
-        {.q = ToMatrix(q),
-         .out = ToMatrix(out),
-         .queries = device_->Stage(absl::MakeConstSpan(queries_)),
-         .tiles = has_tiles ? device_->Stage(absl::MakeConstSpan(context_tiles_)) : nullptr,
-         .scale = w.scale(),
-         .num_queries = Count(q),
-         .num_tiles = Count(context_tiles_),
-         .heads = spec.num_heads,
-         .head_dim = spec.head_dim,
-         .capacity = spec.capacity});
+    const cuda::ContextTask task = {
+        .q = ToMatrix(q),
+        .out = ToMatrix(out),
+        .queries = device_->Stage(absl::MakeConstSpan(queries_)),
+        .tiles = device_->Stage(absl::MakeConstSpan(context_tiles_)),
+        .singles = device_->Stage(absl::MakeConstSpan(context_singles_)),
+        .scale = w.scale(),
+        .num_queries = Count(queries_),
+        .num_tiles = Count(context_tiles_),
+        .num_singles = Count(context_singles_),
+        .heads = spec.num_heads,
+        .head_dim = spec.head_dim,
+        .capacity = spec.capacity};
+    cuda::ContextAttention(stream(), IsBf16(spec.kv_type), task);
+    cuda::ContextTiles(stream(), task);
+    cuda::ContextSingles(stream(), task);
     Done();
   }
 
@@ -410,6 +431,10 @@ class CudaBackend final : public Backend {
   absl::Status Sync() override { return device_->Sync(); }
 
  private:
+  // The tensor cores' forms read 16 bytes of a ring or a context at a time.
+  static void CheckPlace(const std::byte* cache) {
+    BST_CHECK(reinterpret_cast<uintptr_t>(cache) % 16 == 0, "keys at an odd address");
+  }
   static size_t KeyValueBytes(int rows, int heads, int head_dim, DType type) {
     return size_t{2} * static_cast<size_t>(rows) * static_cast<size_t>(heads) *
            static_cast<size_t>(head_dim) * SizeOf(type);
@@ -446,10 +471,10 @@ class CudaBackend final : public Backend {
   CudaOptions options_;
   // What an operator stages; they keep their capacity.
   std::vector<int64_t> positions_;
-  std::vector<cuda::TokenRow> tokens_;
+  std::vector<cuda::TokenRow> tokens_, singles_;
   std::vector<cuda::QueryTile> tiles_;
   std::vector<cuda::QueryContext> queries_;
-  std::vector<cuda::ContextTile> context_tiles_;
+  std::vector<cuda::ContextTile> context_tiles_, context_singles_;
   std::vector<cuda::StoreRow> store_;
   std::vector<int32_t> targets_;
 };
@@ -458,6 +483,7 @@ class CudaBackend final : public Backend {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
   BST_ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CudaDevice::Open(options.arena_bytes));
+  cuda::PrepareAttention(device->stream());
   return std::make_unique<CudaBackend>(std::move(device), options);
 }
 

@@ -175,7 +175,7 @@ struct InterpolateTask {
 };
 void Interpolate(Stream& stream, const InterpolateTask& task);
 
-// ---- attention.cu
+// ---- attention.cu, attention_tiles.cu, attention_singles.cu
 // Row `source` of one or two matrices goes, rounded, to one or two places.
 struct StoreRow {
   void* first;
@@ -207,30 +207,42 @@ void CopyWords(Stream& stream, const CopyTask& task);
 struct TokenRow {
   void* cache;       // the ring, as it was before the step
   int64_t position;  // of the token
+  int place;         // in the ring: position mod window
   int begin, end;    // packed tokens of the row
 };
-// Up to kQueriesOfATile queries of one row of a step, one token after the other.
+// Up to kQueriesOfATile queries of one row of a step, one token after the other. Rows of several
+// tokens have tiles.
 struct QueryTile {
   void* cache;
   int64_t position;  // of the first query
+  int place;         // in the ring: position mod window
   int first, count;  // packed tokens
   int begin, end;    // those of the row
 };
-constexpr int kQueriesOfATile = 16;
-constexpr int kMaxTileColumns = 128;  // of a head that goes by tiles
-// Visible keys are those at distances nearest .. nearest + count - 1. With `tiles`, which Bf16
-// rings may have, the tensor cores take the queries; else each is on its own.
+constexpr int kQueriesOfATile = 64;
+// Heads that the tensor cores take, of Bf16 rings and contexts: 16 bytes of a row at a time.
+constexpr int kMaxTileColumns = 128;
+constexpr int kTileColumnsMultiple = 8;
+// Visible keys are those at distances nearest .. nearest + count - 1. Attention takes `tokens`,
+// each query on its own; on the tensor cores AttentionTiles takes `tiles` and AttentionSingles
+// `singles`, which are rows of one token. A row of one token replaces the oldest key and value of
+// its ring.
 struct AttentionTask {
   Matrix q, k, v, out;  // [tokens, heads head_dim]
   const TokenRow* tokens;
-  const QueryTile* tiles;  // or null
-  const float* scale;      // [heads]
-  const float* bias;       // [heads, window + 1], or null
-  RowCount num_tokens, num_tiles;
+  const QueryTile* tiles;
+  const TokenRow* singles;
+  const float* scale;  // [heads]
+  const float* bias;   // [heads, window + 1], or null
+  RowCount num_tokens, num_tiles, num_singles;
   int heads, head_dim, window, nearest;
   bool block_scope, zero_prefix;
 };
 void Attention(Stream& stream, bool bf16, const AttentionTask& task);
+void AttentionTiles(Stream& stream, const AttentionTask& task);
+void AttentionSingles(Stream& stream, const AttentionTask& task);
+// Once, before the first tile of attention or of a context.
+void PrepareAttention(Stream& stream);
 
 struct QueryContext {
   const void* context;  // [2, capacity, heads head_dim]
@@ -242,16 +254,20 @@ struct ContextTile {
   int num_rows;
   int first, count;  // queries
 };
-// With `tiles`, which Bf16 contexts may have, the tensor cores take the queries.
+// ContextAttention takes `queries`; on the tensor cores ContextTiles takes `tiles` and
+// ContextSingles `singles`, whose count is 1.
 struct ContextTask {
   Matrix q, out;
-  const QueryContext* queries;  // [num_queries]
-  const ContextTile* tiles;     // or null
+  const QueryContext* queries;
+  const ContextTile* tiles;
+  const ContextTile* singles;
   const float* scale;
-  RowCount num_queries, num_tiles;
+  RowCount num_queries, num_tiles, num_singles;
   int heads, head_dim, capacity;
 };
 void ContextAttention(Stream& stream, bool bf16, const ContextTask& task);
+void ContextTiles(Stream& stream, const ContextTask& task);
+void ContextSingles(Stream& stream, const ContextTask& task);
 
 // ---- sequence.cu
 struct SequenceRow {

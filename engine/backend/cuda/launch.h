@@ -23,7 +23,6 @@ struct LaunchShape {
 
 #define BST_LAUNCH(kernel, shape, stream, task) \
   ::bst::cuda::Launch(kernel, #kernel, shape, stream, task)
-
 #define BST_ALLOW_SHARED(kernel, bytes, stream) \
   ::bst::cuda::AllowShared(reinterpret_cast<const void*>(kernel), #kernel, bytes, stream)
 

@@ -122,11 +122,17 @@ void LaunchRaw(const void* kernel, const char* name, const LaunchShape& shape, S
                         stream.handle),
        name);
 }
+// Of a kernel that is allowed much, as many blocks as fit share a multiprocessor: by itself the
+// driver may leave more of the memory to the first-level cache.
 int AllowShared(const void* kernel, const char* name, int bytes, Stream& stream) {
   int most = 0;
   Keep(stream, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), name);
   if (bytes > most) bytes = most;
   Keep(stream, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+       name);
+  Keep(stream,
+       cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                            cudaSharedmemCarveoutMaxShared),
        name);
   return bytes;
 }

@@ -34,11 +34,11 @@ class Workload {
   void Run() {
     for (const DType type : {DType::kF32, DType::kBF16}) {
       Linears(type);
-      Attention(type, 20);
-      Context(type, 9);
+      Attention(type, 24);
+      Context(type, 24);
       Embedding(type);
     }
-    Attention(DType::kBF16, 130);  // wider than the tensor cores' form takes
+    Attention(DType::kBF16, 130);  // wider than the tensor cores' forms take
     Context(DType::kBF16, 130);
     NormsAndRotations();
     Elementwise();
@@ -166,10 +166,10 @@ class Workload {
   }
 
   void AddAttention(int rows) {
-    constexpr int kWidth = 2 * 20;
+    constexpr int kWidth = 2 * 24;
     for (const DType type : {DType::kF32, DType::kBF16}) {
       auto& attention = Keep(backend_.PackAttention(
-          {.spec = {.num_heads = 2, .head_dim = 20, .window = 8, .kv_type = type},
+          {.spec = {.num_heads = 2, .head_dim = 24, .window = 8, .kv_type = type},
            .scale = Parameter({2}, 0.2),
            .bias = Parameter({2, 9})}));
       const PoolView ring = Pool(backend_.RingBytes(attention.spec()), rows);
@@ -180,7 +180,7 @@ class Workload {
             backend_.Attention(attention, q, k, v, decoded, ring, out);
           });
       auto& context = Keep(backend_.PackContextAttention(
-          {.spec = {.num_heads = 2, .head_dim = 20, .capacity = rows, .kv_type = type},
+          {.spec = {.num_heads = 2, .head_dim = 24, .capacity = rows, .kv_type = type},
            .scale = Parameter({2}, 0.2)}));
       const PoolView contexts = Pool(backend_.ContextBytes(context.spec()), 1);
       std::vector<ContextUse> uses;
@@ -289,7 +289,8 @@ class Workload {
                           contexts);
     backend_.ContextAttention(
         weights, Random(23, 2 * head_dim),
-        {{{.begin = 0, .end = 18, .context = contexts.slot<std::byte>(SlotId(1)), .num_rows = 130},
+        {{{.begin = 0, .end = 17, .context = contexts.slot<std::byte>(SlotId(1)), .num_rows = 130},
+          {.begin = 17, .end = 18, .context = contexts.slot<std::byte>(SlotId(1)), .num_rows = 130},
           {.begin = 18, .end = 23, .context = contexts.slot<std::byte>(SlotId(0)), .num_rows = 5}}},
         Random(23, 2 * head_dim));
   }
