@@ -1,63 +1,53 @@
 // Attention where keys and values are BF16 and the processor multiplies pairs of BF16: on dot
-// products or on AMX tiles. Included by kernels_avx512.cc after attention_products.inl.
+// products or on AMX tiles. Included by kernels_avx512.cc after attention_softmax.inl.
 //
 // Both halves of attention are products of a few rows with a packed matrix: scores, of queries
 // (rounded to BF16) with keys, and outputs, of weights (rounded to BF16 too) with values. Sums are
-// float32. The kernel is written over a `Products` type, which multiplies up to sixteen rows:
+// float32. The kernel is written over a `Products` type, which multiplies up to kProductRows rows:
 //   void Multiply(const Product&)
 // and makes each output one chain of additions along K that no other row has a part in.
 //
-// Queries come in groups that lie in one tile of sixteen ring indices, at the same places whatever
-// the chunk. In that tile each query has its own border between its own block's keys and those of
-// the block before: both are multiplied and the scores picked by index. Values go in steps of 32
-// indices. The step with the border is always taken twice, before the border from the query's own
-// block and beyond from the block before, each with weights of zero for the rest: so a decode
-// step, which finds both in one ring, adds the same numbers in the same order.
-//
-// All scores of a group are kept (16 W floats, in the second-level cache), so the maximum is known
-// before the first weight: nothing is rescaled, and the order of sums is the ring's.
+// Queries come in groups that lie in one step of 32 ring indices, at the same places whatever the
+// chunk. In that step each query has its own border between its own block's keys and those of the
+// block before: both are multiplied and the scores picked by index. Values go in such steps too.
+// The step with the border is always taken twice, before the border from the query's own block and
+// beyond from the block before, each with weights of zero for the rest: so a decode step, which
+// finds both in one ring, adds the same numbers in the same order.
 //
 // Zero weights silence only finite values: NaN among the keys and values of a sequence reaches its
 // tokens up to 31 positions earlier in the same chunk.
 
 // Where things lie in AttendTask::scores. Strides are odd in cache lines, lest rows share sets.
 struct PairScratch {
+  static constexpr int64_t kStep = 2 * kStepGroups;  // ring indices
+  static constexpr int64_t kScoreStride = kChunkIndices + kLanes;
+  static constexpr int64_t kBorderStride = kStep + kLanes;
+  static constexpr int64_t kWeightStride = kChunkIndices + kStep;
+
   explicit PairScratch(const AttendTask& task)
       : dims(RoundUpInputs(task.head_dim)),
-        keys(RoundUpInputs(task.window)),
-        score_stride(keys + kLanes),
-        weight_stride(keys + 2 * kLanes),
         scores(task.scores),
-        outputs(scores + kGroupQueries * score_stride),
-        queries(reinterpret_cast<BFloat16*>(outputs + kGroupQueries * dims)),
-        weights(queries + kGroupQueries * dims),
-        own_weights(weights + kGroupQueries * weight_stride),
-        previous_weights(own_weights + kGroupQueries * 2 * kStepGroups),
-        last_values(previous_weights + kGroupQueries * 2 * kStepGroups) {}
+        border_scores(scores + NumScores(task.window)),
+        products(border_scores + kProductRows * kBorderStride),
+        outputs(products + kProductRows * dims),
+        queries(reinterpret_cast<BFloat16*>(outputs + kProductRows * dims)),
+        weights(queries + kProductRows * dims),
+        own_weights(weights + kProductRows * kWeightStride),
+        previous_weights(own_weights + kProductRows * kStep),
+        last_values(previous_weights + kProductRows * kStep) {}
 
-  int64_t dims, keys;
-  int64_t score_stride, weight_stride;
-  float* scores;               // [16][score_stride], before bias and scale
-  float* outputs;              // [16][dims]
-  BFloat16* queries;           // [16][dims]
-  BFloat16* weights;           // [16][weight_stride]
-  BFloat16* own_weights;       // [16][32], of the step with the border
+  int64_t dims;
+  float* scores;               // before bias and scale: [32][kScoreStride] of a chunk, or of a few
+                               // queries [16][RingScoreStride] of the ring
+  float* border_scores;        // [32][kBorderStride]: the border's step with the block before
+  float* products;             // [32][dims] of a chunk
+  float* outputs;              // [32][dims] of the chunks so far
+  BFloat16* queries;           // [32][dims]
+  BFloat16* weights;           // [32][kWeightStride] of a chunk
+  BFloat16* own_weights;       // [32][32], of the step with the border
   BFloat16* previous_weights;  // likewise
   BFloat16* last_values;       // [16 pairs][dims][2]
 };
-
-// 2^x to 3e-6 for x <= 0, about 1e-38 below -126: the weight is rounded to BF16 anyway. 2^f - 1 on
-// [0, 1) is f times a polynomial fitted to the least relative error; NaN stays NaN.
-inline V16 Exp2(V16 x) {
-  x = Max(Set1(-126.0f), x);
-  const V16 f = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF)};
-  V16 p = Set1(0.0134267481f);
-  p = Fma(p, f, Set1(0.0522423722f));
-  p = Fma(p, f, Set1(0.2412802577f));
-  p = Fma(p, f, Set1(0.6930448413f));
-  p = Fma(p, f, Set1(1.0f));
-  return {_mm512_scalef_ps(p.v, x.v)};
-}
 
 // The rows' queries as BF16, padded with zeros.
 inline void PackQueries(const AttendTask& task, const PairScratch& scratch, int num_rows) {
@@ -74,7 +64,9 @@ inline void PackQueries(const AttendTask& task, const PairScratch& scratch, int 
 // Products of the queries with tiles [first, end) of the keys.
 template <typename Products>
 inline void PairScores(Products& products, const PairScratch& scratch, int num_rows,
-                       const void* keys, int64_t first, int64_t end) {
+                       const void* keys, int64_t first, int64_t end, float* out,
+                       int64_t out_stride) {
+  if (first >= end) return;
   const int64_t tile_bytes = 2 * kLanes * scratch.dims;
   const ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
                           .row_stride = 2 * scratch.dims,
@@ -86,8 +78,8 @@ inline void PairScores(Products& products, const PairScratch& scratch, int num_r
                      .num_vectors = static_cast<int>(end - first),
                      .group_stride = 4 * kLanes,
                      .vector_stride = tile_bytes,
-                     .out = scratch.scores + first * kLanes,
-                     .out_stride = scratch.score_stride});
+                     .out = out,
+                     .out_stride = out_stride});
 }
 
 // Numbers in [0, 1] to the nearest BF16, ties up.
@@ -101,35 +93,54 @@ inline void StoreWeights(BFloat16* to, V16 a, V16 b) {
                                     _mm512_add_epi32(_mm512_castps_si512(b.v), half)));
 }
 
-// Products to weights of one query: of [0, visible), zeros up to `end`, a multiple of 32. Returns
-// 1 / sum, or 0 when nothing is visible. Products stay as they are: to scale them twice costs less
-// than to store them.
+// A row's part of a chunk's scores, with the bias that belongs to them.
 template <bool kBias>
-inline float PairWeights(const AttendTask& task, const PairScratch& scratch, int row, int offset,
-                         int visible, int64_t end) {
-  const float* products = scratch.scores + row * scratch.score_stride;
-  const float* bias =
-      kBias ? task.bias + task.window - offset - (task.include_self ? 1 : 0) : nullptr;
-  BFloat16* weights = scratch.weights + row * scratch.weight_stride;
-  const auto dot = [&](int64_t j) {
+struct PairScoresOfRow {
+  PairScoresOfRow(const AttendTask& task, const float* scores, int row, int64_t begin)
+      : products(scores) {
+    if constexpr (kBias) {
+      const int offset = task.first_offset + row;
+      bias = task.bias + task.window - offset - (task.include_self ? 1 : 0) + begin;
+    }
+  }
+  V16 Whole(int64_t j) const {
     if constexpr (kBias) return Load(products + j) + Load(bias + j);
     return Load(products + j);
-  };
-  const auto partial_dot = [&](int64_t j, int n) {
+  }
+  V16 First(int64_t j, int n) const {
     if constexpr (kBias) return LoadPartial(products + j, n) + LoadPartial(bias + j, n);
     return LoadPartial(products + j, n);
-  };
-  const int whole = visible / kLanes * kLanes, rest = visible - whole;
-  V16 largest = Set1(-INFINITY);
-  for (int j = 0; j < whole; j += kLanes) largest = Max(largest, dot(j));
-  if (rest > 0)
-    largest = Max(largest, SelectFirst(rest, partial_dot(whole, rest), Set1(-INFINITY)));
-  const V16 scale = Set1(task.scale), top = Set1(ReduceMax(largest) * task.scale);
+  }
+
+  const float* products;
+  const float* bias = nullptr;
+};
+
+// The largest of a row's first `visible` scores of a chunk, lane by lane.
+template <bool kBias>
+inline V16 LargestPairScores(const PairScoresOfRow<kBias>& scores, int visible) {
+  V16 largest = Set1(Softmax::kLeast);
+  int j = 0;
+  for (; j + kLanes <= visible; j += kLanes) largest = Max(largest, scores.Whole(j));
+  if (j < visible) {
+    const int rest = visible - j;
+    largest = Max(largest, SelectFirst(rest, scores.First(j, rest), Set1(Softmax::kLeast)));
+  }
+  return largest;
+}
+
+// A row's scores of a chunk to weights: of the first `visible`, zeros up to `end`, a multiple
+// of 32. Returns their sum, lane by lane. Scores are scaled once more, which costs less than to
+// store them.
+template <bool kBias>
+inline V16 PairWeights(const PairScoresOfRow<kBias>& scores, float row_scale, float row_top,
+                       int visible, int64_t end, BFloat16* weights) {
+  const V16 scale = Set1(row_scale), top = Set1(row_top);
   const auto weight = [&](V16 x) { return Exp2(Fma(x, scale, Zero() - top)); };
   V16 sum = Zero();
   int64_t j = 0;
-  for (; j + 2 * kLanes <= whole; j += 2 * kLanes) {
-    const V16 a = weight(dot(j)), b = weight(dot(j + kLanes));
+  for (; j + 2 * kLanes <= visible; j += 2 * kLanes) {
+    const V16 a = weight(scores.Whole(j)), b = weight(scores.Whole(j + kLanes));
     sum = sum + a;
     sum = sum + b;
     StoreWeights(weights + j, a, b);
@@ -139,134 +150,192 @@ inline float PairWeights(const AttendTask& task, const PairScratch& scratch, int
     for (int h = 0; h < 2; ++h) {
       const int64_t first = j + h * kLanes;
       const int n = static_cast<int>(std::clamp<int64_t>(visible - first, 0, kLanes));
-      p[h] = SelectFirst(n, weight(partial_dot(first, n)), Zero());
+      p[h] = SelectFirst(n, weight(scores.First(first, n)), Zero());
       sum = sum + p[h];
     }
     StoreWeights(weights + j, p[0], p[1]);
   }
-  return visible == 0 ? 0.0f : 1.0f / ReduceAdd(sum);
+  return sum;
 }
 
-// The weights of the step with the border, of a query that sees `own` of its indices in its own
-// block.
-inline void SplitWeights(const PairScratch& scratch, int row, int64_t step, int own) {
-  const __m512i all =
-      _mm512_loadu_si512(scratch.weights + row * scratch.weight_stride + step * 2 * kStepGroups);
+// All rows' scores of the chunk [begin, end), end a multiple of 32, to weights. Row r sees
+// `visible` indices of the ring and `more` r; its scores begin at `scores` and `stride` r.
+template <bool kBias>
+inline void WeighPairChunk(const AttendTask& task, const PairScratch& scratch, Softmax& softmax,
+                           FarRows& far, const float* scores, int64_t stride, int64_t begin,
+                           int64_t end, int visible, int more) {
+  const auto seen = [&](int r) {
+    return static_cast<int>(std::clamp<int64_t>(visible + more * r - begin, 0, end - begin));
+  };
+  const auto row_scores = [&](int r) {
+    return PairScoresOfRow<kBias>(task, scores + r * stride, r, begin);
+  };
+  for (int r = 0; r < softmax.num_rows; ++r)
+    softmax.maxima[r] = LargestPairScores(row_scores(r), seen(r));
+  softmax.Raise();
+  for (int r = 0; r < softmax.num_rows; ++r) {
+    const V16 sum = PairWeights(row_scores(r), task.scale, softmax.tops[r], seen(r), end - begin,
+                                scratch.weights + r * PairScratch::kWeightStride);
+    softmax.sums[r] = Fma(softmax.sums[r], Set1(softmax.factors[r]), sum);
+    far.Fetch();
+  }
+}
+
+// The weights of the step with the border, `from` in the chunk, of a query that sees `own` of its
+// indices in its own block.
+inline void SplitWeights(const PairScratch& scratch, int row, int64_t from, int own) {
+  const __m512i all = _mm512_loadu_si512(scratch.weights + row * PairScratch::kWeightStride + from);
   const auto first = static_cast<__mmask32>((uint64_t{1} << own) - 1);
-  const int64_t at = int64_t{row} * 2 * kStepGroups;
+  const int64_t at = row * PairScratch::kStep;
   _mm512_storeu_si512(scratch.own_weights + at, _mm512_maskz_mov_epi16(first, all));
   _mm512_storeu_si512(scratch.previous_weights + at, _mm512_maskz_mov_epi16(~first, all));
 }
 
-// Up to sixteen queries of one tile.
+// The step of values with the last of `visible` and zeros behind, where anything may lie.
+inline const void* LastValues(const PairScratch& scratch, const void* values, int visible,
+                              int64_t columns) {
+  constexpr int kStep = PairScratch::kStep;
+  const int64_t pair_bytes = 4 * columns;
+  auto* last = reinterpret_cast<char*>(scratch.last_values);
+  const int rest = visible % kStep;
+  std::memcpy(last, static_cast<const char*>(values) + visible / kStep * kStepGroups * pair_bytes,
+              static_cast<size_t>((rest + 1) / 2 * pair_bytes));
+  if (rest % 2 != 0) {
+    for (int64_t c = 0; c < columns; ++c)
+      scratch.last_values[rest / 2 * 2 * columns + 2 * c + 1] = {};
+  }
+  const int64_t used = (rest + 1) / 2 * pair_bytes;
+  std::memset(last + used, 0, static_cast<size_t>(kStepGroups * pair_bytes - used));
+  return last;
+}
+
+// Up to 32 queries of one step.
 template <typename Products>
 inline void AttendPairGroup(Products& products, const AttendTask& task, const PairScratch& scratch,
-                            int num_rows) {
-  const int offset = task.first_offset;
+                            FarRows far, int num_rows) {
+  constexpr int64_t kStep = PairScratch::kStep, kChunkTiles = kChunkIndices / kLanes;
   const bool all_own = task.num_visible >= 0;
-  const bool one_ring = task.current_keys == task.previous_keys;
-  const auto tiles = [](int64_t indices) { return (indices + kLanes - 1) / kLanes; };
-  const int64_t border_tile = offset / kLanes;
-  const int64_t visible_tiles = all_own                 ? tiles(task.num_visible)
-                                : task.previous_visible ? tiles(task.window)
-                                                        : border_tile + 1;
-  PackQueries(task, scratch, num_rows);
-  const bool has_border = task.previous_visible && !one_ring;
-  if (has_border) {
-    PairScores(products, scratch, num_rows, task.previous_keys, border_tile, visible_tiles);
-    V16 beyond[kGroupQueries];
-    float* border = scratch.scores + border_tile * kLanes;
-    for (int r = 0; r < num_rows; ++r) beyond[r] = Load(border + r * scratch.score_stride);
-    PairScores(products, scratch, num_rows, task.current_keys, 0, border_tile + 1);
-    for (int r = 0; r < num_rows; ++r, border += scratch.score_stride) {
-      const int own = CurrentEnd(task, offset + r) - static_cast<int>(border_tile) * kLanes;
-      Store(border, SelectFirst(own, Load(border), beyond[r]));
-    }
-  } else {
-    PairScores(products, scratch, num_rows, task.current_keys, 0, visible_tiles);
-  }
-
-  constexpr int kStep = 2 * kStepGroups;
-  const int64_t steps = (visible_tiles * kLanes + kStep - 1) / kStep;
-  const int64_t border_step = offset / kStep;
-  float normalizer[kGroupQueries];
-  for (int r = 0; r < num_rows; ++r) {
-    const int own = CurrentEnd(task, all_own ? 0 : offset + r);
-    const int visible = task.previous_visible ? task.window : own;
-    const auto weights = task.bias != nullptr ? PairWeights<true> : PairWeights<false>;
-    normalizer[r] = weights(task, scratch, r, offset + r, visible, steps * kStep);
-    if (!all_own)
-      SplitWeights(scratch, r, border_step, own - static_cast<int>(border_step) * kStep);
-  }
-
+  const bool two_blocks = task.previous_visible && task.current_keys != task.previous_keys;
+  const int own = CurrentEnd(task, task.first_offset), more = CurrentEndStep(task);
+  const int visible = task.previous_visible ? task.window : own;
+  const int more_visible = task.previous_visible ? 0 : more;
+  const int64_t tiles =
+      std::max((visible + more_visible * (num_rows - 1) + kLanes - 1) / kLanes, 1);
+  const int64_t border_step = task.first_offset / kStep;
+  const int64_t border_tile = border_step * kStep / kLanes;
+  const int64_t border_end = std::min(border_tile + kStep / kLanes, tiles);  // a tile too
   const int64_t columns = (task.head_dim + kLanes - 1) / kLanes * kLanes;
   const int64_t pair_bytes = 4 * columns, step_bytes = kStepGroups * pair_bytes;
-  ProductRun runs[4];
-  int num_runs = 0;
-  const auto add = [&](const BFloat16* weights, int64_t stride, const void* values, int64_t first,
-                       int64_t end) {
-    if (first >= end) return;
-    runs[num_runs++] = {.rows = reinterpret_cast<const char*>(weights),
-                        .row_stride = 2 * stride,
-                        .matrix = static_cast<const char*>(values) + first * step_bytes,
-                        .groups = (end - first) * kStepGroups};
-  };
-  const auto add_steps = [&](const void* values, int64_t first, int64_t end) {
-    add(scratch.weights + first * kStep, scratch.weight_stride, values, first, end);
-  };
-  const auto add_border = [&](const BFloat16* weights, const void* values) {
-    add(weights, kStep, values, border_step, border_step + 1);
-  };
-  if (all_own) {
-    const int64_t whole = task.num_visible / kStep;
-    add_steps(task.current_values, 0, whole);
-    if (whole < steps) {
-      // What lies beyond the last visible value may be anything.
-      auto* last = reinterpret_cast<char*>(scratch.last_values);
-      const int rest = task.num_visible % kStep;
-      std::memcpy(last, static_cast<const char*>(task.current_values) + whole * step_bytes,
-                  static_cast<size_t>((rest + 1) / 2 * pair_bytes));
-      if (rest % 2 != 0) {
-        for (int64_t c = 0; c < columns; ++c)
-          scratch.last_values[rest / 2 * 2 * columns + 2 * c + 1] = {};
+
+  PackQueries(task, scratch, num_rows);
+  Softmax softmax(num_rows);
+  std::fill_n(softmax.scales, kProductRows, task.scale);
+  far.SetCalls((tiles + kChunkTiles - 1) / kChunkTiles * num_rows);
+  const int64_t score_stride =
+      softmax.few() ? RingScoreStride(task.window) : PairScratch::kScoreStride;
+  // Of tiles [first, end), side by side.
+  const auto make_scores = [&](int64_t first, int64_t end) {
+    const auto scores = [&](const void* keys, int64_t from, int64_t to) {
+      PairScores(products, scratch, num_rows, keys, from, to,
+                 scratch.scores + (from - first) * kLanes, score_stride);
+    };
+    if (!two_blocks) return scores(task.current_keys, first, end);
+    scores(task.current_keys, first, std::min(end, border_end));
+    scores(task.previous_keys, std::max(first, border_end), end);
+    if (border_tile < first || end <= border_tile) return;
+    PairScores(products, scratch, num_rows, task.previous_keys, border_tile, border_end,
+               scratch.border_scores, PairScratch::kBorderStride);
+    for (int r = 0; r < num_rows; ++r) {
+      const float* before = scratch.border_scores + r * PairScratch::kBorderStride;
+      float* score = scratch.scores + r * score_stride + (border_tile - first) * kLanes;
+      int left = own + more * r - static_cast<int>(border_tile) * kLanes;
+      for (int64_t t = border_tile; t < border_end; ++t) {
+        Store(score, SelectFirst(std::clamp(left, 0, kLanes), Load(score), Load(before)));
+        score += kLanes, before += kLanes, left -= kLanes;
       }
-      const int64_t used = (rest + 1) / 2 * pair_bytes;
-      std::memset(last + used, 0, static_cast<size_t>(step_bytes - used));
-      add(scratch.weights + whole * kStep, scratch.weight_stride, last, 0, 1);
     }
-  } else {
-    add_steps(task.current_values, 0, border_step);
-    if (task.previous_visible) add_border(scratch.previous_weights, task.previous_values);
-    add_border(scratch.own_weights, task.current_values);
-    if (task.previous_visible) add_steps(task.previous_values, border_step + 1, steps);
+  };
+  if (softmax.few()) make_scores(0, tiles);
+  for (int64_t first = 0; first < tiles; first += kChunkTiles) {
+    const int64_t end = std::min(first + kChunkTiles, tiles);
+    if (!softmax.few()) make_scores(first, end);
+    const float* scores = scratch.scores + (softmax.few() ? first * kLanes : 0);
+    const int64_t begin = first * kLanes, first_step = begin / kStep;
+    const int64_t end_step = (end * kLanes + kStep - 1) / kStep;
+    const bool has_border = first <= border_tile && border_tile < end;
+    const auto weigh = task.bias != nullptr ? WeighPairChunk<true> : WeighPairChunk<false>;
+    weigh(task, scratch, softmax, far, scores, score_stride, begin, end_step * kStep, visible,
+          more_visible);
+
+    ProductRun runs[4];
+    int num_runs = 0;
+    const auto add = [&](const BFloat16* weights, int64_t stride, const void* values, int64_t step,
+                         int64_t num_steps) {
+      runs[num_runs++] = {.rows = reinterpret_cast<const char*>(weights),
+                          .row_stride = 2 * stride,
+                          .matrix = static_cast<const char*>(values) + step * step_bytes,
+                          .groups = num_steps * kStepGroups};
+    };
+    const auto add_steps = [&](const void* values, int64_t from, int64_t to) {
+      if (from >= to) return;
+      add(scratch.weights + (from - first_step) * kStep, PairScratch::kWeightStride, values, from,
+          to - from);
+    };
+    if (all_own) {
+      const int64_t whole = std::min(end_step, int64_t{task.num_visible} / kStep);
+      add_steps(task.current_values, first_step, whole);
+      if (whole < end_step) {
+        add(scratch.weights + (whole - first_step) * kStep, PairScratch::kWeightStride,
+            LastValues(scratch, task.current_values, task.num_visible, columns), 0, 1);
+      }
+    } else {
+      add_steps(task.current_values, first_step, std::min(end_step, border_step));
+      if (has_border) {
+        const int64_t step_begin = border_step * kStep;
+        for (int r = 0; r < num_rows; ++r)
+          SplitWeights(scratch, r, step_begin - begin,
+                       own + more * r - static_cast<int>(step_begin));
+        if (task.previous_visible)
+          add(scratch.previous_weights, kStep, task.previous_values, border_step, 1);
+        add(scratch.own_weights, kStep, task.current_values, border_step, 1);
+      }
+      if (task.previous_visible)
+        add_steps(task.previous_values, std::max(first_step, border_step + 1), end_step);
+    }
+    products.Multiply({.runs = runs,
+                       .num_runs = num_runs,
+                       .num_rows = num_rows,
+                       .num_vectors = static_cast<int>(columns / kLanes),
+                       .group_stride = pair_bytes,
+                       .vector_stride = 4 * kLanes,
+                       .out = first == 0 ? scratch.outputs : scratch.products,
+                       .out_stride = scratch.dims});
+    for (int r = 0; first > 0 && r < num_rows; ++r) {
+      const V16 factor = Set1(softmax.factors[r]);
+      const float* from = scratch.products + r * scratch.dims;
+      float* to = scratch.outputs + r * scratch.dims;
+      for (int c = 0; c < task.head_dim; c += kLanes)
+        Store(to + c, Fma(Load(to + c), factor, Load(from + c)));
+    }
   }
-  products.Multiply({.runs = runs,
-                     .num_runs = num_runs,
-                     .num_rows = num_rows,
-                     .num_vectors = static_cast<int>(columns / kLanes),
-                     .group_stride = pair_bytes,
-                     .vector_stride = 4 * kLanes,
-                     .out = scratch.outputs,
-                     .out_stride = scratch.dims});
   for (int r = 0; r < num_rows; ++r) {
-    float* out = task.out + r * task.out_stride;
-    for (int c = 0; c < task.head_dim; c += kLanes) {
-      const V16 o = Load(scratch.outputs + r * scratch.dims + c) * Set1(normalizer[r]);
-      StorePartial(out + c, o, std::min(kLanes, task.head_dim - c));
-    }
+    const bool sees = visible + more_visible * r > 0;
+    StoreNormalized(task, r, scratch.outputs + r * scratch.dims,
+                    sees ? 1.0f / ReduceAdd(softmax.sums[r]) : 0.0f);
   }
 }
 
-// Sets `group` to each group of the task's queries in turn.
-template <typename Attend>
+// Sets `group` to each group of the task's queries in turn: up to kQueries that lie between two
+// multiples of it.
+template <int kQueries, typename Attend>
 inline void ForEachGroup(const AttendTask& task, AttendTask& group, const Attend& attend) {
   for (int query = 0; query < task.num_queries;) {
     group.q = task.q + query * task.q_stride;
     group.out = task.out + query * task.out_stride;
     group.first_offset = task.first_offset + query;
-    const int in_tile = task.num_visible >= 0 ? 0 : group.first_offset % kGroupQueries;
-    const int n = std::min(kGroupQueries - in_tile, task.num_queries - query);
-    attend(n);
+    const int before = task.num_visible >= 0 ? 0 : group.first_offset % kQueries;
+    const int n = std::min(kQueries - before, task.num_queries - query);
+    attend(FarRows(task, query, n), n);
     query += n;
   }
 }
@@ -277,7 +346,9 @@ void AttendPairsKernel(const AttendTask& task) {
   Products products;
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
-  ForEachGroup(task, group, [&](int n) { AttendPairGroup(products, group, scratch, n); });
+  ForEachGroup<kProductRows>(task, group, [&](const FarRows& far, int n) {
+    AttendPairGroup(products, group, scratch, far, n);
+  });
 }
 
 // New keys and values lie far apart: the processor does not see the next rows coming.

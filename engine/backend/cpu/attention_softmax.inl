@@ -1,0 +1,150 @@
+// The softmax that attention on pairs and on bytes shares: over chunks of kChunkIndices ring
+// indices, which lie where they lie whatever the prompt's cuts, so that scores and weights never
+// leave the first-level cache. A chunk that raises a row's maximum scales what the row's earlier
+// chunks came to; any other scales it by one, exactly: whether a chunk beyond what a query sees is
+// taken or not makes no difference. Included by kernels_avx512.cc.
+
+// 2^x to 3e-6 for x <= 0, about 1e-38 below -126: the weight is rounded to BF16 anyway. 2^f - 1 on
+// [0, 1) is f times a polynomial fitted to the least relative error; NaN stays NaN.
+inline V16 Exp2(V16 x) {
+  x = Max(Set1(-126.0f), x);
+  const V16 f = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF)};
+  V16 p = Set1(0.0134267481f);
+  p = Fma(p, f, Set1(0.0522423722f));
+  p = Fma(p, f, Set1(0.2412802577f));
+  p = Fma(p, f, Set1(0.6930448413f));
+  p = Fma(p, f, Set1(1.0f));
+  return {_mm512_scalef_ps(p.v, x.v)};
+}
+
+// Quarters 0 and 1, then 2 and 3, of both vectors to one each.
+inline __m512 LargerOfQuarters(__m512 a, __m512 b) {
+  return _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+// The largest lane of each of sixteen vectors.
+inline V16 LargestOfRows(const V16* rows) {
+  __m512 pairs[8], quads[4], halves[2];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = rows[2 * i].v, b = rows[2 * i + 1].v;
+    pairs[i] = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    quads[i] = _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  for (int i = 0; i < 2; ++i) halves[i] = LargerOfQuarters(quads[2 * i], quads[2 * i + 1]);
+  return {LargerOfQuarters(halves[0], halves[1])};
+}
+
+// Of a group of rows, of whose scores weights 2^(scale score - top) are made.
+struct Softmax {
+  explicit Softmax(int num_queries) : num_rows(num_queries) {
+    const int used = few() ? num_rows : (num_rows + kLanes - 1) / kLanes * kLanes;
+    for (int r = 0; r < used; ++r) {
+      largest[r] = kLeast;
+      sums[r] = Zero();
+      maxima[r] = Set1(kLeast);
+    }
+  }
+
+  // From `maxima`: tops for the next weights, and factors for all that earlier chunks came to.
+  void Raise() {
+    for (int r = 0; r < num_rows; r += kLanes) {
+      V16 now;
+      if (few()) {
+        alignas(64) float each[kLanes] = {};
+        for (int i = 0; i < num_rows; ++i) each[i] = ReduceMax(maxima[i]);
+        now = Load(each);
+      } else {
+        now = LargestOfRows(maxima + r);
+      }
+      const V16 before = Load(largest + r), scale = Load(scales + r);
+      now = Max(before, now);
+      const V16 top = now * scale;
+      Store(largest + r, now);
+      Store(tops + r, top);
+      Store(factors + r, Exp2(before * scale - top));  // 1 where the maximum is the old one
+    }
+  }
+
+  // Less than any score; finite, so that a row that sees nothing has factors of one.
+  static constexpr float kLeast = -1e38f;
+
+  // Of a few rows memory is what takes the time: they take the keys of the whole ring in its order.
+  bool few() const { return num_rows <= kFewQueries; }
+
+  int num_rows;
+  float largest[kProductRows];
+  float scales[kProductRows];
+  float tops[kProductRows];
+  float factors[kProductRows];
+  V16 maxima[kProductRows];  // of a chunk's scores, lane by lane; NaN scores need not show
+  V16 sums[kProductRows];    // of weights, lane by lane
+};
+
+// Rows that lie far apart, which the processor does not see coming, on their way to its caches:
+// what the next block reads, where this group's outputs go, and what the next group reads. They are
+// asked for one by one while weights are made; all at once would stand in the way of what is needed
+// now.
+class FarRows {
+ public:
+  FarRows(const AttendTask& task, int query, int num_queries) : columns_(task.head_dim) {
+    const int next = query + num_queries, after = std::min(num_queries, task.num_queries - next);
+    const int first = Share(task, query), count = Share(task, next) - first;
+    Add(task.next_k + first * task.next_k_stride, task.next_k_stride, count, false);
+    Add(task.next_v + first * task.next_v_stride, task.next_v_stride, count, false);
+    Add(task.out + query * task.out_stride, task.out_stride, num_queries, true);
+    Add(task.q + next * task.q_stride, task.q_stride, after, false);
+  }
+
+  // In `calls` calls all are fetched.
+  void SetCalls(int64_t calls) {
+    int64_t rows = 0;
+    for (int i = 0; i < num_parts_; ++i) rows += parts_[i].rows;
+    rows_of_call_ = static_cast<int>((rows + calls - 1) / calls);
+  }
+  void Fetch() {
+    for (int i = 0; i < rows_of_call_ && part_ < num_parts_; ++i) {
+      Part& part = parts_[part_];
+      if (part.written) {
+        for (int c = 0; c < columns_; c += kLanes) PrefetchToWrite(part.row + c);
+      } else {
+        for (int c = 0; c < columns_; c += kLanes) _mm_prefetch(part.row + c, _MM_HINT_T0);
+      }
+      part.row += part.stride;
+      if (--part.rows == 0) ++part_;
+    }
+  }
+
+ private:
+  struct Part {
+    const float* row;
+    int64_t stride;
+    int rows;
+    bool written;
+  };
+
+  // Next rows that go with the queries before `query`.
+  static int Share(const AttendTask& task, int query) {
+    return static_cast<int>(int64_t{task.num_next} * query / task.num_queries);
+  }
+  void Add(const float* row, int64_t stride, int rows, bool written) {
+    if (rows > 0) parts_[num_parts_++] = {row, stride, rows, written};
+  }
+
+  Part parts_[4];
+  int num_parts_ = 0, part_ = 0;
+  int columns_;
+  int rows_of_call_ = 0;
+};
+
+// Row r of the outputs.
+inline void StoreNormalized(const AttendTask& task, int r, const float* from, float normalizer) {
+  const V16 factor = Set1(normalizer);
+  const int head_dim = task.head_dim;
+  float* out = task.out + r * task.out_stride;
+  int c = 0;
+  for (; c + kLanes <= head_dim; c += kLanes) Store(out + c, Load(from + c) * factor);
+  if (c < head_dim) StorePartial(out + c, Load(from + c) * factor, head_dim - c);
+}
