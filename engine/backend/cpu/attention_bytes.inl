@@ -19,7 +19,6 @@ struct ByteScratch {
   static constexpr int kQueries = kProductRows / 2;
   static constexpr int64_t kStep = 4 * kStepGroups;  // ring indices
   static constexpr int64_t kScoreStride = kChunkIndices + kLanes;
-  static constexpr int64_t kWeightStride = kChunkIndices + kStep;
 
   explicit ByteScratch(const AttendTask& task)
       : dims(RoundUpInt8Inputs(task.head_dim)),
@@ -28,18 +27,17 @@ struct ByteScratch {
         sums(border_scores + kProductRows * kLanes),
         outputs(sums + kProductRows * dims),
         queries(reinterpret_cast<uint8_t*>(outputs + kQueries * dims)),
-        weights(queries + kProductRows * dims),
-        own(weights + kProductRows * kWeightStride),
+        own(queries + kProductRows * dims),
         previous(own + kProductRows * kStep) {}
 
   int64_t dims;
-  float* scores;         // int32, in even rows then float32 scores and weights: [32][kScoreStride]
-                         // of a chunk, or of a few queries [16][RingScoreStride] of the ring
+  float* scores;  // int32, in even rows then float32 scores and weights, then the digits of a
+                  // chunk's weights: [32][kScoreStride] of a chunk, or of a few queries
+                  // [16][RingScoreStride] of the ring
   float* border_scores;  // [32][16]: the border's tile with the block before
   float* sums;           // [32][dims] int32 of a chunk
   float* outputs;        // [16][dims] of the chunks so far
   uint8_t* queries;      // [32][dims]
-  uint8_t* weights;      // [32][kWeightStride] of a chunk
   uint8_t* own;          // [32][64], of the step with the border
   uint8_t* previous;     // likewise
 };
@@ -176,14 +174,15 @@ inline V16 LargestByteScores(const ByteScoresOfRow<kBias>& scores, int visible) 
   return largest;
 }
 
-// A row's scores of a chunk to weights, the values' scales in them: of the first `visible`, zeros
-// up to `end`, a multiple of 64; as digits. The first `own` meet `own_scales`, the others
-// `previous_scales`. Adds up the weights without scales in `sum`, lane by lane; returns a step of
-// the integers.
+// A row's scores of a chunk to weights in their place, the values' scales in them: of the first
+// `visible`, zeros up to `end`, a multiple of 64; as digits. The first `own` meet `own_scales`, the
+// others `previous_scales`. Adds up the weights without scales in `sum`, lane by lane; returns a
+// step of the integers.
 template <bool kBias>
 inline float ByteWeights(const ByteScoresOfRow<kBias>& scores, float row_scale, float row_top,
                          const float* own_scales, const float* previous_scales, int own,
-                         int visible, int64_t end, uint8_t* high, uint8_t* low, V16& sum) {
+                         int visible, int64_t end, uint8_t* low, V16& sum) {
+  auto* high = reinterpret_cast<uint8_t*>(scores.scores);
   const V16 scale = Set1(row_scale), top = Set1(row_top);
   __m512i most = _mm512_setzero_si512();
   V16 part = Zero();
@@ -230,10 +229,10 @@ inline float ByteWeights(const ByteScoresOfRow<kBias>& scores, float row_scale, 
 // row r. Row r finds `own` and `more` r indices of the ring in its own block and sees `visible` and
 // `more_visible` r; its scores begin at `first_scores` and `stride` r.
 template <bool kBias>
-inline void WeighByteChunk(const AttendTask& task, const ByteScratch& scratch,
-                           const float* query_scales, Softmax& softmax, FarRows& far,
-                           float* first_scores, int64_t stride, int64_t begin, int64_t end, int own,
-                           int more, int visible, int more_visible, float* steps) {
+inline void WeighByteChunk(const AttendTask& task, const float* query_scales, Softmax& softmax,
+                           Fetches& far, Fetches& near, float* first_scores, int64_t stride,
+                           int64_t begin, int64_t end, int own, int more, int visible,
+                           int more_visible, float* steps) {
   const auto in_chunk = [&](int index) {
     return static_cast<int>(std::clamp<int64_t>(index - begin, 0, end - begin));
   };
@@ -246,34 +245,35 @@ inline void WeighByteChunk(const AttendTask& task, const ByteScratch& scratch,
     softmax.maxima[r] = LargestByteScores(scores(r), in_chunk(visible + more_visible * r));
   softmax.Raise();
   for (int r = 0; r < softmax.num_rows; ++r) {
-    uint8_t* high = scratch.weights + 2 * r * ByteScratch::kWeightStride;
+    auto* low = reinterpret_cast<uint8_t*>(first_scores + r * stride + stride / 2);
     V16 sum;
     steps[r] = ByteWeights(scores(r), softmax.scales[r], softmax.tops[r],
                            task.current_value_scales + begin, previous_scales + begin,
                            in_chunk(own + more * r), in_chunk(visible + more_visible * r),
-                           end - begin, high, high + ByteScratch::kWeightStride, sum);
+                           end - begin, low, sum);
     softmax.sums[r] = Fma(softmax.sums[r], Set1(softmax.factors[r]), sum);
+    near.Fetch();
     far.Fetch();
   }
 }
 
-// The digits of the step with the border, `from` in the chunk, of a query that sees `own` of its
-// indices in its own block.
-inline void SplitDigits(const ByteScratch& scratch, int row, int64_t from, int own) {
+// Row `row`'s digits, `stride` apart, of the step with the border, of a query that sees `own` of
+// its indices in its own block.
+inline void SplitDigits(const ByteScratch& scratch, int row, const uint8_t* digits, int64_t stride,
+                        int own) {
   constexpr int64_t kStep = ByteScratch::kStep;
   const __mmask64 first = own == kStep ? ~uint64_t{0} : (uint64_t{1} << own) - 1;
-  for (int64_t digits = 2 * row; digits < 2 * row + 2; ++digits) {
-    const __m512i all =
-        _mm512_loadu_si512(scratch.weights + digits * ByteScratch::kWeightStride + from);
-    _mm512_storeu_si512(scratch.own + digits * kStep, _mm512_maskz_mov_epi8(first, all));
-    _mm512_storeu_si512(scratch.previous + digits * kStep, _mm512_maskz_mov_epi8(~first, all));
+  for (int64_t to = 2 * row * kStep; to < 2 * (row + 1) * kStep; to += kStep, digits += stride) {
+    const __m512i all = _mm512_loadu_si512(digits);
+    _mm512_storeu_si512(scratch.own + to, _mm512_maskz_mov_epi8(first, all));
+    _mm512_storeu_si512(scratch.previous + to, _mm512_maskz_mov_epi8(~first, all));
   }
 }
 
 // Up to sixteen queries of one tile.
 template <typename Products>
 inline void AttendByteGroup(Products& products, const AttendTask& task, const ByteScratch& scratch,
-                            FarRows far, int num_rows) {
+                            Fetches far, int num_rows) {
   constexpr int64_t kStep = ByteScratch::kStep, kChunkTiles = kChunkIndices / kLanes;
   const bool two_blocks = task.previous_visible && task.current_keys != task.previous_keys;
   const int own = CurrentEnd(task, task.first_offset), more = CurrentEndStep(task);
@@ -321,40 +321,55 @@ inline void AttendByteGroup(Products& products, const AttendTask& task, const By
     const int64_t end = std::min(first + kChunkTiles, tiles);
     if (!softmax.few()) make_scores(first, end);
     float* scores = scratch.scores + (softmax.few() ? first * kLanes : 0);
+    auto* weights = reinterpret_cast<uint8_t*>(scores);
+    const int64_t weight_stride = 4 * score_stride;
     const int64_t begin = first * kLanes, first_step = begin / kStep;
     const int64_t end_step = (end * kLanes + kStep - 1) / kStep;
-    float steps[kProductRows];
-    const auto weigh = task.bias != nullptr ? WeighByteChunk<true> : WeighByteChunk<false>;
-    weigh(task, scratch, query_scales, softmax, far, scores, 2 * score_stride, begin,
-          end_step * kStep, own, more, visible, more_visible, steps);
+    const bool has_border = two_blocks && first_step <= border_step && border_step < end_step;
 
     ProductRun runs[4];
     int num_runs = 0;
-    const auto add = [&](const uint8_t* weights, int64_t stride, const void* values, int64_t step,
+    const auto add = [&](const uint8_t* rows, int64_t stride, const void* values, int64_t step,
                          int64_t num_steps) {
-      runs[num_runs++] = {.rows = reinterpret_cast<const char*>(weights),
+      runs[num_runs++] = {.rows = reinterpret_cast<const char*>(rows),
                           .row_stride = stride,
                           .matrix = static_cast<const char*>(values) + step * step_bytes,
                           .groups = num_steps * kStepGroups};
     };
     const auto add_steps = [&](const void* values, int64_t from, int64_t to) {
-      if (from >= to) return;
-      add(scratch.weights + (from - first_step) * kStep, ByteScratch::kWeightStride, values, from,
-          to - from);
+      if (from < to)
+        add(weights + (from - first_step) * kStep, weight_stride, values, from, to - from);
     };
     if (two_blocks) {
       add_steps(task.current_values, first_step, std::min(end_step, border_step));
-      if (first_step <= border_step && border_step < end_step) {
-        const int64_t step_begin = border_step * kStep;
-        for (int r = 0; r < num_rows; ++r)
-          SplitDigits(scratch, r, step_begin - begin,
-                      own + more * r - static_cast<int>(step_begin));
+      if (has_border) {
         add(scratch.own, kStep, task.current_values, border_step, 1);
         add(scratch.previous, kStep, task.previous_values, border_step, 1);
       }
       add_steps(task.previous_values, std::max(first_step, border_step + 1), end_step);
     } else {
       add_steps(task.current_values, first_step, end_step);
+    }
+
+    // The chunk's values and the next chunk's keys.
+    Fetches near;
+    if (Products::kFetches && !softmax.few()) {
+      for (int n = 0; n < num_runs; ++n)
+        near.Add(runs[n].matrix, group_bytes, runs[n].groups, group_bytes);
+      const int64_t next_end = std::min(end + kChunkTiles, tiles);
+      const int64_t own_end = two_blocks ? std::clamp(border_tile + 1, end, next_end) : next_end;
+      AddTiles(near, task.current_keys, scratch.dims / 2, end, own_end);
+      AddTiles(near, task.previous_keys, scratch.dims / 2, own_end, next_end);
+      near.SetCalls(num_rows);
+    }
+    float steps[kProductRows];
+    const auto weigh = task.bias != nullptr ? WeighByteChunk<true> : WeighByteChunk<false>;
+    weigh(task, query_scales, softmax, far, near, scores, 2 * score_stride, begin, end_step * kStep,
+          own, more, visible, more_visible, steps);
+    for (int r = 0; has_border && r < num_rows; ++r) {
+      const int64_t step_begin = border_step * kStep;
+      SplitDigits(scratch, r, weights + 2 * r * weight_stride + (step_begin - begin), weight_stride,
+                  own + more * r - static_cast<int>(step_begin));
     }
     products.Multiply({.runs = runs,
                        .num_runs = num_runs,
@@ -388,7 +403,7 @@ void AttendBytesKernel(const AttendTask& task) {
   Products products;
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
-  ForEachGroup<ByteScratch::kQueries>(task, group, [&](const FarRows& far, int n) {
+  ForEachGroup<ByteScratch::kQueries>(task, group, [&](const Fetches& far, int n) {
     AttendByteGroup(products, group, scratch, far, n);
   });
 }

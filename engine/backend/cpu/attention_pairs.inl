@@ -22,7 +22,6 @@ struct PairScratch {
   static constexpr int64_t kStep = 2 * kStepGroups;  // ring indices
   static constexpr int64_t kScoreStride = kChunkIndices + kLanes;
   static constexpr int64_t kBorderStride = kStep + kLanes;
-  static constexpr int64_t kWeightStride = kChunkIndices + kStep;
 
   explicit PairScratch(const AttendTask& task)
       : dims(RoundUpInputs(task.head_dim)),
@@ -31,20 +30,19 @@ struct PairScratch {
         products(border_scores + kProductRows * kBorderStride),
         outputs(products + kProductRows * dims),
         queries(reinterpret_cast<BFloat16*>(outputs + kProductRows * dims)),
-        weights(queries + kProductRows * dims),
-        own_weights(weights + kProductRows * kWeightStride),
+        own_weights(queries + kProductRows * dims),
         previous_weights(own_weights + kProductRows * kStep),
         last_values(previous_weights + kProductRows * kStep) {}
 
   int64_t dims;
-  float* scores;               // before bias and scale: [32][kScoreStride] of a chunk, or of a few
-                               // queries [16][RingScoreStride] of the ring
-  float* border_scores;        // [32][kBorderStride]: the border's step with the block before
-  float* products;             // [32][dims] of a chunk
-  float* outputs;              // [32][dims] of the chunks so far
-  BFloat16* queries;           // [32][dims]
-  BFloat16* weights;           // [32][kWeightStride] of a chunk
-  BFloat16* own_weights;       // [32][32], of the step with the border
+  float* scores;          // before bias and scale, then, as BF16, a chunk's weights in their place:
+                          // [32][kScoreStride] of a chunk, or of a few queries
+                          // [16][RingScoreStride] of the ring
+  float* border_scores;   // [32][kBorderStride]: the border's step with the block before
+  float* products;        // [32][dims] of a chunk
+  float* outputs;         // [32][dims] of the chunks so far
+  BFloat16* queries;      // [32][dims]
+  BFloat16* own_weights;  // [32][32], of the step with the border
   BFloat16* previous_weights;  // likewise
   BFloat16* last_values;       // [16 pairs][dims][2]
 };
@@ -96,7 +94,7 @@ inline void StoreWeights(BFloat16* to, V16 a, V16 b) {
 // A row's part of a chunk's scores, with the bias that belongs to them.
 template <bool kBias>
 struct PairScoresOfRow {
-  PairScoresOfRow(const AttendTask& task, const float* scores, int row, int64_t begin)
+  PairScoresOfRow(const AttendTask& task, float* scores, int row, int64_t begin)
       : products(scores) {
     if constexpr (kBias) {
       const int offset = task.first_offset + row;
@@ -112,7 +110,7 @@ struct PairScoresOfRow {
     return LoadPartial(products + j, n);
   }
 
-  const float* products;
+  float* products;
   const float* bias = nullptr;
 };
 
@@ -129,12 +127,13 @@ inline V16 LargestPairScores(const PairScoresOfRow<kBias>& scores, int visible) 
   return largest;
 }
 
-// A row's scores of a chunk to weights: of the first `visible`, zeros up to `end`, a multiple
-// of 32. Returns their sum, lane by lane. Scores are scaled once more, which costs less than to
-// store them.
+// A row's scores of a chunk to weights in their place: of the first `visible`, zeros up to `end`, a
+// multiple of 32. Returns their sum, lane by lane. Scores are scaled once more, which costs less
+// than to store them.
 template <bool kBias>
 inline V16 PairWeights(const PairScoresOfRow<kBias>& scores, float row_scale, float row_top,
-                       int visible, int64_t end, BFloat16* weights) {
+                       int visible, int64_t end) {
+  auto* weights = reinterpret_cast<BFloat16*>(scores.products);
   const V16 scale = Set1(row_scale), top = Set1(row_top);
   const auto weight = [&](V16 x) { return Exp2(Fma(x, scale, Zero() - top)); };
   V16 sum = Zero();
@@ -161,9 +160,9 @@ inline V16 PairWeights(const PairScoresOfRow<kBias>& scores, float row_scale, fl
 // All rows' scores of the chunk [begin, end), end a multiple of 32, to weights. Row r sees
 // `visible` indices of the ring and `more` r; its scores begin at `scores` and `stride` r.
 template <bool kBias>
-inline void WeighPairChunk(const AttendTask& task, const PairScratch& scratch, Softmax& softmax,
-                           FarRows& far, const float* scores, int64_t stride, int64_t begin,
-                           int64_t end, int visible, int more) {
+inline void WeighPairChunk(const AttendTask& task, Softmax& softmax, Fetches& far, Fetches& near,
+                           float* scores, int64_t stride, int64_t begin, int64_t end, int visible,
+                           int more) {
   const auto seen = [&](int r) {
     return static_cast<int>(std::clamp<int64_t>(visible + more * r - begin, 0, end - begin));
   };
@@ -174,17 +173,17 @@ inline void WeighPairChunk(const AttendTask& task, const PairScratch& scratch, S
     softmax.maxima[r] = LargestPairScores(row_scores(r), seen(r));
   softmax.Raise();
   for (int r = 0; r < softmax.num_rows; ++r) {
-    const V16 sum = PairWeights(row_scores(r), task.scale, softmax.tops[r], seen(r), end - begin,
-                                scratch.weights + r * PairScratch::kWeightStride);
+    const V16 sum = PairWeights(row_scores(r), task.scale, softmax.tops[r], seen(r), end - begin);
     softmax.sums[r] = Fma(softmax.sums[r], Set1(softmax.factors[r]), sum);
+    near.Fetch();
     far.Fetch();
   }
 }
 
-// The weights of the step with the border, `from` in the chunk, of a query that sees `own` of its
-// indices in its own block.
-inline void SplitWeights(const PairScratch& scratch, int row, int64_t from, int own) {
-  const __m512i all = _mm512_loadu_si512(scratch.weights + row * PairScratch::kWeightStride + from);
+// Row `row`'s weights of the step with the border, of a query that sees `own` of its indices in its
+// own block.
+inline void SplitWeights(const PairScratch& scratch, int row, const BFloat16* weights, int own) {
+  const __m512i all = _mm512_loadu_si512(weights);
   const auto first = static_cast<__mmask32>((uint64_t{1} << own) - 1);
   const int64_t at = row * PairScratch::kStep;
   _mm512_storeu_si512(scratch.own_weights + at, _mm512_maskz_mov_epi16(first, all));
@@ -209,10 +208,18 @@ inline const void* LastValues(const PairScratch& scratch, const void* values, in
   return last;
 }
 
+// Tiles [first, end) of keys of `dims` numbers.
+inline void AddTiles(Fetches& fetches, const void* keys, int64_t dims, int64_t first, int64_t end) {
+  constexpr int64_t kRowBytes = 256;  // of which a tile has some multiple
+  const int64_t tile_bytes = 2 * kLanes * dims;
+  fetches.Add(static_cast<const char*>(keys) + first * tile_bytes, kRowBytes,
+              (end - first) * (tile_bytes / kRowBytes), kRowBytes);
+}
+
 // Up to 32 queries of one step.
 template <typename Products>
 inline void AttendPairGroup(Products& products, const AttendTask& task, const PairScratch& scratch,
-                            FarRows far, int num_rows) {
+                            Fetches far, int num_rows) {
   constexpr int64_t kStep = PairScratch::kStep, kChunkTiles = kChunkIndices / kLanes;
   const bool all_own = task.num_visible >= 0;
   const bool two_blocks = task.previous_visible && task.current_keys != task.previous_keys;
@@ -259,48 +266,60 @@ inline void AttendPairGroup(Products& products, const AttendTask& task, const Pa
   for (int64_t first = 0; first < tiles; first += kChunkTiles) {
     const int64_t end = std::min(first + kChunkTiles, tiles);
     if (!softmax.few()) make_scores(first, end);
-    const float* scores = scratch.scores + (softmax.few() ? first * kLanes : 0);
+    float* scores = scratch.scores + (softmax.few() ? first * kLanes : 0);
+    auto* weights = reinterpret_cast<BFloat16*>(scores);
+    const int64_t weight_stride = 2 * score_stride;
     const int64_t begin = first * kLanes, first_step = begin / kStep;
     const int64_t end_step = (end * kLanes + kStep - 1) / kStep;
     const bool has_border = first <= border_tile && border_tile < end;
-    const auto weigh = task.bias != nullptr ? WeighPairChunk<true> : WeighPairChunk<false>;
-    weigh(task, scratch, softmax, far, scores, score_stride, begin, end_step * kStep, visible,
-          more_visible);
 
     ProductRun runs[4];
     int num_runs = 0;
-    const auto add = [&](const BFloat16* weights, int64_t stride, const void* values, int64_t step,
+    const auto add = [&](const BFloat16* rows, int64_t stride, const void* values, int64_t step,
                          int64_t num_steps) {
-      runs[num_runs++] = {.rows = reinterpret_cast<const char*>(weights),
+      runs[num_runs++] = {.rows = reinterpret_cast<const char*>(rows),
                           .row_stride = 2 * stride,
                           .matrix = static_cast<const char*>(values) + step * step_bytes,
                           .groups = num_steps * kStepGroups};
     };
     const auto add_steps = [&](const void* values, int64_t from, int64_t to) {
-      if (from >= to) return;
-      add(scratch.weights + (from - first_step) * kStep, PairScratch::kWeightStride, values, from,
-          to - from);
+      if (from < to)
+        add(weights + (from - first_step) * kStep, weight_stride, values, from, to - from);
     };
     if (all_own) {
       const int64_t whole = std::min(end_step, int64_t{task.num_visible} / kStep);
       add_steps(task.current_values, first_step, whole);
       if (whole < end_step) {
-        add(scratch.weights + (whole - first_step) * kStep, PairScratch::kWeightStride,
+        add(weights + (whole - first_step) * kStep, weight_stride,
             LastValues(scratch, task.current_values, task.num_visible, columns), 0, 1);
       }
     } else {
       add_steps(task.current_values, first_step, std::min(end_step, border_step));
-      if (has_border) {
-        const int64_t step_begin = border_step * kStep;
-        for (int r = 0; r < num_rows; ++r)
-          SplitWeights(scratch, r, step_begin - begin,
-                       own + more * r - static_cast<int>(step_begin));
-        if (task.previous_visible)
-          add(scratch.previous_weights, kStep, task.previous_values, border_step, 1);
-        add(scratch.own_weights, kStep, task.current_values, border_step, 1);
-      }
+      if (has_border && task.previous_visible)
+        add(scratch.previous_weights, kStep, task.previous_values, border_step, 1);
+      if (has_border) add(scratch.own_weights, kStep, task.current_values, border_step, 1);
       if (task.previous_visible)
         add_steps(task.previous_values, std::max(first_step, border_step + 1), end_step);
+    }
+
+    // The chunk's values and the next chunk's keys.
+    Fetches near;
+    if (Products::kFetches && !softmax.few()) {
+      for (int n = 0; n < num_runs; ++n)
+        near.Add(runs[n].matrix, pair_bytes, runs[n].groups, pair_bytes);
+      const int64_t next_end = std::min(end + kChunkTiles, tiles);
+      const int64_t own_end = two_blocks ? std::clamp(border_end, end, next_end) : next_end;
+      AddTiles(near, task.current_keys, scratch.dims, end, own_end);
+      AddTiles(near, task.previous_keys, scratch.dims, own_end, next_end);
+      near.SetCalls(num_rows);
+    }
+    const auto weigh = task.bias != nullptr ? WeighPairChunk<true> : WeighPairChunk<false>;
+    weigh(task, softmax, far, near, scores, score_stride, begin, end_step * kStep, visible,
+          more_visible);
+    for (int r = 0; has_border && !all_own && r < num_rows; ++r) {
+      const int64_t step_begin = border_step * kStep;
+      SplitWeights(scratch, r, weights + r * weight_stride + (step_begin - begin),
+                   own + more * r - static_cast<int>(step_begin));
     }
     products.Multiply({.runs = runs,
                        .num_runs = num_runs,
@@ -346,7 +365,7 @@ void AttendPairsKernel(const AttendTask& task) {
   Products products;
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
-  ForEachGroup<kProductRows>(task, group, [&](const FarRows& far, int n) {
+  ForEachGroup<kProductRows>(task, group, [&](const Fetches& far, int n) {
     AttendPairGroup(products, group, scratch, far, n);
   });
 }

@@ -83,34 +83,28 @@ struct Softmax {
   V16 sums[kProductRows];    // of weights, lane by lane
 };
 
-// Rows that lie far apart, which the processor does not see coming, on their way to its caches:
-// what the next block reads, where this group's outputs go, and what the next group reads. They are
-// asked for one by one while weights are made; all at once would stand in the way of what is needed
-// now.
-class FarRows {
+// Memory on its way to the first-level cache. It is asked for row by row while weights are made:
+// all at once would stand in the way of what is needed now.
+class Fetches {
  public:
-  FarRows(const AttendTask& task, int query, int num_queries) : columns_(task.head_dim) {
-    const int next = query + num_queries, after = std::min(num_queries, task.num_queries - next);
-    const int first = Share(task, query), count = Share(task, next) - first;
-    Add(task.next_k + first * task.next_k_stride, task.next_k_stride, count, false);
-    Add(task.next_v + first * task.next_v_stride, task.next_v_stride, count, false);
-    Add(task.out + query * task.out_stride, task.out_stride, num_queries, true);
-    Add(task.q + next * task.q_stride, task.q_stride, after, false);
+  void Add(const void* row, int64_t stride, int64_t rows, int64_t row_bytes,
+           bool to_write = false) {
+    if (rows > 0)
+      parts_[num_parts_++] = {static_cast<const char*>(row), stride, rows, row_bytes, to_write};
   }
-
-  // In `calls` calls all are fetched.
+  // In `calls` calls of Fetch all are asked for.
   void SetCalls(int64_t calls) {
     int64_t rows = 0;
     for (int i = 0; i < num_parts_; ++i) rows += parts_[i].rows;
-    rows_of_call_ = static_cast<int>((rows + calls - 1) / calls);
+    rows_of_call_ = (rows + calls - 1) / calls;
   }
   void Fetch() {
-    for (int i = 0; i < rows_of_call_ && part_ < num_parts_; ++i) {
+    for (int64_t i = 0; i < rows_of_call_ && part_ < num_parts_; ++i) {
       Part& part = parts_[part_];
-      if (part.written) {
-        for (int c = 0; c < columns_; c += kLanes) PrefetchToWrite(part.row + c);
+      if (part.to_write) {
+        for (int64_t b = 0; b < part.row_bytes; b += 64) PrefetchToWrite(part.row + b);
       } else {
-        for (int c = 0; c < columns_; c += kLanes) _mm_prefetch(part.row + c, _MM_HINT_T0);
+        for (int64_t b = 0; b < part.row_bytes; b += 64) _mm_prefetch(part.row + b, _MM_HINT_T0);
       }
       part.row += part.stride;
       if (--part.rows == 0) ++part_;
@@ -119,25 +113,35 @@ class FarRows {
 
  private:
   struct Part {
-    const float* row;
+    const char* row;
     int64_t stride;
-    int rows;
-    bool written;
+    int64_t rows;
+    int64_t row_bytes;
+    bool to_write;
   };
-
-  // Next rows that go with the queries before `query`.
-  static int Share(const AttendTask& task, int query) {
-    return static_cast<int>(int64_t{task.num_next} * query / task.num_queries);
-  }
-  void Add(const float* row, int64_t stride, int rows, bool written) {
-    if (rows > 0) parts_[num_parts_++] = {row, stride, rows, written};
-  }
-
-  Part parts_[4];
+  Part parts_[6];
   int num_parts_ = 0, part_ = 0;
-  int columns_;
-  int rows_of_call_ = 0;
+  int64_t rows_of_call_ = 0;
 };
+
+// Rows that lie far apart, which the processor does not see coming: what the next block reads,
+// where the outputs of these queries go, and what the next group reads.
+inline Fetches FarRows(const AttendTask& task, int query, int num_queries) {
+  const int next = query + num_queries, after = std::min(num_queries, task.num_queries - next);
+  const auto share = [&](int queries) {
+    return int64_t{task.num_next} * queries / task.num_queries;
+  };
+  const int64_t first = share(query), count = share(next) - first;
+  Fetches rows;
+  const auto add = [&](const float* row, int64_t stride, int64_t num_rows, bool to_write) {
+    rows.Add(row, 4 * stride, num_rows, 4 * int64_t{task.head_dim}, to_write);
+  };
+  add(task.next_k + first * task.next_k_stride, task.next_k_stride, count, false);
+  add(task.next_v + first * task.next_v_stride, task.next_v_stride, count, false);
+  add(task.out + query * task.out_stride, task.out_stride, num_queries, true);
+  add(task.q + next * task.q_stride, task.q_stride, after, false);
+  return rows;
+}
 
 // Row r of the outputs.
 inline void StoreNormalized(const AttendTask& task, int r, const float* from, float normalizer) {

@@ -208,7 +208,7 @@ inline constexpr int kStepGroups = 16;
 // Scores that attention on pairs and on bytes keeps: of a chunk for all rows; of the whole ring for
 // a few queries, whose rows are one tile.
 inline constexpr int kFewQueries = 4;
-inline int64_t RingScoreStride(int64_t window) { return RoundUpInputs(window) + 16; }
+inline int64_t RingScoreStride(int64_t window) { return RoundUpInt8Inputs(window) + 16; }
 inline int64_t NumScores(int64_t window) {
   return std::max<int64_t>(kProductRows * (kChunkIndices + 16), 16 * RingScoreStride(window));
 }
@@ -216,12 +216,11 @@ inline int64_t NumScores(int64_t window) {
 // Scratch of attention on pairs for one head, 64-byte aligned: see PairScratch.
 inline size_t PairScratchBytes(int64_t window, int head_dim) {
   const int64_t dims = RoundUpInputs(head_dim);
-  // Scores; queries, scores of the step with the border, weights, those of that step twice,
+  // Scores; queries, scores of the step with the border, its weights twice,
   // products, outputs; the last values.
-  return static_cast<size_t>(
-      4 * NumScores(window) +
-      kProductRows * (2 * dims + 4 * (32 + 16) + 2 * (kChunkIndices + 32) + 2 * 64 + 2 * 4 * dims) +
-      2 * 32 * dims);
+  return static_cast<size_t>(4 * NumScores(window) +
+                             kProductRows * (2 * dims + 4 * (32 + 16) + 2 * 64 + 2 * 4 * dims) +
+                             2 * 32 * dims);
 }
 
 // Likewise of attention on bytes: see ByteScratch.
@@ -230,9 +229,8 @@ inline size_t ByteScratchBytes(int64_t window, int head_dim) {
   // Sums of scores; digits of queries, sums of scores of the tile with the border, digits of
   // weights, those of the step with the border twice, sums of outputs, outputs of half as many
   // rows.
-  return static_cast<size_t>(
-      4 * NumScores(window) +
-      kProductRows * (dims + 4 * 16 + (kChunkIndices + 64) + 2 * 64 + 4 * dims + 2 * dims));
+  return static_cast<size_t>(4 * NumScores(window) +
+                             kProductRows * (dims + 4 * 16 + 2 * 64 + 4 * dims + 2 * dims));
 }
 
 struct CpuKernels {
