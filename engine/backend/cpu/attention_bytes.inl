@@ -23,7 +23,9 @@ struct ByteScratch {
   explicit ByteScratch(const AttendTask& task)
       : dims(RoundUpInt8Inputs(task.head_dim)),
         scores(task.scores),
-        border_scores(scores + NumScores(task.window)),
+        factors(scores + NumScores(task.window)),
+        steps(factors + NumFactors(task.window)),
+        border_scores(steps + NumFactors(task.window)),
         sums(border_scores + kProductRows * kLanes),
         outputs(sums + kProductRows * dims),
         queries(reinterpret_cast<uint8_t*>(outputs + kQueries * dims)),
@@ -31,9 +33,11 @@ struct ByteScratch {
         previous(own + kProductRows * kStep) {}
 
   int64_t dims;
-  float* scores;  // int32, in even rows then float32 scores and weights, then the digits of a
-                  // chunk's weights: [32][kScoreStride] of a chunk, or of a few queries
-                  // [16][RingScoreStride] of the ring
+  float* scores;   // int32, in even rows then float32 scores and weights, then the digits of a
+                   // chunk's weights: [32][kScoreStride] of a chunk, or of a few queries
+                   // [16][RingScoreStride] of the ring
+  float* factors;  // of a chunk's queries [32], or of a few queries' chunks [16] each
+  float* steps;    // likewise: of the weights' integers
   float* border_scores;  // [32][16]: the border's tile with the block before
   float* sums;           // [32][dims] int32 of a chunk
   float* outputs;        // [16][dims] of the chunks so far
@@ -257,145 +261,152 @@ inline void WeighByteChunk(const AttendTask& task, const float* query_scales, So
   }
 }
 
-// Row `row`'s digits, `stride` apart, of the step with the border, of a query that sees `own` of
-// its indices in its own block.
-inline void SplitDigits(const ByteScratch& scratch, int row, const uint8_t* digits, int64_t stride,
-                        int own) {
-  constexpr int64_t kStep = ByteScratch::kStep;
-  const __mmask64 first = own == kStep ? ~uint64_t{0} : (uint64_t{1} << own) - 1;
-  for (int64_t to = 2 * row * kStep; to < 2 * (row + 1) * kStep; to += kStep, digits += stride) {
-    const __m512i all = _mm512_loadu_si512(digits);
-    _mm512_storeu_si512(scratch.own + to, _mm512_maskz_mov_epi8(first, all));
-    _mm512_storeu_si512(scratch.previous + to, _mm512_maskz_mov_epi8(~first, all));
-  }
-}
-
 // Up to sixteen queries of one tile.
 template <typename Products>
-inline void AttendByteGroup(Products& products, const AttendTask& task, const ByteScratch& scratch,
-                            Fetches far, int num_rows) {
-  constexpr int64_t kStep = ByteScratch::kStep, kChunkTiles = kChunkIndices / kLanes;
-  const bool two_blocks = task.previous_visible && task.current_keys != task.previous_keys;
-  const int own = CurrentEnd(task, task.first_offset), more = CurrentEndStep(task);
-  const int visible = task.previous_visible ? task.window : own;
-  const int more_visible = task.previous_visible ? 0 : more;
-  const int64_t tiles =
-      std::max((visible + more_visible * (num_rows - 1) + kLanes - 1) / kLanes, 1);
-  const int64_t border_tile = task.first_offset / kLanes, border_step = task.first_offset / kStep;
-  const int64_t columns = (task.head_dim + kLanes - 1) / kLanes * kLanes;
-  const int64_t group_bytes = 4 * columns, step_bytes = kStepGroups * group_bytes;
+class ByteGroup {
+ public:
+  ByteGroup(Products& products, const AttendTask& task, const ByteScratch& scratch,
+            const Fetches& far, int num_rows)
+      : products_(products),
+        task_(task),
+        scratch_(scratch),
+        far_(far),
+        indices_(task, num_rows, kLanes),
+        softmax_(num_rows),
+        score_stride_(softmax_.few() ? RingScoreStride(task.window) : ByteScratch::kScoreStride),
+        columns_((task.head_dim + kLanes - 1) / kLanes * kLanes) {}
 
-  float query_scales[kProductRows];
-  PackByteQueries(task, scratch, num_rows, query_scales);
-  Softmax softmax(num_rows);
-  for (int r = 0; r < num_rows; ++r)
-    softmax.scales[r] = task.bias != nullptr ? task.scale : task.scale * query_scales[r];
-  far.SetCalls((tiles + kChunkTiles - 1) / kChunkTiles * num_rows);
-  const int64_t score_stride =
-      softmax.few() ? RingScoreStride(task.window) : ByteScratch::kScoreStride;
+  void Attend() {
+    PackByteQueries(task_, scratch_, indices_.num_rows, query_scales_);
+    for (int r = 0; r < indices_.num_rows; ++r)
+      softmax_.scales[r] = task_.bias != nullptr ? task_.scale : task_.scale * query_scales_[r];
+    ForEachChunk(
+        indices_, kStep, softmax_.few(), far_,
+        [&](int64_t first, int64_t end) { MakeScores(first, end); },
+        [&](const Chunk& chunk) { Weigh(chunk); }, [&](const Chunk& chunk) { AddValues(chunk); });
+    for (int r = 0; r < indices_.num_rows; ++r)
+      StoreNormalized(task_, r, scratch_.outputs + r * scratch_.dims,
+                      indices_.Visible(r) > 0 ? 1.0f / ReduceAdd(softmax_.sums[r]) : 0.0f);
+  }
+
+ private:
+  static constexpr int64_t kStep = ByteScratch::kStep;
+
   // Of tiles [first, end), side by side.
-  const auto make_scores = [&](int64_t first, int64_t end) {
-    const auto own_scores = [&](int64_t from, int64_t to) {
-      ByteScores(products, scratch, num_rows, task.current_keys, task.current_key_scales,
-                 task.current_key_offsets, from, to, scratch.scores + (from - first) * kLanes,
-                 score_stride);
-    };
-    const auto previous_scores = [&](int64_t from, int64_t to, float* out, int64_t stride) {
-      ByteScores(products, scratch, num_rows, task.previous_keys, task.previous_key_scales,
-                 task.previous_key_offsets, from, to, out, stride);
-    };
-    if (!two_blocks) return own_scores(first, end);
-    own_scores(first, std::min(end, border_tile + 1));
-    const int64_t beyond = std::max(first, border_tile + 1);
-    previous_scores(beyond, end, scratch.scores + (beyond - first) * kLanes, score_stride);
-    if (border_tile < first || end <= border_tile) return;
-    previous_scores(border_tile, border_tile + 1, scratch.border_scores, kLanes);
-    for (int r = 0; r < num_rows; ++r) {
-      float* score = scratch.scores + 2 * r * score_stride + (border_tile - first) * kLanes;
-      Store(score, SelectFirst(own + more * r - static_cast<int>(border_tile) * kLanes, Load(score),
-                               Load(scratch.border_scores + 2 * r * kLanes)));
+  void MakeScores(int64_t first, int64_t end) {
+    const int64_t own_end = indices_.OwnEnd(first, end);
+    ByteScores(products_, scratch_, indices_.num_rows, task_.current_keys, task_.current_key_scales,
+               task_.current_key_offsets, first, own_end, scratch_.scores, score_stride_);
+    MakePreviousScores(own_end, end, scratch_.scores + (own_end - first) * kLanes, score_stride_);
+    const int64_t border = indices_.border_tile;
+    if (!indices_.two_blocks || !indices_.HasBorder(first, end)) return;
+    MakePreviousScores(border, border + 1, scratch_.border_scores, kLanes);
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      float* score = scratch_.scores + 2 * r * score_stride_ + (border - first) * kLanes;
+      Store(score, SelectFirst(indices_.Own(r) - static_cast<int>(border) * kLanes, Load(score),
+                               Load(scratch_.border_scores + 2 * r * kLanes)));
     }
-  };
-  if (softmax.few()) make_scores(0, tiles);
-  for (int64_t first = 0; first < tiles; first += kChunkTiles) {
-    const int64_t end = std::min(first + kChunkTiles, tiles);
-    if (!softmax.few()) make_scores(first, end);
-    float* scores = scratch.scores + (softmax.few() ? first * kLanes : 0);
-    auto* weights = reinterpret_cast<uint8_t*>(scores);
-    const int64_t weight_stride = 4 * score_stride;
-    const int64_t begin = first * kLanes, first_step = begin / kStep;
-    const int64_t end_step = (end * kLanes + kStep - 1) / kStep;
-    const bool has_border = two_blocks && first_step <= border_step && border_step < end_step;
+  }
+  void MakePreviousScores(int64_t first, int64_t end, float* out, int64_t out_stride) {
+    ByteScores(products_, scratch_, indices_.num_rows, task_.previous_keys,
+               task_.previous_key_scales, task_.previous_key_offsets, first, end, out, out_stride);
+  }
 
-    ProductRun runs[4];
-    int num_runs = 0;
-    const auto add = [&](const uint8_t* rows, int64_t stride, const void* values, int64_t step,
-                         int64_t num_steps) {
-      runs[num_runs++] = {.rows = reinterpret_cast<const char*>(rows),
-                          .row_stride = stride,
-                          .matrix = static_cast<const char*>(values) + step * step_bytes,
-                          .groups = num_steps * kStepGroups};
-    };
+  // Where a chunk's scores begin, and its weights.
+  float* Scores(const Chunk& chunk) const {
+    return scratch_.scores + (softmax_.few() ? chunk.begin : 0);
+  }
+  // Of its factors and steps.
+  int64_t NumbersOf(const Chunk& chunk) const {
+    return softmax_.few() ? chunk.begin / kChunkIndices * kLanes : 0;
+  }
+  int64_t border_step() const { return task_.first_offset / kStep; }
+  bool HasBorder(const Chunk& chunk) const {
+    return indices_.two_blocks && chunk.first_step <= border_step() &&
+           border_step() < chunk.end_step;
+  }
+  ValueRuns Runs(const Chunk& chunk) const {
+    const float* weights = Scores(chunk);
+    const int64_t group_bytes = 4 * columns_;
+    ValueRuns runs;
     const auto add_steps = [&](const void* values, int64_t from, int64_t to) {
-      if (from < to)
-        add(weights + (from - first_step) * kStep, weight_stride, values, from, to - from);
+      runs.AddSteps(weights, 4 * score_stride_, values, chunk, from, to, group_bytes);
     };
-    if (two_blocks) {
-      add_steps(task.current_values, first_step, std::min(end_step, border_step));
-      if (has_border) {
-        add(scratch.own, kStep, task.current_values, border_step, 1);
-        add(scratch.previous, kStep, task.previous_values, border_step, 1);
-      }
-      add_steps(task.previous_values, std::max(first_step, border_step + 1), end_step);
-    } else {
-      add_steps(task.current_values, first_step, end_step);
+    if (!indices_.two_blocks) {
+      add_steps(task_.current_values, 0, chunk.end_step);
+      return runs;
     }
+    add_steps(task_.current_values, 0, border_step());
+    if (HasBorder(chunk)) {
+      runs.Add(scratch_.own, kStep, task_.current_values, border_step(), 1, group_bytes);
+      runs.Add(scratch_.previous, kStep, task_.previous_values, border_step(), 1, group_bytes);
+    }
+    add_steps(task_.previous_values, border_step() + 1, chunk.end_step);
+    return runs;
+  }
 
-    // The chunk's values and the next chunk's keys.
+  void Weigh(const Chunk& chunk) {
+    float* scores = Scores(chunk);
+    softmax_.factors = scratch_.factors + NumbersOf(chunk);
     Fetches near;
-    if (Products::kFetches && !softmax.few()) {
-      for (int n = 0; n < num_runs; ++n)
-        near.Add(runs[n].matrix, group_bytes, runs[n].groups, group_bytes);
-      const int64_t next_end = std::min(end + kChunkTiles, tiles);
-      const int64_t own_end = two_blocks ? std::clamp(border_tile + 1, end, next_end) : next_end;
-      AddTiles(near, task.current_keys, scratch.dims / 2, end, own_end);
-      AddTiles(near, task.previous_keys, scratch.dims / 2, own_end, next_end);
-      near.SetCalls(num_rows);
+    if (Products::kFetches && !softmax_.few())
+      near = NearRows(task_, indices_, chunk, Runs(chunk), 4 * columns_, scratch_.dims);
+    const auto weigh = task_.bias != nullptr ? WeighByteChunk<true> : WeighByteChunk<false>;
+    weigh(task_, query_scales_, softmax_, far_, near, scores, 2 * score_stride_, chunk.begin,
+          chunk.end_index, indices_.own, indices_.more_own, indices_.visible, indices_.more_visible,
+          scratch_.steps + NumbersOf(chunk));
+    if (!HasBorder(chunk)) return;
+    const int64_t border = border_step() * kStep;
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const auto* digits = reinterpret_cast<const uint8_t*>(scores + 2 * r * score_stride_);
+      SplitDigits(r, digits + (border - chunk.begin), indices_.Own(r) - static_cast<int>(border));
     }
-    float steps[kProductRows];
-    const auto weigh = task.bias != nullptr ? WeighByteChunk<true> : WeighByteChunk<false>;
-    weigh(task, query_scales, softmax, far, near, scores, 2 * score_stride, begin, end_step * kStep,
-          own, more, visible, more_visible, steps);
-    for (int r = 0; has_border && r < num_rows; ++r) {
-      const int64_t step_begin = border_step * kStep;
-      SplitDigits(scratch, r, weights + 2 * r * weight_stride + (step_begin - begin), weight_stride,
-                  own + more * r - static_cast<int>(step_begin));
+  }
+  // Row r's digits of the step with the border, of which the query sees `own` indices in its own
+  // block.
+  void SplitDigits(int r, const uint8_t* digits, int own) {
+    const __mmask64 first = own == kStep ? ~uint64_t{0} : (uint64_t{1} << own) - 1;
+    for (int64_t to = 2 * r * kStep; to < 2 * (r + 1) * kStep; to += kStep) {
+      const __m512i all = _mm512_loadu_si512(digits);
+      _mm512_storeu_si512(scratch_.own + to, _mm512_maskz_mov_epi8(first, all));
+      _mm512_storeu_si512(scratch_.previous + to, _mm512_maskz_mov_epi8(~first, all));
+      digits += 4 * score_stride_;
     }
-    products.Multiply({.runs = runs,
-                       .num_runs = num_runs,
-                       .num_rows = 2 * num_rows,
-                       .num_vectors = static_cast<int>(columns / kLanes),
-                       .group_stride = group_bytes,
-                       .vector_stride = 4 * kLanes,
-                       .out = scratch.sums,
-                       .out_stride = scratch.dims});
-    for (int r = 0; r < num_rows; ++r) {
-      const float* high = scratch.sums + 2 * r * scratch.dims;
-      const float* low = high + scratch.dims;
-      float* outputs = scratch.outputs + r * scratch.dims;
-      const V16 factor = Set1(softmax.factors[r]), step = Set1(steps[r]);
-      for (int c = 0; c < task.head_dim; c += kLanes) {
+  }
+
+  void AddValues(const Chunk& chunk) {
+    const ValueRuns runs = Runs(chunk);
+    products_.Multiply({.runs = runs.runs,
+                        .num_runs = runs.num_runs,
+                        .num_rows = 2 * indices_.num_rows,
+                        .num_vectors = static_cast<int>(columns_ / kLanes),
+                        .group_stride = 4 * columns_,
+                        .vector_stride = 4 * kLanes,
+                        .out = scratch_.sums,
+                        .out_stride = scratch_.dims});
+    const float* factors = scratch_.factors + NumbersOf(chunk);
+    const float* steps = scratch_.steps + NumbersOf(chunk);
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const float* high = scratch_.sums + 2 * r * scratch_.dims;
+      const float* low = high + scratch_.dims;
+      float* outputs = scratch_.outputs + r * scratch_.dims;
+      const V16 factor = Set1(factors[r]), step = Set1(steps[r]);
+      for (int64_t c = 0; c < columns_; c += kLanes) {
         const V16 sum = JoinDigits(LoadSums(high + c), LoadSums(low + c)) * step;
-        Store(outputs + c, first == 0 ? sum : Fma(Load(outputs + c), factor, sum));
+        Store(outputs + c, chunk.first == 0 ? sum : Fma(Load(outputs + c), factor, sum));
       }
     }
   }
-  for (int r = 0; r < num_rows; ++r) {
-    const bool sees = visible + more_visible * r > 0;
-    StoreNormalized(task, r, scratch.outputs + r * scratch.dims,
-                    sees ? 1.0f / ReduceAdd(softmax.sums[r]) : 0.0f);
-  }
-}
+
+  Products& products_;
+  const AttendTask& task_;
+  const ByteScratch& scratch_;
+  Fetches far_;
+  const GroupIndices indices_;
+  Softmax softmax_;
+  const int64_t score_stride_, columns_;
+  float query_scales_[kProductRows];
+};
 
 template <typename Products>
 void AttendBytesKernel(const AttendTask& task) {
@@ -404,7 +415,7 @@ void AttendBytesKernel(const AttendTask& task) {
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
   ForEachGroup<ByteScratch::kQueries>(task, group, [&](const Fetches& far, int n) {
-    AttendByteGroup(products, group, scratch, far, n);
+    ByteGroup<Products>(products, group, scratch, far, n).Attend();
   });
 }
 

@@ -26,7 +26,8 @@ struct PairScratch {
   explicit PairScratch(const AttendTask& task)
       : dims(RoundUpInputs(task.head_dim)),
         scores(task.scores),
-        border_scores(scores + NumScores(task.window)),
+        factors(scores + NumScores(task.window)),
+        border_scores(factors + NumFactors(task.window)),
         products(border_scores + kProductRows * kBorderStride),
         outputs(products + kProductRows * dims),
         queries(reinterpret_cast<BFloat16*>(outputs + kProductRows * dims)),
@@ -38,6 +39,7 @@ struct PairScratch {
   float* scores;          // before bias and scale, then, as BF16, a chunk's weights in their place:
                           // [32][kScoreStride] of a chunk, or of a few queries
                           // [16][RingScoreStride] of the ring
+  float* factors;         // of a chunk [32], or of a few queries' chunks [16] each
   float* border_scores;   // [32][kBorderStride]: the border's step with the block before
   float* products;        // [32][dims] of a chunk
   float* outputs;         // [32][dims] of the chunks so far
@@ -180,16 +182,6 @@ inline void WeighPairChunk(const AttendTask& task, Softmax& softmax, Fetches& fa
   }
 }
 
-// Row `row`'s weights of the step with the border, of a query that sees `own` of its indices in its
-// own block.
-inline void SplitWeights(const PairScratch& scratch, int row, const BFloat16* weights, int own) {
-  const __m512i all = _mm512_loadu_si512(weights);
-  const auto first = static_cast<__mmask32>((uint64_t{1} << own) - 1);
-  const int64_t at = row * PairScratch::kStep;
-  _mm512_storeu_si512(scratch.own_weights + at, _mm512_maskz_mov_epi16(first, all));
-  _mm512_storeu_si512(scratch.previous_weights + at, _mm512_maskz_mov_epi16(~first, all));
-}
-
 // The step of values with the last of `visible` and zeros behind, where anything may lie.
 inline const void* LastValues(const PairScratch& scratch, const void* values, int visible,
                               int64_t columns) {
@@ -208,141 +200,152 @@ inline const void* LastValues(const PairScratch& scratch, const void* values, in
   return last;
 }
 
-// Tiles [first, end) of keys of `dims` numbers.
-inline void AddTiles(Fetches& fetches, const void* keys, int64_t dims, int64_t first, int64_t end) {
-  constexpr int64_t kRowBytes = 256;  // of which a tile has some multiple
-  const int64_t tile_bytes = 2 * kLanes * dims;
-  fetches.Add(static_cast<const char*>(keys) + first * tile_bytes, kRowBytes,
-              (end - first) * (tile_bytes / kRowBytes), kRowBytes);
-}
-
 // Up to 32 queries of one step.
 template <typename Products>
-inline void AttendPairGroup(Products& products, const AttendTask& task, const PairScratch& scratch,
-                            Fetches far, int num_rows) {
-  constexpr int64_t kStep = PairScratch::kStep, kChunkTiles = kChunkIndices / kLanes;
-  const bool all_own = task.num_visible >= 0;
-  const bool two_blocks = task.previous_visible && task.current_keys != task.previous_keys;
-  const int own = CurrentEnd(task, task.first_offset), more = CurrentEndStep(task);
-  const int visible = task.previous_visible ? task.window : own;
-  const int more_visible = task.previous_visible ? 0 : more;
-  const int64_t tiles =
-      std::max((visible + more_visible * (num_rows - 1) + kLanes - 1) / kLanes, 1);
-  const int64_t border_step = task.first_offset / kStep;
-  const int64_t border_tile = border_step * kStep / kLanes;
-  const int64_t border_end = std::min(border_tile + kStep / kLanes, tiles);  // a tile too
-  const int64_t columns = (task.head_dim + kLanes - 1) / kLanes * kLanes;
-  const int64_t pair_bytes = 4 * columns, step_bytes = kStepGroups * pair_bytes;
+class PairGroup {
+ public:
+  PairGroup(Products& products, const AttendTask& task, const PairScratch& scratch,
+            const Fetches& far, int num_rows)
+      : products_(products),
+        task_(task),
+        scratch_(scratch),
+        far_(far),
+        indices_(task, num_rows, kStep),
+        softmax_(num_rows),
+        score_stride_(softmax_.few() ? RingScoreStride(task.window) : PairScratch::kScoreStride),
+        columns_((task.head_dim + kLanes - 1) / kLanes * kLanes) {
+    std::fill_n(softmax_.scales, kProductRows, task.scale);
+    if (indices_.all_own && task.num_visible % kStep != 0)
+      last_values_ = LastValues(scratch, task.current_values, task.num_visible, columns_);
+  }
 
-  PackQueries(task, scratch, num_rows);
-  Softmax softmax(num_rows);
-  std::fill_n(softmax.scales, kProductRows, task.scale);
-  far.SetCalls((tiles + kChunkTiles - 1) / kChunkTiles * num_rows);
-  const int64_t score_stride =
-      softmax.few() ? RingScoreStride(task.window) : PairScratch::kScoreStride;
+  void Attend() {
+    PackQueries(task_, scratch_, indices_.num_rows);
+    ForEachChunk(
+        indices_, kStep, softmax_.few(), far_,
+        [&](int64_t first, int64_t end) { MakeScores(first, end); },
+        [&](const Chunk& chunk) { Weigh(chunk); }, [&](const Chunk& chunk) { AddValues(chunk); });
+    for (int r = 0; r < indices_.num_rows; ++r)
+      StoreNormalized(task_, r, scratch_.outputs + r * scratch_.dims,
+                      indices_.Visible(r) > 0 ? 1.0f / ReduceAdd(softmax_.sums[r]) : 0.0f);
+  }
+
+ private:
+  static constexpr int64_t kStep = PairScratch::kStep;
+
   // Of tiles [first, end), side by side.
-  const auto make_scores = [&](int64_t first, int64_t end) {
-    const auto scores = [&](const void* keys, int64_t from, int64_t to) {
-      PairScores(products, scratch, num_rows, keys, from, to,
-                 scratch.scores + (from - first) * kLanes, score_stride);
-    };
-    if (!two_blocks) return scores(task.current_keys, first, end);
-    scores(task.current_keys, first, std::min(end, border_end));
-    scores(task.previous_keys, std::max(first, border_end), end);
-    if (border_tile < first || end <= border_tile) return;
-    PairScores(products, scratch, num_rows, task.previous_keys, border_tile, border_end,
-               scratch.border_scores, PairScratch::kBorderStride);
-    for (int r = 0; r < num_rows; ++r) {
-      const float* before = scratch.border_scores + r * PairScratch::kBorderStride;
-      float* score = scratch.scores + r * score_stride + (border_tile - first) * kLanes;
-      int left = own + more * r - static_cast<int>(border_tile) * kLanes;
-      for (int64_t t = border_tile; t < border_end; ++t) {
+  void MakeScores(int64_t first, int64_t end) {
+    const int64_t own_end = indices_.OwnEnd(first, end);
+    MakeScores(task_.current_keys, first, own_end, scratch_.scores, score_stride_);
+    MakeScores(task_.previous_keys, own_end, end, scratch_.scores + (own_end - first) * kLanes,
+               score_stride_);
+    if (!indices_.two_blocks || !indices_.HasBorder(first, end)) return;
+    MakeScores(task_.previous_keys, indices_.border_tile, indices_.border_end,
+               scratch_.border_scores, PairScratch::kBorderStride);
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const float* before = scratch_.border_scores + r * PairScratch::kBorderStride;
+      float* score = scratch_.scores + r * score_stride_ + (indices_.border_tile - first) * kLanes;
+      int left = indices_.Own(r) - static_cast<int>(indices_.border_tile) * kLanes;
+      for (int64_t t = indices_.border_tile; t < indices_.border_end; ++t) {
         Store(score, SelectFirst(std::clamp(left, 0, kLanes), Load(score), Load(before)));
         score += kLanes, before += kLanes, left -= kLanes;
       }
     }
-  };
-  if (softmax.few()) make_scores(0, tiles);
-  for (int64_t first = 0; first < tiles; first += kChunkTiles) {
-    const int64_t end = std::min(first + kChunkTiles, tiles);
-    if (!softmax.few()) make_scores(first, end);
-    float* scores = scratch.scores + (softmax.few() ? first * kLanes : 0);
-    auto* weights = reinterpret_cast<BFloat16*>(scores);
-    const int64_t weight_stride = 2 * score_stride;
-    const int64_t begin = first * kLanes, first_step = begin / kStep;
-    const int64_t end_step = (end * kLanes + kStep - 1) / kStep;
-    const bool has_border = first <= border_tile && border_tile < end;
+  }
+  void MakeScores(const void* keys, int64_t first, int64_t end, float* out, int64_t out_stride) {
+    PairScores(products_, scratch_, indices_.num_rows, keys, first, end, out, out_stride);
+  }
 
-    ProductRun runs[4];
-    int num_runs = 0;
-    const auto add = [&](const BFloat16* rows, int64_t stride, const void* values, int64_t step,
-                         int64_t num_steps) {
-      runs[num_runs++] = {.rows = reinterpret_cast<const char*>(rows),
-                          .row_stride = 2 * stride,
-                          .matrix = static_cast<const char*>(values) + step * step_bytes,
-                          .groups = num_steps * kStepGroups};
-    };
+  // Where a chunk's scores begin, and its weights.
+  float* Scores(const Chunk& chunk) const {
+    return scratch_.scores + (softmax_.few() ? chunk.begin : 0);
+  }
+  float* Factors(const Chunk& chunk) const {
+    return scratch_.factors + (softmax_.few() ? chunk.begin / kChunkIndices * kLanes : 0);
+  }
+  ValueRuns Runs(const Chunk& chunk) const {
+    const auto* weights = reinterpret_cast<const BFloat16*>(Scores(chunk));
+    const int64_t stride = 4 * score_stride_, pair_bytes = 4 * columns_;
+    ValueRuns runs;
     const auto add_steps = [&](const void* values, int64_t from, int64_t to) {
-      if (from < to)
-        add(weights + (from - first_step) * kStep, weight_stride, values, from, to - from);
+      runs.AddSteps(weights, stride, values, chunk, from, to, pair_bytes);
     };
-    if (all_own) {
-      const int64_t whole = std::min(end_step, int64_t{task.num_visible} / kStep);
-      add_steps(task.current_values, first_step, whole);
-      if (whole < end_step) {
-        add(weights + (whole - first_step) * kStep, weight_stride,
-            LastValues(scratch, task.current_values, task.num_visible, columns), 0, 1);
-      }
-    } else {
-      add_steps(task.current_values, first_step, std::min(end_step, border_step));
-      if (has_border && task.previous_visible)
-        add(scratch.previous_weights, kStep, task.previous_values, border_step, 1);
-      if (has_border) add(scratch.own_weights, kStep, task.current_values, border_step, 1);
-      if (task.previous_visible)
-        add_steps(task.previous_values, std::max(first_step, border_step + 1), end_step);
+    if (indices_.all_own) {
+      const int64_t whole = task_.num_visible / kStep;
+      add_steps(task_.current_values, 0, whole);
+      if (whole < chunk.end_step)
+        runs.Add(weights + (whole - chunk.first_step) * kStep, stride, last_values_, 0, 1,
+                 pair_bytes);
+      return runs;
     }
+    const int64_t border = task_.first_offset / kStep, border_stride = ValueRuns::kStepBytes;
+    add_steps(task_.current_values, 0, border);
+    if (indices_.HasBorder(chunk.first, chunk.end)) {
+      if (task_.previous_visible)
+        runs.Add(scratch_.previous_weights, border_stride, task_.previous_values, border, 1,
+                 pair_bytes);
+      runs.Add(scratch_.own_weights, border_stride, task_.current_values, border, 1, pair_bytes);
+    }
+    if (task_.previous_visible) add_steps(task_.previous_values, border + 1, chunk.end_step);
+    return runs;
+  }
 
-    // The chunk's values and the next chunk's keys.
+  void Weigh(const Chunk& chunk) {
+    float* scores = Scores(chunk);
+    softmax_.factors = Factors(chunk);
     Fetches near;
-    if (Products::kFetches && !softmax.few()) {
-      for (int n = 0; n < num_runs; ++n)
-        near.Add(runs[n].matrix, pair_bytes, runs[n].groups, pair_bytes);
-      const int64_t next_end = std::min(end + kChunkTiles, tiles);
-      const int64_t own_end = two_blocks ? std::clamp(border_end, end, next_end) : next_end;
-      AddTiles(near, task.current_keys, scratch.dims, end, own_end);
-      AddTiles(near, task.previous_keys, scratch.dims, own_end, next_end);
-      near.SetCalls(num_rows);
+    if (Products::kFetches && !softmax_.few())
+      near = NearRows(task_, indices_, chunk, Runs(chunk), 4 * columns_, 2 * scratch_.dims);
+    const auto weigh = task_.bias != nullptr ? WeighPairChunk<true> : WeighPairChunk<false>;
+    weigh(task_, softmax_, far_, near, scores, score_stride_, chunk.begin, chunk.end_index,
+          indices_.visible, indices_.more_visible);
+    if (indices_.all_own || !indices_.HasBorder(chunk.first, chunk.end)) return;
+    const int64_t border = indices_.border_tile * kLanes;
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const auto* weights = reinterpret_cast<const BFloat16*>(scores + r * score_stride_);
+      SplitWeights(r, weights + (border - chunk.begin), indices_.Own(r) - static_cast<int>(border));
     }
-    const auto weigh = task.bias != nullptr ? WeighPairChunk<true> : WeighPairChunk<false>;
-    weigh(task, softmax, far, near, scores, score_stride, begin, end_step * kStep, visible,
-          more_visible);
-    for (int r = 0; has_border && !all_own && r < num_rows; ++r) {
-      const int64_t step_begin = border_step * kStep;
-      SplitWeights(scratch, r, weights + r * weight_stride + (step_begin - begin),
-                   own + more * r - static_cast<int>(step_begin));
-    }
-    products.Multiply({.runs = runs,
-                       .num_runs = num_runs,
-                       .num_rows = num_rows,
-                       .num_vectors = static_cast<int>(columns / kLanes),
-                       .group_stride = pair_bytes,
-                       .vector_stride = 4 * kLanes,
-                       .out = first == 0 ? scratch.outputs : scratch.products,
-                       .out_stride = scratch.dims});
-    for (int r = 0; first > 0 && r < num_rows; ++r) {
-      const V16 factor = Set1(softmax.factors[r]);
-      const float* from = scratch.products + r * scratch.dims;
-      float* to = scratch.outputs + r * scratch.dims;
-      for (int c = 0; c < task.head_dim; c += kLanes)
+  }
+  // Row r's weights of the step with the border, of which the query sees `own` indices in its own
+  // block.
+  void SplitWeights(int r, const BFloat16* weights, int own) {
+    const __m512i all = _mm512_loadu_si512(weights);
+    const auto first = static_cast<__mmask32>((uint64_t{1} << own) - 1);
+    const int64_t at = r * kStep;
+    _mm512_storeu_si512(scratch_.own_weights + at, _mm512_maskz_mov_epi16(first, all));
+    _mm512_storeu_si512(scratch_.previous_weights + at, _mm512_maskz_mov_epi16(~first, all));
+  }
+
+  void AddValues(const Chunk& chunk) {
+    const ValueRuns runs = Runs(chunk);
+    products_.Multiply({.runs = runs.runs,
+                        .num_runs = runs.num_runs,
+                        .num_rows = indices_.num_rows,
+                        .num_vectors = static_cast<int>(columns_ / kLanes),
+                        .group_stride = 4 * columns_,
+                        .vector_stride = 4 * kLanes,
+                        .out = chunk.first == 0 ? scratch_.outputs : scratch_.products,
+                        .out_stride = scratch_.dims});
+    if (chunk.first == 0) return;
+    const float* factors = Factors(chunk);
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const V16 factor = Set1(factors[r]);
+      const float* from = scratch_.products + r * scratch_.dims;
+      float* to = scratch_.outputs + r * scratch_.dims;
+      for (int64_t c = 0; c < columns_; c += kLanes)
         Store(to + c, Fma(Load(to + c), factor, Load(from + c)));
     }
   }
-  for (int r = 0; r < num_rows; ++r) {
-    const bool sees = visible + more_visible * r > 0;
-    StoreNormalized(task, r, scratch.outputs + r * scratch.dims,
-                    sees ? 1.0f / ReduceAdd(softmax.sums[r]) : 0.0f);
-  }
-}
+
+  Products& products_;
+  const AttendTask& task_;
+  const PairScratch& scratch_;
+  Fetches far_;
+  const GroupIndices indices_;
+  Softmax softmax_;
+  const int64_t score_stride_, columns_;
+  const void* last_values_ = nullptr;
+};
 
 // Sets `group` to each group of the task's queries in turn: up to kQueries that lie between two
 // multiples of it.
@@ -366,7 +369,7 @@ void AttendPairsKernel(const AttendTask& task) {
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
   ForEachGroup<kProductRows>(task, group, [&](const Fetches& far, int n) {
-    AttendPairGroup(products, group, scratch, far, n);
+    PairGroup<Products>(products, group, scratch, far, n).Attend();
   });
 }
 

@@ -71,14 +71,13 @@ struct Softmax {
   // Less than any score; finite, so that a row that sees nothing has factors of one.
   static constexpr float kLeast = -1e38f;
 
-  // Of a few rows memory is what takes the time: they take the keys of the whole ring in its order.
   bool few() const { return num_rows <= kFewQueries; }
 
   int num_rows;
   float largest[kProductRows];
   float scales[kProductRows];
   float tops[kProductRows];
-  float factors[kProductRows];
+  float* factors = nullptr;  // of the chunk that Raise is called for, [kProductRows]
   V16 maxima[kProductRows];  // of a chunk's scores, lane by lane; NaN scores need not show
   V16 sums[kProductRows];    // of weights, lane by lane
 };
@@ -151,4 +150,119 @@ inline void StoreNormalized(const AttendTask& task, int r, const float* from, fl
   int c = 0;
   for (; c + kLanes <= head_dim; c += kLanes) Store(out + c, Load(from + c) * factor);
   if (c < head_dim) StorePartial(out + c, Load(from + c) * factor, head_dim - c);
+}
+
+// Which ring indices the rows of a group see, in tiles of sixteen. The queries lie between two
+// multiples of `border` indices, where each has its own border between the two blocks.
+struct GroupIndices {
+  GroupIndices(const AttendTask& task, int num_queries, int64_t border)
+      : num_rows(num_queries),
+        all_own(task.num_visible >= 0),
+        two_blocks(task.previous_visible && task.current_keys != task.previous_keys),
+        own(CurrentEnd(task, task.first_offset)),
+        more_own(CurrentEndStep(task)),
+        visible(task.previous_visible ? task.window : own),
+        more_visible(task.previous_visible ? 0 : more_own),
+        tiles(std::max((Visible(num_rows - 1) + kLanes - 1) / kLanes, 1)),
+        border_tile(task.first_offset / border * border / kLanes),
+        border_end(std::min(border_tile + border / kLanes, tiles)) {}
+
+  // How many row r finds in its own block, and sees.
+  int Own(int r) const { return own + more_own * r; }
+  int Visible(int r) const { return visible + more_visible * r; }
+  // Whether tiles [first, end) are some of the border's.
+  bool HasBorder(int64_t first, int64_t end) const {
+    return first <= border_tile && border_tile < end;
+  }
+  // Where those of the query's own block end in tiles [first, end), those of the border with them.
+  int64_t OwnEnd(int64_t first, int64_t end) const {
+    return two_blocks ? std::clamp(border_end, first, end) : end;
+  }
+
+  int num_rows;
+  bool all_own, two_blocks;
+  int own, more_own, visible, more_visible;
+  int64_t tiles, border_tile, border_end;
+};
+
+// A chunk of tiles [first, end): its ring indices, and their steps of values.
+struct Chunk {
+  Chunk(const GroupIndices& indices, int64_t first_tile, int64_t step)
+      : first(first_tile),
+        end(std::min(first + kChunkIndices / kLanes, indices.tiles)),
+        begin(first * kLanes),
+        first_step(begin / step),
+        end_step((end * kLanes + step - 1) / step),
+        end_index(end_step * step) {}
+
+  int64_t first, end;
+  int64_t begin;
+  int64_t first_step, end_step;
+  int64_t end_index;  // with the last step complete
+};
+
+// The runs of a chunk's weights along its values. The step with the border, if it is to be split,
+// is taken twice: each time with weights of zero for what belongs to the other block.
+struct ValueRuns {
+  static constexpr int64_t kStepBytes = 4 * kStepGroups;  // of a row
+
+  void Add(const void* rows, int64_t row_stride, const void* values, int64_t step,
+           int64_t num_steps, int64_t group_bytes) {
+    if (num_steps <= 0) return;
+    runs[num_runs++] = {
+        .rows = static_cast<const char*>(rows),
+        .row_stride = row_stride,
+        .matrix = static_cast<const char*>(values) + step * kStepGroups * group_bytes,
+        .groups = num_steps * kStepGroups};
+  }
+  // `weights` are those from the chunk's first step on.
+  void AddSteps(const void* weights, int64_t row_stride, const void* values, const Chunk& chunk,
+                int64_t from, int64_t to, int64_t group_bytes) {
+    from = std::max(from, chunk.first_step), to = std::min(to, chunk.end_step);
+    Add(static_cast<const char*>(weights) + (from - chunk.first_step) * kStepBytes, row_stride,
+        values, from, to - from, group_bytes);
+  }
+
+  ProductRun runs[4];
+  int num_runs = 0;
+};
+
+// A chunk's values and the next chunk's keys, which are multiplied next. A key has `key_bytes`.
+inline Fetches NearRows(const AttendTask& task, const GroupIndices& indices, const Chunk& chunk,
+                        const ValueRuns& values, int64_t group_bytes, int64_t key_bytes) {
+  Fetches rows;
+  for (int n = 0; n < values.num_runs; ++n)
+    rows.Add(values.runs[n].matrix, group_bytes, values.runs[n].groups, group_bytes);
+  const auto add_keys = [&](const void* keys, int64_t first, int64_t end) {
+    constexpr int64_t kRowBytes = 256;  // a tile is a multiple of it
+    const int64_t tile_bytes = kLanes * key_bytes;
+    rows.Add(static_cast<const char*>(keys) + first * tile_bytes, kRowBytes,
+             (end - first) * (tile_bytes / kRowBytes), kRowBytes);
+  };
+  const int64_t end = std::min(chunk.end + kChunkIndices / kLanes, indices.tiles);
+  const int64_t own_end = indices.OwnEnd(chunk.end, end);
+  add_keys(task.current_keys, chunk.end, own_end);
+  add_keys(task.previous_keys, own_end, end);
+  rows.SetCalls(indices.num_rows);
+  return rows;
+}
+
+// What a group does: scores of tiles [first, end), a chunk's scores to weights, its values times
+// them. Of a few rows memory is what takes the time: they take all keys in its order, then all
+// values.
+template <typename MakeScores, typename Weigh, typename AddValues>
+inline void ForEachChunk(const GroupIndices& indices, int64_t step, bool few, Fetches& far,
+                         const MakeScores& make_scores, const Weigh& weigh,
+                         const AddValues& add_values) {
+  constexpr int64_t kTiles = kChunkIndices / kLanes;
+  far.SetCalls((indices.tiles + kTiles - 1) / kTiles * indices.num_rows);
+  if (few) make_scores(0, indices.tiles);
+  for (int64_t first = 0; first < indices.tiles; first += kTiles) {
+    const Chunk chunk(indices, first, step);
+    if (!few) make_scores(chunk.first, chunk.end);
+    weigh(chunk);
+    if (!few) add_values(chunk);
+  }
+  for (int64_t first = 0; few && first < indices.tiles; first += kTiles)
+    add_values(Chunk(indices, first, step));
 }

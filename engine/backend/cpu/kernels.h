@@ -213,24 +213,28 @@ inline int64_t NumScores(int64_t window) {
   return std::max<int64_t>(kProductRows * (kChunkIndices + 16), 16 * RingScoreStride(window));
 }
 
+// Numbers kept for each row and chunk: of one chunk for all rows, of all chunks for a few queries.
+inline int64_t NumFactors(int64_t window) {
+  return std::max<int64_t>(kProductRows, (window + kChunkIndices - 1) / kChunkIndices * 16);
+}
+
 // Scratch of attention on pairs for one head, 64-byte aligned: see PairScratch.
 inline size_t PairScratchBytes(int64_t window, int head_dim) {
   const int64_t dims = RoundUpInputs(head_dim);
-  // Scores; queries, scores of the step with the border, its weights twice,
-  // products, outputs; the last values.
-  return static_cast<size_t>(4 * NumScores(window) +
-                             kProductRows * (2 * dims + 4 * (32 + 16) + 2 * 64 + 2 * 4 * dims) +
+  // Scores, factors; scores of the step with the border, products, outputs, queries, weights of the
+  // step with the border twice; the last values.
+  return static_cast<size_t>(4 * (NumScores(window) + NumFactors(window)) +
+                             kProductRows * (4 * (32 + 16) + 2 * 4 * dims + 2 * dims + 2 * 64) +
                              2 * 32 * dims);
 }
 
 // Likewise of attention on bytes: see ByteScratch.
 inline size_t ByteScratchBytes(int64_t window, int head_dim) {
   const int64_t dims = RoundUpInt8Inputs(head_dim);
-  // Sums of scores; digits of queries, sums of scores of the tile with the border, digits of
-  // weights, those of the step with the border twice, sums of outputs, outputs of half as many
-  // rows.
-  return static_cast<size_t>(4 * NumScores(window) +
-                             kProductRows * (dims + 4 * 16 + 2 * 64 + 4 * dims + 2 * dims));
+  // Sums of scores, factors, steps; sums of scores of the tile with the border, sums of outputs,
+  // outputs of half as many rows, digits of queries, digits of the step with the border twice.
+  return static_cast<size_t>(4 * (NumScores(window) + 2 * NumFactors(window)) +
+                             kProductRows * (4 * 16 + 4 * dims + 2 * dims + dims + 2 * 64));
 }
 
 struct CpuKernels {
