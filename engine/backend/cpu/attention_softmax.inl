@@ -50,21 +50,20 @@ struct Softmax {
 
   // From `maxima`: tops for the next weights, and factors for all that earlier chunks came to.
   void Raise() {
-    for (int r = 0; r < num_rows; r += kLanes) {
-      V16 now;
-      if (few()) {
-        alignas(64) float each[kLanes] = {};
-        for (int i = 0; i < num_rows; ++i) each[i] = ReduceMax(maxima[i]);
-        now = Load(each);
-      } else {
-        now = LargestOfRows(maxima + r);
+    if (few()) {
+      for (int r = 0; r < num_rows; ++r) {
+        const Step step = StepTo(Set1(largest[r]), Set1(ReduceMax(maxima[r])), Set1(scales[r]));
+        largest[r] = _mm512_cvtss_f32(step.largest.v);
+        tops[r] = _mm512_cvtss_f32(step.top.v);
+        factors[r] = _mm512_cvtss_f32(step.factor.v);
       }
-      const V16 before = Load(largest + r), scale = Load(scales + r);
-      now = Max(before, now);
-      const V16 top = now * scale;
-      Store(largest + r, now);
-      Store(tops + r, top);
-      Store(factors + r, Exp2(before * scale - top));  // 1 where the maximum is the old one
+      return;
+    }
+    for (int r = 0; r < num_rows; r += kLanes) {
+      const Step step = StepTo(Load(largest + r), LargestOfRows(maxima + r), Load(scales + r));
+      Store(largest + r, step.largest);
+      Store(tops + r, step.top);
+      Store(factors + r, step.factor);
     }
   }
 
@@ -80,6 +79,15 @@ struct Softmax {
   float* factors = nullptr;  // of the chunk that Raise is called for, [kProductRows]
   V16 maxima[kProductRows];  // of a chunk's scores, lane by lane; NaN scores need not show
   V16 sums[kProductRows];    // of weights, lane by lane
+
+ private:
+  struct Step {
+    V16 largest, top, factor;
+  };
+  static Step StepTo(V16 before, V16 chunk, V16 scale) {
+    const V16 now = Max(before, chunk), top = now * scale;
+    return {now, top, Exp2(before * scale - top)};  // 1 where the maximum is the old one
+  }
 };
 
 // Memory on its way to the first-level cache. It is asked for row by row while weights are made:
