@@ -9,46 +9,70 @@
 //
 // A query's digits are of q + 2^15, which is never negative: 2^15 times the sum of a key's bytes
 // comes off its score. The ring keeps 128 times that sum for the high digits.
+//
+// Weights of a chunk of ring indices are integers over the chunk's own range; chunks meet in
+// float32.
 
-// Rows 2 r and 2 r + 1 of all these are query r's high and low digits, or what becomes of them.
+// Rows 2 r and 2 r + 1 of all but the outputs are query r's high and low digits, or what becomes of
+// them. Strides are odd in cache lines.
 struct ByteScratch {
-  static constexpr int kRows = 2 * kGroupQueries;
+  static constexpr int kQueries = kProductRows / 2;
   static constexpr int64_t kStep = 4 * kStepGroups;  // ring indices
+  static constexpr int64_t kScoreStride = kChunkIndices + kLanes;
 
   explicit ByteScratch(const AttendTask& task)
       : dims(RoundUpInt8Inputs(task.head_dim)),
-        stride(RoundUpInt8Inputs(std::max(task.window, task.head_dim)) + kLanes),
-        sums(task.scores),
-        queries(reinterpret_cast<uint8_t*>(sums + kRows * stride)),
-        weights(queries + kRows * dims),
-        own(weights + kRows * stride),
-        previous(own + kRows * kStep) {}
+        scores(task.scores),
+        factors(scores + NumScores(task.window)),
+        steps(factors + NumFactors(task.window)),
+        border_scores(steps + NumFactors(task.window)),
+        sums(border_scores + kProductRows * kLanes),
+        outputs(sums + kProductRows * dims),
+        queries(reinterpret_cast<uint8_t*>(outputs + kQueries * dims)),
+        own(queries + kProductRows * dims),
+        previous(own + kProductRows * kStep) {}
 
-  int64_t dims, stride;
-  float* sums;        // [32][stride] int32; in even rows then float32 scores and weights
-  uint8_t* queries;   // [32][dims]
-  uint8_t* weights;   // [32][stride]
-  uint8_t* own;       // [32][64], of the step with the border
-  uint8_t* previous;  // likewise
+  int64_t dims;
+  float* scores;   // int32, in even rows then float32 scores and weights, then the digits of a
+                   // chunk's weights: [32][kScoreStride] of a chunk, or of a few queries
+                   // [16][RingScoreStride] of the ring
+  float* factors;  // of a chunk's queries [32], or of a few queries' chunks [16] each
+  float* steps;    // likewise: of the weights' integers
+  float* border_scores;  // [32][16]: the border's tile with the block before
+  float* sums;           // [32][dims] int32 of a chunk
+  float* outputs;        // [16][dims] of the chunks so far
+  uint8_t* queries;      // [32][dims]
+  uint8_t* own;          // [32][64], of the step with the border
+  uint8_t* previous;     // likewise
 };
 
-// The digits of `num_queries` queries times a matrix, sixteen rows at a time; `runs` are those of
-// `product` and move along.
-template <typename Products>
-inline void MultiplyDigits(Products& products, int num_queries, ProductRun* runs, Product product) {
-  for (int left = 2 * num_queries; left > 0; left -= kGroupQueries) {
-    product.num_rows = std::min(kGroupQueries, left);
-    products.Multiply(product);
-    for (int n = 0; n < product.num_runs; ++n) runs[n].rows += kGroupQueries * runs[n].row_stride;
-    product.out += kGroupQueries * product.out_stride;
-  }
+// The digits of four vectors' lower sixteen bits.
+inline void StoreDigits(const __m512i (&u)[4], uint8_t* high, uint8_t* low) {
+  // Lane i of two vectors, then bytes of four: those of numbers i, 16 + i, 32 + i, 48 + i.
+  constexpr __mmask32 kOddWords = 0xaaaaaaaa;
+  const __m512i even = _mm512_mask_blend_epi16(kOddWords, u[0], _mm512_slli_epi32(u[2], 16));
+  const __m512i odd = _mm512_mask_blend_epi16(kOddWords, u[1], _mm512_slli_epi32(u[3], 16));
+  constexpr __mmask64 kOddBytes = 0xaaaaaaaaaaaaaaaa;
+  const __m512i highs = _mm512_mask_blend_epi8(kOddBytes, _mm512_srli_epi16(even, 8), odd);
+  const __m512i lows = _mm512_mask_blend_epi8(kOddBytes, even, _mm512_slli_epi16(odd, 8));
+  // Four by four bytes transposed in each quarter, then the sixteen groups of four.
+  const __m512i in_quarter =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m512i groups = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(high,
+                      _mm512_permutexvar_epi32(groups, _mm512_shuffle_epi8(highs, in_quarter)));
+  _mm512_storeu_si512(low, _mm512_permutexvar_epi32(groups, _mm512_shuffle_epi8(lows, in_quarter)));
 }
-
-// Sixteen integers of 16 bits as two digits each.
-inline void StoreDigits(uint8_t* high, uint8_t* low, V16 integers) {
-  const __m512i u = _mm512_cvtps_epi32(integers.v);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(u, 8)));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(u));
+// Beside 2^23 the lowest bits of a float32 are the nearest integer.
+inline __m512i NearestInteger(V16 x, V16 factor, float offset) {
+  return _mm512_castps_si512(Fma(x, factor, Set1(8388608.0f + offset)).v);
+}
+// Bits of positive numbers order as integers, and NaN above all.
+inline float LargestOfPositive(__m512i bits) {
+  const auto largest = static_cast<uint32_t>(_mm512_reduce_max_epu32(bits));
+  float number;
+  std::memcpy(&number, &largest, sizeof(number));
+  return number;
 }
 // Sums of digits' products to those of the integers.
 inline V16 JoinDigits(V16Int high, V16Int low) {
@@ -56,212 +80,333 @@ inline V16 JoinDigits(V16Int high, V16Int low) {
 }
 inline V16Int LoadSums(const float* p) { return LoadInts(reinterpret_cast<const int32_t*>(p)); }
 
-// The rows' queries as digits, zeros behind; scales[r] is a step of row r.
+// The rows' queries as digits, zeros behind; scales[r] is a step of row r, NaN if a number is not
+// finite.
 inline void PackByteQueries(const AttendTask& task, const ByteScratch& scratch, int num_rows,
                             float* scales) {
+  const int head_dim = task.head_dim;
   const auto load = [&](const float* q, int i) {
-    return LoadPartial(q + i, std::min(kLanes, task.head_dim - i));
+    const int n = std::clamp(head_dim - i, 0, kLanes);
+    return n == kLanes ? Load(q + i) : LoadPartial(q + i, n);
   };
   for (int r = 0; r < num_rows; ++r) {
     const float* q = task.q + r * task.q_stride;
-    V16 largest = Zero(), poison = Zero();
-    for (int i = 0; i < task.head_dim; i += kLanes) {
-      largest = Max(Abs(load(q, i)), largest);
-      poison = Fma(load(q, i), Zero(), poison);
-    }
-    const float scale = ReduceMax(largest) / 32767.0f, inverse = Int8Reciprocal(scale);
-    scales[r] = scale + ReduceAdd(poison);
+    __m512i largest = _mm512_setzero_si512();
+    for (int i = 0; i < head_dim; i += kLanes)
+      largest = _mm512_max_epu32(largest, _mm512_castps_si512(Abs(load(q, i)).v));
+    const float scale = LargestOfPositive(largest) / 32767.0f;
+    scales[r] = scale + scale * 0.0f;
+    const V16 inverse = Set1(Int8Reciprocal(scale));
     uint8_t* high = scratch.queries + 2 * r * scratch.dims;
-    uint8_t* low = high + scratch.dims;
-    std::memset(high, 0, 2 * static_cast<size_t>(scratch.dims));
-    for (int i = 0; i < task.head_dim; i += kLanes) {
-      const V16 u = Round(load(q, i) * Set1(inverse)) + Set1(32768.0f);
-      uint8_t digits[2][kLanes];
-      StoreDigits(digits[0], digits[1], u);
-      const auto n = static_cast<size_t>(std::min(kLanes, task.head_dim - i));
-      std::memcpy(high + i, digits[0], n);
-      std::memcpy(low + i, digits[1], n);
+    for (int i = 0; i < scratch.dims; i += 4 * kLanes) {
+      __m512i u[4];
+      for (int v = 0; v < 4; ++v) {
+        const int first = i + v * kLanes;
+        u[v] = _mm512_maskz_mov_epi32(FirstLanes(std::clamp(head_dim - first, 0, kLanes)),
+                                      NearestInteger(load(q, first), inverse, 32768.0f));
+      }
+      StoreDigits(u, high + i, high + scratch.dims + i);
     }
   }
 }
 
-// Products of the queries with keys of tiles [first, end), their scales applied.
+// Products of the queries with keys of tiles [first, end), the keys' scales applied.
 template <typename Products>
 inline void ByteScores(Products& products, const ByteScratch& scratch, int num_rows,
-                       const float* query_scales, const void* keys, const float* key_scales,
-                       const int32_t* key_offsets, int64_t first, int64_t end) {
+                       const void* keys, const float* key_scales, const int32_t* key_offsets,
+                       int64_t first, int64_t end, float* out, int64_t out_stride) {
+  if (first >= end) return;
   const int64_t tile_bytes = kLanes * scratch.dims;
-  ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
-                    .row_stride = scratch.dims,
-                    .matrix = static_cast<const char*>(keys) + first * tile_bytes,
-                    .groups = scratch.dims / 4};
-  MultiplyDigits(products, num_rows, &run,
-                 {.runs = &run,
-                  .num_runs = 1,
-                  .num_rows = 0,
-                  .num_vectors = static_cast<int>(end - first),
-                  .group_stride = 4 * kLanes,
-                  .vector_stride = tile_bytes,
-                  .out = scratch.sums + first * kLanes,
-                  .out_stride = scratch.stride});
+  const ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
+                          .row_stride = scratch.dims,
+                          .matrix = static_cast<const char*>(keys) + first * tile_bytes,
+                          .groups = scratch.dims / 4};
+  products.Multiply({.runs = &run,
+                     .num_runs = 1,
+                     .num_rows = 2 * num_rows,
+                     .num_vectors = static_cast<int>(end - first),
+                     .group_stride = 4 * kLanes,
+                     .vector_stride = tile_bytes,
+                     .out = out,
+                     .out_stride = out_stride});
   for (int r = 0; r < num_rows; ++r) {
-    float* scores = scratch.sums + 2 * r * scratch.stride;
-    const float* low = scores + scratch.stride;
+    float* scores = out + 2 * r * out_stride;
+    const float* low = scores + out_stride;
     for (int64_t j = first * kLanes; j < end * kLanes; j += kLanes) {
-      const V16Int high = {_mm512_sub_epi32(LoadSums(scores + j).v, LoadInts(key_offsets + j).v)};
-      Store(scores + j,
-            JoinDigits(high, LoadSums(low + j)) * (Set1(query_scales[r]) * Load(key_scales + j)));
+      const V16Int high = {_mm512_sub_epi32(LoadSums(scores).v, LoadInts(key_offsets + j).v)};
+      Store(scores, JoinDigits(high, LoadSums(low)) * Load(key_scales + j));
+      scores += kLanes, low += kLanes;
     }
   }
 }
 
-// Scores to weights of one query, as digits, with the values' scales in them; zeros up to `end`, a
-// multiple of 64. Returns what a sum of the integers is multiplied with, 0 when nothing is visible.
+// A row's part of a chunk's scores. With a bias they become scores proper, else the softmax's scale
+// takes the query's.
 template <bool kBias>
-inline float ByteWeights(const AttendTask& task, const ByteScratch& scratch, int row, int offset,
-                         int own, int visible, int64_t end) {
-  float* scores = scratch.sums + 2 * row * scratch.stride;
-  const float* bias =
-      kBias ? task.bias + task.window - offset - (task.include_self ? 1 : 0) : nullptr;
-  const V16 scale = Set1(task.scale);
-  V16 largest = Set1(-INFINITY);
-  // Whole vectors, then what is left of one.
-  const int whole = visible / kLanes * kLanes, rest = visible - whole;
-  const auto with_bias = [&](int j, int n) {
-    const V16 score = Load(scores + j);
-    if constexpr (!kBias) return score;
-    return score + (n == kLanes ? Load(bias + j) : LoadPartial(bias + j, n));
-  };
-  for (int j = 0; j < whole; j += kLanes) largest = Max(largest, with_bias(j, kLanes));
-  if (rest > 0) largest = Max(largest, SelectFirst(rest, with_bias(whole, rest), largest));
-  const V16 top = Set1(ReduceMax(largest) * task.scale);
-  V16 sum = Zero(), most = Zero(), poison = Zero();
-  const auto weigh = [&](int j, int n, V16 value_scales) {
-    V16 p = Exp2(Fma(with_bias(j, n), scale, Zero() - top));
-    if (n < kLanes) p = SelectFirst(n, p, Zero());
-    sum = sum + p;
-    V16 weight = p * value_scales;
-    if (n < kLanes) weight = SelectFirst(n, weight, Zero());
-    most = Max(weight, most);
-    poison = Fma(weight, Zero(), poison);
-    Store(scores + j, weight);
-  };
-  // Whose values the indices of a vector meet: own, both, or those of the block before.
-  for (int j = 0; j < visible; j += kLanes) {
-    const int n = std::min(kLanes, visible - j), of_own = own - j;
-    if (of_own >= kLanes || !task.previous_visible) {
-      weigh(j, n, Load(task.current_value_scales + j));
-    } else if (of_own <= 0) {
-      weigh(j, n, Load(task.previous_value_scales + j));
-    } else {
-      weigh(j, n,
-            SelectFirst(of_own, Load(task.current_value_scales + j),
-                        Load(task.previous_value_scales + j)));
+struct ByteScoresOfRow {
+  ByteScoresOfRow(const AttendTask& task, float* row_scores, const float* query_scales, int row,
+                  int64_t begin)
+      : scores(row_scores) {
+    if constexpr (kBias) {
+      const int offset = task.first_offset + row;
+      bias = task.bias + task.window - offset - (task.include_self ? 1 : 0) + begin;
+      query_scale = Set1(query_scales[row]);
     }
   }
-  const float step = ReduceMax(most) / 65535.0f;
-  const V16 inverse = Set1(Int8Reciprocal(step));
-  uint8_t* high = scratch.weights + 2 * row * scratch.stride;
-  uint8_t* low = high + scratch.stride;
-  for (int64_t j = 0; j < end; j += kLanes) {
-    const V16 weight = j < visible ? Load(scores + j) : Zero();
-    StoreDigits(high + j, low + j, Min(Round(weight * inverse), Set1(65535.0f)));
+  // n of them, the others anything.
+  V16 At(int64_t j, int n) const {
+    const V16 score = Load(scores + j);
+    if constexpr (!kBias) return score;
+    return Fma(score, query_scale, n == kLanes ? Load(bias + j) : LoadPartial(bias + j, n));
   }
-  return visible == 0 ? 0.0f : step / ReduceAdd(sum) + ReduceAdd(poison);
+
+  float* scores;
+  const float* bias = nullptr;
+  V16 query_scale;
+};
+
+// The largest of a row's first `visible` scores of a chunk, lane by lane.
+template <bool kBias>
+inline V16 LargestByteScores(const ByteScoresOfRow<kBias>& scores, int visible) {
+  V16 largest = Set1(Softmax::kLeast);
+  int j = 0;
+  for (; j + kLanes <= visible; j += kLanes) largest = Max(largest, scores.At(j, kLanes));
+  if (j < visible) {
+    const int rest = visible - j;
+    largest = Max(largest, SelectFirst(rest, scores.At(j, rest), Set1(Softmax::kLeast)));
+  }
+  return largest;
+}
+
+// A row's scores of a chunk to weights in their place, the values' scales in them: of the first
+// `visible`, zeros up to `end`, a multiple of 64; as digits. The first `own` meet `own_scales`, the
+// others `previous_scales`. Adds up the weights without scales in `sum`, lane by lane; returns a
+// step of the integers.
+template <bool kBias>
+inline float ByteWeights(const ByteScoresOfRow<kBias>& scores, float row_scale, float row_top,
+                         const float* own_scales, const float* previous_scales, int own,
+                         int visible, int64_t end, uint8_t* low, V16& sum) {
+  auto* high = reinterpret_cast<uint8_t*>(scores.scores);
+  const V16 scale = Set1(row_scale), top = Set1(row_top);
+  __m512i most = _mm512_setzero_si512();
+  V16 part = Zero();
+  const auto weigh = [&](int j, int n, V16 value_scales) {
+    V16 p = Exp2(Fma(scores.At(j, n), scale, Zero() - top));
+    if (n < kLanes) p = SelectFirst(n, p, Zero());
+    part = part + p;
+    V16 weight = p * value_scales;
+    if (n < kLanes) weight = SelectFirst(n, weight, Zero());
+    most = _mm512_max_epu32(most, _mm512_castps_si512(weight.v));
+    Store(scores.scores + j, weight);
+  };
+  // Whole vectors of the query's own block, one with the border, whole ones of the block before,
+  // and what is left of one.
+  int j = 0;
+  for (; j + kLanes <= std::min(own, visible); j += kLanes) weigh(j, kLanes, Load(own_scales + j));
+  const auto mixed = [&] {
+    return SelectFirst(std::clamp(own - j, 0, kLanes), Load(own_scales + j),
+                       Load(previous_scales + j));
+  };
+  if (j < own && j + kLanes <= visible) {
+    weigh(j, kLanes, mixed());
+    j += kLanes;
+  }
+  for (; j + kLanes <= visible; j += kLanes) weigh(j, kLanes, Load(previous_scales + j));
+  if (j < visible) {
+    weigh(j, visible - j, mixed());
+    j += kLanes;
+  }
+  for (; j < end; j += kLanes) Store(scores.scores + j, Zero());
+  sum = part;
+  const float step = LargestOfPositive(most) / 65535.0f;
+  const V16 inverse = Set1(Int8Reciprocal(step));
+  for (j = 0; j < end; j += 4 * kLanes) {
+    __m512i u[4];
+    for (int v = 0; v < 4; ++v)
+      u[v] = NearestInteger(Load(scores.scores + j + v * kLanes), inverse, 0.0f);
+    StoreDigits(u, high + j, low + j);
+  }
+  return step;
+}
+
+// All rows' scores of the chunk [begin, end), end a multiple of 64, to weights; steps[r] is one of
+// row r. Row r finds `own` and `more` r indices of the ring in its own block and sees `visible` and
+// `more_visible` r; its scores begin at `first_scores` and `stride` r.
+template <bool kBias>
+inline void WeighByteChunk(const AttendTask& task, const float* query_scales, Softmax& softmax,
+                           Fetches& far, Fetches& near, float* first_scores, int64_t stride,
+                           int64_t begin, int64_t end, int own, int more, int visible,
+                           int more_visible, float* steps) {
+  const auto in_chunk = [&](int index) {
+    return static_cast<int>(std::clamp<int64_t>(index - begin, 0, end - begin));
+  };
+  const float* previous_scales =
+      task.previous_visible ? task.previous_value_scales : task.current_value_scales;
+  const auto scores = [&](int r) {
+    return ByteScoresOfRow<kBias>(task, first_scores + r * stride, query_scales, r, begin);
+  };
+  for (int r = 0; r < softmax.num_rows; ++r)
+    softmax.maxima[r] = LargestByteScores(scores(r), in_chunk(visible + more_visible * r));
+  softmax.Raise();
+  for (int r = 0; r < softmax.num_rows; ++r) {
+    auto* low = reinterpret_cast<uint8_t*>(first_scores + r * stride + stride / 2);
+    V16 sum;
+    steps[r] = ByteWeights(scores(r), softmax.scales[r], softmax.tops[r],
+                           task.current_value_scales + begin, previous_scales + begin,
+                           in_chunk(own + more * r), in_chunk(visible + more_visible * r),
+                           end - begin, low, sum);
+    softmax.sums[r] = Fma(softmax.sums[r], Set1(softmax.factors[r]), sum);
+    near.Fetch();
+    far.Fetch();
+  }
 }
 
 // Up to sixteen queries of one tile.
 template <typename Products>
-inline void AttendByteGroup(Products& products, const AttendTask& task, const ByteScratch& scratch,
-                            int num_rows) {
-  constexpr int64_t kStep = ByteScratch::kStep;
-  const int offset = task.first_offset;
-  const bool all_own = task.num_visible >= 0;
-  const bool has_border = task.previous_visible && task.current_keys != task.previous_keys;
-  const auto tiles = [](int64_t indices) { return (indices + kLanes - 1) / kLanes; };
-  const int64_t border_tile = offset / kLanes, border_step = offset / kStep;
-  const int64_t visible_tiles = all_own                 ? tiles(task.num_visible)
-                                : task.previous_visible ? tiles(task.window)
-                                                        : border_tile + 1;
-  float query_scales[kGroupQueries];
-  PackByteQueries(task, scratch, num_rows, query_scales);
-  if (has_border) {
-    ByteScores(products, scratch, num_rows, query_scales, task.previous_keys,
-               task.previous_key_scales, task.previous_key_offsets, border_tile, visible_tiles);
-    V16 beyond[kGroupQueries];
-    float* border = scratch.sums + border_tile * kLanes;
-    for (int r = 0; r < num_rows; ++r) beyond[r] = Load(border + 2 * r * scratch.stride);
-    ByteScores(products, scratch, num_rows, query_scales, task.current_keys,
-               task.current_key_scales, task.current_key_offsets, 0, border_tile + 1);
-    for (int r = 0; r < num_rows; ++r, border += 2 * scratch.stride) {
-      const int own = CurrentEnd(task, offset + r) - static_cast<int>(border_tile) * kLanes;
-      Store(border, SelectFirst(own, Load(border), beyond[r]));
-    }
-  } else {
-    ByteScores(products, scratch, num_rows, query_scales, task.current_keys,
-               task.current_key_scales, task.current_key_offsets, 0, visible_tiles);
+class ByteGroup {
+ public:
+  ByteGroup(Products& products, const AttendTask& task, const ByteScratch& scratch,
+            const Fetches& far, int num_rows)
+      : products_(products),
+        task_(task),
+        scratch_(scratch),
+        far_(far),
+        indices_(task, num_rows, kLanes),
+        softmax_(num_rows),
+        score_stride_(softmax_.few() ? RingScoreStride(task.window) : ByteScratch::kScoreStride),
+        columns_((task.head_dim + kLanes - 1) / kLanes * kLanes) {}
+
+  void Attend() {
+    PackByteQueries(task_, scratch_, indices_.num_rows, query_scales_);
+    for (int r = 0; r < indices_.num_rows; ++r)
+      softmax_.scales[r] = task_.bias != nullptr ? task_.scale : task_.scale * query_scales_[r];
+    ForEachChunk(
+        indices_, kStep, softmax_.few(), far_,
+        [&](int64_t first, int64_t end) { MakeScores(first, end); },
+        [&](const Chunk& chunk) { Weigh(chunk); }, [&](const Chunk& chunk) { AddValues(chunk); });
+    for (int r = 0; r < indices_.num_rows; ++r)
+      StoreNormalized(task_, r, scratch_.outputs + r * scratch_.dims,
+                      indices_.Visible(r) > 0 ? 1.0f / ReduceAdd(softmax_.sums[r]) : 0.0f);
   }
 
-  const int64_t steps = (visible_tiles * kLanes + kStep - 1) / kStep;
-  float factors[kGroupQueries];
-  for (int r = 0; r < num_rows; ++r) {
-    const int own = CurrentEnd(task, all_own ? 0 : offset + r);
-    const auto weights = task.bias != nullptr ? ByteWeights<true> : ByteWeights<false>;
-    factors[r] = weights(task, scratch, r, offset + r, own,
-                         task.previous_visible ? task.window : own, steps * kStep);
-    if (!has_border) continue;
-    const auto before = static_cast<int>(own - border_step * kStep);  // of the step's indices
-    const __mmask64 mask = before == kStep ? ~uint64_t{0} : (uint64_t{1} << before) - 1;
-    for (int64_t digits = 2 * r; digits < 2 * r + 2; ++digits) {
-      const __m512i all =
-          _mm512_loadu_si512(scratch.weights + digits * scratch.stride + border_step * kStep);
-      _mm512_storeu_si512(scratch.own + digits * kStep, _mm512_maskz_mov_epi8(mask, all));
-      _mm512_storeu_si512(scratch.previous + digits * kStep, _mm512_maskz_mov_epi8(~mask, all));
+ private:
+  static constexpr int64_t kStep = ByteScratch::kStep;
+
+  // Of tiles [first, end), side by side.
+  void MakeScores(int64_t first, int64_t end) {
+    const int64_t own_end = indices_.OwnEnd(first, end);
+    ByteScores(products_, scratch_, indices_.num_rows, task_.current_keys, task_.current_key_scales,
+               task_.current_key_offsets, first, own_end, scratch_.scores, score_stride_);
+    MakePreviousScores(own_end, end, scratch_.scores + (own_end - first) * kLanes, score_stride_);
+    const int64_t border = indices_.border_tile;
+    if (!indices_.two_blocks || !indices_.HasBorder(first, end)) return;
+    MakePreviousScores(border, border + 1, scratch_.border_scores, kLanes);
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      float* score = scratch_.scores + 2 * r * score_stride_ + (border - first) * kLanes;
+      Store(score, SelectFirst(indices_.Own(r) - static_cast<int>(border) * kLanes, Load(score),
+                               Load(scratch_.border_scores + 2 * r * kLanes)));
+    }
+  }
+  void MakePreviousScores(int64_t first, int64_t end, float* out, int64_t out_stride) {
+    ByteScores(products_, scratch_, indices_.num_rows, task_.previous_keys,
+               task_.previous_key_scales, task_.previous_key_offsets, first, end, out, out_stride);
+  }
+
+  // Where a chunk's scores begin, and its weights.
+  float* Scores(const Chunk& chunk) const {
+    return scratch_.scores + (softmax_.few() ? chunk.begin : 0);
+  }
+  // Of its factors and steps.
+  int64_t NumbersOf(const Chunk& chunk) const {
+    return softmax_.few() ? chunk.begin / kChunkIndices * kLanes : 0;
+  }
+  int64_t border_step() const { return task_.first_offset / kStep; }
+  bool HasBorder(const Chunk& chunk) const {
+    return indices_.two_blocks && chunk.first_step <= border_step() &&
+           border_step() < chunk.end_step;
+  }
+  ValueRuns Runs(const Chunk& chunk) const {
+    const float* weights = Scores(chunk);
+    const int64_t group_bytes = 4 * columns_;
+    ValueRuns runs;
+    const auto add_steps = [&](const void* values, int64_t from, int64_t to) {
+      runs.AddSteps(weights, 4 * score_stride_, values, chunk, from, to, group_bytes);
+    };
+    if (!indices_.two_blocks) {
+      add_steps(task_.current_values, 0, chunk.end_step);
+      return runs;
+    }
+    add_steps(task_.current_values, 0, border_step());
+    if (HasBorder(chunk)) {
+      runs.Add(scratch_.own, kStep, task_.current_values, border_step(), 1, group_bytes);
+      runs.Add(scratch_.previous, kStep, task_.previous_values, border_step(), 1, group_bytes);
+    }
+    add_steps(task_.previous_values, border_step() + 1, chunk.end_step);
+    return runs;
+  }
+
+  void Weigh(const Chunk& chunk) {
+    float* scores = Scores(chunk);
+    softmax_.factors = scratch_.factors + NumbersOf(chunk);
+    Fetches near;
+    if (Products::kFetches && !softmax_.few())
+      near = NearRows(task_, indices_, chunk, Runs(chunk), 4 * columns_, scratch_.dims);
+    const auto weigh = task_.bias != nullptr ? WeighByteChunk<true> : WeighByteChunk<false>;
+    weigh(task_, query_scales_, softmax_, far_, near, scores, 2 * score_stride_, chunk.begin,
+          chunk.end_index, indices_.own, indices_.more_own, indices_.visible, indices_.more_visible,
+          scratch_.steps + NumbersOf(chunk));
+    if (!HasBorder(chunk)) return;
+    const int64_t border = border_step() * kStep;
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const auto* digits = reinterpret_cast<const uint8_t*>(scores + 2 * r * score_stride_);
+      SplitDigits(r, digits + (border - chunk.begin), indices_.Own(r) - static_cast<int>(border));
+    }
+  }
+  // Row r's digits of the step with the border, of which the query sees `own` indices in its own
+  // block.
+  void SplitDigits(int r, const uint8_t* digits, int own) {
+    const __mmask64 first = own == kStep ? ~uint64_t{0} : (uint64_t{1} << own) - 1;
+    for (int64_t to = 2 * r * kStep; to < 2 * (r + 1) * kStep; to += kStep) {
+      const __m512i all = _mm512_loadu_si512(digits);
+      _mm512_storeu_si512(scratch_.own + to, _mm512_maskz_mov_epi8(first, all));
+      _mm512_storeu_si512(scratch_.previous + to, _mm512_maskz_mov_epi8(~first, all));
+      digits += 4 * score_stride_;
     }
   }
 
-  const int64_t columns = (task.head_dim + kLanes - 1) / kLanes * kLanes;
-  const int64_t group_bytes = 4 * columns, step_bytes = kStepGroups * group_bytes;
-  ProductRun runs[4];
-  int num_runs = 0;
-  const auto add = [&](const uint8_t* weights, int64_t stride, const void* values, int64_t first,
-                       int64_t end) {
-    if (first >= end) return;
-    runs[num_runs++] = {.rows = reinterpret_cast<const char*>(weights),
-                        .row_stride = stride,
-                        .matrix = static_cast<const char*>(values) + first * step_bytes,
-                        .groups = (end - first) * kStepGroups};
-  };
-  const auto add_steps = [&](const void* values, int64_t first, int64_t end) {
-    add(scratch.weights + first * kStep, scratch.stride, values, first, end);
-  };
-  if (has_border) {
-    add_steps(task.current_values, 0, border_step);
-    add(scratch.own, kStep, task.current_values, border_step, border_step + 1);
-    add(scratch.previous, kStep, task.previous_values, border_step, border_step + 1);
-    add_steps(task.previous_values, border_step + 1, steps);
-  } else {
-    add_steps(task.current_values, 0, steps);
-  }
-  MultiplyDigits(products, num_rows, runs,
-                 {.runs = runs,
-                  .num_runs = num_runs,
-                  .num_rows = 0,
-                  .num_vectors = static_cast<int>(columns / kLanes),
-                  .group_stride = group_bytes,
-                  .vector_stride = 4 * kLanes,
-                  .out = scratch.sums,
-                  .out_stride = scratch.stride});
-  for (int r = 0; r < num_rows; ++r) {
-    const float* high = scratch.sums + 2 * r * scratch.stride;
-    const float* low = high + scratch.stride;
-    for (int c = 0; c < task.head_dim; c += kLanes) {
-      StorePartial(task.out + r * task.out_stride + c,
-                   JoinDigits(LoadSums(high + c), LoadSums(low + c)) * Set1(factors[r]),
-                   std::min(kLanes, task.head_dim - c));
+  void AddValues(const Chunk& chunk) {
+    const ValueRuns runs = Runs(chunk);
+    products_.Multiply({.runs = runs.runs,
+                        .num_runs = runs.num_runs,
+                        .num_rows = 2 * indices_.num_rows,
+                        .num_vectors = static_cast<int>(columns_ / kLanes),
+                        .group_stride = 4 * columns_,
+                        .vector_stride = 4 * kLanes,
+                        .out = scratch_.sums,
+                        .out_stride = scratch_.dims});
+    const float* factors = scratch_.factors + NumbersOf(chunk);
+    const float* steps = scratch_.steps + NumbersOf(chunk);
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const float* high = scratch_.sums + 2 * r * scratch_.dims;
+      const float* low = high + scratch_.dims;
+      float* outputs = scratch_.outputs + r * scratch_.dims;
+      const V16 factor = Set1(factors[r]), step = Set1(steps[r]);
+      for (int64_t c = 0; c < columns_; c += kLanes) {
+        const V16 sum = JoinDigits(LoadSums(high + c), LoadSums(low + c)) * step;
+        Store(outputs + c, chunk.first == 0 ? sum : Fma(Load(outputs + c), factor, sum));
+      }
     }
   }
-}
+
+  Products& products_;
+  const AttendTask& task_;
+  const ByteScratch& scratch_;
+  Fetches far_;
+  const GroupIndices indices_;
+  Softmax softmax_;
+  const int64_t score_stride_, columns_;
+  float query_scales_[kProductRows];
+};
 
 template <typename Products>
 void AttendBytesKernel(const AttendTask& task) {
@@ -269,7 +414,9 @@ void AttendBytesKernel(const AttendTask& task) {
   Products products;
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
-  ForEachGroup(task, group, [&](int n) { AttendByteGroup(products, group, scratch, n); });
+  ForEachGroup<ByteScratch::kQueries>(task, group, [&](const Fetches& far, int n) {
+    ByteGroup<Products>(products, group, scratch, far, n).Attend();
+  });
 }
 
 inline __m512i SymmetricIntegers(const float* x, int i, int n, V16 inverse) {

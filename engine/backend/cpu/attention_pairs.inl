@@ -1,63 +1,53 @@
 // Attention where keys and values are BF16 and the processor multiplies pairs of BF16: on dot
-// products or on AMX tiles. Included by kernels_avx512.cc after attention_products.inl.
+// products or on AMX tiles. Included by kernels_avx512.cc after attention_softmax.inl.
 //
 // Both halves of attention are products of a few rows with a packed matrix: scores, of queries
 // (rounded to BF16) with keys, and outputs, of weights (rounded to BF16 too) with values. Sums are
-// float32. The kernel is written over a `Products` type, which multiplies up to sixteen rows:
+// float32. The kernel is written over a `Products` type, which multiplies up to kProductRows rows:
 //   void Multiply(const Product&)
 // and makes each output one chain of additions along K that no other row has a part in.
 //
-// Queries come in groups that lie in one tile of sixteen ring indices, at the same places whatever
-// the chunk. In that tile each query has its own border between its own block's keys and those of
-// the block before: both are multiplied and the scores picked by index. Values go in steps of 32
-// indices. The step with the border is always taken twice, before the border from the query's own
-// block and beyond from the block before, each with weights of zero for the rest: so a decode
-// step, which finds both in one ring, adds the same numbers in the same order.
-//
-// All scores of a group are kept (16 W floats, in the second-level cache), so the maximum is known
-// before the first weight: nothing is rescaled, and the order of sums is the ring's.
+// Queries come in groups that lie in one step of 32 ring indices, at the same places whatever the
+// chunk. In that step each query has its own border between its own block's keys and those of the
+// block before: both are multiplied and the scores picked by index. Values go in such steps too.
+// The step with the border is always taken twice, before the border from the query's own block and
+// beyond from the block before, each with weights of zero for the rest: so a decode step, which
+// finds both in one ring, adds the same numbers in the same order.
 //
 // Zero weights silence only finite values: NaN among the keys and values of a sequence reaches its
 // tokens up to 31 positions earlier in the same chunk.
 
 // Where things lie in AttendTask::scores. Strides are odd in cache lines, lest rows share sets.
 struct PairScratch {
+  static constexpr int64_t kStep = 2 * kStepGroups;  // ring indices
+  static constexpr int64_t kScoreStride = kChunkIndices + kLanes;
+  static constexpr int64_t kBorderStride = kStep + kLanes;
+
   explicit PairScratch(const AttendTask& task)
       : dims(RoundUpInputs(task.head_dim)),
-        keys(RoundUpInputs(task.window)),
-        score_stride(keys + kLanes),
-        weight_stride(keys + 2 * kLanes),
         scores(task.scores),
-        outputs(scores + kGroupQueries * score_stride),
-        queries(reinterpret_cast<BFloat16*>(outputs + kGroupQueries * dims)),
-        weights(queries + kGroupQueries * dims),
-        own_weights(weights + kGroupQueries * weight_stride),
-        previous_weights(own_weights + kGroupQueries * 2 * kStepGroups),
-        last_values(previous_weights + kGroupQueries * 2 * kStepGroups) {}
+        factors(scores + NumScores(task.window)),
+        border_scores(factors + NumFactors(task.window)),
+        products(border_scores + kProductRows * kBorderStride),
+        outputs(products + kProductRows * dims),
+        queries(reinterpret_cast<BFloat16*>(outputs + kProductRows * dims)),
+        own_weights(queries + kProductRows * dims),
+        previous_weights(own_weights + kProductRows * kStep),
+        last_values(previous_weights + kProductRows * kStep) {}
 
-  int64_t dims, keys;
-  int64_t score_stride, weight_stride;
-  float* scores;               // [16][score_stride], before bias and scale
-  float* outputs;              // [16][dims]
-  BFloat16* queries;           // [16][dims]
-  BFloat16* weights;           // [16][weight_stride]
-  BFloat16* own_weights;       // [16][32], of the step with the border
+  int64_t dims;
+  float* scores;          // before bias and scale, then, as BF16, a chunk's weights in their place:
+                          // [32][kScoreStride] of a chunk, or of a few queries
+                          // [16][RingScoreStride] of the ring
+  float* factors;         // of a chunk [32], or of a few queries' chunks [16] each
+  float* border_scores;   // [32][kBorderStride]: the border's step with the block before
+  float* products;        // [32][dims] of a chunk
+  float* outputs;         // [32][dims] of the chunks so far
+  BFloat16* queries;      // [32][dims]
+  BFloat16* own_weights;  // [32][32], of the step with the border
   BFloat16* previous_weights;  // likewise
   BFloat16* last_values;       // [16 pairs][dims][2]
 };
-
-// 2^x to 3e-6 for x <= 0, about 1e-38 below -126: the weight is rounded to BF16 anyway. 2^f - 1 on
-// [0, 1) is f times a polynomial fitted to the least relative error; NaN stays NaN.
-inline V16 Exp2(V16 x) {
-  x = Max(Set1(-126.0f), x);
-  const V16 f = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF)};
-  V16 p = Set1(0.0134267481f);
-  p = Fma(p, f, Set1(0.0522423722f));
-  p = Fma(p, f, Set1(0.2412802577f));
-  p = Fma(p, f, Set1(0.6930448413f));
-  p = Fma(p, f, Set1(1.0f));
-  return {_mm512_scalef_ps(p.v, x.v)};
-}
 
 // The rows' queries as BF16, padded with zeros.
 inline void PackQueries(const AttendTask& task, const PairScratch& scratch, int num_rows) {
@@ -74,7 +64,9 @@ inline void PackQueries(const AttendTask& task, const PairScratch& scratch, int 
 // Products of the queries with tiles [first, end) of the keys.
 template <typename Products>
 inline void PairScores(Products& products, const PairScratch& scratch, int num_rows,
-                       const void* keys, int64_t first, int64_t end) {
+                       const void* keys, int64_t first, int64_t end, float* out,
+                       int64_t out_stride) {
+  if (first >= end) return;
   const int64_t tile_bytes = 2 * kLanes * scratch.dims;
   const ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
                           .row_stride = 2 * scratch.dims,
@@ -86,8 +78,8 @@ inline void PairScores(Products& products, const PairScratch& scratch, int num_r
                      .num_vectors = static_cast<int>(end - first),
                      .group_stride = 4 * kLanes,
                      .vector_stride = tile_bytes,
-                     .out = scratch.scores + first * kLanes,
-                     .out_stride = scratch.score_stride});
+                     .out = out,
+                     .out_stride = out_stride});
 }
 
 // Numbers in [0, 1] to the nearest BF16, ties up.
@@ -101,35 +93,55 @@ inline void StoreWeights(BFloat16* to, V16 a, V16 b) {
                                     _mm512_add_epi32(_mm512_castps_si512(b.v), half)));
 }
 
-// Products to weights of one query: of [0, visible), zeros up to `end`, a multiple of 32. Returns
-// 1 / sum, or 0 when nothing is visible. Products stay as they are: to scale them twice costs less
-// than to store them.
+// A row's part of a chunk's scores, with the bias that belongs to them.
 template <bool kBias>
-inline float PairWeights(const AttendTask& task, const PairScratch& scratch, int row, int offset,
-                         int visible, int64_t end) {
-  const float* products = scratch.scores + row * scratch.score_stride;
-  const float* bias =
-      kBias ? task.bias + task.window - offset - (task.include_self ? 1 : 0) : nullptr;
-  BFloat16* weights = scratch.weights + row * scratch.weight_stride;
-  const auto dot = [&](int64_t j) {
+struct PairScoresOfRow {
+  PairScoresOfRow(const AttendTask& task, float* scores, int row, int64_t begin)
+      : products(scores) {
+    if constexpr (kBias) {
+      const int offset = task.first_offset + row;
+      bias = task.bias + task.window - offset - (task.include_self ? 1 : 0) + begin;
+    }
+  }
+  V16 Whole(int64_t j) const {
     if constexpr (kBias) return Load(products + j) + Load(bias + j);
     return Load(products + j);
-  };
-  const auto partial_dot = [&](int64_t j, int n) {
+  }
+  V16 First(int64_t j, int n) const {
     if constexpr (kBias) return LoadPartial(products + j, n) + LoadPartial(bias + j, n);
     return LoadPartial(products + j, n);
-  };
-  const int whole = visible / kLanes * kLanes, rest = visible - whole;
-  V16 largest = Set1(-INFINITY);
-  for (int j = 0; j < whole; j += kLanes) largest = Max(largest, dot(j));
-  if (rest > 0)
-    largest = Max(largest, SelectFirst(rest, partial_dot(whole, rest), Set1(-INFINITY)));
-  const V16 scale = Set1(task.scale), top = Set1(ReduceMax(largest) * task.scale);
+  }
+
+  float* products;
+  const float* bias = nullptr;
+};
+
+// The largest of a row's first `visible` scores of a chunk, lane by lane.
+template <bool kBias>
+inline V16 LargestPairScores(const PairScoresOfRow<kBias>& scores, int visible) {
+  V16 largest = Set1(Softmax::kLeast);
+  int j = 0;
+  for (; j + kLanes <= visible; j += kLanes) largest = Max(largest, scores.Whole(j));
+  if (j < visible) {
+    const int rest = visible - j;
+    largest = Max(largest, SelectFirst(rest, scores.First(j, rest), Set1(Softmax::kLeast)));
+  }
+  return largest;
+}
+
+// A row's scores of a chunk to weights in their place: of the first `visible`, zeros up to `end`, a
+// multiple of 32. Returns their sum, lane by lane. Scores are scaled once more, which costs less
+// than to store them.
+template <bool kBias>
+inline V16 PairWeights(const PairScoresOfRow<kBias>& scores, float row_scale, float row_top,
+                       int visible, int64_t end) {
+  auto* weights = reinterpret_cast<BFloat16*>(scores.products);
+  const V16 scale = Set1(row_scale), top = Set1(row_top);
   const auto weight = [&](V16 x) { return Exp2(Fma(x, scale, Zero() - top)); };
   V16 sum = Zero();
   int64_t j = 0;
-  for (; j + 2 * kLanes <= whole; j += 2 * kLanes) {
-    const V16 a = weight(dot(j)), b = weight(dot(j + kLanes));
+  for (; j + 2 * kLanes <= visible; j += 2 * kLanes) {
+    const V16 a = weight(scores.Whole(j)), b = weight(scores.Whole(j + kLanes));
     sum = sum + a;
     sum = sum + b;
     StoreWeights(weights + j, a, b);
@@ -139,134 +151,213 @@ inline float PairWeights(const AttendTask& task, const PairScratch& scratch, int
     for (int h = 0; h < 2; ++h) {
       const int64_t first = j + h * kLanes;
       const int n = static_cast<int>(std::clamp<int64_t>(visible - first, 0, kLanes));
-      p[h] = SelectFirst(n, weight(partial_dot(first, n)), Zero());
+      p[h] = SelectFirst(n, weight(scores.First(first, n)), Zero());
       sum = sum + p[h];
     }
     StoreWeights(weights + j, p[0], p[1]);
   }
-  return visible == 0 ? 0.0f : 1.0f / ReduceAdd(sum);
+  return sum;
 }
 
-// The weights of the step with the border, of a query that sees `own` of its indices in its own
-// block.
-inline void SplitWeights(const PairScratch& scratch, int row, int64_t step, int own) {
-  const __m512i all =
-      _mm512_loadu_si512(scratch.weights + row * scratch.weight_stride + step * 2 * kStepGroups);
-  const auto first = static_cast<__mmask32>((uint64_t{1} << own) - 1);
-  const int64_t at = int64_t{row} * 2 * kStepGroups;
-  _mm512_storeu_si512(scratch.own_weights + at, _mm512_maskz_mov_epi16(first, all));
-  _mm512_storeu_si512(scratch.previous_weights + at, _mm512_maskz_mov_epi16(~first, all));
+// All rows' scores of the chunk [begin, end), end a multiple of 32, to weights. Row r sees
+// `visible` indices of the ring and `more` r; its scores begin at `scores` and `stride` r.
+template <bool kBias>
+inline void WeighPairChunk(const AttendTask& task, Softmax& softmax, Fetches& far, Fetches& near,
+                           float* scores, int64_t stride, int64_t begin, int64_t end, int visible,
+                           int more) {
+  const auto seen = [&](int r) {
+    return static_cast<int>(std::clamp<int64_t>(visible + more * r - begin, 0, end - begin));
+  };
+  const auto row_scores = [&](int r) {
+    return PairScoresOfRow<kBias>(task, scores + r * stride, r, begin);
+  };
+  for (int r = 0; r < softmax.num_rows; ++r)
+    softmax.maxima[r] = LargestPairScores(row_scores(r), seen(r));
+  softmax.Raise();
+  for (int r = 0; r < softmax.num_rows; ++r) {
+    const V16 sum = PairWeights(row_scores(r), task.scale, softmax.tops[r], seen(r), end - begin);
+    softmax.sums[r] = Fma(softmax.sums[r], Set1(softmax.factors[r]), sum);
+    near.Fetch();
+    far.Fetch();
+  }
 }
 
-// Up to sixteen queries of one tile.
+// The step of values with the last of `visible` and zeros behind, where anything may lie.
+inline const void* LastValues(const PairScratch& scratch, const void* values, int visible,
+                              int64_t columns) {
+  constexpr int kStep = PairScratch::kStep;
+  const int64_t pair_bytes = 4 * columns;
+  auto* last = reinterpret_cast<char*>(scratch.last_values);
+  const int rest = visible % kStep;
+  std::memcpy(last, static_cast<const char*>(values) + visible / kStep * kStepGroups * pair_bytes,
+              static_cast<size_t>((rest + 1) / 2 * pair_bytes));
+  if (rest % 2 != 0) {
+    for (int64_t c = 0; c < columns; ++c)
+      scratch.last_values[rest / 2 * 2 * columns + 2 * c + 1] = {};
+  }
+  const int64_t used = (rest + 1) / 2 * pair_bytes;
+  std::memset(last + used, 0, static_cast<size_t>(kStepGroups * pair_bytes - used));
+  return last;
+}
+
+// Up to 32 queries of one step.
 template <typename Products>
-inline void AttendPairGroup(Products& products, const AttendTask& task, const PairScratch& scratch,
-                            int num_rows) {
-  const int offset = task.first_offset;
-  const bool all_own = task.num_visible >= 0;
-  const bool one_ring = task.current_keys == task.previous_keys;
-  const auto tiles = [](int64_t indices) { return (indices + kLanes - 1) / kLanes; };
-  const int64_t border_tile = offset / kLanes;
-  const int64_t visible_tiles = all_own                 ? tiles(task.num_visible)
-                                : task.previous_visible ? tiles(task.window)
-                                                        : border_tile + 1;
-  PackQueries(task, scratch, num_rows);
-  const bool has_border = task.previous_visible && !one_ring;
-  if (has_border) {
-    PairScores(products, scratch, num_rows, task.previous_keys, border_tile, visible_tiles);
-    V16 beyond[kGroupQueries];
-    float* border = scratch.scores + border_tile * kLanes;
-    for (int r = 0; r < num_rows; ++r) beyond[r] = Load(border + r * scratch.score_stride);
-    PairScores(products, scratch, num_rows, task.current_keys, 0, border_tile + 1);
-    for (int r = 0; r < num_rows; ++r, border += scratch.score_stride) {
-      const int own = CurrentEnd(task, offset + r) - static_cast<int>(border_tile) * kLanes;
-      Store(border, SelectFirst(own, Load(border), beyond[r]));
-    }
-  } else {
-    PairScores(products, scratch, num_rows, task.current_keys, 0, visible_tiles);
+class PairGroup {
+ public:
+  PairGroup(Products& products, const AttendTask& task, const PairScratch& scratch,
+            const Fetches& far, int num_rows)
+      : products_(products),
+        task_(task),
+        scratch_(scratch),
+        far_(far),
+        indices_(task, num_rows, kStep),
+        softmax_(num_rows),
+        score_stride_(softmax_.few() ? RingScoreStride(task.window) : PairScratch::kScoreStride),
+        columns_((task.head_dim + kLanes - 1) / kLanes * kLanes) {
+    std::fill_n(softmax_.scales, kProductRows, task.scale);
+    if (indices_.all_own && task.num_visible % kStep != 0)
+      last_values_ = LastValues(scratch, task.current_values, task.num_visible, columns_);
   }
 
-  constexpr int kStep = 2 * kStepGroups;
-  const int64_t steps = (visible_tiles * kLanes + kStep - 1) / kStep;
-  const int64_t border_step = offset / kStep;
-  float normalizer[kGroupQueries];
-  for (int r = 0; r < num_rows; ++r) {
-    const int own = CurrentEnd(task, all_own ? 0 : offset + r);
-    const int visible = task.previous_visible ? task.window : own;
-    const auto weights = task.bias != nullptr ? PairWeights<true> : PairWeights<false>;
-    normalizer[r] = weights(task, scratch, r, offset + r, visible, steps * kStep);
-    if (!all_own)
-      SplitWeights(scratch, r, border_step, own - static_cast<int>(border_step) * kStep);
+  void Attend() {
+    PackQueries(task_, scratch_, indices_.num_rows);
+    ForEachChunk(
+        indices_, kStep, softmax_.few(), far_,
+        [&](int64_t first, int64_t end) { MakeScores(first, end); },
+        [&](const Chunk& chunk) { Weigh(chunk); }, [&](const Chunk& chunk) { AddValues(chunk); });
+    for (int r = 0; r < indices_.num_rows; ++r)
+      StoreNormalized(task_, r, scratch_.outputs + r * scratch_.dims,
+                      indices_.Visible(r) > 0 ? 1.0f / ReduceAdd(softmax_.sums[r]) : 0.0f);
   }
 
-  const int64_t columns = (task.head_dim + kLanes - 1) / kLanes * kLanes;
-  const int64_t pair_bytes = 4 * columns, step_bytes = kStepGroups * pair_bytes;
-  ProductRun runs[4];
-  int num_runs = 0;
-  const auto add = [&](const BFloat16* weights, int64_t stride, const void* values, int64_t first,
-                       int64_t end) {
-    if (first >= end) return;
-    runs[num_runs++] = {.rows = reinterpret_cast<const char*>(weights),
-                        .row_stride = 2 * stride,
-                        .matrix = static_cast<const char*>(values) + first * step_bytes,
-                        .groups = (end - first) * kStepGroups};
-  };
-  const auto add_steps = [&](const void* values, int64_t first, int64_t end) {
-    add(scratch.weights + first * kStep, scratch.weight_stride, values, first, end);
-  };
-  const auto add_border = [&](const BFloat16* weights, const void* values) {
-    add(weights, kStep, values, border_step, border_step + 1);
-  };
-  if (all_own) {
-    const int64_t whole = task.num_visible / kStep;
-    add_steps(task.current_values, 0, whole);
-    if (whole < steps) {
-      // What lies beyond the last visible value may be anything.
-      auto* last = reinterpret_cast<char*>(scratch.last_values);
-      const int rest = task.num_visible % kStep;
-      std::memcpy(last, static_cast<const char*>(task.current_values) + whole * step_bytes,
-                  static_cast<size_t>((rest + 1) / 2 * pair_bytes));
-      if (rest % 2 != 0) {
-        for (int64_t c = 0; c < columns; ++c)
-          scratch.last_values[rest / 2 * 2 * columns + 2 * c + 1] = {};
+ private:
+  static constexpr int64_t kStep = PairScratch::kStep;
+
+  // Of tiles [first, end), side by side.
+  void MakeScores(int64_t first, int64_t end) {
+    const int64_t own_end = indices_.OwnEnd(first, end);
+    MakeScores(task_.current_keys, first, own_end, scratch_.scores, score_stride_);
+    MakeScores(task_.previous_keys, own_end, end, scratch_.scores + (own_end - first) * kLanes,
+               score_stride_);
+    if (!indices_.two_blocks || !indices_.HasBorder(first, end)) return;
+    MakeScores(task_.previous_keys, indices_.border_tile, indices_.border_end,
+               scratch_.border_scores, PairScratch::kBorderStride);
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const float* before = scratch_.border_scores + r * PairScratch::kBorderStride;
+      float* score = scratch_.scores + r * score_stride_ + (indices_.border_tile - first) * kLanes;
+      int left = indices_.Own(r) - static_cast<int>(indices_.border_tile) * kLanes;
+      for (int64_t t = indices_.border_tile; t < indices_.border_end; ++t) {
+        Store(score, SelectFirst(std::clamp(left, 0, kLanes), Load(score), Load(before)));
+        score += kLanes, before += kLanes, left -= kLanes;
       }
-      const int64_t used = (rest + 1) / 2 * pair_bytes;
-      std::memset(last + used, 0, static_cast<size_t>(step_bytes - used));
-      add(scratch.weights + whole * kStep, scratch.weight_stride, last, 0, 1);
-    }
-  } else {
-    add_steps(task.current_values, 0, border_step);
-    if (task.previous_visible) add_border(scratch.previous_weights, task.previous_values);
-    add_border(scratch.own_weights, task.current_values);
-    if (task.previous_visible) add_steps(task.previous_values, border_step + 1, steps);
-  }
-  products.Multiply({.runs = runs,
-                     .num_runs = num_runs,
-                     .num_rows = num_rows,
-                     .num_vectors = static_cast<int>(columns / kLanes),
-                     .group_stride = pair_bytes,
-                     .vector_stride = 4 * kLanes,
-                     .out = scratch.outputs,
-                     .out_stride = scratch.dims});
-  for (int r = 0; r < num_rows; ++r) {
-    float* out = task.out + r * task.out_stride;
-    for (int c = 0; c < task.head_dim; c += kLanes) {
-      const V16 o = Load(scratch.outputs + r * scratch.dims + c) * Set1(normalizer[r]);
-      StorePartial(out + c, o, std::min(kLanes, task.head_dim - c));
     }
   }
-}
+  void MakeScores(const void* keys, int64_t first, int64_t end, float* out, int64_t out_stride) {
+    PairScores(products_, scratch_, indices_.num_rows, keys, first, end, out, out_stride);
+  }
 
-// Sets `group` to each group of the task's queries in turn.
-template <typename Attend>
+  // Where a chunk's scores begin, and its weights.
+  float* Scores(const Chunk& chunk) const {
+    return scratch_.scores + (softmax_.few() ? chunk.begin : 0);
+  }
+  float* Factors(const Chunk& chunk) const {
+    return scratch_.factors + (softmax_.few() ? chunk.begin / kChunkIndices * kLanes : 0);
+  }
+  ValueRuns Runs(const Chunk& chunk) const {
+    const auto* weights = reinterpret_cast<const BFloat16*>(Scores(chunk));
+    const int64_t stride = 4 * score_stride_, pair_bytes = 4 * columns_;
+    ValueRuns runs;
+    const auto add_steps = [&](const void* values, int64_t from, int64_t to) {
+      runs.AddSteps(weights, stride, values, chunk, from, to, pair_bytes);
+    };
+    if (indices_.all_own) {
+      const int64_t whole = task_.num_visible / kStep;
+      add_steps(task_.current_values, 0, whole);
+      if (whole < chunk.end_step)
+        runs.Add(weights + (whole - chunk.first_step) * kStep, stride, last_values_, 0, 1,
+                 pair_bytes);
+      return runs;
+    }
+    const int64_t border = task_.first_offset / kStep, border_stride = ValueRuns::kStepBytes;
+    add_steps(task_.current_values, 0, border);
+    if (indices_.HasBorder(chunk.first, chunk.end)) {
+      if (task_.previous_visible)
+        runs.Add(scratch_.previous_weights, border_stride, task_.previous_values, border, 1,
+                 pair_bytes);
+      runs.Add(scratch_.own_weights, border_stride, task_.current_values, border, 1, pair_bytes);
+    }
+    if (task_.previous_visible) add_steps(task_.previous_values, border + 1, chunk.end_step);
+    return runs;
+  }
+
+  void Weigh(const Chunk& chunk) {
+    float* scores = Scores(chunk);
+    softmax_.factors = Factors(chunk);
+    Fetches near;
+    if (Products::kFetches && !softmax_.few())
+      near = NearRows(task_, indices_, chunk, Runs(chunk), 4 * columns_, 2 * scratch_.dims);
+    const auto weigh = task_.bias != nullptr ? WeighPairChunk<true> : WeighPairChunk<false>;
+    weigh(task_, softmax_, far_, near, scores, score_stride_, chunk.begin, chunk.end_index,
+          indices_.visible, indices_.more_visible);
+    if (indices_.all_own || !indices_.HasBorder(chunk.first, chunk.end)) return;
+    const int64_t border = indices_.border_tile * kLanes;
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const auto* weights = reinterpret_cast<const BFloat16*>(scores + r * score_stride_);
+      SplitWeights(r, weights + (border - chunk.begin), indices_.Own(r) - static_cast<int>(border));
+    }
+  }
+  // Row r's weights of the step with the border, of which the query sees `own` indices in its own
+  // block.
+  void SplitWeights(int r, const BFloat16* weights, int own) {
+    const __m512i all = _mm512_loadu_si512(weights);
+    const auto first = static_cast<__mmask32>((uint64_t{1} << own) - 1);
+    const int64_t at = r * kStep;
+    _mm512_storeu_si512(scratch_.own_weights + at, _mm512_maskz_mov_epi16(first, all));
+    _mm512_storeu_si512(scratch_.previous_weights + at, _mm512_maskz_mov_epi16(~first, all));
+  }
+
+  void AddValues(const Chunk& chunk) {
+    const ValueRuns runs = Runs(chunk);
+    products_.Multiply({.runs = runs.runs,
+                        .num_runs = runs.num_runs,
+                        .num_rows = indices_.num_rows,
+                        .num_vectors = static_cast<int>(columns_ / kLanes),
+                        .group_stride = 4 * columns_,
+                        .vector_stride = 4 * kLanes,
+                        .out = chunk.first == 0 ? scratch_.outputs : scratch_.products,
+                        .out_stride = scratch_.dims});
+    if (chunk.first == 0) return;
+    const float* factors = Factors(chunk);
+    for (int r = 0; r < indices_.num_rows; ++r) {
+      const V16 factor = Set1(factors[r]);
+      const float* from = scratch_.products + r * scratch_.dims;
+      float* to = scratch_.outputs + r * scratch_.dims;
+      for (int64_t c = 0; c < columns_; c += kLanes)
+        Store(to + c, Fma(Load(to + c), factor, Load(from + c)));
+    }
+  }
+
+  Products& products_;
+  const AttendTask& task_;
+  const PairScratch& scratch_;
+  Fetches far_;
+  const GroupIndices indices_;
+  Softmax softmax_;
+  const int64_t score_stride_, columns_;
+  const void* last_values_ = nullptr;
+};
+
+// Sets `group` to each group of the task's queries in turn: up to kQueries that lie between two
+// multiples of it.
+template <int kQueries, typename Attend>
 inline void ForEachGroup(const AttendTask& task, AttendTask& group, const Attend& attend) {
   for (int query = 0; query < task.num_queries;) {
     group.q = task.q + query * task.q_stride;
     group.out = task.out + query * task.out_stride;
     group.first_offset = task.first_offset + query;
-    const int in_tile = task.num_visible >= 0 ? 0 : group.first_offset % kGroupQueries;
-    const int n = std::min(kGroupQueries - in_tile, task.num_queries - query);
-    attend(n);
+    const int before = task.num_visible >= 0 ? 0 : group.first_offset % kQueries;
+    const int n = std::min(kQueries - before, task.num_queries - query);
+    attend(FarRows(task, query, n), n);
     query += n;
   }
 }
@@ -277,7 +368,9 @@ void AttendPairsKernel(const AttendTask& task) {
   Products products;
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
-  ForEachGroup(task, group, [&](int n) { AttendPairGroup(products, group, scratch, n); });
+  ForEachGroup<kProductRows>(task, group, [&](const Fetches& far, int n) {
+    PairGroup<Products>(products, group, scratch, far, n).Attend();
+  });
 }
 
 // New keys and values lie far apart: the processor does not see the next rows coming.

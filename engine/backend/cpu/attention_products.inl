@@ -1,8 +1,9 @@
 // What attention_pairs.inl and attention_bytes.inl ask of a `Products` type: a few rows times a
-// packed matrix. Both come in groups of four bytes along K: two BF16, summed in float32, or four
-// bytes, summed in int32.
+// packed matrix. Its kFetches: whether what it multiplies must be in the first-level cache before,
+// lest loads take longer than products. Both come in groups of four bytes along K: two BF16, summed
+// in float32, or four bytes, summed in int32.
 
-// One run along K: rows [16][groups] against the matrix.
+// One run along K: rows [kProductRows][groups] against the matrix.
 struct ProductRun {
   const char* rows;
   int64_t row_stride;  // bytes
@@ -13,7 +14,7 @@ struct ProductRun {
 struct Product {
   const ProductRun* runs;
   int num_runs;
-  int num_rows;     // of 16 that may be read and written
+  int num_rows;     // what completes them to a multiple of 16 may be read and written
   int num_vectors;  // of sixteen outputs
   int64_t group_stride, vector_stride;
   float* out;  // or int32

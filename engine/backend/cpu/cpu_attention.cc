@@ -219,6 +219,16 @@ void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const
     if (&segment == segments.data() && PreviousVisible(segment.block))
       fill(previous, segment.block - 1, segment.offset, spec().window);
     fill(current, segment.block, 0, segment.offset + segment.count);
+    task.num_next = 0;
+    if (&segment != &segments.back()) {
+      const Segment& next = *(&segment + 1);
+      const KeyValueRows rows = RowsFrom(k, v, next.begin, column);
+      task.next_k = rows.k;
+      task.next_v = rows.v;
+      task.next_k_stride = rows.k_stride;
+      task.next_v_stride = rows.v_stride;
+      task.num_next = next.count;
+    }
     attend(segment, current, previous);
     std::swap(current, previous);
   }

@@ -100,7 +100,12 @@ struct AttendTask {
   bool include_self;
   float scale;
   const float* bias;  // [2 W] distances descending, twice (cpu_attention.cc); nullptr: none
-  float* scores;      // scratch, [kMaxQueries][W padded to 16]; on pairs PairScratchBytes
+  // New keys and values that the caller packs next, on pairs and bytes: fetched meanwhile.
+  const float* next_k;
+  const float* next_v;
+  int64_t next_k_stride, next_v_stride;
+  int num_next;
+  float* scores;  // scratch, [kMaxQueries][W padded to 16], or *ScratchBytes
 };
 inline constexpr int kMaxQueries = 6;  // that one pass over the keys serves
 
@@ -202,27 +207,45 @@ struct WriteBytesTask {
   int32_t* key_offsets;
 };
 
-// Attention on pairs and on bytes (attention_pairs.inl, attention_bytes.inl) takes queries in
-// groups of so many.
-inline constexpr int kGroupQueries = 16;
+// Attention on pairs and on bytes (attention_pairs.inl, attention_bytes.inl) multiplies up to so
+// many rows with keys or values: as many queries, or two digits each of half as many.
+inline constexpr int kProductRows = 32;
+// Its softmax takes so many ring indices at a time: scores and weights stay in the first-level
+// cache.
+inline constexpr int kChunkIndices = 128;
 // Steps along K, in groups of four bytes, that padding completes: what one AMX tile holds.
 inline constexpr int kStepGroups = 16;
 
+// Scores that attention on pairs and on bytes keeps: of a chunk for all rows; of the whole ring for
+// a few queries, whose rows are one tile.
+inline constexpr int kFewQueries = 4;
+inline int64_t RingScoreStride(int64_t window) { return RoundUpInt8Inputs(window) + 16; }
+inline int64_t NumScores(int64_t window) {
+  return std::max<int64_t>(kProductRows * (kChunkIndices + 16), 16 * RingScoreStride(window));
+}
+
+// Numbers kept for each row and chunk: of one chunk for all rows, of all chunks for a few queries.
+inline int64_t NumFactors(int64_t window) {
+  return std::max<int64_t>(kProductRows, (window + kChunkIndices - 1) / kChunkIndices * 16);
+}
+
 // Scratch of attention on pairs for one head, 64-byte aligned: see PairScratch.
 inline size_t PairScratchBytes(int64_t window, int head_dim) {
-  const int64_t keys = RoundUpInputs(window), dims = RoundUpInputs(head_dim);
-  // Queries, scores, weights, weights of the step with the border, outputs; the last values.
-  return static_cast<size_t>(
-      kGroupQueries * (2 * dims + 4 * (keys + 16) + 2 * (keys + 32) + 2 * 64 + 4 * dims) +
-      2 * 32 * dims);
+  const int64_t dims = RoundUpInputs(head_dim);
+  // Scores, factors; scores of the step with the border, products, outputs, queries, weights of the
+  // step with the border twice; the last values.
+  return static_cast<size_t>(4 * (NumScores(window) + NumFactors(window)) +
+                             kProductRows * (4 * (32 + 16) + 2 * 4 * dims + 2 * dims + 2 * 64) +
+                             2 * 32 * dims);
 }
 
 // Likewise of attention on bytes: see ByteScratch.
 inline size_t ByteScratchBytes(int64_t window, int head_dim) {
   const int64_t dims = RoundUpInt8Inputs(head_dim);
-  const int64_t stride = RoundUpInt8Inputs(std::max<int64_t>(window, head_dim)) + 16;
-  // Sums; digits of queries, of weights, twice of weights of the step with the border.
-  return static_cast<size_t>(2 * kGroupQueries * (4 * stride + dims + stride + 2 * 64));
+  // Sums of scores, factors, steps; sums of scores of the tile with the border, sums of outputs,
+  // outputs of half as many rows, digits of queries, digits of the step with the border twice.
+  return static_cast<size_t>(4 * (NumScores(window) + 2 * NumFactors(window)) +
+                             kProductRows * (4 * 16 + 4 * dims + 2 * dims + dims + 2 * 64));
 }
 
 struct CpuKernels {

@@ -38,6 +38,7 @@ constexpr int kTileFilters = 4;
 #include "engine/backend/cpu/linear_formats.inl"
 #include "engine/backend/cpu/linear_tiles.inl"
 #include "engine/backend/cpu/attention_products.inl"
+#include "engine/backend/cpu/attention_softmax.inl"
 #include "engine/backend/cpu/attention_pairs.inl"
 #include "engine/backend/cpu/attention_bytes.inl"
 #include "engine/backend/cpu/attention_tiles.inl"

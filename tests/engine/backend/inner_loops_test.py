@@ -43,8 +43,8 @@ KERNELS = [
     Kernel("DotProducts<Int8DotVnni>::Tile<2, 4>", "vpdpbusd", 8, 19),
     Kernel("LinearTileBlock<Bf16Tiles, 2, HardwareTiles>", "tdpbf16ps", 4, 14),
     Kernel("LinearTileBlock<Int8Tiles, 2, HardwareTiles>", "tdpbusd", 4, 14),
-    Kernel("AttendPairsKernel<TileProducts<Bf16Tiles, HardwareTiles> >", "tdpbf16ps", 2, 12),
-    Kernel("AttendBytesKernel<TileProducts<Int8Tiles, HardwareTiles> >", "tdpbusd", 2, 14),
+    Kernel("TileProducts<Bf16Tiles, HardwareTiles>::Multiply", "tdpbf16ps", 4, 14),
+    Kernel("TileProducts<Int8Tiles, HardwareTiles>::Multiply", "tdpbusd", 4, 14),
     Kernel("LinearTile<float, 12, 1>", "vfmadd231ps", 24, 42),
     Kernel("LinearTile<float, 3, 1>", "vfmadd231ps", 12, 22),  # AVX2: a vector is two registers
 ]
