@@ -52,7 +52,8 @@ int main(int argc, char** argv) {
   bst::LayerBenchOptions layers;
   CLI::App* layers_app = app.add_subcommand(
       "layers", "Forward time of one layer against sequence length, at W = 128, width 512.");
-  layers_app->add_option("--backend", layers.backend, "cpu or reference")->capture_default_str();
+  layers_app->add_option("--backend", layers.backend, "cpu, cuda or reference")
+      ->capture_default_str();
   layers_app->add_option("--weights", layers.weights, "f32 or bf16, also of keys and values")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();

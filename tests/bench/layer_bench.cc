@@ -12,7 +12,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cpu/cpu_backend.h"
+#include "engine/backend/cuda/cuda_plugin.h"
 #include "engine/backend/reference/reference_backend.h"
+#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/model.h"
 #include "nlohmann/json.hpp"
@@ -85,6 +87,7 @@ class OneLayer {
     BST_ASSIGN_OR_RETURN(layer->pool_,
                          StatePool::Create(backend, layer->model_->state_layout(), 1));
     layer->chunk_ = chunk;
+    layer->backend_ = &backend;
     return layer;
   }
 
@@ -95,6 +98,7 @@ class OneLayer {
     for (int64_t position = 0; position < length; position += chunk_) {
       Step(lease.id(), position, static_cast<int>(std::min<int64_t>(chunk_, length - position)));
     }
+    Wait();
     return std::chrono::duration<double>(Clock::now() - start).count();
   }
 
@@ -105,7 +109,10 @@ class OneLayer {
     int64_t position = 0;
     for (int w = 0; w < windows; ++w) {
       const auto start = Clock::now();
-      for (int i = 0; i < tokens; ++i) Step(lease.id(), position++, 1);
+      for (int i = 0; i < tokens; ++i) {
+        Step(lease.id(), position++, 1);
+        Wait();
+      }
       seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() / tokens);
     }
     return seconds;
@@ -123,6 +130,12 @@ class OneLayer {
                     *pool_);
   }
 
+  void Wait() {
+    const absl::Status status = backend_->Sync();
+    BST_CHECK(status.ok(), status.ToString());
+  }
+
+  Backend* backend_ = nullptr;
   std::unique_ptr<Model> model_;
   std::unique_ptr<StatePool> pool_;
   int chunk_ = 0;
@@ -237,6 +250,8 @@ absl::Status Run(const LayerBenchOptions& options) {
   std::unique_ptr<Backend> backend;
   if (options.backend == "reference") {
     backend = MakeReferenceBackend();
+  } else if (options.backend == "cuda") {
+    BST_ASSIGN_OR_RETURN(backend, OpenCudaBackend());
   } else {
     BST_ASSIGN_OR_RETURN(backend,
                          MakeCpuBackend({.threads = options.threads, .isa = std::nullopt}));
