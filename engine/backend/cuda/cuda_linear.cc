@@ -15,7 +15,11 @@
 namespace bst {
 namespace {
 
-constexpr int kAlgorithms = 8;  // that cuBLAS is asked for, per shape
+// That cuBLAS is asked for, per shape; where two shapes make pairs of them, for each.
+constexpr int kAlgorithms = 64;
+constexpr int kAlgorithmsOfAPair = 8;
+constexpr int kRuns = 5;              // of a product that may be the fastest
+constexpr double kMostMicros = 50e3;  // for the measurements of a panel: loading waits for them
 // Of the operands that were compared: cuBLAS may go by their addresses.
 constexpr uintptr_t kProductAlignment = 256;
 
@@ -99,7 +103,7 @@ CudaProducts::CudaProducts(CudaDevice& device, std::vector<int> panel_rows)
 CudaProducts::~CudaProducts() {
   for (const auto& [shape, choice] : chosen_) {
     for (const Panel& panel : choice.panels) {
-      if (panel.whole != nullptr) cuda::DestroyProduct(panel.whole);
+      if (panel.whole != nullptr && panel.whole != panel.last) cuda::DestroyProduct(panel.whole);
       cuda::DestroyProduct(panel.last);
     }
   }
@@ -129,8 +133,19 @@ void CudaProducts::Choose(const CudaLinear& weights) {
   }
 }
 
-// The first pair of algorithms that has the kernels' bits.
+struct CudaProducts::Trial {
+  cuda::Matrix x() const { return {static_cast<float*>(inputs.data()), in}; }
+  cuda::Matrix expected() const { return {static_cast<float*>(kernels.data()), out}; }
+  cuda::Matrix got() const { return {static_cast<float*>(products.data()), out}; }
+  int rows;
+  int64_t in, out;
+  Buffer inputs = {}, kernels = {}, products = {};
+};
+
+// The fastest algorithms that have the kernels' bits, if the kernels themselves are not faster yet.
 bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
+  const absl::StatusOr<Trial> trial = MakeTrial(weights, panel.rows);
+  if (!trial.ok()) return false;
   const int segments = NumSegments(weights);
   const bool bf16 = weights.is_bf16();
   cuda::ProductShape shape = {.rows = panel.rows,
@@ -140,23 +155,36 @@ bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
                               .x_stride = bf16 ? weights.padded_in() : weights.in_features(),
                               .weights_stride = bf16 ? weights.padded_in() : weights.padded_out(),
                               .out_stride = weights.out_features()};
-  std::vector<cuda::Product*> whole = {nullptr};
-  if (segments > 1) whole = cuda::FindProducts(*blas_, shape, kAlgorithms);
-  shape.in = static_cast<int>(shape.x_stride) - (segments - 1) * cuda::kLinearSegment;
-  std::vector<cuda::Product*> last = cuda::FindProducts(*blas_, shape, kAlgorithms);
-  bool found = false;
-  for (cuda::Product*& first : whole) {
-    for (cuda::Product*& second : last) {
-      if (found) break;
-      panel.whole = first;
-      panel.last = second;
-      found = SameBits(weights, panel);
-      if (found) first = second = nullptr;
+  const int last_in = static_cast<int>(shape.x_stride) - (segments - 1) * cuda::kLinearSegment;
+  const bool is_pair = segments > 1 && last_in != cuda::kLinearSegment;
+  std::vector<cuda::Product*> whole;
+  if (is_pair) whole = cuda::FindProducts(*blas_, shape, kAlgorithmsOfAPair);
+  shape.in = last_in;
+  const std::vector<cuda::Product*> last =
+      cuda::FindProducts(*blas_, shape, is_pair ? kAlgorithmsOfAPair : kAlgorithms);
+  const std::vector<double> whole_micros = Measure(weights, *trial, whole);
+  const std::vector<double> last_micros = Measure(weights, *trial, last);
+
+  std::vector<std::pair<double, Panel>> panels;
+  for (size_t i = 0; i < last.size(); ++i) {
+    panel.last = last[i];
+    panel.whole = segments > 1 ? last[i] : nullptr;
+    if (!is_pair) panels.emplace_back(last_micros[i], panel);
+    for (size_t j = 0; j < whole.size(); ++j) {
+      panel.whole = whole[j];
+      panels.emplace_back((segments - 1) * whole_micros[j] + last_micros[i], panel);
     }
   }
-  for (const std::vector<cuda::Product*>& others : {whole, last}) {
-    for (cuda::Product* other : others) {
-      if (other != nullptr) cuda::DestroyProduct(other);
+  std::stable_sort(panels.begin(), panels.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  const auto right = std::find_if(panels.begin(), panels.end(), [&](auto& candidate) {
+    return SameBits(weights, *trial, candidate.second);
+  });
+  const bool found = right != panels.end() && !IsKernelFaster(weights, *trial, right->second);
+  panel = found ? right->second : Panel{.rows = panel.rows};
+  for (const std::vector<cuda::Product*>& products : {whole, last}) {
+    for (cuda::Product* product : products) {
+      if (product != panel.whole && product != panel.last) cuda::DestroyProduct(product);
     }
   }
   return found;
@@ -165,11 +193,11 @@ bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
 // A panel whose rows are 61 different ones, again and again: so a row's place in the panel may not
 // show either. Among them is what only some sums are right for: zeros, subnormal numbers, a NaN, an
 // infinity.
-bool CudaProducts::SameBits(const CudaLinear& weights, Panel& panel) {
+absl::StatusOr<CudaProducts::Trial> CudaProducts::MakeTrial(const CudaLinear& weights, int rows) {
   constexpr int kDifferent = 61;
   const int64_t in = weights.in_features(), out = weights.out_features();
   const auto bytes = [&](int64_t columns) {
-    return static_cast<size_t>(panel.rows * columns) * sizeof(float);
+    return static_cast<size_t>(rows * columns) * sizeof(float);
   };
   std::vector<float> numbers = RandomNumbers(kDifferent * in, 1);
   for (int64_t k = 0; k < in; ++k) {
@@ -178,33 +206,80 @@ bool CudaProducts::SameBits(const CudaLinear& weights, Panel& panel) {
   }
   numbers[static_cast<size_t>(5 * in + in / 2)] = std::numeric_limits<float>::quiet_NaN();
   numbers[static_cast<size_t>(7 * in + in / 3)] = std::numeric_limits<float>::infinity();
-  std::vector<int32_t> indices(static_cast<size_t>(panel.rows));
+  std::vector<int32_t> indices(static_cast<size_t>(rows));
   for (size_t i = 0; i < indices.size(); ++i) indices[i] = static_cast<int32_t>(i % kDifferent);
-  absl::StatusOr<Buffer> table = device_.Upload(numbers.data(), numbers.size() * sizeof(float));
-  absl::StatusOr<Buffer> x = device_.Allocate(bytes(in));
-  absl::StatusOr<Buffer> expected = device_.Allocate(bytes(out));
-  absl::StatusOr<Buffer> got = device_.Allocate(bytes(out));
-  if (!table.ok() || !x.ok() || !expected.ok() || !got.ok()) return false;
-  const auto matrix = [](const Buffer& buffer, int64_t columns) {
-    return cuda::Matrix{static_cast<float*>(buffer.data()), columns};
-  };
+  BST_ASSIGN_OR_RETURN(Buffer table,
+                       device_.Upload(numbers.data(), numbers.size() * sizeof(float)));
+  Trial trial = {.rows = rows, .in = in, .out = out};
+  BST_ASSIGN_OR_RETURN(trial.inputs, device_.Allocate(bytes(in)));
+  BST_ASSIGN_OR_RETURN(trial.kernels, device_.Allocate(bytes(out)));
+  BST_ASSIGN_OR_RETURN(trial.products, device_.Allocate(bytes(out)));
   cuda::Gather(device_.stream(), /*bf16=*/false,
-               {.table = table->data(),
+               {.table = table.data(),
                 .table_stride = in,
                 .indices = device_.Stage(absl::MakeConstSpan(indices)),
-                .out = matrix(*x, in),
-                .rows = device_.Count(panel.rows),
+                .out = trial.x(),
+                .rows = device_.Count(rows),
                 .columns = static_cast<int>(in)});
+  BST_RETURN_IF_ERROR(device_.Sync());
+  return trial;
+}
+
+// What each takes for one segment, in microseconds; infinity where it does not start, or where
+// those before it took all the time there is.
+std::vector<double> CudaProducts::Measure(const CudaLinear& weights, const Trial& trial,
+                                          const std::vector<cuda::Product*>& products) {
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  std::vector<double> micros(products.size(), kNever);
+  if (products.size() < 2) return micros;
+  const void* const x = Inputs(weights, trial.x(), trial.rows);
+  const cuda::ProductOperands operands = {.x = x,
+                                          .weights = weights.weights().data(),
+                                          .out = trial.got().data,
+                                          .scale = 1.0f,
+                                          .epilogue = cuda::ProductEpilogue::kStore};
+  double best = kNever, all = 0.0;
+  for (size_t i = 0; i < products.size() && all < kMostMicros; ++i) {
+    bool starts = true;
+    const auto run = [&] {
+      const double taken = cuda::Measure(device_.stream(), [&] {
+        starts = cuda::RunProduct(device_.stream(), *products[i], operands).ok();
+      });
+      all += taken;
+      return taken;
+    };
+    run();  // brings its code to the device
+    if (!starts) continue;
+    std::vector<double> runs = {run()};
+    while (runs.front() < 1.5 * best && runs.size() < kRuns) runs.push_back(run());
+    std::nth_element(runs.begin(), runs.begin() + static_cast<long>(runs.size() / 2), runs.end());
+    micros[i] = runs[runs.size() / 2];
+    best = std::min(best, micros[i]);
+  }
+  return micros;
+}
+
+bool CudaProducts::IsKernelFaster(const CudaLinear& weights, const Trial& trial,
+                                  const Panel& panel) {
+  const double panel_micros = cuda::Measure(device_.stream(), [&] {
+    (void)RunPanel(weights, panel, {}, trial.x(), trial.got());  // it has just run
+  });
+  const double kernel_micros = cuda::Measure(
+      device_.stream(), [&] { RunKernel(weights, {}, trial.x(), trial.expected(), panel.rows); });
+  return kernel_micros < panel_micros;
+}
+
+bool CudaProducts::SameBits(const CudaLinear& weights, const Trial& trial, Panel& panel) {
   const auto is_same = [&](const LinearOptions& options) {
-    RunKernel(weights, options, matrix(*x, in), matrix(*expected, out), panel.rows);
-    const absl::Status run = RunPanel(weights, panel, options, matrix(*x, in), matrix(*got, out));
+    RunKernel(weights, options, trial.x(), trial.expected(), panel.rows);
+    const absl::Status run = RunPanel(weights, panel, options, trial.x(), trial.got());
     std::vector<int32_t> differing(static_cast<size_t>(panel.rows));
     const int32_t* const counts = device_.Stage(absl::MakeConstSpan(differing));
-    cuda::CountDifferences(device_.stream(), {.a = matrix(*expected, out),
-                                              .b = matrix(*got, out),
+    cuda::CountDifferences(device_.stream(), {.a = trial.expected(),
+                                              .b = trial.got(),
                                               .counts = const_cast<int32_t*>(counts),
                                               .rows = panel.rows,
-                                              .columns = static_cast<int>(out)});
+                                              .columns = weights.out_features()});
     device_.Download(counts, differing.data(), differing.size() * sizeof(int32_t));
     return device_.Sync().ok() && run.ok() &&
            std::all_of(differing.begin(), differing.end(), [](int32_t n) { return n == 0; });
@@ -221,19 +296,23 @@ bool CudaProducts::SameBits(const CudaLinear& weights, Panel& panel) {
   return is_same(relu);
 }
 
+// What products read of `x`.
+const std::byte* CudaProducts::Inputs(const CudaLinear& weights, const cuda::Matrix& x, int rows) {
+  if (!weights.is_bf16()) return reinterpret_cast<const std::byte*>(x.data);
+  cuda::RoundRows(device_.stream(), {.x = x,
+                                     .out = device_.scratch(),
+                                     .rows = rows,
+                                     .columns = weights.in_features(),
+                                     .padded_columns = weights.padded_in()});
+  return device_.scratch();
+}
+
 absl::Status CudaProducts::RunPanel(const CudaLinear& weights, const Panel& panel,
                                     const LinearOptions& options, const cuda::Matrix& x,
                                     const cuda::Matrix& out) {
   const bool bf16 = weights.is_bf16();
-  if (bf16) {
-    cuda::RoundRows(device_.stream(), {.x = x,
-                                       .out = device_.scratch(),
-                                       .rows = panel.rows,
-                                       .columns = weights.in_features(),
-                                       .padded_columns = weights.padded_in()});
-  }
   const size_t size = bf16 ? sizeof(BFloat16) : sizeof(float);
-  const auto* inputs = bf16 ? device_.scratch() : reinterpret_cast<const std::byte*>(x.data);
+  const std::byte* const inputs = Inputs(weights, x, panel.rows);
   const auto* matrix = static_cast<const std::byte*>(weights.weights().data());
   const int segments = NumSegments(weights);
   for (int s = 0; s < segments; ++s) {

@@ -7,7 +7,8 @@
 // among the rows are zeros, subnormal numbers, a NaN and an infinity. One that does not start is
 // passed over. cuBLAS never sees another number of rows, nor outputs that are columns of a wider
 // matrix, nor outputs or F32 inputs that do not begin at 256 bytes, so that nothing is left to its
-// promises; the rows that remain are the kernels'.
+// promises; the rows that remain are the kernels'. Of the algorithms that are right the fastest is
+// taken, unless the kernels are faster: by measurements, which no bit hangs on.
 //
 // Ownership   CudaLinear owns device memory; CudaProducts outlives every call of Run.
 // Threads     One.
@@ -16,6 +17,7 @@
 // Tested by   tests/engine/backend/cuda/linear_test.cc, and by it on GPUs
 #pragma once
 
+#include <cstddef>
 #include <map>
 #include <memory>
 #include <string>
@@ -67,7 +69,8 @@ class CudaProducts {
   std::string Summary() const;
 
  private:
-  // What multiplies a panel: all segments but the last, and that one.
+  // What multiplies a panel: all segments but the last, and that one. Both are one product where
+  // that is as long as the others.
   struct Panel {
     int rows = 0;
     cuda::Product* whole = nullptr;  // null: there is but one segment
@@ -80,9 +83,16 @@ class CudaProducts {
   };
   using Shape = std::tuple<int, int, bool>;  // in, out, BF16
 
+  struct Trial;  // what algorithms for a panel are tried on
+
   static Shape ShapeOf(const CudaLinear& weights);
   bool Find(const CudaLinear& weights, Panel& panel);
-  bool SameBits(const CudaLinear& weights, Panel& panel);  // sets fuses_relu
+  absl::StatusOr<Trial> MakeTrial(const CudaLinear& weights, int rows);
+  std::vector<double> Measure(const CudaLinear& weights, const Trial& trial,
+                              const std::vector<cuda::Product*>& products);
+  bool SameBits(const CudaLinear& weights, const Trial& trial, Panel& panel);  // sets fuses_relu
+  bool IsKernelFaster(const CudaLinear& weights, const Trial& trial, const Panel& panel);
+  const std::byte* Inputs(const CudaLinear& weights, const cuda::Matrix& x, int rows);
   absl::Status RunPanel(const CudaLinear& weights, const Panel& panel, const LinearOptions& options,
                         const cuda::Matrix& x, const cuda::Matrix& out);
   void RunKernel(const CudaLinear& weights, const LinearOptions& options, const cuda::Matrix& x,

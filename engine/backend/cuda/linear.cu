@@ -3,8 +3,8 @@
 //   few, F32    a block has 32 columns and up to four rows, a thread per output; all threads bring
 //               the weights
 //   few, BF16   a block has up to 16 tiles of 16 features and up to 32 rows, a warp for each tile
-//               and segment; all threads bring weights and x to shared memory, by copies that run
-//               several stages ahead; x is rounded on its way to the tensor cores
+//               and segment; four more warps bring weights and x to shared memory, by copies that
+//               run several stages ahead; x is rounded on its way to the tensor cores
 //   tile, F32   64 x 64 outputs in shared memory, 4 x 4 of a thread
 //   tile, BF16  128 features x 64 rows, 32 x 32 of a warp, in fragments; x is rounded on its way
 //               into shared memory
@@ -164,7 +164,8 @@ BST_DEVICE const uint32_t* WeightWords(const LinearTask& task, int feature) {
 // pieces of 16 bytes are exchanged (WeightWord, InputWord) so that the rows that a fragment reads
 // lie in 32 banks.
 constexpr int kFewTokens = 32;
-constexpr int kFewWarps = 16;  // at most
+constexpr int kFewWarps = 16;  // that multiply, at most
+constexpr int kCopyWarps = 4;  // one of each scheduler of a multiprocessor
 constexpr int kFewGroups = 8;  // of tokens, at most: beyond that tiles
 constexpr int kStageDepth = 128;
 constexpr int kStageSteps = kStageDepth / kFragmentDepth;
@@ -183,72 +184,193 @@ BST_DEVICE int InputWord(int token, int k) { return token * kStageDepth + (k ^ t
 struct alignas(8) TwoFloats {
   float first, second;
 };
-// Where a block's stage begins in the first segment of its round.
-BST_DEVICE int StageBegin(const FewTask& few, int stage) {
-  return stage / kSegmentStages * few.segments * kLinearSegment +
-         stage % kSegmentStages * kStageDepth;
-}
 
-// Copies begin that bring a stage of `rows` tokens from `x` on.
-BST_DEVICE void CopyStage(const FewTask& few, int stage, const float* x, int rows, uint32_t* to) {
-  const LinearTask& task = few.linear;
-  constexpr int kPieces = kStageDepth / 8;  // of 16 bytes in a row of weights
-  constexpr int kThreadsOfATile = kFragmentRows * kPieces;
-  const int feature = ThreadX() / kPieces % kFragmentRows, word = ThreadX() % kPieces * 4;
-  const int lane = ThreadX() % kWarp, begin = StageBegin(few, stage);
-  const bool by_four = reinterpret_cast<uintptr_t>(x) % 16 == 0 && task.x.stride % 4 == 0;
-  uint32_t* const inputs = to + few.segments * few.tiles * kTileWords;
-  for (int s = 0; s < few.segments; ++s) {
-    const int first = begin + s * kLinearSegment;
-    if (first >= task.padded_in) break;
+// What a thread of the warps that copy brings of every stage: pieces of 16 bytes, of every fourth
+// tile of weights and, counted from the other end, of every fourth row of x. Warps that multiply
+// wait for a stage's copies to begin, so whatever can be is worked out once, here.
+class StageCopies {
+ public:
+  // `rows` tokens from `x` on. `thread` is that among the copying ones.
+  BST_DEVICE StageCopies(const FewTask& few, const float* x, int rows, int thread)
+      : tiles_(few.tiles),
+        all_tiles_(few.segments * few.tiles),
+        rows_(rows),
+        all_rows_(few.segments * rows),
+        row_words_(few.linear.padded_in / 2),
+        x_stride_(few.linear.x.stride),
+        input_words_(few.rows * kStageDepth),
+        round_(kStageDepth + (few.segments - 1) * kLinearSegment) {
+    const LinearTask& task = few.linear;
+    const int lane = thread % kWarp;
+    const int first_feature = BlockX() * few.tiles * kFragmentRows;
+    const int tiles = (task.padded_out - first_feature) / kFragmentRows;
+    there_ = tiles < few.tiles ? tiles : few.tiles;
+    first_tile_ = thread / kWarp;
+    const int segment_of_tile = first_tile_ / few.tiles;
+    tile_ = first_tile_ % few.tiles;
+    feature_ = lane / kPieces;
+    word_ = lane % kPieces * 4;
+    weights_ = WeightWords(task, first_feature + tile_ * kFragmentRows + feature_) + word_ +
+               segment_of_tile * (kLinearSegment / 2);
+    weights_left_ = task.padded_in - 2 * word_ - segment_of_tile * kLinearSegment;
+
+    by_four_ = reinterpret_cast<uintptr_t>(x) % 16 == 0 && x_stride_ % 4 == 0;
+    k_ = by_four_ ? 4 * lane : lane;
+    first_row_ = kCopyWarps - 1 - first_tile_;
+    const int segment_of_row = first_row_ / rows;
+    row_ = first_row_ % rows;
+    x_ = x + row_ * x_stride_ + segment_of_row * kLinearSegment + k_;
+    x_left_ = task.in - segment_of_row * kLinearSegment - k_;
+    inputs_at_ = all_tiles_ * kTileWords + segment_of_row * input_words_;
+  }
+
+  // The next stage's copies begin.
+  BST_DEVICE void Start(uint32_t* to) const {
+    StartWeights(to + first_tile_ * kTileWords);
+    StartInputs(to + inputs_at_);
+  }
+  // To the stage after that; `ends` a round, after which the segments begin behind those so far.
+  BST_DEVICE void Advance(bool ends) {
+    const int k = ends ? round_ : kStageDepth;
+    weights_ += k / 2;
+    weights_left_ -= k;
+    x_ += k;
+    x_left_ -= k;
+  }
+
+ private:
+  BST_DEVICE void StartWeights(uint32_t* to) const {
+    const uint32_t* from = weights_;
+    int tile = tile_, left = weights_left_;
     BST_NO_UNROLL
-    for (int tile = ThreadX() / kThreadsOfATile; tile < few.tiles;
-         tile += NumThreads() / kThreadsOfATile) {
-      const int tile_feature = (BlockX() * few.tiles + tile) * kFragmentRows;
-      if (tile_feature >= task.padded_out || first + 2 * word >= task.padded_in) break;
-      StartCopy<16>(to + (s * few.tiles + tile) * kTileWords + WeightWord(feature, word),
-                    WeightWords(task, tile_feature + feature) + first / 2 + word, 16);
-    }
-    BST_NO_UNROLL
-    for (int row = ThreadX() / kWarp; row < rows; row += NumThreads() / kWarp) {
-      const float* const from = x + row * task.x.stride + first;
-      uint32_t* const row_to = inputs + s * few.rows * kStageDepth;
-      if (by_four) {
-        const int k = 4 * lane, left = 4 * (task.in - first - k);
-        StartCopy<16>(row_to + InputWord(row, k), from + k, left < 0 ? 0 : left < 16 ? left : 16);
-      } else {
-        BST_NO_UNROLL
-        for (int k = lane; k < kStageDepth; k += kWarp)
-          StartCopy<4>(row_to + InputWord(row, k), from + k, first + k < task.in ? 4 : 0);
+    for (int i = first_tile_; i < all_tiles_;) {
+      if (tile < there_ && left > 0) {
+        BST_UNROLL
+        for (int row = 0; row < kFragmentRows; row += kRowsAtATime)
+          StartCopy<16>(to + WeightWord(feature_ + row, word_), from + int64_t{row} * row_words_,
+                        16);
+      }
+      i += kCopyWarps;
+      if (i >= all_tiles_) break;
+      to += kCopyWarps * kTileWords;
+      tile += kCopyWarps;
+      from += int64_t{kCopyWarps} * kFragmentRows * row_words_;
+      BST_NO_UNROLL
+      for (; tile >= tiles_; tile -= tiles_) {
+        from += kLinearSegment / 2 - int64_t{tiles_} * kFragmentRows * row_words_;
+        left -= kLinearSegment;
       }
     }
   }
+  BST_DEVICE void StartInputs(uint32_t* to) const {
+    const float* from = x_;
+    int row = row_, left = x_left_;
+    BST_NO_UNROLL
+    for (int i = first_row_; i < all_rows_;) {
+      if (by_four_) {
+        StartCopy<16>(to + InputWord(row, k_), from, left <= 0 ? 0 : left < 4 ? 4 * left : 16);
+      } else {
+        BST_NO_UNROLL
+        for (int k = 0; k < kStageDepth; k += kWarp)
+          StartCopy<4>(to + InputWord(row, k_ + k), from + k, k < left ? 4 : 0);
+      }
+      i += kCopyWarps;
+      if (i >= all_rows_) break;
+      row += kCopyWarps;
+      from += kCopyWarps * x_stride_;
+      BST_NO_UNROLL
+      for (; row >= rows_; row -= rows_) {
+        from += kLinearSegment - rows_ * x_stride_;
+        left -= kLinearSegment;
+        to += input_words_;
+      }
+    }
+  }
+
+  static constexpr int kPieces = kStageDepth / 8;  // of 16 bytes in a row of weights
+  static constexpr int kRowsAtATime = kWarp / kPieces;
+  int tiles_, there_, all_tiles_;  // of a segment in the stage, of them in the matrix, of the stage
+  int rows_, all_rows_;
+  int row_words_;
+  int64_t x_stride_;
+  int input_words_;  // of a segment
+  int round_;        // k from the last stage of a round to the first of the next
+  // The thread's first tile and first row of a stage.
+  int first_tile_, tile_, feature_, word_;
+  const uint32_t* weights_;
+  int weights_left_;  // k that are there from its own on
+  bool by_four_;
+  int k_, first_row_, row_;
+  const float* x_;
+  int x_left_, inputs_at_;
+};
+
+// `kSteps` steps of one tile of features: their fragments come into registers before the first
+// product, for a product in a chain would wait for loads of its own.
+template <int kTokenTiles, int kSteps>
+struct Fragments {
+  FragmentA a[kSteps];
+  FragmentB b[kSteps][kTokenTiles];
+};
+// `weight_word` and `input_words` are the lane's, for k = 0. Pieces are exchanged within 32 words
+// (WeightWord, InputWord), so what is exchanged is the same again and again.
+template <int kTokenTiles, int kSteps>
+BST_DEVICE void LoadFragments(const uint32_t* weights, const uint32_t* inputs, int first_step,
+                              int weight_word, const int (&input_words)[kTokenTiles],
+                              Fragments<kTokenTiles, kSteps>& to) {
+  BST_UNROLL
+  for (int i = 0; i < kSteps; ++i) {
+    const int step = first_step + i;
+    const uint32_t* const w0 = weights + (weight_word ^ step % 4 * 8) + step / 4 * 32;
+    const uint32_t* const w8 = weights + (weight_word ^ (step % 4 * 8 + 4)) + step / 4 * 32;
+    to.a[i] = {{w0[0], w0[4 * kStageDepth], w8[0], w8[4 * kStageDepth]}};
+    BST_UNROLL
+    for (int j = 0; j < kTokenTiles; ++j) {
+      const auto pair = [&](int k) {
+        const auto x =
+            *reinterpret_cast<const TwoFloats*>(inputs + (input_words[j] ^ k % 32) + k / 32 * 32);
+        return PackBf16(x.first, x.second);
+      };
+      to.b[i][j] = {{pair(step * 16), pair(step * 16 + 8)}};
+    }
+  }
+}
+template <int kTokenTiles, int kSteps>
+BST_DEVICE void Multiply(const Fragments<kTokenTiles, kSteps>& fragments,
+                         FragmentC (&sums)[kTokenTiles]) {
+  BST_UNROLL
+  for (int i = 0; i < kSteps; ++i) {
+    BST_UNROLL
+    for (int j = 0; j < kTokenTiles; ++j) MultiplyAdd(fragments.a[i], fragments.b[i][j], sums[j]);
+  }
 }
 
-// `steps` steps of one tile of features. `weight_word` and `input_words` are the lane's, for k = 0.
+// A stage, of which `steps` steps, an even number, are there.
 template <int kTokenTiles>
 BST_DEVICE void MultiplyStage(const uint32_t* weights, const uint32_t* inputs, int steps,
                               int weight_word, const int (&input_words)[kTokenTiles],
                               FragmentC (&sums)[kTokenTiles]) {
-  const auto multiply = [&](int step) {
-    const uint32_t* const w0 = weights + (weight_word ^ step * 8);
-    const uint32_t* const w8 = weights + (weight_word ^ (step * 8 + 4));
-    const FragmentA a = {{w0[0], w0[4 * kStageDepth], w8[0], w8[4 * kStageDepth]}};
-    BST_UNROLL
-    for (int j = 0; j < kTokenTiles; ++j) {
-      const auto pair = [&](int k) {
-        const auto x = *reinterpret_cast<const TwoFloats*>(inputs + (input_words[j] ^ k));
-        return PackBf16(x.first, x.second);
-      };
-      MultiplyAdd(a, {{pair(step * 16), pair(step * 16 + 8)}}, sums[j]);
-    }
-  };
-  if (steps == kStageSteps) {
-    BST_UNROLL
-    for (int step = 0; step < kStageSteps; ++step) multiply(step);
-  } else {
+  static_assert(kLinearDepth % (2 * kFragmentDepth) == 0);
+  if (steps < kStageSteps) {
     BST_NO_UNROLL
-    for (int step = 0; step < steps; ++step) multiply(step);
+    for (int step = 0; step < steps; step += 2) {
+      Fragments<kTokenTiles, 2> fragments;
+      LoadFragments(weights, inputs, step, weight_word, input_words, fragments);
+      Multiply(fragments, sums);
+    }
+    return;
+  }
+  // While the products of one burst are made the next one is on its way.
+  constexpr int kBurst = kTokenTiles == 4 ? 2 : 4;
+  Fragments<kTokenTiles, kBurst> bursts[2];
+  LoadFragments(weights, inputs, 0, weight_word, input_words, bursts[0]);
+  BST_UNROLL
+  for (int i = 0; i < kStageSteps / kBurst; ++i) {
+    if ((i + 1) * kBurst < kStageSteps) {
+      LoadFragments(weights, inputs, (i + 1) * kBurst, weight_word, input_words,
+                    bursts[(i + 1) % 2]);
+    }
+    Multiply(bursts[i % 2], sums);
   }
 }
 
@@ -263,6 +385,9 @@ BST_DEVICE void FewTokens(const FewTask& few, int rows) {
   const int segment = warp / few.tiles, tile = warp % few.tiles;
   const int first_feature = (BlockX() * few.tiles + tile) * kFragmentRows;
   const bool has_tile = segment < few.segments && first_feature < task.padded_out;  // all lanes
+
+  const int copy_thread = ThreadX() - few.segments * few.tiles * kWarp;
+  const bool copies = copy_thread >= 0;
 
   const int stage_words = few.segments * (few.tiles * kTileWords + few.rows * kStageDepth);
   const int weights_at = warp * kTileWords;
@@ -283,29 +408,38 @@ BST_DEVICE void FewTokens(const FewTask& few, int rows) {
   const int last_stages = (task.padded_in - last_begin + kStageDepth - 1) / kStageDepth;
   const int stages =
       (rounds - 1) * kSegmentStages + (last_stages < kSegmentStages ? last_stages : kSegmentStages);
+  StageCopies stage_copies(few, x, rows, copies ? copy_thread : 0);
   const auto copy = [&](int stage, int place) {
-    if (stage < stages) CopyStage(few, stage, x, rows, shared + place * stage_words);
+    if (stage < stages) {
+      stage_copies.Start(shared + place * stage_words);
+      stage_copies.Advance((stage + 1) % kSegmentStages == 0);
+    }
     CommitCopies();
   };
-  for (int stage = 0; stage < few.stages - 1; ++stage) copy(stage, stage);
+  if (copies) {
+    for (int stage = 0; stage < few.stages - 1; ++stage) copy(stage, stage);
+  }
 
   FragmentC sums[kTokenTiles] = {};
   int place = 0, free_place = few.stages - 1;
+  int left = task.padded_in - segment * kLinearSegment;  // k that are there from the stage's on
   for (int stage = 0; stage < stages; ++stage) {
-    WaitForCopies(few.stages - 2);
+    if (copies) WaitForCopies(few.stages - 2);
     SyncThreads();  // the stage is there, and all have read the one before, whose place is free
-    copy(stage + few.stages - 1, free_place);
-    const uint32_t* const at = shared + place * stage_words;
-    free_place = place;
-    place = place + 1 < few.stages ? place + 1 : 0;
-    const int begin = StageBegin(few, stage), first = begin + segment * kLinearSegment;
-    if (has_tile && first < task.padded_in) {
-      const int steps = (task.padded_in - first) / kFragmentDepth;
+    if (copies) {
+      copy(stage + few.stages - 1, free_place);
+    } else if (has_tile && left > 0) {
+      const uint32_t* const at = shared + place * stage_words;
+      const int steps = left / kFragmentDepth;
       MultiplyStage(at + weights_at, at + inputs_at, steps < kStageSteps ? steps : kStageSteps,
                     weight_word, input_words, sums);
     }
+    free_place = place;
+    place = place + 1 < few.stages ? place + 1 : 0;
+    left -= kStageDepth;
     if ((stage + 1) % kSegmentStages != 0 && stage + 1 < stages) continue;
     // The round's segments join what is in `out`, one after the other.
+    left -= (few.segments - 1) * kLinearSegment;
     BST_UNROLL
     for (int j = 0; j < kTokenTiles; ++j) {
       BST_UNROLL
@@ -319,14 +453,16 @@ BST_DEVICE void FewTokens(const FewTask& few, int rows) {
     SyncThreads();
     const int features = few.tiles * kFragmentRows;
     const int first_of_round = stage / kSegmentStages * few.segments * kLinearSegment;
-    const int left = (task.padded_in - first_of_round + kLinearSegment - 1) / kLinearSegment;
+    const int segments_left =
+        (task.padded_in - first_of_round + kLinearSegment - 1) / kLinearSegment;
     BST_NO_UNROLL
     for (int i = ThreadX(); i < rows * features; i += NumThreads()) {
       const int row = i / features, of_block = i % features;
       const int feature = BlockX() * features + of_block;
       if (feature < task.out_features) {
-        AddSegments(task, first_of_round, left < few.segments ? left : few.segments,
-                    first_row + row, feature,
+        AddSegments(task, first_of_round,
+                    segments_left < few.segments ? segments_left : few.segments, first_row + row,
+                    feature,
                     all_sums + (of_block / kFragmentRows * few.rows + row) * kSumsOfARow +
                         of_block % kFragmentRows,
                     few.tiles * few.rows * kSumsOfARow);
@@ -449,7 +585,7 @@ BST_DEVICE void TokenTile(const LinearTask& task) {
 }  // namespace
 
 BST_KERNEL void BST_BOUNDS(256, 3) bst_linear_few_f32(LinearTask task) { FewRows(task); }
-BST_KERNEL void BST_BOUNDS(512, 1) bst_linear_few_bf16(FewTask task) { Few(task); }
+BST_KERNEL void BST_BOUNDS(640, 1) bst_linear_few_bf16(FewTask task) { Few(task); }
 BST_KERNEL void BST_BOUNDS(256, 3) bst_linear_tile_f32(LinearTask task) { Tile(task); }
 BST_KERNEL void BST_BOUNDS(256, 2) bst_linear_tile_bf16(LinearTask task) { TokenTile(task); }
 
@@ -505,7 +641,7 @@ void LaunchFew(Stream& stream, const LinearTask& task) {
     if (few.stages > most) few.stages = most;
   const LaunchShape shape = {.blocks_x = over(all_tiles, few.tiles),
                              .blocks_y = groups,
-                             .threads = few.tiles * few.segments > 8 ? 512 : 256,
+                             .threads = (few.tiles * few.segments + kCopyWarps) * kWarp,
                              .shared_bytes = few.stages * stage_bytes() + sums_bytes()};
   BST_LAUNCH(bst_linear_few_bf16, shape, stream, few);
 }

@@ -183,4 +183,21 @@ absl::Status Synchronize(Stream& stream) {
   return stream.status;
 }
 
+double Measure(Stream& stream, const std::function<void()>& enqueue) {
+  cudaEvent_t begin = nullptr, end = nullptr;
+  float milliseconds = 0.0f;
+  Keep(stream, cudaEventCreate(&begin), "an event");
+  Keep(stream, cudaEventCreate(&end), "an event");
+  if (stream.status.ok()) {
+    Keep(stream, cudaEventRecord(begin, stream.handle), "an event");
+    enqueue();
+    Keep(stream, cudaEventRecord(end, stream.handle), "an event");
+    if (Synchronize(stream).ok())
+      Keep(stream, cudaEventElapsedTime(&milliseconds, begin, end), "an event");
+  }
+  if (begin != nullptr) (void)cudaEventDestroy(begin);
+  if (end != nullptr) (void)cudaEventDestroy(end);
+  return 1e3 * static_cast<double>(milliseconds);
+}
+
 }  // namespace bst::cuda

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -54,5 +55,9 @@ void DestroyGraph(Graph* graph);
 void Fail(Stream& stream, const absl::Status& status);
 
 absl::Status Synchronize(Stream& stream);
+
+// Microseconds that the device takes for what `enqueue` gives the stream; waits for it. The
+// emulation says 0, so that what is chosen by it is always the same.
+double Measure(Stream& stream, const std::function<void()>& enqueue);
 
 }  // namespace bst::cuda

@@ -201,6 +201,11 @@ absl::Status Synchronize(Stream& stream) {
   Drain(&stream);
   return stream.status();
 }
+double Measure(Stream& stream, const std::function<void()>& enqueue) {
+  enqueue();
+  Drain(&stream);
+  return 0.0;
+}
 
 }  // namespace bst::cuda
 

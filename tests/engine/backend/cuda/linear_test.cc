@@ -196,6 +196,15 @@ TEST(CudaLinearLawTest, EmulatedARowsBitsDoNotDependOnTheNumberOfRows) {
   }
 }
 
+// A block has room for the segments of one row side by side, for those of 32 rows in two rounds.
+TEST(CudaLinearLawTest, EmulatedSegmentsSideBySideAreThoseInRounds) {
+  const auto backend = *MakeCudaBackend({.panel_rows = {}});
+  Layer layer(*backend, {24700, 20}, DType::kBF16, 33);
+  const LinearOptions options = {.scale = 0.3f};
+  const std::vector<float> all = layer.Run(33, options);
+  for (const int rows : {1, 5, 32}) EXPECT_TRUE(IsTail(layer.Run(rows, options), all)) << rows;
+}
+
 TEST(CudaLinearLawTest, OnAGpuARowsBitsDoNotDependOnTheNumberOfRows) {
   const absl::StatusOr<std::unique_ptr<Backend>> backend = OpenCudaBackend();
   if (!backend.ok()) GTEST_SKIP() << backend.status().message();
