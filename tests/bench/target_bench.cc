@@ -196,7 +196,7 @@ MachineLimits Best(const MachineLimits& a, const MachineLimits& b) {
           .bf16_operations = std::max(a.bf16_operations, b.bf16_operations),
           .int8_operations = std::max(a.int8_operations, b.int8_operations),
           .read_bytes = std::max(a.read_bytes, b.read_bytes),
-          .loaded_tile_operations = b.loaded_tile_operations};
+          .loaded_tile_operations = b.loaded_tile_operations};  // a median: the latest
 }
 
 void PrintLimits(const Backend& backend, const MachineLimits& limits) {

@@ -387,6 +387,8 @@ class ByteGroup {
     const float* factors = scratch_.factors + NumbersOf(chunk);
     const float* steps = scratch_.steps + NumbersOf(chunk);
     for (int r = 0; r < indices_.num_rows; ++r) {
+      // The first chunk is every row's; another one may be its neighbours' alone.
+      if (chunk.first != 0 && indices_.Visible(r) <= chunk.begin) continue;
       const float* high = scratch_.sums + 2 * r * scratch_.dims;
       const float* low = high + scratch_.dims;
       float* outputs = scratch_.outputs + r * scratch_.dims;

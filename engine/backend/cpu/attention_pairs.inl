@@ -15,7 +15,7 @@
 // finds both in one ring, adds the same numbers in the same order.
 //
 // Zero weights silence only finite values: NaN among the keys and values of a sequence reaches its
-// tokens up to 31 positions earlier in the same chunk.
+// tokens up to 31 positions earlier, in the same step of a prompt.
 
 // Where things lie in AttendTask::scores. Strides are odd in cache lines, lest rows share sets.
 struct PairScratch {
@@ -329,6 +329,7 @@ class PairGroup {
     if (chunk.first == 0) return;
     const float* factors = Factors(chunk);
     for (int r = 0; r < indices_.num_rows; ++r) {
+      if (indices_.Visible(r) <= chunk.begin) continue;  // the chunk is its neighbours'
       const V16 factor = Set1(factors[r]);
       const float* from = scratch_.products + r * scratch_.dims;
       float* to = scratch_.outputs + r * scratch_.dims;

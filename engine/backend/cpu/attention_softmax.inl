@@ -1,8 +1,8 @@
 // The softmax that attention on pairs and on bytes shares: over chunks of kChunkIndices ring
 // indices, which lie where they lie whatever the prompt's cuts, so that scores and weights never
 // leave the first-level cache. A chunk that raises a row's maximum scales what the row's earlier
-// chunks came to; any other scales it by one, exactly: whether a chunk beyond what a query sees is
-// taken or not makes no difference. Included by kernels_avx512.cc.
+// chunks came to; any other scales it by one, exactly. A chunk beyond what a row sees is left out
+// of that row. (A chunk here is one of the ring, not of a prompt.) Included by kernels_avx512.cc.
 
 // 2^x to 3e-6 for x <= 0, about 1e-38 below -126: the weight is rounded to BF16 anyway. 2^f - 1 on
 // [0, 1) is f times a polynomial fitted to the least relative error; NaN stays NaN.
@@ -43,6 +43,7 @@ struct Softmax {
     const int used = few() ? num_rows : (num_rows + kLanes - 1) / kLanes * kLanes;
     for (int r = 0; r < used; ++r) {
       largest[r] = kLeast;
+      scales[r] = 0.0f;
       sums[r] = Zero();
       maxima[r] = Set1(kLeast);
     }
@@ -67,7 +68,7 @@ struct Softmax {
     }
   }
 
-  // Less than any score; finite, so that a row that sees nothing has factors of one.
+  // Less than any score. Finite, so that the factor of a row that sees nothing is one.
   static constexpr float kLeast = -1e38f;
 
   bool few() const { return num_rows <= kFewQueries; }
@@ -86,7 +87,7 @@ struct Softmax {
   };
   static Step StepTo(V16 before, V16 chunk, V16 scale) {
     const V16 now = Max(before, chunk), top = now * scale;
-    return {now, top, Exp2(before * scale - top)};  // 1 where the maximum is the old one
+    return {now, top, Exp2((before - now) * scale)};  // 1 where the maximum is the old one
   }
 };
 
@@ -112,6 +113,7 @@ class Fetches {
         for (int64_t b = 0; b < part.row_bytes; b += 64) PrefetchToWrite(part.row + b);
       } else {
         for (int64_t b = 0; b < part.row_bytes; b += 64) _mm_prefetch(part.row + b, _MM_HINT_T0);
+        _mm_prefetch(part.row + part.row_bytes - 1, _MM_HINT_T0);  // rows may begin within a line
       }
       part.row += part.stride;
       if (--part.rows == 0) ++part_;

@@ -42,7 +42,7 @@ struct KeyValueLayout {
  private:
   int Group(const CpuKernels& kernels) const {
     if (type == DType::kBF16 && kernels.write_pairs != nullptr) return 2;
-    const bool fits = std::max<int64_t>(rows, head_dim) <= kMaxInt8Inputs;  // sums into int32
+    const bool fits = head_dim <= kMaxInt8Inputs;  // a score's sum is an int32
     return type == DType::kI8 && kernels.write_bytes != nullptr && fits ? 4 : 1;
   }
   int64_t ToSteps(int64_t n) const { return group > 1 ? RoundUp(n, group * kStepGroups) : n; }

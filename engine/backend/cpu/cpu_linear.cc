@@ -18,7 +18,7 @@ constexpr int kBlockRows = 5 * kTaskRows;
 // BF16: products are fast there, so what binds is how often memory brings the weights. Pairs of
 // tiles.
 constexpr int kTileTaskRows = 256;
-static_assert(kTileTaskRows % (2 * kTileRows) == 0 && kTileTaskRows >= kBlockRows);
+static_assert(kTileTaskRows % (2 * kTileRows) == 0);
 // Of a feed-forward layer in INT8: a token's hidden numbers are float32 until its largest is known.
 constexpr int kHiddenRows = kTileTaskRows / 2;
 // Panels that one task takes when there are many rows.
@@ -47,9 +47,15 @@ int64_t Quotient(int64_t n, int64_t of) { return (n + of - 1) / of; }  // rounde
 // As many tasks as threads, or a multiple of that, of whole pairs of tiles and at most `most` rows.
 // Not of few rows, or weights would be read too often.
 int64_t TileTaskRows(int64_t rows, int64_t threads, int64_t most) {
-  const int64_t rounds = std::max<int64_t>(1, rows / (threads * most));
+  const int64_t rounds = Quotient(rows, threads * most);
   return std::clamp<int64_t>(RoundUp(Quotient(rows, rounds * threads), 2 * kTileRows), most / 2,
                              most);
+}
+
+// Whether tasks of rows alone are enough for the threads. Where they are not, threads share the
+// panels of some rows after the others.
+bool KeepBusy(int64_t rows, int64_t threads, int64_t most) {
+  return rows > kTileTaskRows && 2 * Quotient(rows, TileTaskRows(rows, threads, most)) > threads;
 }
 
 }  // namespace
@@ -108,7 +114,8 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context,
         PreparedBytes(layer->in_tiles_ ? kTileTaskRows : kBlockRows, layer->row_bytes_);
     BST_RETURN_IF_ERROR(context.ReserveShared(bytes));
     // For RunFeedForward: what the one layer and the other prepare, each no more than the larger of
-    // them needs for both; hidden rows in float32, and a row of normalised inputs.
+    // them needs for both; hidden rows in float32, and a row of normalised inputs. Which layers are
+    // such a pair is not known yet: at K = 3072 that is 3 MB of a thread, once for all layers.
     const size_t float_rows = type == DType::kI8 ? kHiddenRows + 1 : 1;
     if (layer->in_tiles_) {
       BST_RETURN_IF_ERROR(
@@ -157,8 +164,10 @@ void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& opti
   BST_CHECK(x.dim(1) == in_features(), "inputs ", x.dim(1), ", weights take ", in_features());
   BST_CHECK_SHAPE(out, {x.dim(0), out_features()});
   const int64_t rows = x.dim(0);
-  if (in_tiles_ && rows > kTileTaskRows) return RunApart(context, x, options, out);
-  const int64_t block = inputs_ == Inputs::kAsTheyAre || in_tiles_ ? rows : kBlockRows;
+  if (in_tiles_ && KeepBusy(rows, context.pool().num_threads(), kTileTaskRows))
+    return RunApart(context, x, options, out);
+  const int64_t block =
+      inputs_ == Inputs::kAsTheyAre ? rows : int64_t{in_tiles_ ? kTileTaskRows : kBlockRows};
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t last = std::min(rows, first + block);
     RunTogether(context, x.Rows(first, last), options, out.Rows(first, last));
@@ -283,8 +292,10 @@ void CpuLinear::RunTogether(CpuContext& context, TensorView x, const LinearOptio
     task.first_panel = index / row_tasks * task_panels;
     task.last_panel = std::min(num_panels(), task.first_panel + task_panels);
     task.out = out.row<float>(first);
-    RunTask(context.kernels(), task, x.Rows(first, last),
-            {prepared.quantized + first, prepared.rows + first * row_bytes_});
+    Prepared inputs = {};
+    if (inputs_ != Inputs::kAsTheyAre)
+      inputs = {prepared.quantized + first, prepared.rows + first * row_bytes_};
+    RunTask(context.kernels(), task, x.Rows(first, last), inputs);
   });
 }
 
@@ -292,20 +303,12 @@ void CpuLinear::RunApart(CpuContext& context, TensorView x, const LinearOptions&
                          TensorView out) const {
   const int64_t rows = x.dim(0), threads = context.pool().num_threads();
   const int64_t task_rows = TileTaskRows(rows, threads, kTileTaskRows);
-  const int64_t row_tasks = Quotient(rows, task_rows);
-  // Fewer than the threads: panels are shared out too.
-  const int64_t panel_tasks =
-      row_tasks >= threads ? 1 : std::min<int64_t>(num_panels(), Quotient(2 * threads, row_tasks));
-  const int64_t task_panels = Quotient(num_panels(), panel_tasks);
   LinearTask common = TaskOf(options);
   common.out_stride = out.row_stride();
-  context.pool().Run(static_cast<int>(row_tasks * panel_tasks), [&](int index, int thread) {
+  context.pool().Run(static_cast<int>(Quotient(rows, task_rows)), [&](int index, int thread) {
     LinearTask task = common;
-    const int64_t first = index / panel_tasks * task_rows, last = std::min(rows, first + task_rows);
+    const int64_t first = index * task_rows, last = std::min(rows, first + task_rows);
     task.num_rows = static_cast<int>(last - first);
-    task.first_panel = static_cast<int>(index % panel_tasks * task_panels);
-    task.last_panel = std::min(num_panels(), static_cast<int>(task.first_panel + task_panels));
-    if (task.first_panel >= task.last_panel) return;
     task.out = out.row<float>(first);
     const Prepared prepared = PreparedIn(context.scratch(thread), task.num_rows);
     for (int64_t r = first; r < last; ++r)
@@ -317,17 +320,20 @@ void CpuLinear::RunApart(CpuContext& context, TensorView x, const LinearOptions&
 bool CpuLinear::RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,
                                const CpuLinear& up, LinearEpilogue act, const CpuLinear& down) {
   const int64_t rows = x.dim(0), threads = context.pool().num_threads();
-  if (!up.in_tiles_ || up.inputs_ != down.inputs_ || rows <= kTileTaskRows) return false;
+  BST_CHECK(x.dim(1) == up.in_features() && x.dim(1) == down.out_features() &&
+                up.out_features() == down.in_features() && act != LinearEpilogue::kAdd,
+            "feed-forward layers ", up.in_features(), " x ", up.out_features(), " and ",
+            down.in_features(), " x ", down.out_features(), " for inputs ", x.dim(1));
+  BST_CHECK_SHAPE(gain, {x.dim(1)});
   const bool is_int8 = up.inputs_ == Inputs::kInt8;
-  const int64_t task_rows =
-      TileTaskRows(rows, threads, is_int8 ? kHiddenRows : int64_t{kTileTaskRows});
-  const int64_t row_tasks = Quotient(rows, task_rows);
-  if (row_tasks < threads) return false;  // layer by layer all of them have work
+  const int64_t most = is_int8 ? kHiddenRows : kTileTaskRows;
+  if (!up.in_tiles_ || up.inputs_ != down.inputs_ || !KeepBusy(rows, threads, most)) return false;
+  const int64_t task_rows = TileTaskRows(rows, threads, most);
   const CpuKernels& kernels = context.kernels();
   LinearTask first_task = up.TaskOf({.epilogue = act});
   LinearTask second_task = down.TaskOf({.epilogue = LinearEpilogue::kAdd});
   second_task.out_stride = x.row_stride();
-  context.pool().Run(static_cast<int>(row_tasks), [&](int index, int thread) {
+  context.pool().Run(static_cast<int>(Quotient(rows, task_rows)), [&](int index, int thread) {
     const int64_t first = index * task_rows, last = std::min(rows, first + task_rows);
     const int64_t n = last - first;
     auto* memory = reinterpret_cast<std::byte*>(context.scratch(thread));

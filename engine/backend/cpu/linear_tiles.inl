@@ -228,7 +228,11 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
                          (row + r) / kTileRows * kTileRows * task.packed_out_row_bytes +
                          (panel * kTileRows + r % kTileRows) * kLineBytes;
       for (int half = 0; half < 2; ++half) {
-        StoreBFloat16(reinterpret_cast<BFloat16*>(line) + half * kLanes, Activate(task, out[half]));
+        // Padding is zero, also of rows that hold infinities.
+        const int n =
+            std::clamp(task.out_features - panel * kPanelOutputs - half * kLanes, 0, kLanes);
+        StoreBFloat16(reinterpret_cast<BFloat16*>(line) + half * kLanes,
+                      SelectFirst(n, Activate(task, out[half]), Zero()));
       }
       continue;
     }
@@ -247,6 +251,7 @@ void LinearTilesKernel(const LinearTask& task) {
   Tiles tiles;
   const int64_t panel_bytes = Format::RowBytes(task) * kPanelOutputs;
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
+    // Behind the last panel it points at nothing of ours: fetched from, not read.
     const char* next = static_cast<const char*>(task.weights) + (panel + 1) * panel_bytes;
     int row = 0;
     for (; row + kTileRows < task.num_rows; row += 2 * kTileRows) {

@@ -28,16 +28,25 @@ absl::Status AddLinear(Backend& backend, DType type, std::vector<float>& values)
   std::vector<float> weights = Random(kIn * kOut, 1);
   BST_ASSIGN_OR_RETURN(const std::unique_ptr<LinearWeights> packed,
                        backend.PackLinear({Matrix(weights, kIn)}, type));
-  for (const int rows : {1, 37}) {
+  for (const int rows : {1, 37, 300}) {
     std::vector<float> x = Random(rows * kIn, 2), out(static_cast<size_t>(rows * kOut));
     backend.Linear(Matrix(x, kIn), *packed, {}, Matrix(out, kOut));
     values.insert(values.end(), out.begin(), out.end());
   }
+  // So many rows go through both layers together.
+  constexpr int kRows = 300;
+  BST_ASSIGN_OR_RETURN(const std::unique_ptr<LinearWeights> down,
+                       backend.PackLinear({Matrix(weights, kOut)}, type));
+  std::vector<float> x = Random(kRows * kIn, 6), gain(kIn, 0.1f), normed(x.size()),
+                     hidden(kRows * kOut);
+  backend.FeedForward(Matrix(x, kIn), {gain.data(), DType::kF32, Shape({kIn})}, 1e-6f, *packed,
+                      LinearEpilogue::kRelu, *down, Matrix(normed, kIn), Matrix(hidden, kOut));
+  values.insert(values.end(), x.begin(), x.end());
   return absl::OkStatus();
 }
 
 absl::Status AddAttention(Backend& backend, DType type, std::vector<float>& values) {
-  constexpr int kHeads = 2, kHeadDim = 72, kWidth = kHeads * kHeadDim, kWindow = 48;
+  constexpr int kHeads = 2, kHeadDim = 72, kWidth = kHeads * kHeadDim, kWindow = 144;
   constexpr int kTokens = 2 * kWindow + 2, kAtOnce = 2 * kWindow - 3;
   std::vector<float> scale(kHeads, 0.5f);
   const AttentionParameters parameters = {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/backend/cpu/cpu_isa.h"
 #include "tests/engine/backend/operator_fixture.h"
 
 namespace bst {
@@ -84,40 +85,87 @@ TEST_P(AgreementTest, LinearRowsDoNotDependOnTheirNumber) {
   }
 }
 
+// Two layers and what goes through them, by FeedForward and by the operators it stands for.
+struct FeedForwardProblem {
+  int rows, dim, hidden;
+  DType up_type, down_type;
+  LinearEpilogue act = LinearEpilogue::kRelu;
+  float gain = 1.0f;  // times a random one
+};
+void ExpectFeedForwardIsItsOperators(Backend& backend, const FeedForwardProblem& problem,
+                                     bool is_fused) {
+  const auto [rows, dim, hidden, up_type, down_type, act, largest_gain] = problem;
+  const std::string what = absl::StrCat(
+      backend.name(), ": ", rows, " rows, ", dim, " x ", hidden, " ", std::string(Name(up_type)),
+      " ", std::string(Name(down_type)), " epilogue ", static_cast<int>(act));
+  std::vector<float> w1 = RandomVector(static_cast<size_t>(dim * hidden), 1),
+                     w2 = RandomVector(static_cast<size_t>(dim * hidden), 2),
+                     gain = RandomVector(static_cast<size_t>(dim), 3);
+  for (float& g : gain) g *= largest_gain;
+  const auto up = *backend.PackLinear({Contiguous(w1, {hidden, dim})}, up_type);
+  const auto down = *backend.PackLinear({Contiguous(w2, {dim, hidden})}, down_type);
+  Matrix expected = Matrix::Random(rows, dim, 4), got = Matrix::Random(rows, dim, 4);
+  Matrix normed(rows, dim), h(rows, hidden);
+  backend.FeedForward(got.view(), Contiguous(gain, {dim}), 1e-6f, *up, act, *down, normed.view(),
+                      h.view());
+  // A backend that keeps rows in its caches leaves them alone.
+  EXPECT_EQ(normed.at(rows - 1, 0) == kSentinel && h.at(0, hidden - 1) == kSentinel, is_fused)
+      << what;
+  backend.Backend::FeedForward(expected.view(), Contiguous(gain, {dim}), 1e-6f, *up, act, *down,
+                               normed.view(), h.view());
+  EXPECT_TRUE(got.SentinelsIntact()) << what;
+  for (int r = 0; r < rows; ++r) {
+    ASSERT_EQ(std::memcmp(&got.at(r, 0), &expected.at(r, 0), static_cast<size_t>(dim) * 4), 0)
+        << "row " << r << " of " << what;
+  }
+}
+
 // The bits of its parts, whichever rows a backend takes together.
 TEST_P(AgreementTest, FeedForwardIsItsOperators) {
+  const bool has_tiles = GetParam().find("amx") != std::string::npos;
   struct Sizes {
     int rows, dim, hidden;
   };
   for (const Sizes& sizes : {Sizes{1, 33, 72}, Sizes{40, 16, 100}, Sizes{256, 20, 31},
                              Sizes{257, 40, 97}, Sizes{333, 70, 31}, Sizes{700, 24, 128}}) {
-    const auto [rows, dim, hidden] = sizes;
-    std::vector<float> w1 = RandomVector(static_cast<size_t>(dim * hidden), 1),
-                       w2 = RandomVector(static_cast<size_t>(dim * hidden), 2),
-                       gain = RandomVector(static_cast<size_t>(dim), 3);
     for (const DType type : Types()) {
-      const auto up = *tested_->PackLinear({Contiguous(w1, {hidden, dim})}, type);
-      const auto down = *tested_->PackLinear({Contiguous(w2, {dim, hidden})}, type);
-      const auto run = [&](auto&& feed_forward) {
-        Matrix x = Matrix::Random(rows, dim, 4), normed(rows, dim), h(rows, hidden);
-        feed_forward(x.view(), Contiguous(gain, {dim}), normed.view(), h.view());
-        return x;
-      };
       for (const LinearEpilogue act : {LinearEpilogue::kRelu, LinearEpilogue::kGelu}) {
-        Matrix expected = run([&](TensorView x, TensorView g, TensorView normed, TensorView h) {
-          tested_->Backend::FeedForward(x, g, 1e-6f, *up, act, *down, normed, h);
-        });
-        Matrix got = run([&](TensorView x, TensorView g, TensorView normed, TensorView h) {
-          tested_->FeedForward(x, g, 1e-6f, *up, act, *down, normed, h);
-        });
-        for (int r = 0; r < rows; ++r) {
-          ASSERT_EQ(std::memcmp(&got.at(r, 0), &expected.at(r, 0),
-                                static_cast<size_t>(dim) * sizeof(float)),
-                    0)
-              << "row " << r << " of " << rows << " " << std::string(Name(type)) << " epilogue "
-              << static_cast<int>(act);
-        }
+        ExpectFeedForwardIsItsOperators(*tested_,
+                                        {sizes.rows, sizes.dim, sizes.hidden, type, type, act},
+                                        has_tiles && sizes.rows > 256 && type != DType::kF32);
       }
+    }
+  }
+  // Of two types; and so large that BF16 has infinities, which must not meet the padding.
+  ExpectFeedForwardIsItsOperators(*tested_, {300, 32, 31, DType::kBF16, DType::kF32}, false);
+  ExpectFeedForwardIsItsOperators(
+      *tested_, {300, 32, 31, DType::kBF16, DType::kBF16, LinearEpilogue::kRelu, 3e38f}, has_tiles);
+}
+
+// Threads that have rows of their own, and threads that share the panels of the same rows.
+TEST(TilesTest, BitsDoNotDependOnTheNumberOfThreads) {
+  if (DetectCpuIsa() < CpuIsa::kAvx512) GTEST_SKIP() << "tiles are emulated on AVX-512";
+  for (const int rows : {257, 300, 1100}) {
+    for (const DType type : {DType::kBF16, DType::kI8}) {
+      for (const int out : {1, 33, 230}) {
+        std::vector<float> w = RandomVector(static_cast<size_t>(out * 70), 9);
+        const auto run = [&](int threads) {
+          const auto backend = *MakeBackend(absl::StrCat("cpu:amx-emulated:", threads));
+          const auto packed = *backend->PackLinear({Contiguous(w, {out, 70})}, type);
+          Matrix x = Matrix::Random(rows, 70, 10), y(rows, out);
+          backend->Linear(x.view(), *packed, {}, y.view());
+          return y.values();
+        };
+        const std::vector<float> alone = run(1);
+        for (const int threads : {2, 3, 8, 16}) EXPECT_EQ(run(threads), alone) << threads;
+      }
+    }
+  }
+  for (const int threads : {1, 3, 16}) {
+    const auto backend = *MakeBackend(absl::StrCat("cpu:amx-emulated:", threads));
+    for (const DType type : {DType::kBF16, DType::kI8}) {
+      ExpectFeedForwardIsItsOperators(*backend, {300, 24, 70, type, type}, threads < 16);
+      ExpectFeedForwardIsItsOperators(*backend, {1100, 70, 24, type, type}, true);
     }
   }
 }
@@ -268,7 +316,7 @@ AttentionProblem RandomAttention(std::mt19937& random, DType kv_type) {
   AttentionProblem problem = {
       .spec = {.num_heads = pick({1, 2, 3}),
                .head_dim = pick({1, 7, 8, 16, 24, 64, 80, 136}),
-               .window = pick({1, 2, 7, 15, 16, 17, 32, 33, 40, 128, 160}),
+               .window = pick({1, 2, 7, 15, 16, 17, 32, 33, 40, 128, 160, 300}),
                .scope = sliding ? AttentionScope::kSliding : AttentionScope::kBlock,
                .include_self = random() % 2 == 0,
                .empty_prefix =
@@ -402,23 +450,27 @@ TEST_P(AgreementTest, AttentionDoesNotDependOnTheCut) {
 // A query's bits depend on its position alone: neither on the cut nor on the queries beside it.
 // Several tiles of keys and of queries.
 TEST_P(AgreementTest, AttentionBitsDoNotDependOnCuts) {
-  constexpr int kLength = 220, kHeadDim = 24;
+  constexpr int kHeadDim = 24;
   for (const DType type : Types()) {
-    for (const AttentionScope scope : {AttentionScope::kSliding, AttentionScope::kBlock}) {
+    for (const auto& [window, scope] :
+         {std::pair(90, AttentionScope::kSliding), std::pair(90, AttentionScope::kBlock),
+          std::pair(300, AttentionScope::kSliding)}) {
+      const int total = 2 * window + 40;
       const AttentionSpec spec = {.num_heads = 1,
                                   .head_dim = kHeadDim,
-                                  .window = 90,
+                                  .window = window,
                                   .scope = scope,
                                   .include_self = scope == AttentionScope::kBlock,
                                   .kv_type = type};
-      std::vector<float> scale = {0.3f}, bias = RandomVector(91, 20);
-      const auto weights = *tested_->PackAttention(
-          {.spec = spec, .scale = Contiguous(scale, {1}), .bias = Contiguous(bias, {1, 91})});
+      std::vector<float> scale = {0.3f}, bias = RandomVector(static_cast<size_t>(window + 1), 20);
+      const auto weights = *tested_->PackAttention({.spec = spec,
+                                                    .scale = Contiguous(scale, {1}),
+                                                    .bias = Contiguous(bias, {1, window + 1})});
       const auto run = [&](const std::vector<int>& lengths) {
         const Buffer memory = *tested_->Allocate(tested_->RingBytes(spec));
         const PoolView ring = {static_cast<std::byte*>(memory.data()), memory.bytes()};
-        Matrix q = Matrix::Random(kLength, kHeadDim, 21), k = Matrix::Random(kLength, kHeadDim, 22),
-               v = Matrix::Random(kLength, kHeadDim, 23), out(kLength, kHeadDim);
+        Matrix q = Matrix::Random(total, kHeadDim, 21), k = Matrix::Random(total, kHeadDim, 22),
+               v = Matrix::Random(total, kHeadDim, 23), out(total, kHeadDim);
         int64_t begin = 0;
         for (const int length : lengths) {
           const auto part = [&](Matrix& m) { return m.view().Rows(begin, begin + length); };
@@ -429,9 +481,10 @@ TEST_P(AgreementTest, AttentionBitsDoNotDependOnCuts) {
         }
         return out.values();
       };
-      const std::vector<float> whole = run({kLength});
-      for (const std::vector<int>& lengths :
-           {std::vector<int>(kLength, 1), {1, 70, 17, 132}, {100, 3, 50, 67}}) {
+      const std::vector<float> whole = run({total});
+      for (const std::vector<int>& lengths : {std::vector<int>(static_cast<size_t>(total), 1),
+                                              {1, 70, 17, total - 88},
+                                              {100, 3, 50, total - 153}}) {
         const std::vector<float> cut = run(lengths);
         EXPECT_EQ(std::memcmp(cut.data(), whole.data(), whole.size() * sizeof(float)), 0)
             << std::string(Name(type)) << " in " << lengths.size() << " steps";
