@@ -18,6 +18,7 @@
 #pragma once
 
 #include "engine/backend/cuda/attention.cuh"
+#include "engine/backend/cuda/four_floats.cuh"
 #include "engine/backend/cuda/mma.cuh"
 
 namespace bst::cuda {
@@ -35,20 +36,6 @@ constexpr int kHalfFragments = kHalfColumns / kFragmentColumns;
 constexpr float kLog2E = 1.44269504f;  // scores are multiplied by it: weights are powers of two
 constexpr int kScores = 2 * kKeyFragments;  // that a lane has of a query, of keys 8 n + 2 t + i
 static_assert(kMaxTileColumns % kHalfColumns == 0 && kTileKeys % kFragmentDepth == 0);
-
-struct alignas(16) FourFloats {
-  float values[4];
-};
-
-// Whether rows of eights of columns can be read and written four floats at a time.
-BST_DEVICE bool IsWide(const Matrix& matrix) {
-  return reinterpret_cast<uintptr_t>(matrix.data) % sizeof(FourFloats) == 0 &&
-         matrix.stride % 4 == 0;
-}
-BST_DEVICE FourFloats LoadFour(const float* from, bool wide) {
-  if (wide) return *reinterpret_cast<const FourFloats*>(from);
-  return {{from[0], from[1], from[2], from[3]}};
-}
 
 // The first term of x and y as a word; they become what is left, which is exact.
 BST_DEVICE uint32_t TakeTerm(float& x, float& y) {
