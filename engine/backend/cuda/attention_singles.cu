@@ -64,7 +64,7 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
   const auto row_of = [&](int key) {
     if (key < own.stored) key = own.stored;
     if (key > own.newest) key = own.newest;
-    return int64_t{rows.Row(key)} * own.stride;
+    return uint64_t{static_cast<uint32_t>(rows.Row(key))} * static_cast<uint32_t>(own.stride);
   };
   FourWords pieces[kPieces][4] = {};  // what is on its way
   // Piece i of keys: columns 32 i .. of every eighth.
@@ -106,8 +106,7 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
   SyncThreads();
 
   for (int first = 0; first < tiles; first += kSlots) {
-    const int end = tiles - first < kSlots ? tiles : first + kSlots;
-    for (int tile = first + warp; tile < end; tile += kWarps) {
+    for (int tile = first + warp; tile < tiles && tile < first + kSlots; tile += kWarps) {
       const auto key_of = [&](int i) {
         return tile * kTileKeys + i / 2 * kFragmentColumns + 2 * t + i % 2;
       };
@@ -193,7 +192,7 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
         total = joined[1][ThreadX()];
         sum = joined[2][ThreadX()];
       }
-      for (int slot = 0; slot < end - first; ++slot) {
+      for (int slot = 0; slot < kSlots && slot < tiles - first; ++slot) {
         const JoinWeights join = JoinTops(top, tops[slot]);
         total = Join(join, total, totals[slot]);
         sum = Join(join, sum, parts[slot * kMaxTileColumns + ThreadX()]);
@@ -201,7 +200,7 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
       joined[0][ThreadX()] = top;
       joined[1][ThreadX()] = total;
       joined[2][ThreadX()] = sum;
-      if (end == tiles) out()[ThreadX()] = Output(sum, Inverse(total));
+      if (first + kSlots >= tiles) out()[ThreadX()] = Output(sum, Inverse(total));
     }
     SyncThreads();
   }
@@ -215,7 +214,7 @@ BST_DEVICE Single SingleOf(const Task& task, int query, const void* cache, int64
   return {.q = task.q.data + query * task.q.stride + column,
           .wide = IsWide(task.q),
           .head_dim = task.head_dim,
-          .scale = task.scale[BlockY()],
+          .scale = task.scale[BlockY()] * kLog2E,
           .k = k,
           .v = k + rows * width,
           .stride = static_cast<int>(width),
@@ -252,11 +251,10 @@ BST_DEVICE void AttendRing(const AttentionTask& task) {
     own.stored = oldest < 0 ? static_cast<int>(-origin) : own.oldest;
     const int position = static_cast<int>(row.position - origin);
     own.newest = position - task.nearest;
-    const float* const bias =
-        task.bias == nullptr ? nullptr : task.bias + BlockY() * (task.window + 1) + position;
+    const int own_bias = BlockY() * (task.window + 1) + position;
     AttendSingle(
         own, RingRows(task, row.place, farthest, own.oldest),
-        [&](int key) { return bias == nullptr ? 0.0f : bias[-key]; },
+        [&](int key) { return task.bias == nullptr ? 0.0f : task.bias[own_bias - key]; },
         [&] { return OutOf(task, task.singles[BlockX()].begin); });
   }
   if (task.nearest > 0) StoreOwn(task);  // AttendSingle has passed a barrier since it read

@@ -18,6 +18,7 @@
 #pragma once
 
 #include "engine/backend/cuda/attention.cuh"
+#include "engine/backend/cuda/four_floats.cuh"
 #include "engine/backend/cuda/mma.cuh"
 
 namespace bst::cuda {
@@ -32,22 +33,9 @@ constexpr int kPieces = kMaxTileColumns / kPieceColumns;
 constexpr int kHalfColumns = 64;  // those that eight lanes have
 constexpr int kHalves = kMaxTileColumns / kHalfColumns;
 constexpr int kHalfFragments = kHalfColumns / kFragmentColumns;
+constexpr float kLog2E = 1.44269504f;  // scores are multiplied by it: weights are powers of two
 constexpr int kScores = 2 * kKeyFragments;  // that a lane has of a query, of keys 8 n + 2 t + i
 static_assert(kMaxTileColumns % kHalfColumns == 0 && kTileKeys % kFragmentDepth == 0);
-
-struct alignas(16) FourFloats {
-  float values[4];
-};
-
-// Whether rows of eights of columns can be read and written four floats at a time.
-BST_DEVICE bool IsWide(const Matrix& matrix) {
-  return reinterpret_cast<uintptr_t>(matrix.data) % sizeof(FourFloats) == 0 &&
-         matrix.stride % 4 == 0;
-}
-BST_DEVICE FourFloats LoadFour(const float* from, bool wide) {
-  if (wide) return *reinterpret_cast<const FourFloats*>(from);
-  return {{from[0], from[1], from[2], from[3]}};
-}
 
 // The first term of x and y as a word; they become what is left, which is exact.
 BST_DEVICE uint32_t TakeTerm(float& x, float& y) {
@@ -70,7 +58,7 @@ BST_DEVICE void TakeTerms(const float* query, bool wide, FourWords (&terms)[kTer
 // Column i of two keys' eight, as a word of B.
 BST_DEVICE uint32_t PairOf(const FourWords& first, const FourWords& second, int i) {
   const uint32_t x = first.words[i / 2], y = second.words[i / 2];
-  return i % 2 == 0 ? (x & 0xffffu) | y << 16 : x >> 16 | (y & 0xffff0000u);
+  return i % 2 == 0 ? LowHalves(x, y) : HighHalves(x, y);
 }
 
 // A query's scores of a tile become weights; all four lanes of the query get the same `top` and
@@ -85,7 +73,7 @@ BST_DEVICE void Weigh(float (&scores)[kScores], float& top, float& total) {
   total = 0.0f;
   BST_UNROLL
   for (int i = 0; i < kScores; ++i) {
-    scores[i] = expf(scores[i] - subtracted);
+    scores[i] = Exp2(scores[i] - subtracted);
     total += scores[i];
   }
   total = SumLanes(total, 4);
@@ -99,7 +87,7 @@ BST_DEVICE JoinWeights JoinTops(float& top, float tile_top) {
   const float before = top;
   top = fmaxf(top, tile_top);
   if (top == -INFINITY) return {1.0f, 0.0f};  // the query has seen no key yet
-  return {expf(before - top), expf(tile_top - top)};
+  return {Exp2(before - top), Exp2(tile_top - top)};
 }
 BST_DEVICE float Join(const JoinWeights& weights, float before, float tile) {
   return fmaf(tile, weights.tile, before * weights.before);

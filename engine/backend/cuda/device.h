@@ -14,6 +14,11 @@
 //   CommitCopies, WaitForCopies(but)    those started since the last CommitCopies are a group;
 //                                       until all groups of this thread but the newest `but` <= 6
 //                                       have landed
+//   Exp2                                2^x to 2 units in the last place, one instruction;
+//                                       subnormal numbers are 0
+//   InverseRoot                         1 / sqrt(x) to a unit in the last place, in a quarter of
+//                                       the instructions
+//   LowHalves, HighHalves               of x, and of y in the upper half; one instruction
 //
 // Arithmetic  A product and a sum are fused where the source says fmaf and nowhere else: both
 //             compilers are told so (-fmad=false, -ffp-contract=off). Otherwise two kernels that
@@ -88,6 +93,14 @@ BST_DEVICE void WaitForCopies(int but) {
       asm volatile("cp.async.wait_group 6;" ::: "memory");
   }
 }
+BST_DEVICE float Exp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+BST_DEVICE double InverseRoot(double x) { return rsqrt(x); }
+BST_DEVICE uint32_t LowHalves(uint32_t x, uint32_t y) { return __byte_perm(x, y, 0x5410); }
+BST_DEVICE uint32_t HighHalves(uint32_t x, uint32_t y) { return __byte_perm(x, y, 0x7632); }
 BST_DEVICE uint32_t FloatBits(float x) { return __float_as_uint(x); }
 BST_DEVICE float FloatFromBits(uint32_t bits) { return __uint_as_float(bits); }
 

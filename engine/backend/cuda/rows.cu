@@ -1,6 +1,8 @@
 // Rows and heads: gathered, normalised, rotated, scored. Sums of squares are float64, as huge
-// activations ask for; a sum is over a thread's columns first, then over lanes, then over warps.
+// activations ask for; a sum is over a thread's columns first, then over lanes, then over warps if
+// a row has several.
 #include "engine/backend/cuda/device.h"
+#include "engine/backend/cuda/four_floats.cuh"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
 #include "engine/backend/cuda/row_count.cuh"
@@ -50,72 +52,138 @@ BST_DEVICE void GatherRow(const GatherTask& task) {
 BST_KERNEL void BST_BOUNDS(256, 8) bst_gather_f32(GatherTask task) { GatherRow<float>(task); }
 BST_KERNEL void BST_BOUNDS(256, 8) bst_gather_bf16(GatherTask task) { GatherRow<Bf16>(task); }
 
-BST_KERNEL void BST_BOUNDS(256, 8) bst_rms_norm(RmsNormTask task) {
-  if (HasNoRow(task.rows)) return;
-  const float* x = task.x.data + BlockX() * task.x.stride;
-  float* out = task.out.data + BlockX() * task.out.stride;
+namespace {
+
+constexpr int kNormThreads = 64;  // a row of each warp
+constexpr int kNormRows = kNormThreads / kWarp;
+constexpr int kHeldFours = 8;  // of a lane: up to 1,024 columns are read once
+
+}  // namespace
+
+BST_KERNEL void BST_BOUNDS(64, 10) bst_rms_norm(RmsNormTask task) {
+  const int row = BlockX() * kNormRows + ThreadX() / kWarp, lane = ThreadX() % kWarp;
+  if (row >= Exact(task.rows)) return;
+  const float* const x = task.x.data + row * task.x.stride;
+  float* const out = task.out.data + row * task.out.stride;
+  const bool is_wide = task.columns % 4 == 0 && IsWide(task.x) && IsWide(task.out) &&
+                       reinterpret_cast<uintptr_t>(task.gain) % sizeof(FourFloats) == 0;
+  const auto load = [&](const float* from, int c) {  // zeros beyond the columns
+    FourFloats four = {};
+    if (is_wide) {
+      if (c < task.columns) four = *reinterpret_cast<const FourFloats*>(from + c);
+    } else {
+      BST_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        if (c + k < task.columns) four.values[k] = from[c + k];
+      }
+    }
+    return four;
+  };
   double squares = 0.0;
-  for (int c = ThreadX(); c < task.columns; c += kThreads)
-    squares += static_cast<double>(x[c]) * static_cast<double>(x[c]);
-  squares = BlockSum(squares);
-  const double factor =
-      1.0 / sqrt(squares / static_cast<double>(task.columns) + static_cast<double>(task.epsilon));
-  for (int c = ThreadX(); c < task.columns; c += kThreads)
-    out[c] = task.gain[c] * static_cast<float>(static_cast<double>(x[c]) * factor);
+  const auto add = [&](const FourFloats& four) {
+    BST_UNROLL
+    for (int k = 0; k < 4; ++k)
+      squares += static_cast<double>(four.values[k]) * static_cast<double>(four.values[k]);
+  };
+  FourFloats held[kHeldFours];
+  BST_UNROLL
+  for (int i = 0; i < kHeldFours; ++i) held[i] = load(x, (i * kWarp + lane) * 4);
+  BST_UNROLL
+  for (int i = 0; i < kHeldFours; ++i) add(held[i]);
+  constexpr int kHeldColumns = kHeldFours * kWarp * 4;
+  BST_NO_UNROLL
+  for (int c = kHeldColumns + lane * 4; c < task.columns; c += kWarp * 4) add(load(x, c));
+  const double factor = InverseRoot(SumLanes(squares, kWarp) / static_cast<double>(task.columns) +
+                                    static_cast<double>(task.epsilon));
+  const auto store = [&](int c, const FourFloats& four) {
+    const FourFloats gain = load(task.gain, c);
+    FourFloats scaled;
+    BST_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      scaled.values[k] =
+          gain.values[k] * static_cast<float>(static_cast<double>(four.values[k]) * factor);
+    }
+    if (is_wide) {
+      if (c < task.columns) *reinterpret_cast<FourFloats*>(out + c) = scaled;
+    } else {
+      BST_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        if (c + k < task.columns) out[c + k] = scaled.values[k];
+      }
+    }
+  };
+  BST_UNROLL
+  for (int i = 0; i < kHeldFours; ++i) store((i * kWarp + lane) * 4, held[i]);
+  BST_NO_UNROLL
+  for (int c = kHeldColumns + lane * 4; c < task.columns; c += kWarp * 4) store(c, load(x, c));
 }
 
 namespace {
 
-// A head of a warp; a lane has the columns j and j + half, j = lane, lane + 32 .., and lane 0 the
-// last one of an odd number: those that it may turn.
-struct Head {
-  float* x;
-  int row, lane, half;
-  double factor;
-};
-// False: none.
-BST_DEVICE bool NormalizedHead(const NormalizeTask& task, Head& head) {
+constexpr int kHeldPairs = 2;  // of a lane: heads of up to 128 columns are read once
+
+// Heads of a warp each. A lane has the columns j and j + half, j = lane, lane + 32 .., and lane 0
+// the last one of an odd number: those that it may turn. store(x, row, j, a, b) gets where the head
+// is and the normalised columns j and j + half.
+template <typename Store>
+BST_DEVICE void NormalizeHead(const NormalizeTask& task, Store store) {
   const int index = BlockX() * kWarps + ThreadX() / kWarp, lane = ThreadX() % kWarp;
-  if (index >= Exact(task.rows) * task.heads) return false;
+  if (index >= Exact(task.rows) * task.heads) return;
   const int row = index / task.heads, half = task.head_dim / 2;
-  float* x =
+  float* const x =
       task.x.data + row * task.x.stride + static_cast<int64_t>(index % task.heads) * task.head_dim;
   double squares = 0.0;
-  const auto add = [&](int c) { squares += static_cast<double>(x[c]) * static_cast<double>(x[c]); };
-  for (int j = lane; j < half; j += kWarp) {
-    add(j);
-    add(j + half);
+  const auto add = [&](float v) { squares += static_cast<double>(v) * static_cast<double>(v); };
+  float held[kHeldPairs][2] = {};
+  BST_UNROLL
+  for (int i = 0; i < kHeldPairs; ++i) {
+    const int j = i * kWarp + lane;
+    if (j >= half) continue;
+    held[i][0] = x[j];
+    held[i][1] = x[j + half];
   }
-  if (lane == 0 && task.head_dim % 2 != 0) add(2 * half);
-  head = {x, row, lane, half, 1.0 / sqrt(SumLanes(squares, kWarp) + 1e-6)};
-  return true;
-}
-BST_DEVICE float Normalized(const Head& head, int c) {
-  return static_cast<float>(static_cast<double>(head.x[c]) * head.factor);
+  BST_UNROLL
+  for (int i = 0; i < kHeldPairs; ++i) {
+    add(held[i][0]);
+    add(held[i][1]);
+  }
+  BST_NO_UNROLL
+  for (int j = kHeldPairs * kWarp + lane; j < half; j += kWarp) {
+    add(x[j]);
+    add(x[j + half]);
+  }
+  const bool has_last = lane == 0 && task.head_dim % 2 != 0;
+  if (has_last) add(x[2 * half]);
+  const double factor = InverseRoot(SumLanes(squares, kWarp) + 1e-6);
+  const auto normalized = [&](float v) {
+    return static_cast<float>(static_cast<double>(v) * factor);
+  };
+  BST_UNROLL
+  for (int i = 0; i < kHeldPairs; ++i) {
+    const int j = i * kWarp + lane;
+    if (j < half) store(x, row, j, normalized(held[i][0]), normalized(held[i][1]));
+  }
+  BST_NO_UNROLL
+  for (int j = kHeldPairs * kWarp + lane; j < half; j += kWarp)
+    store(x, row, j, normalized(x[j]), normalized(x[j + half]));
+  if (has_last) x[2 * half] = normalized(x[2 * half]);
 }
 
 }  // namespace
 
-BST_KERNEL void BST_BOUNDS(256, 4) bst_normalize_heads(NormalizeTask task) {
-  Head head;
-  if (!NormalizedHead(task, head)) return;
-  for (int j = head.lane; j < head.half; j += kWarp) {
-    head.x[j] = Normalized(head, j);
-    head.x[j + head.half] = Normalized(head, j + head.half);
-  }
-  const int last = 2 * head.half;
-  if (head.lane == 0 && task.head_dim % 2 != 0) head.x[last] = Normalized(head, last);
+BST_KERNEL void BST_BOUNDS(256, 6) bst_normalize_heads(NormalizeTask task) {
+  NormalizeHead(task, [&](float* x, int /*row*/, int j, float a, float b) {
+    x[j] = a;
+    x[j + task.head_dim / 2] = b;
+  });
 }
 
-BST_KERNEL void BST_BOUNDS(256, 4) bst_normalize_and_rotate_heads(NormalizeTask task) {
-  Head head;
-  if (!NormalizedHead(task, head)) return;
-  const float* cosines = task.rotary.data + head.row * task.rotary.stride;
-  for (int j = head.lane; j < head.half; j += kWarp) {
-    float* x = head.x + j;
-    Turn(Normalized(head, j), Normalized(head, j + head.half), cosines[j], cosines[head.half + j],
-         x[0], x[head.half]);
-  }
+BST_KERNEL void BST_BOUNDS(256, 6) bst_normalize_and_rotate_heads(NormalizeTask task) {
+  NormalizeHead(task, [&](float* x, int row, int j, float a, float b) {
+    const int half = task.head_dim / 2;
+    const float* const cosines = task.rotary.data + row * task.rotary.stride;
+    Turn(a, b, cosines[j], cosines[half + j], x[j], x[j + half]);
+  });
 }
 
 BST_KERNEL void BST_BOUNDS(256, 4) bst_rotary_table(RotaryTableTask task) {
@@ -167,7 +235,9 @@ void Gather(Stream& stream, bool bf16, const GatherTask& task) {
 }
 void RmsNorm(Stream& stream, const RmsNormTask& task) {
   if (task.rows.most == 0) return;
-  BST_LAUNCH(bst_rms_norm, LaunchShape{.blocks_x = task.rows.most}, stream, task);
+  const LaunchShape shape = {.blocks_x = (task.rows.most + kNormRows - 1) / kNormRows,
+                             .threads = kNormThreads};
+  BST_LAUNCH(bst_rms_norm, shape, stream, task);
 }
 void NormalizeHeads(Stream& stream, const NormalizeTask& task) {
   if (task.rows.most == 0) return;

@@ -101,12 +101,13 @@ BST_DEVICE float CarryReal(const RecurrenceTask& task, const float* x, float s, 
 
 // ---- Prompts: a chunk after the other only where its state is carried on
 
-constexpr int kSumReals = 8;   // of a thread
-constexpr int kSumPieces = 4;  // likewise
+constexpr int kSumReals = 8;  // of a thread
+constexpr int kSumPieces =
+    2;  // likewise: a prompt of 2,048 tokens has blocks for all multiprocessors
 
 }  // namespace
 
-BST_KERNEL void BST_BOUNDS(256, 3) bst_chunk_sums(RecurrenceTask task) {
+BST_KERNEL void BST_BOUNDS(256, 4) bst_chunk_sums(RecurrenceTask task) {
   const int feature = BlockX() * kWarp + ThreadX() % kWarp;
   if (feature >= task.features) return;
   const int tiles = DividedUp(task.reals, kSumReals);
@@ -322,12 +323,12 @@ BST_DEVICE void OutputsOfPieces(const RecurrenceTask& task) {
   }
 }
 
-constexpr int kDiagonalPieces = 4;  // of a thread: with T they make 64 sums
+constexpr int kDiagonalPieces = 2;  // of a thread, as kSumPieces
 constexpr int kDplrPieces = 2;
 
 }  // namespace
 
-BST_KERNEL void BST_BOUNDS(256, 2) bst_diagonal_outputs(RecurrenceTask task) {
+BST_KERNEL void BST_BOUNDS(256, 3) bst_diagonal_outputs(RecurrenceTask task) {
   OutputsOfPieces<kDiagonalChunk, kDiagonalPieces>(task);
 }
 BST_KERNEL void BST_BOUNDS(256, 2) bst_dplr_outputs(RecurrenceTask task) {

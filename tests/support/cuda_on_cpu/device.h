@@ -136,6 +136,11 @@ inline void MultiplyFragments(const uint32_t (&a)[4], const uint32_t (&b)[2], fl
     for (int k = 0; k < 16; ++k) c[i] = std::fmaf(rows[i / 2][k], columns[i % 2][k], c[i]);
   }
 }
+// ftz of nvcc's: what would be subnormal is 0.
+inline float Exp2(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
+inline double InverseRoot(double x) { return 1.0 / std::sqrt(x); }
+inline uint32_t LowHalves(uint32_t x, uint32_t y) { return (x & 0xffffu) | y << 16; }
+inline uint32_t HighHalves(uint32_t x, uint32_t y) { return x >> 16 | (y & 0xffff0000u); }
 inline uint32_t FloatBits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));

@@ -1,0 +1,23 @@
+// Rows of matrices four floats at a time.
+#pragma once
+
+#include "engine/backend/cuda/device.h"
+#include "engine/backend/cuda/kernels.h"
+
+namespace bst::cuda {
+
+struct alignas(16) FourFloats {
+  float values[4];
+};
+
+// Whether rows of eights of columns can be read and written four floats at a time.
+BST_DEVICE bool IsWide(const Matrix& matrix) {
+  return reinterpret_cast<uintptr_t>(matrix.data) % sizeof(FourFloats) == 0 &&
+         matrix.stride % 4 == 0;
+}
+BST_DEVICE FourFloats LoadFour(const float* from, bool wide) {
+  if (wide) return *reinterpret_cast<const FourFloats*>(from);
+  return {{from[0], from[1], from[2], from[3]}};
+}
+
+}  // namespace bst::cuda
