@@ -234,9 +234,9 @@ inline float ByteWeights(const ByteScoresOfRow<kBias>& scores, float row_scale, 
 // `more_visible` r; its scores begin at `first_scores` and `stride` r.
 template <bool kBias>
 inline void WeighByteChunk(const AttendTask& task, const float* query_scales, Softmax& softmax,
-                           Fetches& far, Fetches& near, float* first_scores, int64_t stride,
-                           int64_t begin, int64_t end, int own, int more, int visible,
-                           int more_visible, float* steps) {
+                           Fetches& far, float* first_scores, int64_t stride, int64_t begin,
+                           int64_t end, int own, int more, int visible, int more_visible,
+                           float* steps) {
   const auto in_chunk = [&](int index) {
     return static_cast<int>(std::clamp<int64_t>(index - begin, 0, end - begin));
   };
@@ -256,7 +256,6 @@ inline void WeighByteChunk(const AttendTask& task, const float* query_scales, So
                            in_chunk(own + more * r), in_chunk(visible + more_visible * r),
                            end - begin, low, sum);
     softmax.sums[r] = Fma(softmax.sums[r], Set1(softmax.factors[r]), sum);
-    near.Fetch();
     far.Fetch();
   }
 }
@@ -348,11 +347,8 @@ class ByteGroup {
   void Weigh(const Chunk& chunk) {
     float* scores = Scores(chunk);
     softmax_.factors = scratch_.factors + NumbersOf(chunk);
-    Fetches near;
-    if (Products::kFetches && !softmax_.few())
-      near = NearRows(task_, indices_, chunk, Runs(chunk), 4 * columns_, scratch_.dims);
     const auto weigh = task_.bias != nullptr ? WeighByteChunk<true> : WeighByteChunk<false>;
-    weigh(task_, query_scales_, softmax_, far_, near, scores, 2 * score_stride_, chunk.begin,
+    weigh(task_, query_scales_, softmax_, far_, scores, 2 * score_stride_, chunk.begin,
           chunk.end_index, indices_.own, indices_.more_own, indices_.visible, indices_.more_visible,
           scratch_.steps + NumbersOf(chunk));
     if (!HasBorder(chunk)) return;

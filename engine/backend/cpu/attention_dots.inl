@@ -3,7 +3,6 @@
 template <typename Dot>
 class DotProducts {
  public:
-  static constexpr bool kFetches = false;
   void Multiply(const Product& product) { Rows<kRows>(product, 0, product.num_rows); }
 
  private:

@@ -162,9 +162,8 @@ inline V16 PairWeights(const PairScoresOfRow<kBias>& scores, float row_scale, fl
 // All rows' scores of the chunk [begin, end), end a multiple of 32, to weights. Row r sees
 // `visible` indices of the ring and `more` r; its scores begin at `scores` and `stride` r.
 template <bool kBias>
-inline void WeighPairChunk(const AttendTask& task, Softmax& softmax, Fetches& far, Fetches& near,
-                           float* scores, int64_t stride, int64_t begin, int64_t end, int visible,
-                           int more) {
+inline void WeighPairChunk(const AttendTask& task, Softmax& softmax, Fetches& far, float* scores,
+                           int64_t stride, int64_t begin, int64_t end, int visible, int more) {
   const auto seen = [&](int r) {
     return static_cast<int>(std::clamp<int64_t>(visible + more * r - begin, 0, end - begin));
   };
@@ -177,7 +176,6 @@ inline void WeighPairChunk(const AttendTask& task, Softmax& softmax, Fetches& fa
   for (int r = 0; r < softmax.num_rows; ++r) {
     const V16 sum = PairWeights(row_scores(r), task.scale, softmax.tops[r], seen(r), end - begin);
     softmax.sums[r] = Fma(softmax.sums[r], Set1(softmax.factors[r]), sum);
-    near.Fetch();
     far.Fetch();
   }
 }
@@ -293,11 +291,8 @@ class PairGroup {
   void Weigh(const Chunk& chunk) {
     float* scores = Scores(chunk);
     softmax_.factors = Factors(chunk);
-    Fetches near;
-    if (Products::kFetches && !softmax_.few())
-      near = NearRows(task_, indices_, chunk, Runs(chunk), 4 * columns_, 2 * scratch_.dims);
     const auto weigh = task_.bias != nullptr ? WeighPairChunk<true> : WeighPairChunk<false>;
-    weigh(task_, softmax_, far_, near, scores, score_stride_, chunk.begin, chunk.end_index,
+    weigh(task_, softmax_, far_, scores, score_stride_, chunk.begin, chunk.end_index,
           indices_.visible, indices_.more_visible);
     if (indices_.all_own || !indices_.HasBorder(chunk.first, chunk.end)) return;
     const int64_t border = indices_.border_tile * kLanes;

@@ -1,6 +1,5 @@
 // What attention_pairs.inl and attention_bytes.inl ask of a `Products` type: a few rows times a
-// packed matrix. Its kFetches: whether what it multiplies must be in the first-level cache before,
-// lest loads take longer than products. Both come in groups of four bytes along K: two BF16, summed
+// packed matrix. Both come in groups of four bytes along K: two BF16, summed
 // in float32, or four bytes, summed in int32.
 
 // One run along K: rows [kProductRows][groups] against the matrix.

@@ -128,7 +128,7 @@ class Fetches {
     int64_t row_bytes;
     bool to_write;
   };
-  Part parts_[6];
+  Part parts_[4];
   int num_parts_ = 0, part_ = 0;
   int64_t rows_of_call_ = 0;
 };
@@ -236,26 +236,6 @@ struct ValueRuns {
   ProductRun runs[4];
   int num_runs = 0;
 };
-
-// A chunk's values and the next chunk's keys, which are multiplied next. A key has `key_bytes`.
-inline Fetches NearRows(const AttendTask& task, const GroupIndices& indices, const Chunk& chunk,
-                        const ValueRuns& values, int64_t group_bytes, int64_t key_bytes) {
-  Fetches rows;
-  for (int n = 0; n < values.num_runs; ++n)
-    rows.Add(values.runs[n].matrix, group_bytes, values.runs[n].groups, group_bytes);
-  const auto add_keys = [&](const void* keys, int64_t first, int64_t end) {
-    constexpr int64_t kRowBytes = 256;  // a tile is a multiple of it
-    const int64_t tile_bytes = kLanes * key_bytes;
-    rows.Add(static_cast<const char*>(keys) + first * tile_bytes, kRowBytes,
-             (end - first) * (tile_bytes / kRowBytes), kRowBytes);
-  };
-  const int64_t end = std::min(chunk.end + kChunkIndices / kLanes, indices.tiles);
-  const int64_t own_end = indices.OwnEnd(chunk.end, end);
-  add_keys(task.current_keys, chunk.end, own_end);
-  add_keys(task.previous_keys, own_end, end);
-  rows.SetCalls(indices.num_rows);
-  return rows;
-}
 
 // What a group does: scores of tiles [first, end), a chunk's scores to weights, its values times
 // them. Of a few rows memory is what takes the time: they take all keys in its order, then all

@@ -24,10 +24,11 @@ namespace bst::cuda {
 // LinearTask in blocks of few tokens.
 struct FewTask {
   LinearTask linear;
-  int tiles;     // of 16 features
-  int segments;  // side by side
-  int stages;    // in shared memory
-  int rows;      // that a stage has room for
+  int tiles;       // of 16 features
+  int segments;    // side by side
+  int stages;      // in shared memory
+  int rows;        // that a stage has room for
+  int copy_warps;  // the last ones of a block
 };
 
 namespace {
@@ -165,7 +166,9 @@ BST_DEVICE const uint32_t* WeightWords(const LinearTask& task, int feature) {
 // lie in 32 banks.
 constexpr int kFewTokens = 32;
 constexpr int kFewWarps = 16;  // that multiply, at most
-constexpr int kCopyWarps = 4;  // one of each scheduler of a multiprocessor
+// Warps that copy: of few rows one of each scheduler of a multiprocessor; of more all that there is
+// room for, since a row costs as many instructions as a tile.
+constexpr int kCopyWarps = 4, kMostCopyWarps = 16, kMostWarps = 20;
 constexpr int kFewGroups = 8;  // of tokens, at most: beyond that tiles
 constexpr int kStageDepth = 128;
 constexpr int kStageSteps = kStageDepth / kFragmentDepth;
@@ -185,14 +188,15 @@ struct alignas(8) TwoFloats {
   float first, second;
 };
 
-// What a thread of the warps that copy brings of every stage: pieces of 16 bytes, of every fourth
-// tile of weights and, counted from the other end, of every fourth row of x. Warps that multiply
-// wait for a stage's copies to begin, so whatever can be is worked out once, here.
+// What a thread of the warps that copy brings of every stage: pieces of 16 bytes, of every
+// `copy_warps`-th tile of weights and, counted from the other end, of every such row of x. Warps
+// that multiply wait for a stage's copies to begin, so whatever can be is worked out once, here.
 class StageCopies {
  public:
   // `rows` tokens from `x` on. `thread` is that among the copying ones.
   BST_DEVICE StageCopies(const FewTask& few, const float* x, int rows, int thread)
-      : tiles_(few.tiles),
+      : warps_(few.copy_warps),
+        tiles_(few.tiles),
         all_tiles_(few.segments * few.tiles),
         rows_(rows),
         all_rows_(few.segments * rows),
@@ -216,7 +220,7 @@ class StageCopies {
 
     by_four_ = reinterpret_cast<uintptr_t>(x) % 16 == 0 && x_stride_ % 4 == 0;
     k_ = by_four_ ? 4 * lane : lane;
-    first_row_ = kCopyWarps - 1 - first_tile_;
+    first_row_ = warps_ - 1 - first_tile_;
     const int segment_of_row = first_row_ / rows;
     row_ = first_row_ % rows;
     x_ = x + row_ * x_stride_ + segment_of_row * kLinearSegment + k_;
@@ -250,11 +254,11 @@ class StageCopies {
           StartCopy<16>(to + WeightWord(feature_ + row, word_), from + int64_t{row} * row_words_,
                         16);
       }
-      i += kCopyWarps;
+      i += warps_;
       if (i >= all_tiles_) break;
-      to += kCopyWarps * kTileWords;
-      tile += kCopyWarps;
-      from += int64_t{kCopyWarps} * kFragmentRows * row_words_;
+      to += warps_ * kTileWords;
+      tile += warps_;
+      from += int64_t{warps_} * kFragmentRows * row_words_;
       BST_NO_UNROLL
       for (; tile >= tiles_; tile -= tiles_) {
         from += kLinearSegment / 2 - int64_t{tiles_} * kFragmentRows * row_words_;
@@ -274,10 +278,10 @@ class StageCopies {
         for (int k = 0; k < kStageDepth; k += kWarp)
           StartCopy<4>(to + InputWord(row, k_ + k), from + k, k < left ? 4 : 0);
       }
-      i += kCopyWarps;
+      i += warps_;
       if (i >= all_rows_) break;
-      row += kCopyWarps;
-      from += kCopyWarps * x_stride_;
+      row += warps_;
+      from += warps_ * x_stride_;
       BST_NO_UNROLL
       for (; row >= rows_; row -= rows_) {
         from += kLinearSegment - rows_ * x_stride_;
@@ -289,6 +293,7 @@ class StageCopies {
 
   static constexpr int kPieces = kStageDepth / 8;  // of 16 bytes in a row of weights
   static constexpr int kRowsAtATime = kWarp / kPieces;
+  int warps_;
   int tiles_, there_, all_tiles_;  // of a segment in the stage, of them in the matrix, of the stage
   int rows_, all_rows_;
   int row_words_;
@@ -620,7 +625,12 @@ void LaunchFew(Stream& stream, const LinearTask& task) {
   const auto over = [](int n, int of) { return (n + of - 1) / of; };
   const int groups = over(task.rows.most, kFewTokens), segments = over(task.in, kLinearSegment);
   const int rows = task.rows.most < kFewTokens ? task.rows.most : kFewTokens;
-  FewTask few = {.linear = task, .tiles = 1, .segments = 1, .stages = 2, .rows = rows};
+  FewTask few = {.linear = task,
+                 .tiles = 1,
+                 .segments = 1,
+                 .stages = 2,
+                 .rows = rows,
+                 .copy_warps = kCopyWarps};
   const int all_tiles = over(task.out_features, kFragmentRows);
   const auto stage_bytes = [&] {
     return 4 * few.segments * (few.tiles * kTileWords + rows * kStageDepth);
@@ -639,9 +649,14 @@ void LaunchFew(Stream& stream, const LinearTask& task) {
   const int needed = over(task.padded_in, kStageDepth);
   for (const int most : {kMostStages, needed < 2 ? 2 : needed})
     if (few.stages > most) few.stages = most;
+  const int warps = few.tiles * few.segments;
+  if (rows > kFragmentColumns) {
+    few.copy_warps = kMostWarps - warps;
+    if (few.copy_warps > kMostCopyWarps) few.copy_warps = kMostCopyWarps;
+  }
   const LaunchShape shape = {.blocks_x = over(all_tiles, few.tiles),
                              .blocks_y = groups,
-                             .threads = (few.tiles * few.segments + kCopyWarps) * kWarp,
+                             .threads = (warps + few.copy_warps) * kWarp,
                              .shared_bytes = few.stages * stage_bytes() + sums_bytes()};
   BST_LAUNCH(bst_linear_few_bf16, shape, stream, few);
 }
