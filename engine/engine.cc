@@ -271,12 +271,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& option
   if (options.backend == "cuda") return OpenCudaBackend();
   if (options.backend == "auto") {
     absl::StatusOr<std::unique_ptr<Backend>> cuda = OpenCudaBackend();
-    if (cuda.ok()) {
-      // Until tests/gpu/run has passed on hardware, nobody should get this engine unawares.
-      Log(LogLevel::kWarning, "backend_cuda",
-          {{"note", "proven by emulation alone; --backend=cpu is the engine tested on hardware"}});
-      return cuda;
-    }
+    if (cuda.ok()) return cuda;
     Log(LogLevel::kInfo, "backend_cpu", {{"reason", std::string(cuda.status().message())}});
   }
   CpuOptions cpu;
