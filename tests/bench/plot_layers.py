@@ -31,6 +31,8 @@ def main() -> None:
     for row in data["forward"]:
         curves[row["layer"]].append((row["tokens"], row["seconds"]))
     axis = axes[0][0]
+    if len(curves) > 10:  # colours of the default cycle
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for name, points in curves.items():
         points.sort()
         axis.plot([n for n, _ in points], [s * 1e3 for _, s in points], marker="o", ms=3,
