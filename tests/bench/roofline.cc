@@ -103,6 +103,7 @@ absl::StatusOr<Checkpoint> SketchCheckpoint(std::string_view config, Values valu
   if (values == Values::kRandom) {
     WriteRandom(file, f32_bytes, /*f32=*/true);
     WriteRandom(file, offset - f32_bytes, /*f32=*/false);
+    if (!file) return absl::ResourceExhaustedError(absl::StrCat("no room for ", path));
   }
   file.close();
   std::error_code error;

@@ -44,7 +44,7 @@ struct Single {
 // where the output goes.
 //
 // A key that it does not see is read as the nearest that it does: it has weight 0 whatever it is.
-// So is a column beyond the head: there a fragment holds what it held, which is multiplied by 0.
+// Beyond the head, columns of keys are 0; those of values hold what they held, for no output.
 template <typename Rows, typename Bias, typename Out>
 BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out out) {
   BST_SHARED(FourWords, query, kQueryFragments * 4);  // words of A, of each t: rows are the same
@@ -73,7 +73,8 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
     BST_UNROLL
     for (int n = 0; n < kKeyFragments; ++n) {
       const Bf16* from = own.k + row_of(tile * kTileKeys + n * kFragmentColumns + g) + column;
-      if (column < own.head_dim) pieces[i][n] = *reinterpret_cast<const FourWords*>(from);
+      pieces[i][n] =
+          column < own.head_dim ? *reinterpret_cast<const FourWords*>(from) : FourWords{};
     }
   };
   // Piece i of values: keys of step i % 2, columns of half i / 2.

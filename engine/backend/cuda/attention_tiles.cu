@@ -53,6 +53,9 @@ constexpr int kSharedBytes = kSharedWords * static_cast<int>(sizeof(FourWords)) 
                              kShares * static_cast<int>(sizeof(Share)) +
                              kQueriesOfATile * static_cast<int>(sizeof(Range)) +
                              2 * kPairKeys * static_cast<int>(sizeof(int)) + kWhereBytes;
+// Two blocks on a multiprocessor of 9.0, one on one of 8.0, with the 1 KB of each that is the
+// system's.
+static_assert(2 * (kSharedBytes + 1024) <= 228 << 10 && kSharedBytes + 1024 <= 164 << 10);
 static_assert(kSides == kHalves && kPieces % kSides == 0 && kThreads % kRowWords == 0 &&
               kPairKeys == kPieces * kLoadedKeys && kLoads == kKeySteps);
 
@@ -487,9 +490,9 @@ BST_DEVICE void AttendContext(const ContextTask& task) {
 BST_KERNEL void BST_BOUNDS(256, 2) bst_attention_tiles(AttentionTask task) { AttendRing(task); }
 BST_KERNEL void BST_BOUNDS(256, 2) bst_context_tiles(ContextTask task) { AttendContext(task); }
 
-void PrepareAttention(Stream& stream) {
-  BST_ALLOW_SHARED(bst_attention_tiles, kSharedBytes, stream);
-  BST_ALLOW_SHARED(bst_context_tiles, kSharedBytes, stream);
+bool PrepareAttention(Stream& stream) {
+  return BST_ALLOW_SHARED(bst_attention_tiles, kSharedBytes, stream) == kSharedBytes &&
+         BST_ALLOW_SHARED(bst_context_tiles, kSharedBytes, stream) == kSharedBytes;
 }
 void AttentionTiles(Stream& stream, const AttentionTask& task) {
   const LaunchShape shape = {.blocks_x = task.num_tiles.most,

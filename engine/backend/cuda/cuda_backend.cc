@@ -24,16 +24,11 @@ static_assert(sizeof(TokenId) == sizeof(int32_t), "kernels take token ids as int
 int Rows(const TensorView& view) { return static_cast<int>(view.dim(0)); }
 int Columns(const TensorView& view) { return static_cast<int>(view.dim(1)); }
 bool IsBf16(DType type) { return type == DType::kBF16; }
-// Whether the tensor cores take the queries of attention.
-bool HasTiles(DType type, int head_dim) {
-  return IsBf16(type) && head_dim <= cuda::kMaxTileColumns &&
-         head_dim % cuda::kTileColumnsMultiple == 0;
-}
-
 class CudaBackend final : public Backend {
  public:
   CudaBackend(std::unique_ptr<CudaDevice> device, const CudaOptions& options)
       : device_(std::move(device)),
+        has_tile_memory_(cuda::PrepareAttention(device_->stream())),
         products_(*device_, options.panel_rows),
         sampling_(*device_),
         options_(options) {}
@@ -431,6 +426,12 @@ class CudaBackend final : public Backend {
   absl::Status Sync() override { return device_->Sync(); }
 
  private:
+  // Whether the tensor cores take the queries of attention.
+  bool HasTiles(DType type, int head_dim) const {
+    return has_tile_memory_ && IsBf16(type) && head_dim <= cuda::kMaxTileColumns &&
+           head_dim % cuda::kTileColumnsMultiple == 0;
+  }
+
   // The tensor cores' forms read 16 bytes of a ring or a context at a time.
   static void CheckPlace(const std::byte* cache) {
     BST_CHECK(reinterpret_cast<uintptr_t>(cache) % 16 == 0, "keys at an odd address");
@@ -466,6 +467,7 @@ class CudaBackend final : public Backend {
   }
 
   std::unique_ptr<CudaDevice> device_;
+  bool has_tile_memory_;
   CudaProducts products_;
   CudaSampling sampling_;
   CudaOptions options_;
@@ -483,7 +485,6 @@ class CudaBackend final : public Backend {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
   BST_ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CudaDevice::Open(options.arena_bytes));
-  cuda::PrepareAttention(device->stream());
   return std::make_unique<CudaBackend>(std::move(device), options);
 }
 

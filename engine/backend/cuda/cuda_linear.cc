@@ -1,6 +1,7 @@
 #include "engine/backend/cuda/cuda_linear.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <limits>
 #include <random>
@@ -18,8 +19,10 @@ namespace {
 // That cuBLAS is asked for, per shape; where two shapes make pairs of them, for each.
 constexpr int kAlgorithms = 64;
 constexpr int kAlgorithmsOfAPair = 8;
-constexpr int kRuns = 5;              // of a product that may be the fastest
-constexpr double kMostMicros = 50e3;  // for the measurements of a panel: loading waits for them
+constexpr int kRuns = 5;  // of a product that may be the fastest
+// For the measurements of a panel, which loading waits for, in seconds; the library's code is
+// loaded meanwhile too.
+constexpr double kMostSeconds = 0.25;
 // Of the operands that were compared: cuBLAS may go by their addresses.
 constexpr uintptr_t kProductAlignment = 256;
 
@@ -162,8 +165,9 @@ bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
   shape.in = last_in;
   const std::vector<cuda::Product*> last =
       cuda::FindProducts(*blas_, shape, is_pair ? kAlgorithmsOfAPair : kAlgorithms);
-  const std::vector<double> whole_micros = Measure(weights, *trial, whole);
-  const std::vector<double> last_micros = Measure(weights, *trial, last);
+  const Clock::time_point start = Clock::now();
+  const std::vector<double> whole_micros = Measure(weights, *trial, whole, start);
+  const std::vector<double> last_micros = Measure(weights, *trial, last, start);
 
   std::vector<std::pair<double, Panel>> panels;
   for (size_t i = 0; i < last.size(); ++i) {
@@ -177,9 +181,8 @@ bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
   }
   std::stable_sort(panels.begin(), panels.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });
-  const auto right = std::find_if(panels.begin(), panels.end(), [&](auto& candidate) {
-    return SameBits(weights, *trial, candidate.second);
-  });
+  auto right = panels.begin();
+  while (right != panels.end() && !SameBits(weights, *trial, right->second)) ++right;
   const bool found = right != panels.end() && !IsKernelFaster(weights, *trial, right->second);
   panel = found ? right->second : Panel{.rows = panel.rows};
   for (const std::vector<cuda::Product*>& products : {whole, last}) {
@@ -228,7 +231,8 @@ absl::StatusOr<CudaProducts::Trial> CudaProducts::MakeTrial(const CudaLinear& we
 // What each takes for one segment, in microseconds; infinity where it does not start, or where
 // those before it took all the time there is.
 std::vector<double> CudaProducts::Measure(const CudaLinear& weights, const Trial& trial,
-                                          const std::vector<cuda::Product*>& products) {
+                                          const std::vector<cuda::Product*>& products,
+                                          Clock::time_point start) {
   constexpr double kNever = std::numeric_limits<double>::infinity();
   std::vector<double> micros(products.size(), kNever);
   if (products.size() < 2) return micros;
@@ -238,15 +242,16 @@ std::vector<double> CudaProducts::Measure(const CudaLinear& weights, const Trial
                                           .out = trial.got().data,
                                           .scale = 1.0f,
                                           .epilogue = cuda::ProductEpilogue::kStore};
-  double best = kNever, all = 0.0;
-  for (size_t i = 0; i < products.size() && all < kMostMicros; ++i) {
+  double best = kNever;
+  const auto is_time_left = [&] {
+    return std::chrono::duration<double>(Clock::now() - start).count() < kMostSeconds;
+  };
+  for (size_t i = 0; i < products.size() && is_time_left(); ++i) {
     bool starts = true;
     const auto run = [&] {
-      const double taken = cuda::Measure(device_.stream(), [&] {
+      return cuda::Measure(device_.stream(), [&] {
         starts = cuda::RunProduct(device_.stream(), *products[i], operands).ok();
       });
-      all += taken;
-      return taken;
     };
     run();  // brings its code to the device
     if (!starts) continue;

@@ -17,6 +17,7 @@
 // Tested by   tests/engine/backend/cuda/linear_test.cc, and by it on GPUs
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <map>
 #include <memory>
@@ -88,8 +89,9 @@ class CudaProducts {
   static Shape ShapeOf(const CudaLinear& weights);
   bool Find(const CudaLinear& weights, Panel& panel);
   absl::StatusOr<Trial> MakeTrial(const CudaLinear& weights, int rows);
+  using Clock = std::chrono::steady_clock;
   std::vector<double> Measure(const CudaLinear& weights, const Trial& trial,
-                              const std::vector<cuda::Product*>& products);
+                              const std::vector<cuda::Product*>& products, Clock::time_point start);
   bool SameBits(const CudaLinear& weights, const Trial& trial, Panel& panel);  // sets fuses_relu
   bool IsKernelFaster(const CudaLinear& weights, const Trial& trial, const Panel& panel);
   const std::byte* Inputs(const CudaLinear& weights, const cuda::Matrix& x, int rows);

@@ -241,8 +241,9 @@ struct AttentionTask {
 void Attention(Stream& stream, bool bf16, const AttentionTask& task);
 void AttentionTiles(Stream& stream, const AttentionTask& task);
 void AttentionSingles(Stream& stream, const AttentionTask& task);
-// Once, before the first tile of attention or of a context.
-void PrepareAttention(Stream& stream);
+// Once, before the first tile of attention or of a context. False: the device has too little shared
+// memory for tiles (99 KB of a block on 8.6 and 8.9).
+bool PrepareAttention(Stream& stream);
 
 struct QueryContext {
   const void* context;  // [2, capacity, heads head_dim]

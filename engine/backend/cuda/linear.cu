@@ -3,8 +3,8 @@
 //   few, F32    a block has 32 columns and up to four rows, a thread per output; all threads bring
 //               the weights
 //   few, BF16   a block has up to 16 tiles of 16 features and up to 32 rows, a warp for each tile
-//               and segment; four more warps bring weights and x to shared memory, by copies that
-//               run several stages ahead; x is rounded on its way to the tensor cores
+//               and segment; four to sixteen more warps bring weights and x to shared memory, by
+//               copies that run several stages ahead; x is rounded on its way to the tensor cores
 //   tile, F32   64 x 64 outputs in shared memory, 4 x 4 of a thread
 //   tile, BF16  128 features x 64 rows, 32 x 32 of a warp, in fragments; x is rounded on its way
 //               into shared memory
@@ -652,7 +652,8 @@ void LaunchFew(Stream& stream, const LinearTask& task) {
   const int warps = few.tiles * few.segments;
   if (rows > kFragmentColumns) {
     few.copy_warps = kMostWarps - warps;
-    if (few.copy_warps > kMostCopyWarps) few.copy_warps = kMostCopyWarps;
+    for (const int most : {kMostCopyWarps, few.segments * (few.tiles + rows)})
+      if (few.copy_warps > most) few.copy_warps = most;
   }
   const LaunchShape shape = {.blocks_x = over(all_tiles, few.tiles),
                              .blocks_y = groups,

@@ -39,14 +39,8 @@ BST_DEVICE uint32_t PackBf16(float first, float second) {
 }
 #else
 BST_DEVICE uint32_t PackBf16(float first, float second) {
-#ifdef __CUDACC__
-  uint32_t word;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-  return word;
-#else
   return static_cast<uint32_t>(Store<Bf16>(first).bits) |
          static_cast<uint32_t>(Store<Bf16>(second).bits) << 16;
-#endif
 }
 #endif
 

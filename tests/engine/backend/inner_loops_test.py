@@ -41,8 +41,9 @@ KERNELS = [
     Kernel("DotProducts<Bf16Dot>::Tile<1, 4>", "vdpbf16ps", 4, 13),
     Kernel("DotProducts<Int8DotVnni>::Tile<8, 2>", "vpdpbusd", 16, 31),
     Kernel("DotProducts<Int8DotVnni>::Tile<2, 4>", "vpdpbusd", 8, 19),
-    Kernel("LinearTileBlock<Bf16Tiles, 2, HardwareTiles>", "tdpbf16ps", 4, 14),
-    Kernel("LinearTileBlock<Int8Tiles, 2, HardwareTiles>", "tdpbusd", 4, 14),
+    # With four fetches of the next panel.
+    Kernel("LinearTileBlock<Bf16Tiles, 2, HardwareTiles>", "tdpbf16ps", 4, 19),
+    Kernel("LinearTileBlock<Int8Tiles, 2, HardwareTiles>", "tdpbusd", 4, 19),
     Kernel("TileProducts<Bf16Tiles, HardwareTiles>::Multiply", "tdpbf16ps", 4, 14),
     Kernel("TileProducts<Int8Tiles, HardwareTiles>::Multiply", "tdpbusd", 4, 14),
     Kernel("LinearTile<float, 12, 1>", "vfmadd231ps", 24, 42),

@@ -177,6 +177,7 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
   for (Thread& t : threads_) {
     if (t.fiber == nullptr) t.fiber = std::make_unique<Fiber>(&RunThreads, this);
   }
+  warps_.reserve(static_cast<size_t>(num_threads_ / kLanes));  // before the release: fibers read it
   Release(&launch_sync_);
   // Blocks in the order of the mode; the columns first.
   for (const int y : InOrder(shape.blocks_y)) {

@@ -183,11 +183,12 @@ TEST_F(CudaProductsTest, AreNotUsedForOperandsThatWereNotCompared) {
 TEST(CudaLinearLawTest, EmulatedARowsBitsDoNotDependOnTheNumberOfRows) {
   const auto backend = *MakeCudaBackend({.panel_rows = {80, 24}});
   for (const DType type : {DType::kF32, DType::kBF16}) {
-    for (const Size size : {Size{152, 40}, Size{4200, 8}}) {
+    // The last: several tiles to a block.
+    for (const Size size : {Size{152, 40}, Size{4200, 8}, Size{60, 2200}}) {
       Layer layer(*backend, size, type, 130);
       const std::vector<float> all = layer.Run(130);
       const std::vector<int> numbers =
-          size.in > 4096
+          size.in > 4096 || size.out > 2048
               ? std::vector<int>{1, 5, 25, 33, 104}
               : std::vector<int>{1, 2, 4, 5, 8, 9, 23, 24, 25, 32, 33, 64, 65, 80, 81, 104};
       for (const int rows : numbers)
@@ -210,7 +211,8 @@ TEST(CudaLinearLawTest, OnAGpuARowsBitsDoNotDependOnTheNumberOfRows) {
   if (!backend.ok()) GTEST_SKIP() << backend.status().message();
   const auto kernels = *OpenCudaBackend({.panel_rows = {}});
   for (const DType type : {DType::kF32, DType::kBF16}) {
-    for (const Size size : {Size{1024, 3072}, Size{1000, 1024}, Size{12288, 1024}}) {
+    for (const Size size :
+         {Size{1024, 3072}, Size{1000, 1024}, Size{4133, 2200}, Size{12288, 1024}}) {
       constexpr int kRows = 2048 + 256 + 19;
       Layer layer(**backend, size, type, kRows), without(*kernels, size, type, kRows);
       for (const LinearEpilogue epilogue : {LinearEpilogue::kStore, LinearEpilogue::kRelu,
