@@ -163,9 +163,9 @@ class Backend {
   virtual void Linear(TensorView x, const LinearWeights& weights, const LinearOptions& options,
                       TensorView out) = 0;
 
-  // x += act(RmsNorm(x) up^T) down^T: the operators above one after the other, bit for bit. `act` is
-  // no kAdd. x [T, D]; normed [T, D] and hidden [T, F] are theirs, of any value afterwards. A backend
-  // may keep rows in its caches instead.
+  // x += act(RmsNorm(x) up^T) down^T: the operators above one after the other, bit for bit. `act`
+  // is no kAdd. x [T, D]; normed [T, D] and hidden [T, F] are theirs, of any value afterwards; a
+  // backend may keep rows in its caches instead.
   virtual void FeedForward(TensorView x, TensorView gain, float epsilon, const LinearWeights& up,
                            LinearEpilogue act, const LinearWeights& down, TensorView normed,
                            TensorView hidden) {
