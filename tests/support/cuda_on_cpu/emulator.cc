@@ -96,8 +96,9 @@ class Multiprocessor {
     return Shared(tag, name, dynamic_bytes_);
   }
   int AllowShared(const char* kernel, int bytes) {
-    return allowed_[kernel] = std::min(bytes, static_cast<int>(kSharedBytes));
+    return allowed_[kernel] = std::min(bytes, most_shared_);
   }
+  void SetMostShared(int bytes) { most_shared_ = bytes; }
   Copies& copies() { return threads_[static_cast<size_t>(thread_)].copies; }
   void NoteMisaligned() { misaligned_ = true; }
 
@@ -116,6 +117,7 @@ class Multiprocessor {
   std::mt19937 random_;
   std::set<std::string> launched_;
   std::map<std::string, int> allowed_;  // dynamic shared memory, by kernel
+  int most_shared_ = static_cast<int>(kSharedBytes);
 
   // The launch.
   const std::function<void()>* body_ = nullptr;
@@ -383,6 +385,7 @@ void SetOrder(Order order, uint32_t seed) { Device().SetOrder(order, seed); }
 std::set<std::string> LaunchedKernels() { return Device().launched(); }
 
 int AllowShared(const char* kernel, int bytes) { return Device().AllowShared(kernel, bytes); }
+void SetMostShared(int bytes) { Device().SetMostShared(bytes); }
 
 std::string RunKernel(const char* kernel, const cuda::LaunchShape& shape,
                       const std::function<void()>& thread) {

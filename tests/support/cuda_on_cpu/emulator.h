@@ -36,6 +36,8 @@ void SetOrder(Order order, uint32_t seed = 1);
 
 // From the next launch on; without it 48 KB. Returns `bytes`, or what a block can have.
 int AllowShared(const char* kernel, int bytes);
+// That AllowShared gives at most, from now on: as on a smaller device.
+void SetMostShared(int bytes);
 
 // Runs `thread` once for every thread of every block. Returns what went wrong; empty: nothing.
 std::string RunKernel(const char* kernel, const cuda::LaunchShape& shape,
