@@ -6,6 +6,7 @@
 
 #include "engine/base/check.h"
 #ifdef BST_FIBERS_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #ifdef BST_FIBERS_TSAN
@@ -88,6 +89,10 @@ Fiber::Fiber(void (*run)(void*), void* argument) : run_(run), argument_(argument
 Fiber::~Fiber() {
 #ifdef BST_FIBERS_TSAN
   __tsan_destroy_fiber(inside_tsan_);
+#endif
+#ifdef BST_FIBERS_ASAN
+  // Frames that were left where they stood; the next stack may lie at this address.
+  __asan_unpoison_memory_region(static_cast<std::byte*>(stack_) + kGuardBytes, kStackBytes);
 #endif
   ::munmap(stack_, kGuardBytes + kStackBytes);
 }
