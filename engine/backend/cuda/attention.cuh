@@ -2,6 +2,7 @@
 #pragma once
 
 #include "engine/backend/cuda/device.h"
+#include "engine/backend/cuda/four_floats.cuh"
 #include "engine/backend/cuda/kernels.h"
 
 namespace bst::cuda {
@@ -60,9 +61,5 @@ BST_DEVICE Keys<T> ContextKeys(const ContextTask& task, const void* context, int
           .new_k = {nullptr, 0},
           .new_v = {nullptr, 0}};
 }
-
-struct alignas(16) FourWords {
-  uint32_t words[4];
-};
 
 }  // namespace bst::cuda

@@ -21,10 +21,6 @@ constexpr int kSlots = 3 * kWarps;  // tiles between two joinings
 constexpr int kQueryFragments = kMaxTileColumns / kFragmentDepth * kTerms;
 static_assert(kThreads >= kMaxTileColumns);
 
-struct alignas(8) TwoFloats {
-  float values[2];
-};
-
 // The query at `q` and the keys that it sees: `oldest` .. `newest`. Those before
 // `stored` are zeros.
 struct Single {

@@ -485,6 +485,14 @@ BST_DEVICE void AttendContext(const ContextTask& task) {
                                      .newest = tile.num_rows - 1}});
 }
 
+template <typename Task>
+LaunchShape ShapeOf(const Task& task) {
+  return {.blocks_x = task.num_tiles.most,
+          .blocks_y = task.heads,
+          .threads = kThreads,
+          .shared_bytes = kSharedBytes};
+}
+
 }  // namespace
 
 BST_KERNEL void BST_BOUNDS(256, 2) bst_attention_tiles(AttentionTask task) { AttendRing(task); }
@@ -495,17 +503,11 @@ bool PrepareAttention(Stream& stream) {
          BST_ALLOW_SHARED(bst_context_tiles, kSharedBytes, stream) == kSharedBytes;
 }
 void AttentionTiles(Stream& stream, const AttentionTask& task) {
-  const LaunchShape shape = {.blocks_x = task.num_tiles.most,
-                             .blocks_y = task.heads,
-                             .threads = kThreads,
-                             .shared_bytes = kSharedBytes};
+  const LaunchShape shape = ShapeOf(task);
   if (shape.blocks_x > 0) BST_LAUNCH(bst_attention_tiles, shape, stream, task);
 }
 void ContextTiles(Stream& stream, const ContextTask& task) {
-  const LaunchShape shape = {.blocks_x = task.num_tiles.most,
-                             .blocks_y = task.heads,
-                             .threads = kThreads,
-                             .shared_bytes = kSharedBytes};
+  const LaunchShape shape = ShapeOf(task);
   if (shape.blocks_x > 0) BST_LAUNCH(bst_context_tiles, shape, stream, task);
 }
 

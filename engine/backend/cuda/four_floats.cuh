@@ -1,4 +1,4 @@
-// Rows of matrices four floats at a time.
+// What one load brings, 16 or 8 bytes; rows of matrices four floats at a time.
 #pragma once
 
 #include "engine/backend/cuda/device.h"
@@ -8,6 +8,12 @@ namespace bst::cuda {
 
 struct alignas(16) FourFloats {
   float values[4];
+};
+struct alignas(16) FourWords {
+  uint32_t words[4];
+};
+struct alignas(8) TwoFloats {
+  float values[2];
 };
 
 // Whether rows of eights of columns can be read and written four floats at a time.

@@ -14,6 +14,7 @@
 // 20 words apart: the eight rows and four words that a fragment reads lie in 32 banks.
 #include "engine/backend/cuda/activation.cuh"
 #include "engine/backend/cuda/device.h"
+#include "engine/backend/cuda/four_floats.cuh"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"
 #include "engine/backend/cuda/mma.cuh"
@@ -184,10 +185,6 @@ BST_DEVICE int WeightWord(int feature, int word) {
 }
 BST_DEVICE int InputWord(int token, int k) { return token * kStageDepth + (k ^ token % 4 * 8); }
 
-struct alignas(8) TwoFloats {
-  float first, second;
-};
-
 // What a thread of the warps that copy brings of every stage: pieces of 16 bytes, of every
 // `copy_warps`-th tile of weights and, counted from the other end, of every such row of x. Warps
 // that multiply wait for a stage's copies to begin, so whatever can be is worked out once, here.
@@ -334,7 +331,7 @@ BST_DEVICE void LoadFragments(const uint32_t* weights, const uint32_t* inputs, i
       const auto pair = [&](int k) {
         const auto x =
             *reinterpret_cast<const TwoFloats*>(inputs + (input_words[j] ^ k % 32) + k / 32 * 32);
-        return PackBf16(x.first, x.second);
+        return PackBf16(x.values[0], x.values[1]);
       };
       to.b[i][j] = {{pair(step * 16), pair(step * 16 + 8)}};
     }
@@ -498,10 +495,6 @@ constexpr int kTokenTiles = kWarpTokens / kFragmentColumns;
 static_assert(kLinearColumns % kTileFeatures == 0 && kLinearSegment % kTileDepth == 0);
 static_assert(kLinearDepth % kTileDepth == 0 && kLinearDepth % kFragmentDepth == 0);
 static_assert(kTileFeatures / kWarpFeatures * (kTileTokens / kWarpTokens) == kWarps);
-
-struct alignas(16) FourWords {
-  uint32_t words[4];
-};
 
 BST_DEVICE void TokenTile(const LinearTask& task) {
   BST_SHARED(uint32_t, ws, kTileFeatures * kTileRowWords);
