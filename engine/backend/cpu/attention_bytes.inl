@@ -114,7 +114,7 @@ inline void PackByteQueries(const AttendTask& task, const ByteScratch& scratch, 
 template <typename Products>
 inline void ByteScores(Products& products, const ByteScratch& scratch, int num_rows,
                        const void* keys, const float* key_scales, const int32_t* key_offsets,
-                       int64_t first, int64_t end, float* out, int64_t out_stride) {
+                       int64_t first, int64_t end, int64_t ahead, float* out, int64_t out_stride) {
   if (first >= end) return;
   const int64_t tile_bytes = kLanes * scratch.dims;
   const ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
@@ -128,7 +128,8 @@ inline void ByteScores(Products& products, const ByteScratch& scratch, int num_r
                      .group_stride = 4 * kLanes,
                      .vector_stride = tile_bytes,
                      .out = out,
-                     .out_stride = out_stride});
+                     .out_stride = out_stride,
+                     .ahead = ahead});
   for (int r = 0; r < num_rows; ++r) {
     float* scores = out + 2 * r * out_stride;
     const float* low = scores + out_stride;
@@ -293,9 +294,11 @@ class ByteGroup {
 
   // Of tiles [first, end), side by side.
   void MakeScores(int64_t first, int64_t end) {
+    if constexpr (Products::kFetchesAhead) FetchNextScales(first, end);
     const int64_t own_end = indices_.OwnEnd(first, end);
     ByteScores(products_, scratch_, indices_.num_rows, task_.current_keys, task_.current_key_scales,
-               task_.current_key_offsets, first, own_end, scratch_.scores, score_stride_);
+               task_.current_key_offsets, first, own_end, task_.next_ring, scratch_.scores,
+               score_stride_);
     MakePreviousScores(own_end, end, scratch_.scores + (own_end - first) * kLanes, score_stride_);
     const int64_t border = indices_.border_tile;
     if (!indices_.two_blocks || !indices_.HasBorder(first, end)) return;
@@ -308,7 +311,20 @@ class ByteGroup {
   }
   void MakePreviousScores(int64_t first, int64_t end, float* out, int64_t out_stride) {
     ByteScores(products_, scratch_, indices_.num_rows, task_.previous_keys,
-               task_.previous_key_scales, task_.previous_key_offsets, first, end, out, out_stride);
+               task_.previous_key_scales, task_.previous_key_offsets, first, end, 0, out,
+               out_stride);
+  }
+
+  void FetchNextScales(int64_t first, int64_t end) const {
+    if (task_.next_ring == 0) return;
+    for (int64_t j = first * kLanes; j < end * kLanes; j += kLanes) {
+      const auto fetch = [&](const auto* numbers) {
+        _mm_prefetch(reinterpret_cast<const char*>(numbers + j) + task_.next_ring, _MM_HINT_T1);
+      };
+      fetch(task_.current_key_scales);
+      fetch(task_.current_key_offsets);
+      fetch(task_.current_value_scales);
+    }
   }
 
   // Where a chunk's scores begin, and its weights.
@@ -379,7 +395,8 @@ class ByteGroup {
                         .group_stride = 4 * columns_,
                         .vector_stride = 4 * kLanes,
                         .out = scratch_.sums,
-                        .out_stride = scratch_.dims});
+                        .out_stride = scratch_.dims,
+                        .ahead = task_.next_ring});
     const float* factors = scratch_.factors + NumbersOf(chunk);
     const float* steps = scratch_.steps + NumbersOf(chunk);
     for (int r = 0; r < indices_.num_rows; ++r) {

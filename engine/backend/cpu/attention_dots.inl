@@ -3,6 +3,8 @@
 template <typename Dot>
 class DotProducts {
  public:
+  static constexpr bool kFetchesAhead = std::is_same_v<typename Dot::Sum, __v16si>;  // bytes
+
   void Multiply(const Product& product) { Rows<kRows>(product, 0, product.num_rows); }
 
  private:
@@ -43,18 +45,33 @@ class DotProducts {
     for (int r = 0; r < NumRows; ++r) {
       for (int c = 0; c < Wide; ++c) sum[r][c] = Dot::Zero();
     }
-    for (int n = 0; n < product.num_runs; ++n) {
-      const ProductRun& run = product.runs[n];
-      const char* rows = run.rows + row * run.row_stride;
-      const char* matrix = run.matrix + vector * product.vector_stride;
-      for (int64_t i = 0; i < run.groups; ++i, rows += 4, matrix += product.group_stride) {
-        typename Dot::Weights b[Wide];
-        for (int c = 0; c < Wide; ++c) b[c] = Dot::LoadWeights(matrix + c * product.vector_stride);
-        for (int r = 0; r < NumRows; ++r) {
-          const typename Dot::Inputs a = Dot::LoadInputs(rows + r * run.row_stride);
-          for (int c = 0; c < Wide; ++c) sum[r][c] = Dot::MultiplyAdd(sum[r][c], a, b[c]);
+    const auto add_runs = [&](auto fetching) {
+      for (int n = 0; n < product.num_runs; ++n) {
+        const ProductRun& run = product.runs[n];
+        const char* rows = run.rows + row * run.row_stride;
+        const char* matrix = run.matrix + vector * product.vector_stride;
+        for (int64_t i = 0; i < run.groups; ++i, rows += 4, matrix += product.group_stride) {
+          typename Dot::Weights b[Wide];
+          for (int c = 0; c < Wide; ++c) {
+            const char* from = matrix + c * product.vector_stride;
+            if constexpr (fetching) _mm_prefetch(from + product.ahead, _MM_HINT_T1);
+            b[c] = Dot::LoadWeights(from);
+          }
+          for (int r = 0; r < NumRows; ++r) {
+            const typename Dot::Inputs a = Dot::LoadInputs(rows + r * run.row_stride);
+            for (int c = 0; c < Wide; ++c) sum[r][c] = Dot::MultiplyAdd(sum[r][c], a, b[c]);
+          }
         }
       }
+    };
+    if constexpr (kFetchesAhead && NumRows == 2) {
+      if (product.ahead != 0) {
+        add_runs(std::true_type());
+      } else {
+        add_runs(std::false_type());
+      }
+    } else {
+      add_runs(std::false_type());
     }
     for (int r = 0; r < NumRows; ++r) {
       for (int c = 0; c < Wide; ++c) {

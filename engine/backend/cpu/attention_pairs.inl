@@ -5,6 +5,7 @@
 // (rounded to BF16) with keys, and outputs, of weights (rounded to BF16 too) with values. Sums are
 // float32. The kernel is written over a `Products` type, which multiplies up to kProductRows rows:
 //   void Multiply(const Product&)
+//   static constexpr bool kFetchesAhead: see Product::ahead
 // and makes each output one chain of additions along K that no other row has a part in.
 //
 // Queries come in groups that lie in one step of 32 ring indices, at the same places whatever the
@@ -14,8 +15,9 @@
 // beyond from the block before, each with weights of zero for the rest: so a decode step, which
 // finds both in one ring, adds the same numbers in the same order.
 //
-// Zero weights silence only finite values: NaN among the keys and values of a sequence reaches its
-// tokens up to 31 positions earlier, in the same step of a prompt.
+// Zero weights silence only finite values: a NaN or an infinity among a sequence's values reaches
+// those of its own tokens, earlier ones and ones that no longer see it, whose borders lie in one
+// step with it.
 
 // Where things lie in AttendTask::scores. Strides are odd in cache lines, lest rows share sets.
 struct PairScratch {

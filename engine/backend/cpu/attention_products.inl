@@ -18,4 +18,7 @@ struct Product {
   int64_t group_stride, vector_stride;
   float* out;  // or int32
   int64_t out_stride;
+  // What lies so many bytes behind the matrix comes to the second-level cache meanwhile, if
+  // Products::kFetchesAhead and there are two rows, those of one query on bytes; 0: nothing.
+  int64_t ahead = 0;
 };

@@ -4,6 +4,8 @@
 template <typename Format, typename Tiles>
 class TileProducts {
  public:
+  static constexpr bool kFetchesAhead = false;
+
   // One copy of its loops, not one for each call.
   [[gnu::noinline]] void Multiply(const Product& product) {
     if (product.num_rows > kTileRows) {

@@ -9,6 +9,9 @@
 namespace bst {
 namespace {
 
+// Where there is enough to share out, so that threads finish together.
+constexpr int kTasksOfThread = 4;
+
 KeyValueLayout RingLayout(const CpuContext& context, const AttentionSpec& spec) {
   return {context.kernels(), spec.window, spec.head_dim, spec.kv_type};
 }
@@ -109,7 +112,6 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
   }
   // Long rows in as few tasks as still share the work evenly: that of single tokens is nothing
   // beside theirs.
-  constexpr int kTasksOfThread = 4;
   const auto blocks =
       static_cast<int>(std::count_if(segments.begin(), segments.end(), [](const Segment& segment) {
         return segment.row.num_tokens() > 1;
@@ -139,13 +141,24 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
                             absl::Span<const Row> rows, PoolView ring, TensorView out,
                             absl::Span<const Segment> segments) const {
   const int heads = spec().num_heads;
-  context.pool().Run(static_cast<int>(segments.size()) * heads, [&](int index, int thread) {
+  const auto heads_of_all = static_cast<int>(segments.size()) * heads;
+  // Heads of a single token that one task takes, nearly as many in each of its tasks.
+  const int most =
+      std::clamp(heads_of_all / (kTasksOfThread * context.pool().num_threads()), 1, heads);
+  const int groups = (heads + most - 1) / most, group_heads = (heads + groups - 1) / groups;
+  context.pool().Run(heads_of_all, [&](int index, int thread) {
     const auto first = static_cast<size_t>(index / heads);
     if (!segments[first].begins_task) return;
+    const bool is_token = segments[first].row.num_tokens() == 1;
+    int head = index % heads;
+    if (is_token && head % group_heads != 0) return;  // another task's
+    const int last_head = is_token ? std::min(heads, head + group_heads) : head + 1;
     size_t last = first + 1;
     while (last < segments.size() && !segments[last].begins_task) ++last;
-    RunSegments<Head>(context, thread, segments.subspan(first, last - first), index % heads, q, k,
-                      v, ring, out);
+    for (; head < last_head; ++head) {
+      RunSegments<Head>(context, thread, segments.subspan(first, last - first), head,
+                        /*next_head=*/head + 1 < last_head, q, k, v, ring, out);
+    }
   });
   // Only now that every block of a chunk has read the old ring may its last W tokens replace it.
   // Single tokens did so on the way.
@@ -170,8 +183,8 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
 
 template <typename Head>
 void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments,
-                               int head, TensorView q, TensorView k, TensorView v, PoolView ring,
-                               TensorView out) const {
+                               int head, bool next_head, TensorView q, TensorView k, TensorView v,
+                               PoolView ring, TensorView out) const {
   const int64_t column = int64_t{head} * spec().head_dim;
   const Row& row = segments[0].row;
   const KeyValueLayout layout = RingLayout(context, spec());
@@ -196,6 +209,7 @@ void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const
                       RowsFrom(k, v, segments[0].begin, column), 1);
     };
     if (spec().include_self) write();
+    if (next_head) task.next_ring = static_cast<int64_t>(layout.HeadBytes());
     attend(segments[0], head_ring, head_ring);
     if (!spec().include_self) write();
     return;

@@ -4,7 +4,8 @@
 // before beyond: decode reads the ring in place, a prompt block reads two copies (own block, block
 // before; cpu_key_values.h) and picks by index. So both do the same arithmetic in the same order.
 // A task takes several blocks of a row in turn where there are tasks enough: the copy of a block
-// then serves the next block too.
+// then serves the next block too. Of a single token a task likewise takes several heads, and knows
+// what it reads next.
 #pragma once
 
 #include <memory>
@@ -41,7 +42,8 @@ class CpuAttention : public AttentionWeights {
                 absl::Span<const Segment> segments) const;
   template <typename Head>
   void RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments, int head,
-                   TensorView q, TensorView k, TensorView v, PoolView ring, TensorView out) const;
+                   bool next_head, TensorView q, TensorView k, TensorView v, PoolView ring,
+                   TensorView out) const;
   AttendTask HeadTask(int head, float* scores) const;
   bool PreviousVisible(int64_t block) const;
 

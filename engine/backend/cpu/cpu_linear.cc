@@ -268,9 +268,9 @@ void CpuLinear::RunTogether(CpuContext& context, TensorView x, const LinearOptio
   const auto row_tasks = static_cast<int>(Quotient(rows, task_rows));
   int task_panels = num_panels();
   if (threads > 1) {
-    // Many rows: fixed groups. Few: about four tasks a thread, in whole groups of four panels.
-    task_panels = row_tasks > 1 ? kTaskPanels
-                                : static_cast<int>(RoundUp(Quotient(num_panels(), 4 * threads), 4));
+    // Many rows: fixed groups. Few: about four tasks a thread.
+    task_panels =
+        row_tasks > 1 ? kTaskPanels : static_cast<int>(Quotient(num_panels(), 4 * threads));
   }
   const auto panel_tasks = static_cast<int>(Quotient(num_panels(), task_panels));
   Prepared prepared = {};

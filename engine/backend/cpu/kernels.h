@@ -105,6 +105,9 @@ struct AttendTask {
   const float* next_v;
   int64_t next_k_stride, next_v_stride;
   int num_next;
+  // Of one query on bytes: the ring that this thread reads next lies so many bytes behind this one;
+  // 0: not known. Dot products fetch it meanwhile.
+  int64_t next_ring;
   float* scores;  // scratch, [kMaxQueries][W padded to 16], or *ScratchBytes
 };
 inline constexpr int kMaxQueries = 6;  // that one pass over the keys serves

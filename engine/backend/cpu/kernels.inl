@@ -74,13 +74,14 @@ inline void PrefetchOutputs(const LinearTask& task, int row, int rows, int first
 inline int64_t PanelElements(const float*, int k) { return int64_t{k} * kPanelOutputs; }
 inline int64_t PanelElements(const BFloat16*, int k) { return RoundUpInputs(k) * kPanelOutputs; }
 
-// Rows x (32 * Panels) outputs in registers; each output is one chain of additions along K.
-template <typename Weight, int Rows, int Panels>
+// Rows x 32 outputs in registers; each output is one chain of additions along K.
+template <typename Weight, int Rows>
 inline void LinearTile(const LinearTask& task, int row, int panel) {
-  PrefetchOutputs(task, row, Rows, panel * kPanelOutputs, 2 * Panels);
-  V16 sum[Rows][2 * Panels];
+  constexpr int kVectors = kPanelOutputs / kLanes;
+  PrefetchOutputs(task, row, Rows, panel * kPanelOutputs, kVectors);
+  V16 sum[Rows][kVectors];
   for (int r = 0; r < Rows; ++r) {
-    for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Zero();
+    for (int c = 0; c < kVectors; ++c) sum[r][c] = Zero();
   }
   const int k_size = task.in_features;
   const int64_t panel_size = PanelElements(static_cast<const Weight*>(nullptr), k_size);
@@ -88,32 +89,29 @@ inline void LinearTile(const LinearTask& task, int row, int panel) {
   const float* x = task.x + row * task.x_stride;
   if constexpr (sizeof(Weight) == sizeof(float)) {
     for (int k = 0; k < k_size; ++k) {
-      V16 b[2 * Panels];
-      for (int c = 0; c < 2 * Panels; ++c)
-        b[c] = Load(w + (c / 2) * panel_size + k * kPanelOutputs + (c % 2) * kLanes);
+      V16 b[kVectors];
+      for (int c = 0; c < kVectors; ++c) b[c] = Load(w + k * kPanelOutputs + c * kLanes);
       for (int r = 0; r < Rows; ++r) {
         const V16 a = Set1(x[r * task.x_stride + k]);
-        for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Fma(a, b[c], sum[r][c]);
+        for (int c = 0; c < kVectors; ++c) sum[r][c] = Fma(a, b[c], sum[r][c]);
       }
     }
   } else {
     for (int k = 0; k < k_size; k += 2) {
-      V16Pair b[2 * Panels];
-      for (int c = 0; c < 2 * Panels; ++c) {
-        b[c] = LoadPairs(w + (c / 2) * panel_size + k * kPanelOutputs + (c % 2) * 2 * kLanes);
-      }
+      V16Pair b[kVectors];
+      for (int c = 0; c < kVectors; ++c) b[c] = LoadPairs(w + k * kPanelOutputs + c * 2 * kLanes);
       for (int r = 0; r < Rows; ++r) {
         const V16 a = Set1(x[r * task.x_stride + k]);
-        for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Fma(a, b[c].low, sum[r][c]);
+        for (int c = 0; c < kVectors; ++c) sum[r][c] = Fma(a, b[c].low, sum[r][c]);
       }
       if (k + 1 == k_size) break;  // K is odd: the last pair is half padding
       for (int r = 0; r < Rows; ++r) {
         const V16 a = Set1(x[r * task.x_stride + k + 1]);
-        for (int c = 0; c < 2 * Panels; ++c) sum[r][c] = Fma(a, b[c].high, sum[r][c]);
+        for (int c = 0; c < kVectors; ++c) sum[r][c] = Fma(a, b[c].high, sum[r][c]);
       }
     }
   }
-  for (int c = 0; c < 2 * Panels; ++c) {
+  for (int c = 0; c < kVectors; ++c) {
     const int first = panel * kPanelOutputs + c * kLanes;
     const int n = std::min(kLanes, task.out_features - first);
     if (n <= 0) break;
@@ -128,28 +126,14 @@ void LinearTileOf(const LinearTask& task, int row, int rows, int panel) {
   if constexpr (Rows > 1) {
     if (rows < Rows) return LinearTileOf<Weight, Rows - 1>(task, row, rows, panel);
   }
-  LinearTile<Weight, Rows, 1>(task, row, panel);
-}
-
-// So few rows leave registers free for several panels at once, whose independent sums hide the
-// latency. 1 <= num_rows <= Rows.
-template <typename Weight, int Rows>
-void LinearFewRows(const LinearTask& task) {
-  if constexpr (Rows > 1) {
-    if (task.num_rows < Rows) return LinearFewRows<Weight, Rows - 1>(task);
-  }
-  constexpr int kPanels = std::max(1, std::min(4, kMaxTileRows / Rows));
-  int panel = task.first_panel;
-  for (; panel + kPanels <= task.last_panel; panel += kPanels)
-    LinearTile<Weight, Rows, kPanels>(task, 0, panel);
-  for (; panel < task.last_panel; ++panel) LinearTile<Weight, Rows, 1>(task, 0, panel);
+  LinearTile<Weight, Rows>(task, row, panel);
 }
 
 template <typename Weight>
 void LinearKernel(const LinearTask& task) {
-  constexpr int kFewRows = std::max(1, kMaxTileRows / 2);
-  if (task.num_rows <= kFewRows) return LinearFewRows<Weight, kFewRows>(task);
-  // A panel stays in the cache while the rows pass over it, in tiles of nearly equal height.
+  // A panel stays in the cache while the rows pass over it, in tiles of nearly equal height. Few
+  // rows too take one panel after the other: weights that come from memory come faster in one
+  // stream than in several, whose sums would hide the latency of one another.
   const int tiles = (task.num_rows + kMaxTileRows - 1) / kMaxTileRows;
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
     for (int tile = 0; tile < tiles; ++tile) {

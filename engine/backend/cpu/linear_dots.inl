@@ -10,6 +10,7 @@
 //   kRows      of a register tile of 2 kHalves vectors
 // Batch law: one order along K for every number of rows; padding along K adds exact zeros.
 
+// One half of a panel, or both from its first on.
 template <typename Dot, int Rows, int Halves>
 inline void DotTile(const LinearTask& task, int row, int first_half) {
   PrefetchOutputs(task, row, Rows, first_half * kLanes, Halves);
@@ -19,17 +20,16 @@ inline void DotTile(const LinearTask& task, int row, int first_half) {
   }
   constexpr int64_t kGroupBytes = 4 * kPanelOutputs;
   const int64_t x_stride = Dot::RowBytes(task), groups = x_stride / 4;
-  // More than one half begin at a panel's first.
   const int64_t panel_bytes = groups * kGroupBytes;
   const char* w = static_cast<const char*>(task.weights) + first_half / 2 * panel_bytes +
                   first_half % 2 * (kGroupBytes / 2);
-  // Where several tiles of rows pass over a panel, the first two fetch half of the next panel each
-  // (those after them the second half again, which is there by then): memory then works all the
-  // time, not for the first tile alone. Fetching a panel's own weights some lines ahead is what the
-  // processor does by itself, and better.
+  // Where several tiles of rows pass over a panel, the first two fetch half of the task's next
+  // panel each (those after them the second half again, which is there by then): memory then works
+  // all the time, not for the first tile alone. Fetching a panel's own weights some lines ahead is
+  // what the processor does by itself, and better.
   constexpr bool kFetches = Dot::kRows >= 8 && Rows >= Dot::kRows / 2;
   const char* ahead = w;
-  if (task.num_rows > Dot::kRows)
+  if (task.num_rows > Dot::kRows && first_half / 2 + 1 < task.last_panel)
     ahead += panel_bytes + (row < Dot::kRows / 2 ? 0 : panel_bytes / 2);
   const char* x = Dot::Row(task, row);
   for (const char* const end = x + x_stride; x != end; x += 4, w += kGroupBytes) {
@@ -38,8 +38,7 @@ inline void DotTile(const LinearTask& task, int row, int first_half) {
       ahead += kGroupBytes / 2;
     }
     typename Dot::Weights b[Halves];
-    for (int c = 0; c < Halves; ++c)
-      b[c] = Dot::LoadWeights(w + c / 2 * panel_bytes + c % 2 * (kGroupBytes / 2));
+    for (int c = 0; c < Halves; ++c) b[c] = Dot::LoadWeights(w + c * (kGroupBytes / 2));
     for (int r = 0; r < Rows; ++r) {
       const typename Dot::Inputs a = Dot::LoadInputs(x + r * x_stride);
       for (int c = 0; c < Halves; ++c) sum[r][c] = Dot::MultiplyAdd(sum[r][c], a, b[c]);
@@ -65,26 +64,17 @@ void DotTileOf(const LinearTask& task, int row, int rows, int first_half) {
   DotTile<Dot, Rows, Halves>(task, row, first_half);
 }
 
-// So few rows leave registers free for several panels, whose independent sums hide the latency.
-template <typename Dot, int Rows>
-void DotFewRows(const LinearTask& task) {
-  if constexpr (Rows > 1) {
-    if (task.num_rows < Rows) return DotFewRows<Dot, Rows - 1>(task);
-  }
-  constexpr int kWide =
-      2 * std::max(1, std::min(4, Dot::kRows * Dot::kHalves / (2 * Rows)));  // whole panels
-  int half = 2 * task.first_panel;
-  for (; half + kWide <= 2 * task.last_panel; half += kWide)
-    DotTile<Dot, Rows, kWide>(task, 0, half);
-  for (; half < 2 * task.last_panel; half += Dot::kHalves)
-    DotTile<Dot, Rows, Dot::kHalves>(task, 0, half);
-}
-
 template <typename Dot>
 void LinearDotsKernel(const LinearTask& task) {
-  constexpr int kFewRows = std::max(1, Dot::kRows / 2);
-  if (task.num_rows <= kFewRows) return DotFewRows<Dot, kFewRows>(task);
-  // Weights stay in the cache while the rows pass over them, in tiles of nearly equal height.
+  if constexpr (Dot::kHalves == 1) {
+    if (task.num_rows == 1) {  // leaves registers for whole panels: the order of memory
+      for (int panel = task.first_panel; panel < task.last_panel; ++panel)
+        DotTile<Dot, 1, 2>(task, 0, 2 * panel);
+      return;
+    }
+  }
+  // Weights stay in the cache while the rows pass over them, in tiles of nearly equal height. (One
+  // panel after the other also where rows are few: see LinearKernel.)
   const int tiles = (task.num_rows + Dot::kRows - 1) / Dot::kRows;
   for (int half = 2 * task.first_panel; half < 2 * task.last_panel; half += Dot::kHalves) {
     for (int tile = 0; tile < tiles; ++tile) {

@@ -245,14 +245,15 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
   }
 }
 
-// A panel stays in the second-level cache while the rows pass over it, and the next one comes.
+// A panel stays in the second-level cache while the rows pass over it, and the task's next one
+// comes.
 template <typename Format, typename Tiles>
 void LinearTilesKernel(const LinearTask& task) {
   Tiles tiles;
   const int64_t panel_bytes = Format::RowBytes(task) * kPanelOutputs;
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
-    // Behind the last panel it points at nothing of ours: fetched from, not read.
-    const char* next = static_cast<const char*>(task.weights) + (panel + 1) * panel_bytes;
+    const int next_panel = std::min(panel + 1, task.last_panel - 1);
+    const char* next = static_cast<const char*>(task.weights) + next_panel * panel_bytes;
     int row = 0;
     for (; row + kTileRows < task.num_rows; row += 2 * kTileRows) {
       LinearTileBlock<Format, 2>(tiles, task, row, panel, next);

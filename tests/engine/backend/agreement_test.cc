@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <random>
 #include <string>
@@ -338,9 +339,11 @@ AttentionProblem RandomAttention(std::mt19937& random, DType kv_type) {
   return problem;
 }
 
-// Two documents in changing rows, one call for each of `lengths`.
-Matrix AttendDocuments(Backend& backend, AttentionProblem& problem,
-                       const std::vector<int>& lengths) {
+// Two documents in changing rows, one call for each of `lengths`: the first one's rows of a call,
+// then the second's. `edit` may change keys and values before.
+Matrix AttendDocuments(
+    Backend& backend, AttentionProblem& problem, const std::vector<int>& lengths,
+    const std::function<void(Matrix&, Matrix&)>& edit = [](Matrix&, Matrix&) {}) {
   const auto weights = *backend.PackAttention(problem.parameters());
   const size_t slot_bytes = (backend.RingBytes(problem.spec) + 63) / 64 * 64;
   const Buffer memory = *backend.Allocate(slot_bytes * 3);
@@ -351,6 +354,7 @@ Matrix AttendDocuments(Backend& backend, AttentionProblem& problem,
   Matrix q = Matrix::Random(total, width, problem.seed),
          k = Matrix::Random(total, width, problem.seed + 1),
          v = Matrix::Random(total, width, problem.seed + 2), out(total, width);
+  edit(k, v);
   int64_t begin = 0, position = 0;
   for (const int length : lengths) {
     const std::vector<Row> rows = {
@@ -494,6 +498,107 @@ TEST_P(AgreementTest, AttentionBitsDoNotDependOnCuts) {
             << std::string(Name(type)) << " in " << lengths.size() << " steps";
       }
     }
+  }
+}
+
+// A key or a value that is not finite reaches no other sequence, no other head and no query that
+// does not see it. A value of BF16 does reach queries that lie in one step of 32 ring indices with
+// it, by their weights of zero. It reaches its own column alone; the numbers of an INT8 value share
+// a scale.
+TEST_P(AgreementTest, AttentionKeepsWhatIsNotFiniteToItself) {
+  constexpr int kWindow = 70, kPosition = 75, kColumn = 5, kChunk = 100, kStep = 32;
+  const std::vector<int> lengths = {kChunk, 1, 1, 1, 2 * kWindow};
+  for (const DType type : Types()) {
+    for (const int head_dim : {24, 48, 80}) {
+      if (kSanitized && head_dim != 48) continue;
+      AttentionProblem problem = {.spec = {.num_heads = 2,
+                                           .head_dim = head_dim,
+                                           .window = kWindow,
+                                           .include_self = true,
+                                           .kv_type = type},
+                                  .scale = {0.2f, 0.3f},
+                                  .bias = {},
+                                  .has_bias = false,
+                                  .seed = 31};
+      Matrix expected = AttendDocuments(*tested_, problem, lengths);
+      for (const bool is_key : {true, false}) {
+        Matrix got =
+            AttendDocuments(*tested_, problem, lengths,
+                            [&](Matrix& k, Matrix& v) {  // an infinite key may weigh nothing
+                              (is_key ? k : v).at(kPosition, kColumn) =
+                                  is_key ? std::nanf("") : std::numeric_limits<float>::infinity();
+                            });
+        const int64_t more = !is_key && type == DType::kBF16 ? kStep - 1 : 0;
+        int64_t row = 0, position = 0;
+        for (const int length : lengths) {
+          for (int document = 0; document < 2; ++document) {
+            for (int i = 0; i < length; ++i, ++row) {
+              const int64_t distance = position + i - kPosition;
+              const bool sees = document == 0 && 0 <= distance && distance < kWindow;
+              const bool may_meet = document == 0 && -more <= distance && distance < kWindow + more;
+              for (int64_t c = 0; c < problem.width(); ++c) {
+                const bool is_same =
+                    std::memcmp(&got.at(row, c), &expected.at(row, c), sizeof(float)) == 0;
+                const bool is_its = c < head_dim && (is_key || type == DType::kI8 || c == kColumn);
+                const std::string what = absl::StrCat(
+                    std::string(Name(type)), is_key ? " key" : " value", ", head_dim ", head_dim,
+                    ", document ", document, ", position ", position + i, ", column ", c);
+                if (sees && is_its) {
+                  ASSERT_FALSE(std::isfinite(got.at(row, c))) << what;
+                } else if (!may_meet || !is_its) {
+                  ASSERT_TRUE(is_same) << what;
+                }
+              }
+            }
+          }
+          position += length;
+        }
+      }
+    }
+  }
+}
+
+// So many single tokens that a task takes some of one's heads: three, then two. Beside chunks too.
+TEST_P(AgreementTest, AttentionOfManyTokens) {
+  constexpr int kDocuments = 7, kHeads = 5, kHeadDim = 16, kWidth = kHeads * kHeadDim;
+  for (const DType type : Types()) {
+    const AttentionSpec spec = {
+        .num_heads = kHeads, .head_dim = kHeadDim, .window = 40, .kv_type = type};
+    std::vector<float> scale(kHeads, 0.25f);
+    const auto apply = [&](Backend& backend) {
+      const auto weights =
+          *backend.PackAttention({.spec = spec, .scale = Contiguous(scale, {kHeads}), .bias = {}});
+      const size_t slot_bytes = (backend.RingBytes(spec) + 63) / 64 * 64;
+      const Buffer memory = *backend.Allocate(slot_bytes * kDocuments);
+      const PoolView ring = {static_cast<std::byte*>(memory.data()), slot_bytes};
+      std::vector<int64_t> positions(kDocuments);
+      Matrix all(1'000, kWidth);
+      int total = 0;
+      // Tokens of each document, chunk lengths where more than one.
+      for (const std::vector<int>& lengths :
+           {std::vector<int>{50, 3, 17, 40, 1, 81, 5}, std::vector<int>(kDocuments, 1),
+            std::vector<int>{1, 30, 1, 1, 45, 1, 2}, std::vector<int>(kDocuments, 1)}) {
+        std::vector<Row> rows;
+        int count = 0;
+        for (int d = 0; d < kDocuments; ++d) {
+          const int n = lengths[static_cast<size_t>(d)];
+          int64_t& position = positions[static_cast<size_t>(d)];
+          rows.push_back({.slot = SlotId(kDocuments - 1 - d),
+                          .begin = count,
+                          .end = count + n,
+                          .position = position});
+          count += n, position += n;
+        }
+        const auto seed = static_cast<uint32_t>(total);
+        Matrix q = Matrix::Random(count, kWidth, seed), k = Matrix::Random(count, kWidth, seed + 1),
+               v = Matrix::Random(count, kWidth, seed + 2);
+        backend.Attention(*weights, q.view(), k.view(), v.view(), rows, ring,
+                          all.view().Rows(total, total + count));
+        total += count;
+      }
+      return all;
+    };
+    ExpectAgreement(apply, std::string(Name(type)), AttentionTolerance(type));
   }
 }
 

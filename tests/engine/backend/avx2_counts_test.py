@@ -20,17 +20,17 @@ from pathlib import Path
 
 MARGIN = 1.02
 INSTRUCTIONS = {  # of one call
-    "linear_f32_1": 15942,
+    "linear_f32_1": 20585,
     "linear_f32_24": 381470,
     "linear_bf16_1": 34327,
     "linear_bf16_24": 512732,
     "linear_int8_1": 23783,
     "linear_int8_24": 540303,
-    "attention_f32_1": 8041,
+    "attention_f32_1": 8277,
     "attention_f32_24": 258790,
-    "attention_bf16_1": 13578,
+    "attention_bf16_1": 13815,
     "attention_bf16_24": 345138,
-    "attention_int8_1": 14579,
+    "attention_int8_1": 14839,
     "attention_int8_24": 313559,
     "ssm_1": 4580,
     "ssm_24": 46573,

@@ -3,8 +3,9 @@ its shape fails here whatever the machine and whatever else runs on it.
 
     python3 inner_loops_test.py build/release/engine/backend/cpu/libbst_backend_cpu.a
 
-A kernel has a loop that multiplies as often per turn as its register tile says, keeps its sums in registers (no
-vector on the stack) and calls nothing (an intrinsic compiled outside its target region becomes a call).
+A kernel has a loop that multiplies as often per turn as its register tile says, fetches as often as is written here,
+keeps its sums in registers (no vector on the stack) and calls nothing (an intrinsic compiled outside its target region
+becomes a call).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import subprocess
 import sys
 import unittest
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 
 class Instruction(NamedTuple):
@@ -27,27 +28,28 @@ class Kernel(NamedTuple):
     multiply: str
     multiplies: int  # per turn
     instructions: int  # per turn, at most
+    fetches: Optional[int] = None  # per turn; None: any
 
 
 # Multiplies are rows times vectors of the register tile. Besides: loads of weights, broadcasts of inputs, and what
 # g++ 12 needs to count and to step.
 KERNELS = [
     Kernel("DotTile<Bf16Dot, 12, 2>", "vdpbf16ps", 24, 48),
-    Kernel("DotTile<Bf16Dot, 1, 8>", "vdpbf16ps", 8, 22),
+    Kernel("DotTile<Bf16Dot, 1, 2>", "vdpbf16ps", 2, 9),
     Kernel("DotTile<Int8DotVnni, 12, 2>", "vpdpbusd", 24, 48),
-    Kernel("DotTile<Int8DotVnni, 1, 8>", "vpdpbusd", 8, 14),
-    Kernel("DotProducts<Bf16Dot>::Tile<8, 2>", "vdpbf16ps", 16, 31),
-    Kernel("DotProducts<Bf16Dot>::Tile<1, 8>", "vdpbf16ps", 8, 21),
-    Kernel("DotProducts<Bf16Dot>::Tile<1, 4>", "vdpbf16ps", 4, 13),
+    Kernel("DotTile<Int8DotVnni, 1, 2>", "vpdpbusd", 2, 8),
+    Kernel("DotProducts<Bf16Dot>::Tile<8, 2>", "vdpbf16ps", 16, 31, fetches=0),
+    Kernel("DotProducts<Bf16Dot>::Tile<1, 8>", "vdpbf16ps", 8, 21, fetches=0),
+    Kernel("DotProducts<Bf16Dot>::Tile<1, 4>", "vdpbf16ps", 4, 13, fetches=0),
     Kernel("DotProducts<Int8DotVnni>::Tile<8, 2>", "vpdpbusd", 16, 31),
-    Kernel("DotProducts<Int8DotVnni>::Tile<2, 4>", "vpdpbusd", 8, 19),
-    # With four fetches of the next panel.
-    Kernel("LinearTileBlock<Bf16Tiles, 2, HardwareTiles>", "tdpbf16ps", 4, 19),
-    Kernel("LinearTileBlock<Int8Tiles, 2, HardwareTiles>", "tdpbusd", 4, 19),
+    Kernel("DotProducts<Int8DotVnni>::Tile<2, 4>", "vpdpbusd", 8, 19, fetches=0),
+    Kernel("DotProducts<Int8DotVnni>::Tile<2, 4>", "vpdpbusd", 8, 24, fetches=4),  # of the next head's ring
+    Kernel("LinearTileBlock<Bf16Tiles, 2, HardwareTiles>", "tdpbf16ps", 4, 19, fetches=4),  # of the next panel
+    Kernel("LinearTileBlock<Int8Tiles, 2, HardwareTiles>", "tdpbusd", 4, 19, fetches=4),
     Kernel("TileProducts<Bf16Tiles, HardwareTiles>::Multiply", "tdpbf16ps", 4, 14),
     Kernel("TileProducts<Int8Tiles, HardwareTiles>::Multiply", "tdpbusd", 4, 14),
-    Kernel("LinearTile<float, 12, 1>", "vfmadd231ps", 24, 42),
-    Kernel("LinearTile<float, 3, 1>", "vfmadd231ps", 12, 22),  # AVX2: a vector is two registers
+    Kernel("LinearTile<float, 12>", "vfmadd231ps", 24, 42),
+    Kernel("LinearTile<float, 3>", "vfmadd231ps", 12, 22),  # AVX2: a vector is two registers
 ]
 
 HEADER = re.compile(r"^[0-9a-f]+ <(.*)>:$")
@@ -91,6 +93,9 @@ def faults(loop: List[Instruction], kernel: Kernel) -> List[str]:
     multiplies = sum(instruction.name == kernel.multiply for instruction in loop)
     if multiplies != kernel.multiplies:
         found.append(f"{multiplies} x {kernel.multiply}, not {kernel.multiplies}")
+    fetches = sum(instruction.name.startswith("prefetch") for instruction in loop)
+    if kernel.fetches not in (None, fetches):
+        found.append(f"{fetches} fetches, not {kernel.fetches}")
     if len(loop) > kernel.instructions:
         found.append(f"{len(loop)} instructions, more than {kernel.instructions}")
     found += [f"{i.name} {i.operands}" for i in loop
@@ -125,6 +130,9 @@ class InnerLoopsTest(unittest.TestCase):
         self.assertTrue(faults([multiply, multiply, Instruction(4, "vmovaps", "%zmm1,0x40(%rsp)"), jump], kernel))
         self.assertTrue(faults([multiply, multiply, Instruction(4, "call", "10 <g>"), jump], kernel))
         self.assertTrue(faults([multiply, multiply, jump, jump, jump], kernel))
+        fetch = Instruction(4, "prefetcht1", "(%rax)")
+        self.assertEqual(faults([multiply, multiply, fetch, jump], kernel._replace(fetches=1)), [])
+        self.assertTrue(faults([multiply, multiply, jump], kernel._replace(fetches=1)))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,14 @@ class Workload {
     Step(5, 0);
     Step(9, 0);
   }
+  // Linear layers of few rows with more inputs than shared memory holds at once, and than one
+  // segment has.
+  void RunDeep() {
+    for (const auto& [in, rows] : {std::pair(1160, 9), std::pair(4300, 1)}) {
+      auto& weights = Keep(backend_.PackLinear({Parameter({8, in}, 0.1)}, DType::kBF16));
+      backend_.Linear(Random(rows, in), weights, {}, Random(rows, 8));
+    }
+  }
   // Every operator that finds its number of rows in the arena, in one step: kernels are launched
   // for the next of a few sizes. `spare` more rows of each operand are not the operators' to touch;
   // the names of those that did.
@@ -465,7 +473,14 @@ std::vector<float> RunIn(Order order, uint32_t seed) {
   const auto backend = *MakeCudaBackend({.panel_rows = {260}});
   Workload workload(*backend);
   workload.Run();
-  return workload.Results();
+  std::vector<float> results = workload.Results();
+  // Panels of such layers, which cuBLAS is compared over, would take minutes.
+  const auto without_panels = *MakeCudaBackend({.panel_rows = {}});
+  Workload deep(*without_panels);
+  deep.RunDeep();
+  const std::vector<float> more = deep.Results();
+  results.insert(results.end(), more.begin(), more.end());
+  return results;
 }
 
 TEST(CudaOrdersTest, RowsBeyondTheNumberInTheArenaAreNotTouched) {
