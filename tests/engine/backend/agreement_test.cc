@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -561,6 +562,13 @@ TEST_P(AgreementTest, AttentionKeepsWhatIsNotFiniteToItself) {
 // So many single tokens that a task takes some of one's heads: three, then two. Beside chunks too.
 TEST_P(AgreementTest, AttentionOfManyTokens) {
   constexpr int kDocuments = 7, kHeads = 5, kHeadDim = 16, kWidth = kHeads * kHeadDim;
+  // Tokens of each document in each call.
+  const std::vector<int> singles(kDocuments, 1);
+  const std::vector<std::vector<int>> calls = {
+      {50, 3, 17, 40, 1, 81, 5}, singles, {1, 30, 1, 1, 45, 1, 2}, singles};
+  int rows_of_all = 0;
+  for (const std::vector<int>& lengths : calls)
+    rows_of_all = std::accumulate(lengths.begin(), lengths.end(), rows_of_all);
   for (const DType type : Types()) {
     const AttentionSpec spec = {
         .num_heads = kHeads, .head_dim = kHeadDim, .window = 40, .kv_type = type};
@@ -572,12 +580,9 @@ TEST_P(AgreementTest, AttentionOfManyTokens) {
       const Buffer memory = *backend.Allocate(slot_bytes * kDocuments);
       const PoolView ring = {static_cast<std::byte*>(memory.data()), slot_bytes};
       std::vector<int64_t> positions(kDocuments);
-      Matrix all(1'000, kWidth);
+      Matrix all(rows_of_all, kWidth);
       int total = 0;
-      // Tokens of each document, chunk lengths where more than one.
-      for (const std::vector<int>& lengths :
-           {std::vector<int>{50, 3, 17, 40, 1, 81, 5}, std::vector<int>(kDocuments, 1),
-            std::vector<int>{1, 30, 1, 1, 45, 1, 2}, std::vector<int>(kDocuments, 1)}) {
+      for (const std::vector<int>& lengths : calls) {
         std::vector<Row> rows;
         int count = 0;
         for (int d = 0; d < kDocuments; ++d) {
