@@ -25,7 +25,8 @@ inline void DotTile(const LinearTask& task, int row, int first_half) {
                   first_half % 2 * (kGroupBytes / 2);
   // Where several tiles of rows pass over a panel, the first two fetch half of the task's next
   // panel each (those after them the second half again, which is there by then): memory then works
-  // all the time, not for the first tile alone. Fetching a panel's own weights some lines ahead is
+  // all the time, not for the first tile alone. A task's last panel (in a task of one: all) has
+  // nothing to fetch. Fetching a panel's own weights some lines ahead is
   // what the processor does by itself, and better.
   constexpr bool kFetches = Dot::kRows >= 8 && Rows >= Dot::kRows / 2;
   const char* ahead = w;

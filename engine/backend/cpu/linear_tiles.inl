@@ -246,7 +246,7 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
 }
 
 // A panel stays in the second-level cache while the rows pass over it, and the task's next one
-// comes.
+// comes; beside the last, itself, which is there.
 template <typename Format, typename Tiles>
 void LinearTilesKernel(const LinearTask& task) {
   Tiles tiles;
