@@ -41,7 +41,7 @@ test:
 	@scripts/install_dependencies test
 	cmake --preset release -DBUILD_TESTING=ON
 	cmake --build $(BUILD) -j $(JOBS)
-	ctest --test-dir $(BUILD) --output-on-failure -j 1
+	ctest --test-dir $(BUILD) --output-on-failure -j 2
 
 # The unit tests, and server and client as processes, under sanitizers; `make test` first, it installs what they need.
 asan tsan:

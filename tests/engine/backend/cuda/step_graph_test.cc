@@ -452,6 +452,7 @@ TEST(CudaGraphTest, DecodeStepsBecomeGraphsAndKeepTheirBits) {
       }
     }
     EXPECT_EQ(logits[0], logits[1]) << model;
+    if (kSanitized) break;
   }
 }
 
@@ -571,7 +572,7 @@ TEST(CudaGraphTest, StepsOfNearlyAsManyRowsAreOneGraph) {
 // Block ends have calls of several kinds here. What is a graph for sure is a step of as many rows
 // and block ends as one before.
 TEST(CudaGraphTest, StepsWithBlockEndsOfEveryKindKeepTheirBits) {
-  for (const char* model : {"bst_explicit", "bst_multi_filter_dss", "hybrid"}) {
+  for (const char* model : {"hybrid", "bst_multi_filter_dss", "bst_explicit"}) {
     const Decoded expected = Decode(model, DType::kBF16, {.graph_tokens = 0});
     const Decoded got = Decode(model, DType::kBF16, {});
     EXPECT_EQ(got.logits, expected.logits) << model;
