@@ -9,18 +9,21 @@
 namespace bst {
 namespace {
 
-// Rows that one task takes: with K = 768 they fill 150 KB, so that a task's inputs and one panel of
-// weights fit into the second-level cache.
+// Rows that one task takes of those that threads share: with K = 768 they fill 150 KB, so that a
+// task's inputs and one panel of weights fit into the second-level cache.
 constexpr int kTaskRows = 48;
 // Rows whose inputs are prepared (rounded or quantised) before tasks share them.
 constexpr int kBlockRows = 5 * kTaskRows;
-// On AMX tiles a task takes as many rows as the second-level cache holds, 1.5 MB at K = 3072 in
-// BF16: products are fast there, so what binds is how often memory brings the weights. Pairs of
-// tiles.
-constexpr int kTileTaskRows = 256;
-static_assert(kTileTaskRows % (2 * kTileRows) == 0);
-// Of a feed-forward layer in INT8: a token's hidden numbers are float32 until its largest is known.
-constexpr int kHiddenRows = kTileTaskRows / 2;
+// Rows of a task that takes all of a layer's outputs, or of two feed-forward layers': as many as
+// the second-level cache holds. On AMX tiles 1.5 MB at K = 3072 in BF16: products are fast there,
+// so what binds is how often memory brings the weights. On dot products 740 KB with both layers'
+// inputs. In whole tiles of rows.
+constexpr int kTileTaskRows = 256, kTileUnit = 2 * kTileRows;
+constexpr int kDotTaskRows = 96, kDotUnit = 12;
+static_assert(kTileTaskRows % kTileUnit == 0 && kDotTaskRows % kDotUnit == 0);
+// The part of them that feed-forward layers take in INT8: a token's hidden numbers are float32
+// until its largest is known.
+constexpr int kHiddenPart = 2;
 // Panels that one task takes when there are many rows.
 constexpr int kTaskPanels = 8;
 // Below so many multiplications waking another thread costs more than it saves.
@@ -43,20 +46,6 @@ CpuEpilogue Epilogue(LinearEpilogue epilogue) {
 }
 
 int64_t Quotient(int64_t n, int64_t of) { return (n + of - 1) / of; }  // rounded up
-
-// As many tasks as threads, or a multiple of that, of whole pairs of tiles and at most `most` rows.
-// Not of few rows, or weights would be read too often.
-int64_t TileTaskRows(int64_t rows, int64_t threads, int64_t most) {
-  const int64_t rounds = Quotient(rows, threads * most);
-  return std::clamp<int64_t>(RoundUp(Quotient(rows, rounds * threads), 2 * kTileRows), most / 2,
-                             most);
-}
-
-// Whether tasks of rows alone are enough for the threads. Where they are not, threads share the
-// panels of some rows after the others.
-bool KeepBusy(int64_t rows, int64_t threads, int64_t most) {
-  return rows > kTileTaskRows && 2 * Quotient(rows, TileTaskRows(rows, threads, most)) > threads;
-}
 
 }  // namespace
 
@@ -110,17 +99,19 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context,
     }
   }
   if (layer->inputs_ != Inputs::kAsTheyAre) {
-    const size_t bytes =
-        PreparedBytes(layer->in_tiles_ ? kTileTaskRows : kBlockRows, layer->row_bytes_);
-    BST_RETURN_IF_ERROR(context.ReserveShared(bytes));
+    BST_RETURN_IF_ERROR(
+        context.ReserveShared(PreparedBytes(layer->block_rows(), layer->row_bytes_)));
+  }
+  if (layer->takes_packed_inputs()) {
     // For RunFeedForward: what the one layer and the other prepare, each no more than the larger of
     // them needs for both; hidden rows in float32, and a row of normalised inputs. Which layers are
-    // such a pair is not known yet: at K = 3072 that is 3 MB of a thread, once for all layers.
-    const size_t float_rows = type == DType::kI8 ? kHiddenRows + 1 : 1;
-    if (layer->in_tiles_) {
-      BST_RETURN_IF_ERROR(
-          context.ReserveScratch(2 * bytes + float_rows * static_cast<size_t>(in) * sizeof(float)));
-    }
+    // such a pair is not known yet: at K = 3072 that is 3 MB of a thread on tiles and 2 MB
+    // otherwise, once for all layers.
+    const int64_t most = layer->most_task_rows();
+    const int64_t float_rows = 1 + (type == DType::kI8 ? most / kHiddenPart : 0);
+    BST_RETURN_IF_ERROR(
+        context.ReserveScratch(2 * PreparedBytes(most, layer->row_bytes_) +
+                               static_cast<size_t>(float_rows * in) * sizeof(float)));
   }
   return layer;
 }
@@ -164,14 +155,27 @@ void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& opti
   BST_CHECK(x.dim(1) == in_features(), "inputs ", x.dim(1), ", weights take ", in_features());
   BST_CHECK_SHAPE(out, {x.dim(0), out_features()});
   const int64_t rows = x.dim(0);
-  if (in_tiles_ && KeepBusy(rows, context.pool().num_threads(), kTileTaskRows))
-    return RunApart(context, x, options, out);
-  const int64_t block =
-      inputs_ == Inputs::kAsTheyAre ? rows : int64_t{in_tiles_ ? kTileTaskRows : kBlockRows};
+  const int64_t task_rows = RowsApart(rows, context.pool().num_threads(), most_task_rows());
+  if (task_rows > 0) return RunApart(context, x, options, out, task_rows);
+  const int64_t block = inputs_ == Inputs::kAsTheyAre ? rows : block_rows();
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t last = std::min(rows, first + block);
     RunTogether(context, x.Rows(first, last), options, out.Rows(first, last));
   }
+}
+
+int64_t CpuLinear::block_rows() const { return in_tiles_ ? kTileTaskRows : kBlockRows; }
+
+int64_t CpuLinear::most_task_rows() const { return in_tiles_ ? kTileTaskRows : kDotTaskRows; }
+
+int64_t CpuLinear::RowsApart(int64_t rows, int64_t threads, int64_t most) const {
+  if (!takes_packed_inputs() || rows <= block_rows()) return 0;
+  // As many tasks as threads, or a multiple of that; not of few rows, or weights would be read too
+  // often.
+  const int64_t rounds = Quotient(rows, threads * most);
+  const int64_t level = RoundUp(Quotient(rows, rounds * threads), in_tiles_ ? kTileUnit : kDotUnit);
+  const int64_t task_rows = std::clamp(level, most / 2, most);
+  return 2 * Quotient(rows, task_rows) > threads ? task_rows : 0;
 }
 
 size_t CpuLinear::PreparedBytes(int64_t rows, int64_t row_bytes) {
@@ -300,9 +304,8 @@ void CpuLinear::RunTogether(CpuContext& context, TensorView x, const LinearOptio
 }
 
 void CpuLinear::RunApart(CpuContext& context, TensorView x, const LinearOptions& options,
-                         TensorView out) const {
-  const int64_t rows = x.dim(0), threads = context.pool().num_threads();
-  const int64_t task_rows = TileTaskRows(rows, threads, kTileTaskRows);
+                         TensorView out, int64_t task_rows) const {
+  const int64_t rows = x.dim(0);
   LinearTask common = TaskOf(options);
   common.out_stride = out.row_stride();
   context.pool().Run(static_cast<int>(Quotient(rows, task_rows)), [&](int index, int thread) {
@@ -319,16 +322,16 @@ void CpuLinear::RunApart(CpuContext& context, TensorView x, const LinearOptions&
 
 bool CpuLinear::RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,
                                const CpuLinear& up, LinearEpilogue act, const CpuLinear& down) {
-  const int64_t rows = x.dim(0), threads = context.pool().num_threads();
+  const int64_t rows = x.dim(0);
   BST_CHECK(x.dim(1) == up.in_features() && x.dim(1) == down.out_features() &&
                 up.out_features() == down.in_features() && act != LinearEpilogue::kAdd,
             "feed-forward layers ", up.in_features(), " x ", up.out_features(), " and ",
             down.in_features(), " x ", down.out_features(), " for inputs ", x.dim(1));
   BST_CHECK_SHAPE(gain, {x.dim(1)});
   const bool is_int8 = up.inputs_ == Inputs::kInt8;
-  const int64_t most = is_int8 ? kHiddenRows : kTileTaskRows;
-  if (!up.in_tiles_ || up.inputs_ != down.inputs_ || !KeepBusy(rows, threads, most)) return false;
-  const int64_t task_rows = TileTaskRows(rows, threads, most);
+  const int64_t most = up.most_task_rows() / (is_int8 ? kHiddenPart : 1);
+  const int64_t task_rows = up.RowsApart(rows, context.pool().num_threads(), most);
+  if (task_rows == 0 || up.inputs_ != down.inputs_) return false;
   const CpuKernels& kernels = context.kernels();
   LinearTask first_task = up.TaskOf({.epilogue = act});
   LinearTask second_task = down.TaskOf({.epilogue = LinearEpilogue::kAdd});

@@ -22,7 +22,7 @@ class CpuLinear : public LinearWeights {
 
   // See Backend::FeedForward: rows, in groups, go through both layers before others do. Hidden rows
   // stay in the second-level cache then, as the down layer takes them. Returns false where it is
-  // not worth it or there are no tiles, and has done nothing.
+  // not worth it or inputs are float32, and has done nothing.
   static bool RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,
                              const CpuLinear& up, LinearEpilogue act, const CpuLinear& down);
 
@@ -33,6 +33,14 @@ class CpuLinear : public LinearWeights {
   enum class Inputs { kAsTheyAre, kRounded, kBf16, kInt8 };
 
   CpuLinear(int in, int out, DType type, const CpuKernels& kernels);
+  bool takes_packed_inputs() const { return inputs_ == Inputs::kBf16 || inputs_ == Inputs::kInt8; }
+  // Rows whose inputs are prepared at once before threads share them.
+  int64_t block_rows() const;
+  // Of a task that takes all of a layer's outputs.
+  int64_t most_task_rows() const;
+  // Rows of each such task, `most` at most, where they keep the threads busy; 0 where they do not,
+  // and threads share the panels of some rows after the others.
+  int64_t RowsApart(int64_t rows, int64_t threads, int64_t most) const;
   int num_panels() const { return (out_features() + kPanelOutputs - 1) / kPanelOutputs; }
   void PackOutput(int64_t output, absl::Span<const float> row);
   // Memory for the prepared inputs of `rows` rows: QuantizedRow [rows], then the rows.
@@ -53,8 +61,8 @@ class CpuLinear : public LinearWeights {
   void RunTogether(CpuContext& context, TensorView x, const LinearOptions& options,
                    TensorView out) const;
   // Each task prepares its own inputs, which stay in its thread's cache. Many rows only.
-  void RunApart(CpuContext& context, TensorView x, const LinearOptions& options,
-                TensorView out) const;
+  void RunApart(CpuContext& context, TensorView x, const LinearOptions& options, TensorView out,
+                int64_t task_rows) const;
 
   DType type_;
   Inputs inputs_;

@@ -60,8 +60,8 @@ struct LinearTask {
   int out_features;                    // of the whole layer
   float* out;
   int64_t out_stride;
-  // BF16 on tiles, instead of out: the outputs rounded, in tiles, as the next layer takes them. A
-  // line holds a panel's outputs. Not with kAdd.
+  // Instead of out where linear_bf16_takes_packed_inputs: the outputs rounded, as the next layer
+  // takes them. A line of 64 bytes holds a panel's outputs. Not with kAdd.
   BFloat16* packed_out;
   int64_t packed_out_row_bytes;
   int num_rows;

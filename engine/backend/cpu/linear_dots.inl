@@ -13,7 +13,8 @@
 // One half of a panel, or both from its first on.
 template <typename Dot, int Rows, int Halves>
 inline void DotTile(const LinearTask& task, int row, int first_half) {
-  PrefetchOutputs(task, row, Rows, first_half * kLanes, Halves);
+  const bool packs_outputs = Dot::kPacksOutputs && task.packed_out != nullptr;
+  if (!packs_outputs) PrefetchOutputs(task, row, Rows, first_half * kLanes, Halves);
   typename Dot::Sum sum[Rows][Halves];
   for (int r = 0; r < Rows; ++r) {
     for (int c = 0; c < Halves; ++c) sum[r][c] = Dot::Zero();
@@ -47,6 +48,13 @@ inline void DotTile(const LinearTask& task, int row, int first_half) {
   }
   for (int c = 0; c < Halves; ++c) {
     const int first = (first_half + c) * kLanes;
+    if (packs_outputs) {
+      char* line = reinterpret_cast<char*>(task.packed_out) + row * task.packed_out_row_bytes +
+                   first / kPanelOutputs * kLineBytes;
+      for (int r = 0; r < Rows; ++r, line += task.packed_out_row_bytes)
+        PackOutputs(task, line, first, Dot::Finish(task, row + r, first, sum[r][c]));
+      continue;
+    }
     const int n = std::min(kLanes, task.out_features - first);
     if (n <= 0) break;
     for (int r = 0; r < Rows; ++r) {

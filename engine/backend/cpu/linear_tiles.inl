@@ -119,19 +119,30 @@ class EmulatedTiles {
   }
   template <int Sum>
   void MultiplyAddBytes() {
-    for (int m = 0; m < kTileRows; ++m) {
-      for (int n = 0; n < kLanes; ++n) {
-        uint32_t sum;
-        std::memcpy(&sum, tiles_[Sum][m] + 4 * n, 4);
-        for (int k = 0; k < kTileRows; ++k) {
-          for (int i = 0; i < 4; ++i) {
-            const int x = static_cast<uint8_t>(tiles_[4 + Sum / 2][m][4 * k + i]);
-            const int w = static_cast<int8_t>(tiles_[6 + Sum % 2][k][4 * n + i]);
-            sum += static_cast<uint32_t>(x * w);
-          }
+    constexpr int kInputs = 4 + Sum / 2, kWeights = 6 + Sum % 2;
+    // Two sums for each output, those of eight outputs beside one another.
+    __m512i sums[kTileRows][2] = {};
+    for (int k = 0; k < kTileRows; ++k) {
+      const __m512i bytes = _mm512_loadu_si512(tiles_[kWeights][k]);
+      const __m512i weights[] = {_mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes)),
+                                 _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1))};
+      for (int m = 0; m < kTileRows; ++m) {
+        int32_t group;
+        std::memcpy(&group, tiles_[kInputs][m] + 4 * k, sizeof(group));
+        const __m512i inputs = _mm512_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(group)));
+        for (int half = 0; half < 2; ++half) {
+          sums[m][half] = _mm512_add_epi32(sums[m][half], _mm512_madd_epi16(weights[half], inputs));
         }
-        std::memcpy(tiles_[Sum][m] + 4 * n, &sum, 4);
       }
+    }
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    for (int m = 0; m < kTileRows; ++m) {
+      const __m512i sum = _mm512_add_epi32(_mm512_permutex2var_epi32(sums[m][0], even, sums[m][1]),
+                                           _mm512_permutex2var_epi32(sums[m][0], odd, sums[m][1]));
+      char* const row = tiles_[Sum][m];
+      _mm512_storeu_si512(row, _mm512_add_epi32(_mm512_loadu_si512(row), sum));
     }
   }
   template <int T>
@@ -227,13 +238,8 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
       char* const line = reinterpret_cast<char*>(task.packed_out) +
                          (row + r) / kTileRows * kTileRows * task.packed_out_row_bytes +
                          (panel * kTileRows + r % kTileRows) * kLineBytes;
-      for (int half = 0; half < 2; ++half) {
-        // Padding is zero, also of rows that hold infinities.
-        const int n =
-            std::clamp(task.out_features - panel * kPanelOutputs - half * kLanes, 0, kLanes);
-        StoreBFloat16(reinterpret_cast<BFloat16*>(line) + half * kLanes,
-                      SelectFirst(n, Activate(task, out[half]), Zero()));
-      }
+      for (int half = 0; half < 2; ++half)
+        PackOutputs(task, line, panel * kPanelOutputs + half * kLanes, out[half]);
       continue;
     }
     for (int half = 0; half < 2; ++half) {
