@@ -71,6 +71,7 @@ class EngineImpl final : public Engine {
   void Shutdown() override ABSL_LOCKS_EXCLUDED(join_mutex_);
   const ModelInfo& info() const override { return info_; }
   EngineLoad load() const override;
+  std::optional<DeviceMemory> device_memory() const override { return backend_->device_memory(); }
 
  private:
   RequestLimits limits() const {

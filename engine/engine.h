@@ -25,6 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "engine/base/device_memory.h"
 #include "engine/base/ids.h"
 #include "engine/generate_request.h"
 #include "engine/token_sink.h"
@@ -188,6 +189,8 @@ class Engine {
 
   virtual const ModelInfo& info() const = 0;
   virtual EngineLoad load() const = 0;
+  // Of a backend with a device of its own.
+  virtual std::optional<DeviceMemory> device_memory() const = 0;
 };
 
 }  // namespace bst

@@ -1,5 +1,8 @@
 #include "server/engine_gauges.h"
 
+#include <algorithm>
+#include <optional>
+
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "server/version.h"
@@ -61,6 +64,19 @@ std::vector<prometheus::MetricFamily> EngineGauges::Collect() const {
   by_state("bst_state_slots", "Slots for sequence states.", used, unused);
   by_state("bst_state_bytes", "Memory of the slots for sequence states.", used * slot_bytes,
            unused * slot_bytes);
+  if (const std::optional<DeviceMemory> memory = engine_->device_memory(); memory.has_value()) {
+    const auto weights = static_cast<double>(info.weight_bytes);
+    const double state = load.slots_total * slot_bytes;
+    const auto free = static_cast<double>(memory->free_bytes);
+    const double rest = static_cast<double>(memory->total_bytes) - free - weights - state;
+    families.push_back(GaugeFamily("bst_gpu_memory_bytes",
+                                   "Memory of the GPU; workspace: all that is taken and is neither "
+                                   "weights nor slots, by other processes too.",
+                                   {{{{"kind", "weights"}}, weights},
+                                    {{{"kind", "state"}}, state},
+                                    {{{"kind", "workspace"}}, std::max(rest, 0.0)},
+                                    {{{"kind", "free"}}, free}}));
+  }
   single("bst_last_step_timestamp_seconds",
          "When the last step ended, seconds since the epoch; 0: none yet.",
          load.steps == 0 ? 0 : absl::ToDoubleSeconds(load.last_step - absl::UnixEpoch()));

@@ -16,7 +16,7 @@
 //       failure sticks and is reported by Sync().
 //   (3) No operator allocates once it has seen its largest step (the reference may).
 // Ownership Packed weights are owned by the caller and die before the backend.
-// Threads   Engine thread only: one call at a time. The backend may use threads of its own.
+// Threads   Engine thread only, but device_memory(): one call at a time. The backend may use threads of its own.
 // Errors    Allocate, Pack..: kResourceExhausted; PackSsm, PackDplr: kFailedPrecondition (float32).
 // Tested by tests/engine/backend (every backend against the reference over awkward shapes; each
 //           operator's bits under cuts and neighbours), tests/engine/model/model_test.cc
@@ -24,6 +24,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -35,6 +36,7 @@
 #include "engine/backend/sampling.h"
 #include "engine/backend/ssm.h"
 #include "engine/base/check.h"
+#include "engine/base/device_memory.h"
 #include "engine/base/ids.h"
 #include "engine/tensor/buffer.h"
 #include "engine/tensor/tensor_view.h"
@@ -105,6 +107,9 @@ class Backend {
 
   virtual std::string name() const = 0;  // "cpu (avx512, 2 threads)"
   virtual int num_threads() const = 0;
+  // Of a device with memory of its own; nullopt: it is the host's, or the driver does not say. Any
+  // thread may ask.
+  virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
   // Whether I8 is among the types of PackLinear and of keys and values. Without, nobody asks for
   // it.
   virtual bool HasInt8() const { return false; }

@@ -7,6 +7,7 @@ engine and backend work together: golden tokens and log-probabilities, and answe
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ class EmulatedCudaTest(unittest.TestCase):
                                                    capture_output=True, text=True, check=True).stdout)
                 for mine, expected in zip(score["logprobs"][1:], oracle["logprobs"][1:], strict=True):
                     self.assertAlmostEqual(mine, expected, delta=1e-3)
+                self.assertEqual(set(re.findall(r'^bst_gpu_memory_bytes{kind="(\w+)"} [0-9]', server.metrics_text(), re.M)),
+                                 {"weights", "state", "workspace", "free"})
 
     def test_answers_do_not_depend_on_the_load(self) -> None:
         for model in ("bst_single_head_s4d", "hybrid"):

@@ -78,6 +78,20 @@ TEST_F(MetricsExporterTest, Gauges) {
   EXPECT_THAT(metrics_.Render(), Not(HasSubstr("bst_model_info")));
 }
 
+// Slots of 4,000 bytes in all; what is neither weights nor slots nor free is the workspace.
+TEST_F(MetricsExporterTest, MemoryOfTheGpu) {
+  metrics_.Publish(engine_);
+  EXPECT_THAT(metrics_.Render(), Not(HasSubstr("bst_gpu_memory_bytes")));
+  const auto weights = static_cast<size_t>(engine_.info().weight_bytes);
+  engine_.set_device_memory({.total_bytes = weights + 10'000, .free_bytes = 5'500});
+  const std::string text = metrics_.Render();
+  for (const std::string& line :
+       {"weights\"} " + std::to_string(weights), std::string("state\"} 4000"),
+        std::string("workspace\"} 500"), std::string("free\"} 5500")}) {
+    EXPECT_THAT(text, HasSubstr("bst_gpu_memory_bytes{kind=\"" + line + "\n"));
+  }
+}
+
 TEST_F(MetricsExporterTest, ProcessMetrics) {
   const std::string text = metrics_.Render();
   for (const char* const name : {"process_resident_memory_bytes", "process_virtual_memory_bytes",

@@ -258,6 +258,10 @@ class PuppetEngine final : public Engine {
     absl::MutexLock lock(&mutex_);
     healthy_ = healthy;
   }
+  void set_device_memory(const DeviceMemory& memory) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    device_memory_ = memory;
+  }
   // Where requests are reported to have been that end without a token.
   void set_stage_before_tokens(RequestStats::Stage stage) ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
@@ -329,6 +333,10 @@ class PuppetEngine final : public Engine {
     }
   }
   const ModelInfo& info() const override { return info_; }
+  std::optional<DeviceMemory> device_memory() const override ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    return device_memory_;
+  }
   EngineLoad load() const override ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     EngineLoad load;
@@ -409,6 +417,7 @@ class PuppetEngine final : public Engine {
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
   bool healthy_ ABSL_GUARDED_BY(mutex_) = true;
+  std::optional<DeviceMemory> device_memory_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,6 +38,7 @@ class CudaBackend final : public Backend {
     return absl::StrCat("cuda (", device_->name(), ", ", products_.Summary(), ")");
   }
   int num_threads() const override { return 1; }
+  std::optional<DeviceMemory> device_memory() const override { return cuda::MemoryOfDevice(); }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return device_->Allocate(bytes); }
   absl::StatusOr<Buffer> AllocateHostReadable(size_t bytes) override {

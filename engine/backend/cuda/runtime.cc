@@ -50,6 +50,13 @@ absl::StatusOr<std::string> OpenDevice() {
   return std::string(properties.name);
 }
 
+std::optional<DeviceMemory> MemoryOfDevice() {
+  DeviceMemory memory;
+  if (cudaMemGetInfo(&memory.free_bytes, &memory.total_bytes) == cudaSuccess) return memory;
+  (void)cudaGetLastError();
+  return std::nullopt;
+}
+
 absl::StatusOr<void*> AllocateDevice(size_t bytes) {
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, bytes == 0 ? 1 : bytes);

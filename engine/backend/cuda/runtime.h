@@ -4,16 +4,18 @@
 //
 // Errors    Open, the Allocate functions and CreateStream say what the driver says. Later ones
 //           stick to the stream: Synchronize returns the first, with what failed.
-// Threads   One.
+// Threads   One, but for MemoryOfDevice.
 // Tested by tests/support/cuda_on_cpu/emulator_test.cc, tests/engine/backend/cuda
 #pragma once
 
 #include <cstddef>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/base/device_memory.h"
 
 namespace bst::cuda {
 
@@ -23,6 +25,9 @@ class Stream;
 // Makes device 0 the one that all else here means. Returns its name, "NVIDIA H100 80GB HBM3".
 // Errors: kUnavailable, "no CUDA driver: ...", "no CUDA device: ...".
 absl::StatusOr<std::string> OpenDevice();
+
+// nullopt where the driver does not say. Any thread.
+std::optional<DeviceMemory> MemoryOfDevice();
 
 // Device memory, uninitialised. Free waits for what uses it.
 absl::StatusOr<void*> AllocateDevice(size_t bytes);

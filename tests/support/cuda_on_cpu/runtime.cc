@@ -3,12 +3,16 @@
 // a seed decides; device memory is host memory that begins as NaN.
 #include "engine/backend/cuda/runtime.h"
 
+#include <malloc.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -76,6 +80,7 @@ std::mt19937& StreamOrder() {
 int graph_launches = 0;
 int single_kernels = 0;
 cuda_on_cpu::CaptureFails capture_fails = cuda_on_cpu::CaptureFails::kNever;
+std::atomic<size_t> device_bytes{0};
 size_t largest_allocation = std::numeric_limits<size_t>::max();
 
 // Until `stream` has run what it was given; null: until all have.
@@ -108,8 +113,20 @@ void FreeHost(void* data) {
 
 absl::StatusOr<std::string> OpenDevice() { return "emulated"; }
 
-absl::StatusOr<void*> AllocateDevice(size_t bytes) { return AllocateHost(bytes); }
-void FreeDevice(void* data) { FreeHost(data); }
+std::optional<DeviceMemory> MemoryOfDevice() {
+  constexpr size_t kTotal = size_t{64} << 30;
+  return DeviceMemory{.total_bytes = kTotal, .free_bytes = kTotal - device_bytes};
+}
+
+absl::StatusOr<void*> AllocateDevice(size_t bytes) {
+  absl::StatusOr<void*> data = AllocateHost(bytes);
+  if (data.ok()) device_bytes += malloc_usable_size(*data);
+  return data;
+}
+void FreeDevice(void* data) {
+  device_bytes -= malloc_usable_size(data);
+  FreeHost(data);
+}
 absl::StatusOr<void*> AllocatePinned(size_t bytes) { return AllocateHost(bytes); }
 void FreePinned(void* data) { FreeHost(data); }
 
