@@ -38,7 +38,7 @@ class BlockContexts {
 
   const ContextWeights& weights() const { return *attention_; }
   int num_vectors() const { return attention_->spec().capacity; }
-  size_t weight_bytes() const { return initial_.bytes(); }
+  size_t weight_bytes() const { return attention_->bytes() + initial_.bytes(); }
 
  private:
   BlockContexts() = default;

@@ -17,7 +17,7 @@ class FeedForward {
  public:
   static absl::StatusOr<FeedForward> Create(const LayerSource& source);
   void Forward(Backend& backend, const Step& step) const;
-  size_t weight_bytes() const { return up_->bytes() + down_->bytes(); }
+  size_t weight_bytes() const { return norm_.bytes() + up_->bytes() + down_->bytes(); }
 
  private:
   FeedForward() = default;

@@ -43,7 +43,7 @@ void GssLayer::Forward(Backend& backend, const Step& step) const {
 }
 
 size_t GssLayer::weight_bytes() const {
-  return u_->bytes() + v_->bytes() + gate_->bytes() + output_->bytes() +
+  return norm_.bytes() + u_->bytes() + v_->bytes() + gate_->bytes() + output_->bytes() +
          convolution_.weight_bytes();
 }
 

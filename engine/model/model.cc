@@ -141,7 +141,7 @@ TensorView Model::Logits(absl::Span<const int> indices) {
 }
 
 size_t Model::weight_bytes() const {
-  size_t bytes = embedding_->bytes() + output_->bytes();
+  size_t bytes = embedding_->bytes() + final_norm_.bytes() + output_->bytes();
   for (const std::unique_ptr<Layer>& layer : layers_) bytes += layer->weight_bytes();
   return bytes;
 }

@@ -30,7 +30,8 @@ class MultiFilterContext : public CrossContext {
   void Forward(Backend& backend, const Step& step, const Inputs& inputs,
                TensorView out) const override;
   size_t weight_bytes() const override {
-    return convolution_.weight_bytes() + keys_values_->bytes() + contexts_.weight_bytes();
+    return ssm_norm_.bytes() + cross_norm_.bytes() + context_ids_.bytes() +
+           convolution_.weight_bytes() + keys_values_->bytes() + contexts_.weight_bytes();
   }
 
  private:

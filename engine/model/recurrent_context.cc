@@ -218,7 +218,9 @@ void RecurrentContext::Forward(Backend& backend, const Step& step, const Inputs&
 }
 
 size_t RecurrentContext::weight_bytes() const {
-  return queries_->bytes() + keys_values_->bytes() + output_->bytes() + contexts_.weight_bytes();
+  return norm_.bytes() + ids_.bytes() + initial_.bytes() + gate_.bytes() + queries_->bytes() +
+         keys_values_->bytes() + output_->bytes() + self_attention_->bytes() +
+         cross_attention_->bytes() + contexts_.weight_bytes();
 }
 
 }  // namespace bst

@@ -97,7 +97,8 @@ void TokenContext::Forward(Backend& backend, const Step& step, const Inputs& inp
 }
 
 size_t TokenContext::weight_bytes() const {
-  size_t bytes = convolution_.weight_bytes();
+  size_t bytes =
+      ssm_norm_.bytes() + cross_norm_.bytes() + convolution_.weight_bytes() + attention_->bytes();
   for (const std::unique_ptr<LinearWeights>& weights : keys_values_) bytes += weights->bytes();
   return bytes;
 }

@@ -81,8 +81,8 @@ void TransformerLayer::Forward(Backend& backend, const Step& step) const {
 }
 
 size_t TransformerLayer::weight_bytes() const {
-  return heads_->bytes() + output_->bytes() + feed_forward_.weight_bytes() +
-         (context_ ? context_->weight_bytes() : 0);
+  return attn_norm_.bytes() + heads_->bytes() + output_->bytes() + attention_->bytes() +
+         feed_forward_.weight_bytes() + (context_ ? context_->weight_bytes() : 0);
 }
 
 }  // namespace bst
