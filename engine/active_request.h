@@ -2,6 +2,7 @@
 //
 // Ownership   One owner at a time: the submitting thread, then the inbox, then the engine thread.
 // Threads     Follows the owner; never shared.
+// Tested by   tests/engine/engine_test.cc
 #pragma once
 
 #include <cstdint>

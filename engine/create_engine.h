@@ -2,6 +2,9 @@
 //
 // Engine::Create is this with the backend that the options name and the process's clock; tests put
 // a failing backend or a clock of their own in their place.
+//
+// Threads   Thread-safe; the observer as in engine.h.
+// Tested by tests/engine/engine_lifecycle_test.cc, engine_options_test.cc
 #pragma once
 
 #include <memory>

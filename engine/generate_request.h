@@ -1,6 +1,7 @@
 // The plain structs that enter the engine. They know nothing of gRPC or of text.
 //
 // Threads   Values.
+// Tested by tests/engine/engine_request_check_test.cc
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// EngineCall: the life of one request between its RPC and the engine: outbox, cancellation,
+// EngineCall: the life of one request between its RPC and the engine: outbox, cancellation and
 // accounts.
 //
 //   engine thread    Push -> outbox; posts the call if it is not posted yet
@@ -7,15 +7,14 @@
 //                    AppendPrompt
 //
 // Invariants  (1) Between Submit and FinishedEvent the request id is registered, hence can be
-// aborted.
+//                 aborted.
 //             (2) The first cause of a cancellation stays.
 // Memory      What waits for the reader is bounded by the request's tokens, and by kMaxOutboxBytes:
 //             a request whose reader is further behind ends with kResourceExhausted, and what
 //             waited is dropped. ServerConfig::write_timeout bounds how long one message waits, and
 //             max_unread_bytes what finished requests keep together.
 // Ownership   Shared by its RPC (until OnDone), the engine (until FinishedEvent) and the delivery
-// thread
-//             (while posted).
+//             thread (while posted).
 // Threads     Thread-safe.
 // Tested by   tests/server/generation_service_test.cc, tests/server/server_test.cc
 #pragma once

@@ -4,8 +4,7 @@
 // request is refused with kUnavailable.
 //
 // Ownership   Owns the engine and the tokenizer from Publish on, and what counts and carries
-// events.
-//             Outlives every RPC: the gRPC servers are shut down first.
+//             events. Outlives every RPC: the gRPC servers are shut down first.
 // Threads     Thread-safe.
 // Tested by   tests/server/server_test.cc, tests/server/generation_service_test.cc
 #pragma once

@@ -2,8 +2,9 @@
 //
 // Codes map one to one. Details by code:
 //   kInvalidArgument                   google.rpc.BadRequest; from InvalidFields it names the
-//   fields kResourceExhausted, kUnavailable   google.rpc.RetryInfo, and the trailer
-//   grpc-retry-pushback-ms, except after WithoutRetry
+//                                      fields
+//   kResourceExhausted, kUnavailable   google.rpc.RetryInfo, and the trailer
+//                                      grpc-retry-pushback-ms, except after WithoutRetry
 //
 // Threads     Free functions, thread-safe.
 // Tested by   tests/server/grpc_status_test.cc

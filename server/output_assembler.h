@@ -3,9 +3,10 @@
 //   token -> StreamDecoder (whole characters) -> StopStringMatcher -> text of the pending message
 //
 // Invariants  (1) Every token added before a stop string was found is in exactly one message, in
-// order.
+//                 order.
 //             (2) The text of all messages, joined, is the text of these tokens, cut at the stop
-//             string. (3) A message holds at most kMaxTokensPerMessage tokens: about 1 MB with all
+//                 string.
+//             (3) A message holds at most kMaxTokensPerMessage tokens: about 1 MB with all
 //                 alternatives, under the 4 MB that clients accept by default.
 // Memory      Bounded by the tokens added, hence by the request's max_new_tokens; pending_bytes().
 // Threads     Thread-compatible.

@@ -1,7 +1,9 @@
 // PromptEcho: the tokens of a prompt -> Tokens messages, as they come.
 //
 // Invariants  The text of all messages, joined, is the text of the prompt; each is whole
-// characters. Memory      The prompt's tokens until they are taken. Threads     Thread-compatible.
+//             characters.
+// Memory      The prompt's tokens until they are taken.
+// Threads     Thread-compatible.
 // Tested by   tests/server/output_assembler_test.cc
 #pragma once
 

@@ -1,6 +1,7 @@
 // The command line of bst-server: absl flags -> ServerConfig. Linked into the binary alone, so that
 // the server library has no global flags.
 //
+// Threads     The main thread, before any other.
 // Tested by   tests/e2e/server_process_test.py
 #pragma once
 

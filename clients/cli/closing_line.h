@@ -1,5 +1,6 @@
 // The line that a generation ends with on stderr.
 //
+// Threads     Pure function.
 // Tested by   tests/clients/terminal_text_test.cc
 #pragma once
 

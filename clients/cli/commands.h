@@ -1,6 +1,7 @@
 // The commands of bst. Each adds itself to the command line and leaves in `run` what main calls if
 // it was chosen.
 //
+// Threads     The main thread.
 // Tested by   tests/e2e/cli_test.py
 #pragma once
 

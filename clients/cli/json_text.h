@@ -1,5 +1,6 @@
 // The JSON that commands write: one object, in the order in which keys were set.
 //
+// Threads     Thread-compatible.
 // Tested by   tests/clients/json_text_test.cc
 #pragma once
 

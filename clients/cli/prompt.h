@@ -1,6 +1,7 @@
 // What generate and score have in common: the prompt (--prompt, --prompt-file or --ids-file) and
 // the priority.
 //
+// Threads     The main thread.
 // Tested by   tests/clients/prompt_test.cc
 #pragma once
 

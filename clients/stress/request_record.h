@@ -2,6 +2,7 @@
 // count from the intended send.
 //
 // Threads     A value.
+// Tested by   tests/clients/stress/recorder_test.cc
 #pragma once
 
 #include <grpcpp/support/status.h>

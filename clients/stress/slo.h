@@ -32,7 +32,7 @@ struct SloClause {
   double bound_seconds = 0;
   double percent = 99;
 
-  // "ttft p99 <= 200ms"
+  // "ttft p99 <= 200 ms"
   std::string ToString() const;
 };
 

@@ -14,8 +14,10 @@
 // Rounding  With BF16 a backend may round queries and softmax weights to BF16 too, with I8 to
 //           integers of 16 bits over their own range; sums are float32 or exact. Else all is
 //           float32.
-// Formula   s_j = (<q, k_j> + bias[h][t - t_j]) * scale_h,  o = softmax(s) v;  no visible key: o =
-// 0
+// Formula   s_j = (<q, k_j> + bias[h][t - t_j]) * scale_h,  o = softmax(s) v;
+//           no visible key: o = 0
+// Threads   Values.
+// Tested by tests/engine/backend/agreement_test.cc, context_attention_test.cc
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
 // Backend: the operator contract. The forward pass (engine/model) is written in these operators
-// alone; each implementation (reference, cpu) gives them a machine.
+// alone; each implementation (reference, cpu, cuda) gives them a machine.
 //
 // Symbols   T packed tokens of a step, R rows (sequences), D model width, H heads, dh head size,
 //           W window, V vocabulary.
@@ -239,10 +239,10 @@ class Backend {
   // none of these.
 
   virtual bool HasSampling() const { return false; }
-  // Of one slot of the pool that the next three take.
+  // Of one slot of the pool that SetSamplingState and SampleTokens take.
   virtual size_t SamplingStateBytes(int /*vocab_size*/) const { return 0; }
-  // At load: memory for calls of SampleTokens with up to so many draws. Errors:
-  // kResourceExhausted.
+  // At load: memory for calls of SampleTokens with up to so many draws.
+  // Errors: kResourceExhausted.
   virtual absl::Status ReserveSampling(int /*vocab_size*/, int /*max_draws*/) {
     return absl::OkStatus();
   }

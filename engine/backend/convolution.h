@@ -14,6 +14,8 @@
 // Precision    A backend may count taps below 2^-96 as zero.
 // State        The inputs that can still be reached, taps - 1 rows rounded up to whole blocks
 //              (kBlockEnds: `taps` rows), and with kEveryToken the W pending outputs per feature.
+// Threads      Values.
+// Tested by    tests/engine/backend/convolution_test.cc
 #pragma once
 
 #include "engine/backend/ssm.h"

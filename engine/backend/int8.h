@@ -12,6 +12,7 @@
 //
 // Invariants  NaN or an infinity among the numbers gives a scale of NaN, and so NaN outputs.
 //             Numbers too small for a float32 reciprocal of their scale become zeros.
+// Threads     Pure functions.
 // Tested by   tests/engine/backend/int8_test.cc
 #pragma once
 

@@ -2,6 +2,9 @@
 //
 // A step is ragged: its tokens are packed one after the other, decode rows (one token) beside
 // prompt chunks, and each row says which of them are its own and where in its document they stand.
+//
+// Threads   Values.
+// Tested by tests/engine/backend (every operator that takes rows)
 #pragma once
 
 #include <cstddef>

@@ -10,6 +10,7 @@
 //                  A draw counts its own token.
 //
 // Threads   Values.
+// Tested by tests/engine/backend/cuda/sampling_test.cc (device and host against each other)
 #pragma once
 
 #include <cstdint>

@@ -21,6 +21,8 @@
 // Scan      x_t = A x_{t-1} + v_t, elementwise over P modes shared by all features; stored as
 //           E = A - 1 (S5, arXiv 2208.04933; the projections in and out are linear layers)
 // Precision State and sums are float32 (reference: float64).
+// Threads   Values; weights are immutable.
+// Tested by tests/engine/backend/recurrence_test.cc, convolution_test.cc
 #pragma once
 
 #include "engine/tensor/tensor_view.h"

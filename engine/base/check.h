@@ -2,6 +2,9 @@
 //
 // Only for our bugs. Nothing that a request or a checkpoint contains may reach a failing check;
 // what the world can get wrong is answered with absl::Status.
+//
+// Threads   Thread-safe.
+// Tested by tests/engine/base/check_test.cc
 #pragma once
 
 #include <cstdio>

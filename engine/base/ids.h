@@ -2,7 +2,7 @@
 // where a token is meant.
 //
 // Threads     Values; immutable.
-// Tested by   the compiler: there is no implicit conversion to or from an integer.
+// Tested by   tests/engine/base/ids_test.cc (there, too: nothing converts to or from an integer)
 #pragma once
 
 #include <compare>

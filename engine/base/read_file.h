@@ -2,8 +2,7 @@
 //
 // Threads   Thread-safe.
 // Errors    kNotFound (cannot open); kFailedPrecondition (not a regular file, so that a named pipe
-// does
-//           not block; larger than the limit; cannot read). The message names the file.
+//           does not block; larger than the limit; cannot read). The message names the file.
 // Tested by tests/engine/checkpoint/json_test.cc
 #pragma once
 

@@ -1,4 +1,7 @@
 // Early return on error, for functions that return absl::Status or absl::StatusOr.
+//
+// Threads   As the functions that they stand in.
+// Tested by tests/engine/base/status_macros_test.cc
 #pragma once
 
 #include <utility>

@@ -1,4 +1,7 @@
 // The factor of each head's scores: |scale| with normalised queries and keys, else 1 / sqrt(dh).
+//
+// Threads   Pure function.
+// Tested by tests/engine/model/golden_test.cc
 #pragma once
 
 #include <cmath>

@@ -6,6 +6,7 @@
 // slot, where the next step finds it.
 //
 // Threads   Engine thread only.
+// Tested by tests/engine/model/golden_test.cc, model_test.cc
 #pragma once
 
 #include <memory>

@@ -4,6 +4,7 @@
 //            (act(z Wgate) * (z Wup)) Wdown     geglu (gelu), swiglu (silu)
 //
 // Threads   Engine thread only.
+// Tested by tests/engine/model/golden_test.cc, model_test.cc
 #pragma once
 
 #include <memory>

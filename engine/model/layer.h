@@ -5,6 +5,7 @@
 //           their block), D model width, A = heads * head_dim, F feed-forward width, W block
 //           length.
 // Threads   Engine thread only.
+// Tested by tests/engine/model/golden_test.cc, model_test.cc
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // The T5 position bias, one table per layer, by distance instead of by bucket.
 //
 // bucket(n) = n for n < half = buckets / 2, else
-//             min(buckets - 1, half + floor(ln(n / half) / ln(max_distance / half) * (buckets -
-//             half)))
+//             min(buckets - 1,
+//                 half + floor(ln(n / half) / ln(max_distance / half) * (buckets - half)))
 // (Raffel et al., arXiv 1910.10683, unidirectional). A distance on a boundary belongs to the upper
 // bucket.
 //

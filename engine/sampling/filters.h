@@ -2,8 +2,9 @@
 // it drops to 0, and sees only those that the ones before it left above 0.
 //
 // Symbols   logits [V], weights [V padded] = exp((logit - max) / temperature); the largest weight
-// is 1. Threads   Pure functions of their arguments. Tested by
-// tests/engine/sampling/sampler_test.cc
+//           is 1.
+// Threads   Pure functions of their arguments.
+// Tested by tests/engine/sampling/sampler_test.cc
 #pragma once
 
 #include "absl/types/span.h"

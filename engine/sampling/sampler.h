@@ -7,8 +7,8 @@
 //             sum and u in [0, 1) the token's uniform number. Drawn is the lowest id i with
 //             w_0 + ... + w_i > u W. Over ids, not over ranks: nothing need be sorted to draw.
 // Cost        At V = 32,768, one core: see engine/sampling/README.md. No allocation per token once
-// the
-//             scratch has its size, but for the result's `top` and the growth of the token counts.
+//             the scratch has its size, but for the result's `top` and the growth of the token
+//             counts.
 // Threads     Thread-compatible; engine thread only.
 // Tested by   tests/engine/sampling/sampler_test.cc (against a slow one that sorts everything)
 #pragma once

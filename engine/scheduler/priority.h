@@ -1,6 +1,7 @@
 // Priority: which of waiting requests goes first.
 //
 // Threads   A value.
+// Tested by tests/engine/scheduler/scheduler_test.cc
 #pragma once
 
 namespace bst {

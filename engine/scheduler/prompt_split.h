@@ -7,8 +7,7 @@
 // Invariants  (1) The tokens given sum to at most `budget`; each prompt gets at most chunk_tokens
 //                 and what it can read, and a multiple of window unless that ends it.
 //             (2) The oldest gets something when it is its turn, and also when two blocks fit and
-//             no
-//                 prompt ends.  REQUIRES: budget >= window.
+//                 no prompt ends.  REQUIRES: budget >= window.
 // Threads     Pure function.
 // Tested by   tests/engine/scheduler/prompt_split_test.cc
 #pragma once

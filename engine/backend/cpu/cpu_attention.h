@@ -6,6 +6,9 @@
 // A task takes several blocks of a row in turn where there are tasks enough: the copy of a block
 // then serves the next block too. Of a single token a task likewise takes several heads, and knows
 // what it reads next.
+//
+// Threads   Engine thread only; tasks run on the threads of the CpuContext.
+// Tested by tests/engine/backend/agreement_test.cc
 #pragma once
 
 #include <memory>

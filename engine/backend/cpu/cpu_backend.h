@@ -1,15 +1,15 @@
 // The CPU backend: threads and vector instructions (AVX2, AVX-512 or AMX), chosen once when it is
 // made.
 //
-// Activations are float32. Linear layers take F32 or BF16 weights; with BF16 the inputs are rounded
-// to BF16 and products summed in float32. Rings hold F32 or BF16 in the layout of kernels.h.
+// Activations are float32. Linear layers take F32, BF16 or INT8 weights; with BF16 the inputs are
+// rounded to BF16 and products summed in float32, with INT8 both are as int8.h says. Rings hold
+// F32, BF16 or INT8 in the layout of kernels.h.
 //
 // The README beside this file holds the decisions and the measurements.
 //
 // Threads   Engine thread only; workers of its own.
-// Tested by tests/engine/backend/agreement_test.cc, batch_law_test.cc (every instruction set that
-// the
-//           machine has)
+// Tested by tests/engine/backend/agreement_test.cc, tests/engine/model/model_test.cc (every
+//           instruction set that the machine has)
 #pragma once
 
 #include <memory>
@@ -28,7 +28,8 @@ struct CpuOptions {
 };
 
 // Errors: kUnimplemented when the processor lacks AVX2 and FMA, or the instruction set asked for;
-//         kInvalidArgument for a negative number of threads.
+//         kInvalidArgument for a negative number of threads; kResourceExhausted when the system
+//         starts no more threads.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options = {});
 
 }  // namespace bst

@@ -1,5 +1,8 @@
 // What every operator of the CPU backend works with: kernels, threads and scratch memory, each
 // thread's own and all threads'.
+//
+// Threads   Engine thread only; a task has the scratch of its own thread.
+// Tested by tests/engine/backend/agreement_test.cc
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,8 @@
 // Attention to contexts on the CPU: the kernels of cpu_attention.h with every query seeing the same
 // rows.
+//
+// Threads   Engine thread only; tasks run on the threads of the CpuContext.
+// Tested by tests/engine/backend/context_attention_test.cc
 #pragma once
 
 #include <memory>

@@ -12,6 +12,8 @@
 //           of 2M.
 // Ends      y = sum over 128 taps at a time of k[s] u[t - s], in order.
 // The scratch of a thread holds Q + 1 spectra, or 8 C rows of sums and T + 7 W rows of inputs.
+// Threads   Engine thread only; tasks run on the threads of the CpuContext.
+// Tested by tests/engine/backend/convolution_test.cc
 #pragma once
 
 #include <memory>

@@ -6,6 +6,9 @@
 //   x += E x + B u - P h                   E = g dt l,  B = g dt b,  P = g p
 // The sum that a token starts from is formed while the token before updates the modes; only a row's
 // first token reads the state for it, in the same order, so cuts do not show.
+//
+// Threads   Engine thread only; tasks run on the threads of the CpuContext.
+// Tested by tests/engine/backend/recurrence_test.cc
 #pragma once
 
 #include <memory>

@@ -2,6 +2,9 @@
 // tiles of sixteen, transposed, so that one vector holds sixteen scores; then values as rows padded
 // to whole vectors; with INT8 then a scale per key and one per value (int8.h). Where attention
 // multiplies pairs of BF16 or bytes: a pair ring or a byte ring (kernels.h).
+//
+// Threads   Values; whoever holds a head's memory writes it.
+// Tested by tests/engine/backend/agreement_test.cc, context_attention_test.cc
 #pragma once
 
 #include <algorithm>

@@ -11,6 +11,9 @@
 // Layout      packed [groups] x { constants [K][16], modes [M][parts][16] };
 //             state [groups][M][2][16]. Groups are counted filter by filter; a filter's last one is
 //             padded with zeros.
+//
+// Threads   Engine thread only; tasks run on the threads of the CpuContext.
+// Tested by tests/engine/backend/recurrence_test.cc
 #pragma once
 
 #include <cstdint>

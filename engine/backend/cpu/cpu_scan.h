@@ -1,4 +1,7 @@
 // The shared scan of ssm.h (S5) on the CPU: modes in the lanes, tokens one after the other.
+//
+// Threads   Engine thread only; tasks run on the threads of the CpuContext.
+// Tested by tests/engine/backend/recurrence_test.cc
 #pragma once
 
 #include <memory>

@@ -1,4 +1,7 @@
 // CpuSequence: what Backend::Ssm runs on the CPU backend, whatever the kind of weights.
+//
+// Threads   Engine thread only; tasks run on the threads of the CpuContext.
+// Tested by tests/engine/backend/recurrence_test.cc, convolution_test.cc
 #pragma once
 
 #include <cstddef>

@@ -7,7 +7,7 @@
 //             system has put aside costs nothing but the task it holds. Tasks are handed out in
 //             order, one at a time. Results must not depend on which thread runs a task.
 // Threads     Run is called by one thread at a time, which takes part as thread 0.
-// Tested by   tests/engine/backend/cpu/thread_pool_test.cc
+// Tested by   tests/engine/backend/thread_pool_test.cc
 #pragma once
 
 #include <atomic>

@@ -1,4 +1,7 @@
 // The activations of linear layers and gates, in float32.
+//
+// Threads   Runs on the device.
+// Tested by tests/engine/backend/agreement_test.cc
 #pragma once
 
 #include "engine/backend/cuda/device.h"

@@ -1,4 +1,7 @@
 // What the forms of attention share: where keys lie, which of them a query sees.
+//
+// Threads   Runs on the device.
+// Tested by tests/engine/backend/agreement_test.cc, context_attention_test.cc
 #pragma once
 
 #include "engine/backend/cuda/device.h"

@@ -15,6 +15,9 @@
 // as both sides agree. Lane t has columns 8 t .. 8 t + 7 of every 32: 16 bytes of a key, a single
 // load, are its words of two fragments. Weighted sums of values: fragment i of a half of 64 columns
 // has columns i, 8 + i, .. 56 + i: 16 bytes of a value are column g of eight fragments.
+//
+// Threads   Runs on the device.
+// Tested by tests/engine/backend/agreement_test.cc, context_attention_test.cc
 #pragma once
 
 #include "engine/backend/cuda/attention.cuh"

@@ -5,9 +5,9 @@
 // hash of the headers between them and of the compiler, and is compared before anything else.
 //
 // Ownership   A plugin that was opened stays open.
-// Errors      kUnavailable: "no CUDA engine: ..." (no plugin, or of another build), "no CUDA
-// driver:
-//             ...", "no CUDA device: ...".
+// Errors      kUnavailable: "no CUDA engine: ..." (no plugin, or of another build),
+//             "no CUDA driver: ...", "no CUDA device: ...".
+// Threads     Free functions, thread-safe.
 // Tested by   tests/engine/backend/cuda/plugin_test.cc
 #pragma once
 

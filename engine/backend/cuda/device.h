@@ -23,6 +23,7 @@
 // Arithmetic  A product and a sum are fused where the source says fmaf and nowhere else: both
 //             compilers are told so (-fmad=false, -ffp-contract=off). Otherwise two kernels that
 //             must agree to the bit could round differently.
+// Threads     Runs on the device.
 // Tested by   tests/support/cuda_on_cpu/emulator_test.cc (the emulation's side)
 #pragma once
 

@@ -1,4 +1,7 @@
 // What one load brings, 16 or 8 bytes; rows of matrices four floats at a time.
+//
+// Threads   Runs on the device.
+// Tested by tests/engine/backend/agreement_test.cc
 #pragma once
 
 #include "engine/backend/cuda/device.h"

@@ -5,6 +5,7 @@
 // Batch law   Each output is computed by one fixed sequence of operations. Linear has kernels for
 //             few and for many rows, recurrences for one token and for more of them: they add in
 //             the same order.
+// Threads     Enqueued by the thread that uses the stream.
 // Tested by   tests/engine/backend (emulated), tests/engine/backend/cuda
 #pragma once
 

@@ -6,6 +6,7 @@
 // dynamic shared memory, or what the device has for a block, if that is less; returns it. Without
 // this they may have 48 KB.
 // Threads   The thread that uses the stream.
+// Tested by tests/engine/backend/cuda
 #pragma once
 
 #include "engine/backend/cuda/call_list.h"

@@ -10,6 +10,9 @@
 // An element of C depends on its row of A and its column of B alone, which the batch law stands on;
 // the hardware's order of the sixteen additions is its own. The emulation (MultiplyFragments of
 // <cuda_on_cpu/device.h>) gathers the same words from the same lanes and adds in the order of k.
+//
+// Threads   Runs on the device.
+// Tested by tests/support/cuda_on_cpu/emulator_test.cc
 #pragma once
 
 #include "engine/backend/cuda/device.h"

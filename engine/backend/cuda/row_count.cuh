@@ -1,4 +1,7 @@
 // How many rows a launch has, on the device's side (kernels.h).
+//
+// Threads   Runs on the device.
+// Tested by tests/engine/backend/cuda/orders_test.cc
 #pragma once
 
 #include "engine/backend/cuda/device.h"

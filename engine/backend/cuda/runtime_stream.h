@@ -1,4 +1,7 @@
 // What runtime.cc, blas.cc and fft.cc share of a stream over cudart.
+//
+// Threads   The thread that uses the stream.
+// Tested by tests/support/cuda_on_cpu/emulator_test.cc, tests/engine/backend/cuda
 #pragma once
 
 #include <cuda_runtime_api.h>

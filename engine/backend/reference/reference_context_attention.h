@@ -1,4 +1,7 @@
 // Attention to contexts (reference_key_values.h) as the obvious loop.
+//
+// Threads   Engine thread only.
+// Tested by tests/engine/backend/context_attention_test.cc (what the others are compared with)
 #pragma once
 
 #include <vector>

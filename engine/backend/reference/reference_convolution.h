@@ -1,5 +1,8 @@
 // The convolution with explicit taps as the sum it is. State: a ring [taps][D] of raw inputs, row
 // position mod taps.
+//
+// Threads   Engine thread only.
+// Tested by tests/engine/backend/convolution_test.cc (against the direct sum)
 #pragma once
 
 #include <vector>

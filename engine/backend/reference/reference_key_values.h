@@ -1,5 +1,8 @@
 // Keys and values of one slot of a ring or of a context as the obvious arrays: rows of keys, rows
 // of values, [rows][H * dh] each; with INT8 then scales, [2][rows][H] (int8.h).
+//
+// Threads   A view; engine thread only.
+// Tested by tests/engine/backend/agreement_test.cc
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,8 @@
 // The recurrences of ssm.h as their formulas, in float64 with a float64 state: diagonal and DPLR.
 // With outputs at block ends only the outputs between them are left out. And the shared scan.
+//
+// Threads   Engine thread only.
+// Tested by tests/engine/backend/recurrence_test.cc (against closed forms)
 #pragma once
 
 #include <complex>

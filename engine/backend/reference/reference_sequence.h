@@ -1,4 +1,7 @@
 // ReferenceSequence: what Backend::Ssm runs on the reference backend, whatever the kind of weights.
+//
+// Threads   Engine thread only.
+// Tested by tests/engine/backend/recurrence_test.cc, convolution_test.cc
 #pragma once
 
 #include <cstddef>
