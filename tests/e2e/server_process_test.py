@@ -75,11 +75,23 @@ class FlagsTest(unittest.TestCase):
         example = {match[1] for line in lines if (match := re.match(r"#?--(\w+)=", line))}
         flags = set(re.findall(r"^ +--(\w+) \(", run_server("--help").stdout, re.MULTILINE))
         self.assertEqual(example, flags)
-        defaults = dict(re.findall(r"^ +--(\w+) \(.*?default:\s+(.*?);$", run_server("--help").stdout,
-                                   re.MULTILINE | re.DOTALL))
+        entries = re.findall(r"^ +--(\w+) \((.*?)\);\s+default:\s+(.*?);$", run_server("--help").stdout,
+                             re.MULTILINE | re.DOTALL)
+        texts = {name: " ".join(text.split()) for name, text, _ in entries}
+        defaults = {name: default for name, _, default in entries}
         for name, value in re.findall(r"^#--(\w+)=(.*)$", EXAMPLE_FLAGS.read_text(), re.MULTILINE):
             if not re.match("tls|auth", name):
                 self.assertEqual(value, defaults[name].strip('"'), name)
+        # What can be chosen is said in the same words.
+        comments = {match[2]: " ".join(match[1].replace("#", " ").split()) for match in
+                    re.finditer(r"((?:^# .*\n)+)#?--(\w+)=", EXAMPLE_FLAGS.read_text(), re.MULTILINE)}
+        mistakes = run_server("--backend=x", "--weights=x", "--kv=x", "--log_format=x").stderr
+        choices = dict(re.findall(r"--(\w+) is 'x', must be one of ([\w, ]+)", mistakes))
+        self.assertEqual(len(choices), 4, mistakes)
+        for name, words in choices.items():
+            self.assertEqual(comments[name], texts[name])
+            for word in words.split(", "):
+                self.assertRegex(texts[name], rf"\b{word}\b", name)
         # All flags at the values it shows; only files and fixed ports are left out.
         shown = [line.lstrip("#") for line in lines if re.match(r"#?--(?!tls|auth|model|listen|metrics|control)", line)]
         with tempfile.TemporaryDirectory() as folder:
