@@ -11,7 +11,7 @@ namespace bst {
 // after each, measured in turn so that a drift of the machine meets all lengths alike.
 struct ContextBenchOptions {
   std::string model;
-  std::string backend = "auto", weights = "auto", kv = "auto";
+  std::string backend = "cpu", weights = "auto", kv = "auto";
   int threads = 0;
   std::vector<int64_t> lengths = {1'000, 10'000, 100'000, 1'000'000};
   int new_tokens = 200;

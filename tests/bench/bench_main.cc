@@ -33,11 +33,16 @@ int main(int argc, char** argv) {
   CLI::App* context_app = app.add_subcommand(
       "context", "Prefill rate, memory and time per token against context length.");
   context_app->add_option("--model", context.model, "checkpoint directory")->required();
-  context_app->add_option("--backend", context.backend, "auto, cpu or reference")
+  const CLI::IsMember number_types({"auto", "f32", "bf16", "int8"});
+  context_app->add_option("--backend", context.backend, "what computes")
+      ->check(CLI::IsMember({"cpu", "reference"}))
       ->capture_default_str();
-  context_app->add_option("--weights", context.weights, "auto, f32, bf16 or int8")
+  context_app->add_option("--weights", context.weights, "number type")
+      ->check(number_types)
       ->capture_default_str();
-  context_app->add_option("--kv", context.kv, "auto, f32, bf16 or int8")->capture_default_str();
+  context_app->add_option("--kv", context.kv, "number type of keys and values")
+      ->check(number_types)
+      ->capture_default_str();
   context_app->add_option("--threads", context.threads, "0: all cores")->capture_default_str();
   context_app->add_option("--lengths", context.lengths, "prompt lengths in tokens")
       ->capture_default_str();
@@ -52,7 +57,8 @@ int main(int argc, char** argv) {
   bst::LayerBenchOptions layers;
   CLI::App* layers_app = app.add_subcommand(
       "layers", "Forward time of one layer against sequence length, at W = 128, width 512.");
-  layers_app->add_option("--backend", layers.backend, "cpu, cuda or reference")
+  layers_app->add_option("--backend", layers.backend, "what computes")
+      ->check(CLI::IsMember({"cpu", "cuda", "reference"}))
       ->capture_default_str();
   layers_app->add_option("--weights", layers.weights, "f32 or bf16, also of keys and values")
       ->check(CLI::IsMember({"f32", "bf16"}))
