@@ -58,7 +58,7 @@ install: build
 	cmake --install $(BUILD)
 
 format:
-	clang-format -i $$(git ls-files '*.cc' '*.h' '*.inl')
+	scripts/lint --fix
 
 lint:
 	scripts/lint
