@@ -147,7 +147,7 @@ struct EngineLoad {
 
 class Engine {
  public:
-  // Loads the model, runs a few steps to warm up and starts the engine thread. `observer` may be null
+  // Loads the model, runs three steps to warm up, starts the engine thread. `observer` may be null
   // and must outlive the engine.
   // Errors: kNotFound, kFailedPrecondition (checkpoint); kInvalidArgument (options); kUnimplemented
   //         (processor); kResourceExhausted (memory); kInternal (the warm-up failed).

@@ -1,7 +1,8 @@
 // GenerationService: the RPCs of bst.v1.Generation; starts requests, answers the small ones itself.
 //
 // Threads     Thread-safe. Handlers run on gRPC threads and do not wait.
-// Tested by   tests/server/{generation,upload,score}_service_test.cc
+// Tested by   tests/server/generation_service_test.cc, upload_service_test.cc,
+//             score_service_test.cc
 #pragma once
 
 #include "bst/v1/generation.grpc.pb.h"

@@ -1,7 +1,7 @@
 """The arrows between folders, checked on the #include lines.
 
 A folder may include itself and what its row lists; nothing includes tests. Also here: what no source
-of ours may call, whatever folder it stands in.
+of ours may call, whatever folder it stands in, and what the first comment of a header says.
 """
 
 import ast
@@ -37,8 +37,14 @@ ARROWS = [
 
 # Within engine/ only these files may name more than one of scheduler, model and sampling.
 MANY_NOUNS = {"engine/engine.cc", "engine/step_runner.cc", "engine/step_runner.h"}
+# Plain values, which do not count.
+PLAIN = {"engine/sampling/sampling_params.h", "engine/scheduler/priority.h"}
 
 INCLUDE = re.compile(r'^\s*#include\s+"((?:engine|server|clients|tests|proto)/[^"]+)"', re.M)
+ANY_INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.M)
+CUDA = re.compile(r"cuda|cublas|cufft|curand|cusparse|cutlass|nvrtc|nvtx|mma\.h|cooperative_groups")
+# Headers whose first comments lack a section still.
+CONTRACTS_TO_COME = {"engine/backend/cpu/cpu_linear.h", "engine/backend/cpu/kernels.h"}
 # name -> why not
 BANNED = {
     r"\bgetenv\s*\(": "behaviour must not depend on environment variables",
@@ -78,15 +84,48 @@ class LayeringTest(unittest.TestCase):
         for name, text in sources():
             if not name.startswith("engine/") or name.count("/") > 1 or name in MANY_NOUNS:
                 continue
-            nouns = {i.split("/")[1] for i in INCLUDE.findall(text)} & {"scheduler", "model", "sampling"}
-            nouns.discard("sampling") if "sampling_params.h" in text else None
+            nouns = {i.split("/")[1] for i in set(INCLUDE.findall(text)) - PLAIN} & {"scheduler", "model", "sampling"}
             if len(nouns) > 1:
                 wrong.append(f"{name} names {sorted(nouns)}")
         self.assertEqual(wrong, [])
 
     def test_grpc_protobuf_and_prometheus_stay_in_the_server_and_clients(self):
-        wrong = [n for n, text in sources()
-                 if n.startswith("engine/") and re.search(r"#include\s+[<\"](grpc|google/protobuf|prometheus)", text)]
+        wrong = [f"{name} includes {i}" for name, text in sources() if name.startswith("engine/")
+                 for i in ANY_INCLUDE.findall(text) if re.match("grpc|google/|prometheus|bst/", i)]
+        self.assertEqual(wrong, [])
+
+    def test_cuda_headers_stay_in_its_backend(self):
+        found = [(name, i) for name, text in sources() for i in ANY_INCLUDE.findall(text) if CUDA.match(i)]
+        self.assertIn(("engine/backend/cuda/device.h", "cuda_runtime.h"), found)
+        self.assertEqual([f"{n} includes {i}" for n, i in found if not n.startswith("engine/backend/cuda/")], [])
+
+    def test_headers_say_their_threads_and_their_tests(self):
+        wrong, seen = [], 0
+        for name, text in sources():
+            if not name.endswith((".h", ".cuh")) or name in CONTRACTS_TO_COME:
+                continue
+            comment = re.match(r"(?://[^\n]*\n)*", text)[0]
+            if not re.search(r"^// Threads +\S", comment, re.M):
+                wrong.append(f"{name} does not say its threads")
+            tested = re.search(r"^// Tested by +(.*(?:\n//  +.*)*)", comment, re.M)
+            if not tested:
+                wrong.append(f"{name} does not say what tests it")
+                continue
+            folder = "tests"
+            # A bare name is beside the path before it.
+            for test in re.findall(r"tests/[\w/]+(?:\.\w+)?|\w+\.(?:cc|py)\b", tested[1]):
+                path = ROOT / (test if test.startswith("tests/") else f"{folder}/{test}")
+                folder = path.parent.relative_to(ROOT).as_posix()
+                seen += 1
+                if not path.exists():
+                    wrong.append(f"{name} names {test}, which does not exist")
+        self.assertGreater(seen, 150, "the test no longer finds the names")
+        self.assertEqual(wrong, [])
+
+    def test_comments_have_at_most_a_hundred_columns(self):
+        """clang-format leaves comments as they are: it would run their tables and sections together."""
+        wrong = [f"{name}:{number}" for name, text in sources()
+                 for number, line in enumerate(text.splitlines(), 1) if len(line) > 100 and "//" in line]
         self.assertEqual(wrong, [])
 
     def test_the_python_client_depends_on_proto_alone(self):
