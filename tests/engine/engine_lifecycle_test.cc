@@ -2,7 +2,10 @@
 // what an observer is told.
 //
 // Hooks run on the engine thread inside TokenSink::Push, so that a test acts at an exact moment:
-// nothing here sleeps or depends on speed.
+// nothing here depends on speed. That the engine has gone to sleep no hook can tell; two tests ask
+// until it has (wait_until.h).
+//
+// One file, though long: the phases of one life, which share the observer and the hooks.
 #include <functional>
 #include <map>
 #include <memory>
@@ -16,6 +19,7 @@
 #include "gtest/gtest.h"
 #include "tests/engine/engine_fixture.h"
 #include "tests/support/fake_clock.h"
+#include "tests/support/wait_until.h"
 
 namespace bst {
 namespace {
@@ -491,7 +495,7 @@ TEST_F(EngineUploadTest, AClientThatStopsSendingIsGivenUp) {
   stream.sink->WaitEvents(2);  // 16 tokens are read.
   EXPECT_EQ(engine_->load().slots_used, 1);
   // The engine sleeps; it must see that it has read all before the clock moves.
-  while (!engine_->load().awaiting_input) absl::SleepFor(absl::Milliseconds(1));
+  ASSERT_TRUE(WaitUntil([this] { return engine_->load().awaiting_input; }));
   clock_.Advance(absl::Seconds(60));
   const FinishedEvent finished = stream.sink->WaitFinished();
   EXPECT_EQ(finished.reason, FinishReason::kError);
@@ -521,7 +525,7 @@ TEST_F(EngineUploadTest, AnUnfinishedPromptCanBeCancelledAndDoesNotKeepTheThread
   Make();
   const Stream stream = StartOpen(LongPrompt(20));
   stream.sink->WaitEvents(2);
-  while (!engine_->load().awaiting_input) absl::SleepFor(absl::Milliseconds(1));
+  ASSERT_TRUE(WaitUntil([this] { return engine_->load().awaiting_input; }));
   EXPECT_EQ(engine_->load().steps, 1);
   EXPECT_FALSE(engine_->WaitIdle(absl::InfinitePast()));  // It waits, but not without a request.
   engine_->Cancel(stream.id);

@@ -16,7 +16,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "bst/v1/control.grpc.pb.h"
 #include "bst/v1/generation.grpc.pb.h"
@@ -26,6 +25,7 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "server/server.h"
 #include "tests/support/puppet_engine.h"
+#include "tests/support/wait_until.h"
 
 namespace bst {
 
@@ -119,26 +119,20 @@ class RunningServer {
     BST_CHECK(status.ok(), status.error_message());
     return load;
   }
-  // Waits until the request has ended also for its RPC.
+  // Waits until the request has ended also for its RPC, which nothing but the registry can tell.
   void WaitForEnd(const std::string& request_id) {
     v1::AbortRequest request;
     request.set_request_id(request_id);
-    for (;; absl::SleepFor(absl::Milliseconds(2))) {
+    EXPECT_TRUE(WaitUntil([&] {
       grpc::ClientContext context;
       v1::AbortResponse response;
-      if (!control_->Abort(&context, request, &response).ok()) return;
-    }
+      return !control_->Abort(&context, request, &response).ok();
+    })) << request_id << " has not ended";
   }
-  // Waits until so many calls are unread, for some seconds at most.
+  // Waits until so many calls are unread.
   ::testing::AssertionResult WaitForUnreadCalls(uint32_t calls) {
-    const absl::Time deadline = absl::Now() + absl::Seconds(20);
-    while (Load().unread_calls() != calls) {
-      if (absl::Now() > deadline) {
-        return ::testing::AssertionFailure() << Load().unread_calls() << " calls are unread";
-      }
-      absl::SleepFor(absl::Milliseconds(2));
-    }
-    return ::testing::AssertionSuccess();
+    return WaitUntil([&] { return Load().unread_calls() == calls; })
+           << ": " << Load().unread_calls() << " calls are unread";
   }
 
   // Runs Generate to its end. `play` pulls the engine's strings meanwhile.
