@@ -1,3 +1,7 @@
+// GenerationService over loopback, a PuppetEngine behind it: events, continuations, slow readers,
+// status codes, cancellation.
+//
+// One file, though long: it mirrors one class; each RPC of its own has its own test beside this.
 #include "server/generation_service.h"
 
 #include <gmock/gmock.h>

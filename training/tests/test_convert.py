@@ -2,6 +2,8 @@
 
 The expected numbers come from the upstream formulas, written here in float64 on the upstream
 arrays; the actual ones from the evaluator of our own format on the converted tensors.
+
+One file, though long: both converters are held against the same evaluator in the same way.
 """
 
 from __future__ import annotations

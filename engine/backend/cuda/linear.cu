@@ -12,6 +12,9 @@
 // The few are bound by the weights' bytes, tiles by operations.
 // Shared memory is written between two barriers and read after the second. Rows of a BF16 tile are
 // 20 words apart: the eight rows and four words that a fragment reads lie in 32 banks.
+//
+// One file, though long: that the few and the tiles of a type add in the same order is seen best
+// where they stand side by side.
 #include "engine/backend/cuda/activation.cuh"
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/four_floats.cuh"

@@ -1,5 +1,7 @@
 // The recurrences (ssm.h): every CPU instruction set against the reference backend over awkward
 // shapes; both against formulas of another kind in float64; and what must be the same bits.
+//
+// One file, though long: all kinds of recurrence go through the same cuts and the same problems.
 #include <algorithm>
 #include <cmath>
 #include <complex>

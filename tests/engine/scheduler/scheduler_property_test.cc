@@ -8,6 +8,8 @@
 // fits or another one ends, whoever is the oldest in the steps between; long prompts keep to their
 // slots; slots are neither shared nor leaked, and those of one prompt's sequences are copies; every
 // request and every sequence ends once, for the right reason.
+//
+// One file, though long: it is one naive model and one loop of calls.
 #include <algorithm>
 #include <cstdint>
 #include <map>

@@ -1,4 +1,6 @@
 // Scheduler: each rule of the policy on its own, by replaying calls.
+//
+// One file, though long: it mirrors one class, in the order of its policy.
 #include "engine/scheduler/scheduler.h"
 
 #include <algorithm>
