@@ -29,8 +29,6 @@ bool ParseValue(std::string_view text, double& value) {
 
 std::string_view NameOf(std::string_view sample) { return sample.substr(0, sample.find('{')); }
 
-bool EndsWith(std::string_view text, std::string_view end) { return text.ends_with(end); }
-
 double Value(const ServerMetrics& metrics, const std::string& sample) {
   const auto found = metrics.samples.find(sample);
   return found == metrics.samples.end() ? 0 : found->second;
@@ -163,8 +161,8 @@ std::vector<SampleChange> GaugeChanges(const ServerMetrics& before, const Server
   std::vector<SampleChange> changes = Changes(before, after, "gauge");
   std::erase_if(changes, [](const SampleChange& c) {
     const std::string_view name = NameOf(c.sample);
-    return EndsWith(name, "_info") || EndsWith(name, "timestamp_seconds") ||
-           EndsWith(name, "start_time_seconds");
+    return name.ends_with("_info") || name.ends_with("timestamp_seconds") ||
+           name.ends_with("start_time_seconds");
   });
   return changes;
 }

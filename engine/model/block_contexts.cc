@@ -15,9 +15,9 @@ absl::StatusOr<BlockContexts> BlockContexts::Create(const LayerSource& source, i
       contexts.attention_,
       source.backend.PackContextAttention(
           {.spec = spec, .scale = TensorView(scale.data(), DType::kF32, {config.num_heads})}));
-  const size_t bytes = source.backend.ContextBytes(spec);
-  contexts.context_bytes_ = (bytes + 63) / 64 * 64;  // as the pool rounds its slots
-  contexts.region_ = source.AddRegion("context", bytes);
+  contexts.region_ = source.AddRegion("context", source.backend.ContextBytes(spec));
+  // All contexts are as far apart as the slots of the pool.
+  contexts.context_bytes_ = source.layout.regions().back().padded_bytes();
   BST_ASSIGN_OR_RETURN(contexts.initial_, source.backend.Allocate(contexts.context_bytes_));
   source.workspace.step_context_bytes =
       std::max(source.workspace.step_context_bytes, contexts.context_bytes_);

@@ -15,7 +15,11 @@ namespace bst {
 
 struct StateRegion {
   std::string name;       // "layers.3.ring"
-  size_t slot_bytes = 0;  // as the backend asks; rounded up to a cache line by the pool
+  size_t slot_bytes = 0;  // as the backend asks
+
+  // Of a slot in the pool: whole cache lines, so that two sequences never share one; worker threads
+  // write them at the same time. Less than slot_bytes where that overflows.
+  size_t padded_bytes() const { return (slot_bytes + 63) / 64 * 64; }
 };
 
 class StateLayout {
@@ -28,7 +32,7 @@ class StateLayout {
   const std::vector<StateRegion>& regions() const { return regions_; }
   size_t bytes_per_slot() const {
     size_t bytes = 0;
-    for (const StateRegion& region : regions_) bytes += (region.slot_bytes + 63) / 64 * 64;
+    for (const StateRegion& region : regions_) bytes += region.padded_bytes();
     return bytes;
   }
 

@@ -9,11 +9,6 @@
 #include "engine/base/check.h"
 
 namespace bst {
-namespace {
-
-constexpr size_t kCacheLineBytes = 64;
-
-}  // namespace
 
 SlotLease::SlotLease(SlotLease&& other) noexcept
     : pool_(std::exchange(other.pool_, nullptr)), id_(other.id_) {}
@@ -46,10 +41,7 @@ absl::StatusOr<std::unique_ptr<StatePool>> StatePool::Create(Backend& backend,
   pool->free_.reserve(slots);
   for (int id = 0; id < num_slots; ++id) pool->free_.push_back(SlotId(id));
   for (const StateRegion& region : layout.regions()) {
-    // Slots are padded so that two sequences never share a cache line: worker threads write them at
-    // the same time.
-    const size_t slot_bytes =
-        (region.slot_bytes + kCacheLineBytes - 1) / kCacheLineBytes * kCacheLineBytes;
+    const size_t slot_bytes = region.padded_bytes();
     if (slot_bytes < region.slot_bytes || slot_bytes > std::numeric_limits<size_t>::max() / slots) {
       return absl::ResourceExhaustedError(absl::StrCat("state ", region.name, ": ", num_slots,
                                                        " slots of ", region.slot_bytes,

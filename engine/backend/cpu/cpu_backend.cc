@@ -62,7 +62,7 @@ class CpuBackend : public Backend {
     return absl::StrCat("cpu (", isa_, ", ", num_threads(),
                         num_threads() == 1 ? " thread)" : " threads)");
   }
-  int num_threads() const override { return threads(); }
+  int num_threads() const override { return num_threads_; }
   bool HasInt8() const override { return true; }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return Buffer::Allocate(bytes); }
@@ -312,7 +312,6 @@ class CpuBackend : public Backend {
   }
 
   const CpuKernels& kernels() const { return context_.kernels(); }
-  int threads() const { return num_threads_; }
 
   // body(row) for each row; `row_cost` in elements decides how many rows make a task.
   template <typename Body>
