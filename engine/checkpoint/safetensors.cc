@@ -19,7 +19,6 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/json.h"
-#include "engine/checkpoint/safetensors_writer.h"
 
 namespace bst {
 namespace {
@@ -345,22 +344,6 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
     file.tensors_.emplace(tensor.name, TensorView(at, tensor.dtype, tensor.shape));
   }
   return file;
-}
-
-absl::Status WriteSafetensors(const std::string& path, const std::vector<NamedTensor>& tensors) {
-  std::map<std::string_view, const TensorView*> data;
-  std::vector<SafetensorsWriter::Entry> entries;
-  for (const NamedTensor& tensor : tensors) {
-    data[tensor.name] = &tensor.data;
-    entries.push_back({tensor.name, tensor.data.dtype(), tensor.data.shape()});
-  }
-  BST_ASSIGN_OR_RETURN(SafetensorsWriter writer,
-                       SafetensorsWriter::Create(path, std::move(entries)));
-  for (const SafetensorsWriter::Entry& entry : writer.order()) {
-    const size_t bytes = static_cast<size_t>(entry.shape.num_elements()) * SizeOf(entry.dtype);
-    BST_RETURN_IF_ERROR(writer.Append(data.at(entry.name)->data(), bytes));
-  }
-  return writer.Finish();
 }
 
 }  // namespace bst

@@ -25,7 +25,6 @@
 #include <string_view>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/tensor/buffer.h"
 #include "engine/tensor/tensor_view.h"
@@ -50,13 +49,5 @@ class SafetensorsFile {
   std::vector<Buffer> copies_;  // of unaligned tensors
   std::map<std::string, TensorView, std::less<>> tensors_;
 };
-
-// Writes tensors (contiguous views in host memory), see SafetensorsWriter. Used by tests and tools
-// that hold all tensors at once.
-struct NamedTensor {
-  std::string name;
-  TensorView data;
-};
-absl::Status WriteSafetensors(const std::string& path, const std::vector<NamedTensor>& tensors);
 
 }  // namespace bst

@@ -10,7 +10,7 @@
 
 #include "engine/base/check.h"
 #include "engine/checkpoint/model_config.h"
-#include "engine/checkpoint/safetensors.h"
+#include "engine/checkpoint/safetensors_writer.h"
 #include "engine/checkpoint/tensor_schema.h"
 #include "gtest/gtest.h"
 
@@ -103,11 +103,18 @@ StoredTensors TensorsOf(std::string_view text) {
 }
 
 void WriteTensors(const std::string& path, StoredTensors& tensors) {
-  std::vector<NamedTensor> named;
-  for (auto& [name, tensor] : tensors) {
-    named.push_back({name, TensorView(tensor.bytes.data(), tensor.dtype, Shape(tensor.shape))});
+  std::vector<SafetensorsWriter::Entry> entries;
+  for (const auto& [name, tensor] : tensors) {
+    entries.push_back({name, tensor.dtype, Shape(tensor.shape)});
   }
-  const absl::Status status = WriteSafetensors(path, named);
+  auto writer = SafetensorsWriter::Create(path, std::move(entries));
+  BST_CHECK(writer.ok(), writer.status().ToString());
+  for (const SafetensorsWriter::Entry& entry : writer->order()) {
+    const StoredTensor& tensor = tensors.at(entry.name);
+    const absl::Status status = writer->Append(tensor.bytes.data(), tensor.bytes.size());
+    BST_CHECK(status.ok(), status.ToString());
+  }
+  const absl::Status status = writer->Finish();
   BST_CHECK(status.ok(), status.ToString());
 }
 
