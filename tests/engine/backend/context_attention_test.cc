@@ -43,9 +43,8 @@ Matrix Attend(Backend& backend, Problem& problem, const std::vector<int>& querie
   const int rows = spec.capacity;
   const auto weights = *backend.PackContextAttention(
       {.spec = spec, .scale = Contiguous(problem.scale, {spec.num_heads})});
-  const size_t slot_bytes = (backend.ContextBytes(spec) + 63) / 64 * 64;
-  const Buffer memory = *backend.Allocate(slot_bytes * 3);
-  const PoolView contexts = {static_cast<std::byte*>(memory.data()), slot_bytes};
+  const Slots memory(backend, backend.ContextBytes(spec), 3);
+  const PoolView contexts = memory.view();
   Matrix k = Matrix::Random(3 * rows, width, problem.seed + 1);
   Matrix v = Matrix::Random(3 * rows, width, problem.seed + 2);
   const int cut = rows / 2;
@@ -104,9 +103,8 @@ TEST_P(ContextAttentionTest, AQueryDoesNotDependOnItsNeighbours) {
       const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
       const auto weights = *tested_->PackContextAttention(
           {.spec = spec, .scale = Contiguous(problem.scale, {spec.num_heads})});
-      const size_t slot_bytes = (tested_->ContextBytes(spec) + 63) / 64 * 64;
-      const Buffer memory = *tested_->Allocate(slot_bytes);
-      const PoolView context = {static_cast<std::byte*>(memory.data()), slot_bytes};
+      const Slots memory(*tested_, tested_->ContextBytes(spec), 1);
+      const PoolView context = memory.view();
       Matrix k = Matrix::Random(3 * spec.capacity, width, problem.seed + 1);
       Matrix v = Matrix::Random(3 * spec.capacity, width, problem.seed + 2);
       tested_->StoreContext(*weights, k.view(), v.view(),
@@ -144,9 +142,8 @@ Matrix AttendTo(Backend& backend, Problem& problem, const std::vector<Use>& uses
   const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
   const auto weights = *backend.PackContextAttention(
       {.spec = spec, .scale = Contiguous(problem.scale, {spec.num_heads})});
-  const size_t slot_bytes = (backend.ContextBytes(spec) + 63) / 64 * 64;
-  const Buffer memory = *backend.Allocate(slot_bytes * 2);
-  const PoolView contexts = {static_cast<std::byte*>(memory.data()), slot_bytes};
+  const Slots memory(backend, backend.ContextBytes(spec), 2);
+  const PoolView contexts = memory.view();
   Matrix k = Matrix::Random(2 * spec.capacity, width, problem.seed + 1);
   Matrix v = Matrix::Random(2 * spec.capacity, width, problem.seed + 2);
   backend.StoreContext(

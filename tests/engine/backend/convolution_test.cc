@@ -57,9 +57,9 @@ std::vector<std::vector<float>> Convolve(Backend& backend, Convolution& convolut
                                          const std::vector<Step>& steps) {
   const int64_t inputs = convolution.spec.num_inputs;
   const auto weights = *backend.PackConvolution(convolution.parameters());
-  const size_t slot_bytes = (backend.SsmStateBytes(*weights) + 63) / 64 * 64;
-  const Buffer memory = *backend.Allocate(slot_bytes * (documents.size() + 1));
-  const PoolView state = {static_cast<std::byte*>(memory.data()), slot_bytes};
+  const Slots memory(backend, backend.SsmStateBytes(*weights),
+                     static_cast<int>(documents.size()) + 1);
+  const PoolView state = memory.view();
   std::vector<std::vector<float>> outputs(documents.size());
   std::vector<int64_t> positions(documents.size(), 0);
   for (const Step& step : steps) {
@@ -267,8 +267,8 @@ TEST_P(ConvolutionTest, AClearedSlotRemembersNothing) {
   for (const SsmOutputs outputs : {SsmOutputs::kEveryToken, SsmOutputs::kBlockEnds}) {
     Convolution convolution(18, 1, 8, 45, outputs);
     const auto weights = *tested_->PackConvolution(convolution.parameters());
-    const Buffer memory = *tested_->Allocate(tested_->SsmStateBytes(*weights));
-    const PoolView state = {static_cast<std::byte*>(memory.data()), memory.bytes()};
+    const Slots memory(*tested_, tested_->SsmStateBytes(*weights), 1);
+    const PoolView state = memory.view();
     Matrix other = Matrix::Random(96, 18, 30, 100.0), u = Matrix::Random(96, 18, 31);
     const int64_t num_outputs = outputs == SsmOutputs::kEveryToken ? 96 : 12;
     Matrix fresh(num_outputs, 18), reused(num_outputs, 18);

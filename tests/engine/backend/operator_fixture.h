@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/backend/backend.h"
+#include "engine/state/state_layout.h"
 #include "gtest/gtest.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/sanitized.h"
@@ -76,6 +77,19 @@ inline TensorView Contiguous(std::vector<float>& values, Shape shape) {
 inline std::vector<float> RandomVector(size_t n, uint32_t seed, double deviation = 1.0) {
   return Matrix::Random(1, static_cast<int64_t>(n), seed, deviation).values();
 }
+
+// Slots of one kind of state, as the pool lays them out; fresh ones are all zero.
+class Slots {
+ public:
+  Slots(Backend& backend, size_t bytes, int n)
+      : slot_bytes_(StateRegion{.name = {}, .slot_bytes = bytes}.padded_bytes()),
+        memory_(*backend.Allocate(slot_bytes_ * static_cast<size_t>(n))) {}
+  PoolView view() const { return {static_cast<std::byte*>(memory_.data()), slot_bytes_}; }
+
+ private:
+  size_t slot_bytes_;
+  Buffer memory_;
+};
 
 // The parameter names the backend under test.
 class OperatorTest : public testing::TestWithParam<std::string> {

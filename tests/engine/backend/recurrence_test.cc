@@ -102,19 +102,6 @@ struct Problem {
   }
 };
 
-// Slots of one kind of state; fresh ones are all zero, as the pool gives them.
-class Slots {
- public:
-  Slots(Backend& backend, size_t bytes, int n)
-      : slot_bytes_((bytes + 63) / 64 * 64),
-        memory_(*backend.Allocate(slot_bytes_ * static_cast<size_t>(n))) {}
-  PoolView view() const { return {static_cast<std::byte*>(memory_.data()), slot_bytes_}; }
-
- private:
-  size_t slot_bytes_;
-  Buffer memory_;
-};
-
 int64_t Outputs(const SsmSpec& spec, const Row& row) {
   if (spec.outputs == SsmOutputs::kEveryToken) return row.num_tokens();
   return (row.position + row.num_tokens()) / spec.block - row.position / spec.block;
