@@ -127,7 +127,8 @@ class RunningServer {
       grpc::ClientContext context;
       v1::AbortResponse response;
       return !control_->Abort(&context, request, &response).ok();
-    })) << request_id << " has not ended";
+    })) << request_id
+        << " has not ended";
   }
   // Waits until so many calls are unread.
   ::testing::AssertionResult WaitForUnreadCalls(uint32_t calls) {
