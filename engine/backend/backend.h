@@ -16,7 +16,8 @@
 //       failure sticks and is reported by Sync().
 //   (3) No operator allocates once it has seen its largest step (the reference may).
 // Ownership Packed weights are owned by the caller and die before the backend.
-// Threads   Engine thread only, but device_memory(): one call at a time. The backend may use threads of its own.
+// Threads   Engine thread only, but for device_memory(): one call at a time. The backend may use
+//           threads of its own.
 // Errors    Allocate, Pack..: kResourceExhausted; PackSsm, PackDplr: kFailedPrecondition (float32).
 // Tested by tests/engine/backend (every backend against the reference over awkward shapes; each
 //           operator's bits under cuts and neighbours), tests/engine/model/model_test.cc

@@ -1,4 +1,7 @@
 // Linear layers of the CPU backend: weights packed into panels of 32 outputs (kernels.h).
+//
+// Threads   Engine thread only; tasks run on the threads of the CpuContext.
+// Tested by tests/engine/backend/agreement_test.cc
 #pragma once
 
 #include <memory>

@@ -29,6 +29,7 @@
 // or exactly (bytes).
 //
 // Threads   Pure functions over the memory they are given.
+// Tested by tests/engine/backend/agreement_test.cc, inner_loops_test.py, avx2_counts_test.py
 #pragma once
 
 #include <algorithm>
