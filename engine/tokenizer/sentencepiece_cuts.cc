@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <string>
+
+#include "engine/tokenizer/sentencepiece_proto.h"
 
 namespace bst {
 namespace {
@@ -13,67 +14,6 @@ constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581
 bool IsAsciiAlphanumeric(uint32_t c) {
   return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
 }
-
-// The fields of a serialized Protobuf message, one after the other. The library's own classes are
-// behind its wall (sentencepiece_model.h).
-class ProtoFields {
- public:
-  explicit ProtoFields(std::string_view message) : rest_(message) {}
-
-  // False at the end, or where the message is broken.
-  bool Next() {
-    if (rest_.empty()) return false;
-    uint64_t tag = 0;
-    if (!Varint(tag)) return Broken();
-    number = tag >> 3;
-    bytes = {};
-    value = 0;
-    switch (tag & 7) {
-      case 0:
-        return Varint(value) || Broken();
-      case 1:
-        return Take(8) || Broken();
-      case 2: {
-        uint64_t length = 0;
-        return (Varint(length) && Take(length)) || Broken();
-      }
-      case 5:
-        return Take(4) || Broken();
-      default:
-        return Broken();
-    }
-  }
-  bool broken() const { return broken_; }
-
-  uint64_t number = 0;
-  uint64_t value = 0;      // of a number
-  std::string_view bytes;  // of a string or a message
-
- private:
-  bool Broken() {
-    broken_ = true;
-    return false;
-  }
-  bool Varint(uint64_t& result) {
-    result = 0;
-    for (int shift = 0; shift < 64 && !rest_.empty(); shift += 7) {
-      const auto byte = static_cast<unsigned char>(rest_.front());
-      rest_.remove_prefix(1);
-      result |= static_cast<uint64_t>(byte & 0x7F) << shift;
-      if (byte < 0x80) return true;
-    }
-    return false;
-  }
-  bool Take(uint64_t length) {
-    if (length > rest_.size()) return false;
-    bytes = rest_.substr(0, length);
-    rest_.remove_prefix(length);
-    return true;
-  }
-
-  std::string_view rest_;
-  bool broken_ = false;
-};
 
 // What of sentencepiece_model.proto the proof needs, with that file's numbers and defaults.
 struct Facts {
@@ -108,8 +48,8 @@ void ReadPiece(std::string_view message, Facts& facts) {
   uint64_t type = kNormal;
   ProtoFields field(message);
   while (field.Next()) {
-    if (field.number == 1) piece = field.bytes;
-    if (field.number == 3) type = field.value;
+    if (field.IsBytes(1)) piece = field.bytes();
+    if (field.IsNumber(3)) type = field.value();
   }
   const bool has_space = piece.find(' ') != std::string_view::npos ||
                          piece.find(kSpaceSymbol) != std::string_view::npos;
@@ -123,90 +63,49 @@ bool ReadModel(std::string_view serialized, Facts& facts) {
   constexpr uint64_t kBpe = 2;
   ProtoFields field(serialized);
   while (field.Next()) {
-    if (field.number == 1) ReadPiece(field.bytes, facts);
-    if (field.number != 2 && field.number != 3) continue;
-    const bool trainer = field.number == 2;  // else the normalizer
-    ProtoFields spec(field.bytes);
+    if (field.IsBytes(1)) ReadPiece(field.bytes(), facts);
+    const bool trainer = field.IsBytes(2), normalizer = field.IsBytes(3);
+    if (!trainer && !normalizer) continue;
+    ProtoFields spec(field.bytes());
     while (spec.Next()) {
-      if (trainer && spec.number == 3) facts.is_bpe = spec.value == kBpe;
-      if (trainer && spec.number == 24) facts.space_is_suffix = spec.value != 0;
-      if (!trainer && spec.number == 2) facts.rules = spec.bytes;
-      if (!trainer && spec.number == 3) facts.adds_space_in_front = spec.value != 0;
-      if (!trainer && spec.number == 4) facts.collapses_spaces = spec.value != 0;
-      if (!trainer && spec.number == 5) facts.escapes_spaces = spec.value != 0;
+      if (trainer && spec.IsNumber(3)) facts.is_bpe = spec.value() == kBpe;
+      if (trainer && spec.IsNumber(24)) facts.space_is_suffix = spec.value() != 0;
+      if (normalizer && spec.IsBytes(2)) facts.rules = spec.bytes();
+      if (normalizer && spec.IsNumber(3)) facts.adds_space_in_front = spec.value() != 0;
+      if (normalizer && spec.IsNumber(4)) facts.collapses_spaces = spec.value() != 0;
+      if (normalizer && spec.IsNumber(5)) facts.escapes_spaces = spec.value() != 0;
     }
     if (spec.broken()) return false;
   }
   return !field.broken();
 }
 
-// The normalizer's rules: a trie of what is replaced, as a double array (Darts-clone), and what it
-// is replaced by. A unit holds the character that leads to it, so one pass over all units meets
-// every rule, whether its unit can be reached or not.
-class Rules {
- public:
-  explicit Rules(std::string_view charsmap) {
-    uint32_t bytes = 0;
-    if (charsmap.size() < sizeof(bytes)) return;
-    std::memcpy(&bytes, charsmap.data(), sizeof(bytes));
-    charsmap.remove_prefix(sizeof(bytes));
-    if (bytes > charsmap.size() || bytes % sizeof(uint32_t) != 0 || bytes == 0) return;
-    units_ = charsmap.substr(0, bytes);
-    texts_ = charsmap.substr(bytes);
-  }
+bool EndsWithoutSpace(const std::optional<std::string_view>& text) {
+  return text.has_value() && !text->empty() && text->back() != ' ' &&
+         (text->size() < kSpaceSymbol.size() ||
+          text->substr(text->size() - kSpaceSymbol.size()) != kSpaceSymbol);
+}
 
-  // No rule has a space beside an ASCII letter or digit; one that ends with such a character gives
-  // a text that ends with no space; a space alone stays one.
-  bool LeaveSpacesBetweenWordsAlone() const {
-    if (units_.empty()) return false;
-    for (size_t i = 0; i < size(); ++i) {
-      const uint32_t label = Label(i);
-      if (IsAsciiAlphanumeric(label)) {
-        if (Child(i, ' ').has_value()) return false;
-        if (EndsRule(i) && !EndsWithoutSpace(Text(i))) return false;
-      } else if (label == ' ') {
-        for (uint32_t c = '0'; c <= 'z'; ++c) {
-          if (IsAsciiAlphanumeric(c) && Child(i, c).has_value()) return false;
-        }
+// No rule has a space beside an ASCII letter or digit; one that ends with such a character gives a
+// text that ends with no space; a space alone stays one. A unit holds the character that leads to
+// it, so one pass over all units meets every rule, whether its unit can be reached or not.
+bool LeaveSpacesBetweenWordsAlone(std::string_view charsmap) {
+  const std::optional<CharsMap> rules = CharsMap::Parse(charsmap);
+  if (!rules.has_value()) return false;
+  for (size_t i = 0; i < rules->size(); ++i) {
+    const uint32_t label = rules->Label(i);
+    if (IsAsciiAlphanumeric(label)) {
+      if (rules->Child(i, ' ').has_value()) return false;
+      if (rules->EndsRule(i) && !EndsWithoutSpace(rules->Text(i))) return false;
+    } else if (label == ' ') {
+      for (uint32_t c = '0'; c <= 'z'; ++c) {
+        if (IsAsciiAlphanumeric(c) && rules->Child(i, c).has_value()) return false;
       }
     }
-    const std::optional<size_t> space = Child(0, ' ');
-    return !space.has_value() || !EndsRule(*space) || Text(*space) == " ";
   }
-
- private:
-  size_t size() const { return units_.size() / sizeof(uint32_t); }
-  uint32_t Unit(size_t i) const {
-    uint32_t unit = 0;
-    std::memcpy(&unit, units_.data() + i * sizeof(unit), sizeof(unit));
-    return unit;
-  }
-  // Of a unit that holds a rule's text: no character.
-  uint32_t Label(size_t i) const { return Unit(i) & 0x8000'00FFu; }
-  bool EndsRule(size_t i) const { return (Unit(i) >> 8 & 1) != 0; }
-  size_t Base(size_t i) const {
-    const uint32_t unit = Unit(i);
-    return i ^ (size_t{unit >> 10} << ((unit & (1u << 9)) >> 6));
-  }
-  std::optional<size_t> Child(size_t i, uint32_t c) const {
-    const size_t child = Base(i) ^ c;
-    if (child >= size() || Label(child) != c) return std::nullopt;
-    return child;
-  }
-  std::optional<std::string_view> Text(size_t i) const {
-    if (Base(i) >= size()) return std::nullopt;
-    const size_t begin = Unit(Base(i)) & 0x7FFF'FFFFu;
-    if (begin >= texts_.size()) return std::nullopt;
-    return texts_.substr(begin, texts_.find('\0', begin) - begin);
-  }
-  static bool EndsWithoutSpace(const std::optional<std::string_view>& text) {
-    return text.has_value() && !text->empty() && text->back() != ' ' &&
-           (text->size() < kSpaceSymbol.size() ||
-            text->substr(text->size() - kSpaceSymbol.size()) != kSpaceSymbol);
-  }
-
-  std::string_view units_, texts_;
-};
+  const std::optional<size_t> space = rules->Child(0, ' ');
+  return !space.has_value() || !rules->EndsRule(*space) || rules->Text(*space) == " ";
+}
 
 }  // namespace
 
@@ -220,7 +119,7 @@ SpaceCuts SpaceCuts::Of(std::string_view serialized) {
   const bool normalizes_alike =
       facts.escapes_spaces && !facts.space_is_suffix &&
       (facts.rules.empty() ||
-       (!facts.space_in_symbol && Rules(facts.rules).LeaveSpacesBetweenWordsAlone()));
+       (!facts.space_in_symbol && LeaveSpacesBetweenWordsAlone(facts.rules)));
   const bool encodes_alike =
       facts.is_bpe && !facts.space_inside_piece && facts.has_space_piece && !facts.has_unused_piece;
   cuts.exist = space_comes_back && normalizes_alike && encodes_alike;

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/read_file.h"
 #include "engine/base/status_macros.h"
+#include "engine/tokenizer/sentencepiece_check.h"
 #include "engine/tokenizer/sentencepiece_cuts.h"
 #include "engine/tokenizer/sentencepiece_model.h"
 #include "engine/tokenizer/tokenizer.h"
@@ -69,18 +70,16 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::SentencePiece(const std::s
   constexpr size_t kMaxModelBytes = size_t{256} << 20;
   BST_ASSIGN_OR_RETURN(const std::string serialized, ReadTextFile(path, kMaxModelBytes));
 
+  if (const absl::Status status = CheckSentencePieceModel(serialized, vocab_size); !status.ok()) {
+    return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+  }
   auto loaded = SentencePieceModel::Load(serialized);
   if (const auto* failure = std::get_if<SentencePieceModel::Failure>(&loaded)) {
     return absl::FailedPreconditionError(absl::StrCat(path, ": ", failure->message));
   }
-  auto& model = std::get<std::unique_ptr<SentencePieceModel>>(loaded);
-  if (model->num_pieces() > vocab_size) {
-    return absl::FailedPreconditionError(absl::StrCat(path, ": ", model->num_pieces(),
-                                                      " pieces, but the vocabulary has ",
-                                                      vocab_size, " tokens"));
-  }
-  return std::make_unique<SentencePieceTokenizer>(std::move(model), SpaceCuts::Of(serialized),
-                                                  vocab_size);
+  return std::make_unique<SentencePieceTokenizer>(
+      std::move(std::get<std::unique_ptr<SentencePieceModel>>(loaded)), SpaceCuts::Of(serialized),
+      vocab_size);
 }
 
 }  // namespace bst

@@ -1,6 +1,8 @@
-// Any bytes as a text, and as token ids, through the byte tokenizer and a SentencePiece model.
-// The first byte chooses: bit 0 the tokenizer, bit 1 whether the rest is a text or pairs of bytes
-// that are ids, bit 2 where the stream of their text begins.
+// Any bytes as a text, and as token ids, through the byte tokenizer and a SentencePiece model; and
+// as a SentencePiece model, which must be refused or work. The first byte chooses: bit 0 the
+// tokenizer, bit 1 whether the rest is a text or pairs of bytes that are ids, bit 2 where the
+// stream of their text begins, bit 3 whether the rest is a model instead.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -13,6 +15,7 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
 #include "tests/engine/tokenizer/utf8_reference.h"
+#include "tests/fuzz/memory_file.h"
 
 namespace {
 
@@ -75,10 +78,33 @@ void CheckText(bool sentencepiece, std::string_view text) {
   Check(decoded == expected);
 }
 
+// The texts are those that a small model's rules and pieces may be about, and the model itself. A
+// model may make the library refuse a text.
+void CheckModel(const uint8_t* data, size_t size) {
+  const bst::MemoryFile file(data, size);
+  const auto tokenizer = bst::Tokenizer::SentencePiece(file.path(), kVocabSize);
+  if (!tokenizer.ok()) return;
+  const std::string_view bytes(reinterpret_cast<const char*>(data), size);
+  for (const std::string_view text :
+       {std::string_view("the state  of aaaaaaaaaaaa <s>\n\u2581\uFB01\u4E16"), bytes,
+        bytes.substr(size - std::min<size_t>(size, 32))}) {
+    const auto tokens = (*tokenizer)->Encode(text);
+    if (!tokens.ok()) continue;
+    for (const bst::TokenId token : *tokens)
+      Check(token.value() >= 0 && token.value() < kVocabSize);
+    Check(Stream(**tokenizer, *tokens, bst::StreamDecoder::Position::kStartOfText) ==
+          (*tokenizer)->Decode(*tokens));
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
+  if ((data[0] & 8) != 0) {
+    CheckModel(data + 1, size - 1);
+    return 0;
+  }
   const bool sentencepiece = (data[0] & 1) != 0;
   const std::string_view rest(reinterpret_cast<const char*>(data + 1), size - 1);
   if ((data[0] & 2) != 0) {
