@@ -12,6 +12,16 @@ namespace {
 
 using nlohmann::json;
 
+// The library's words without its name for the error, the position and what was read last.
+std::string_view Reason(std::string_view what) {
+  for (const std::string_view before : {"] ", "column ", ": "}) {
+    if (const size_t at = what.find(before); at != std::string_view::npos) {
+      what.remove_prefix(at + before.size());
+    }
+  }
+  return what.substr(0, what.find("; last read"));
+}
+
 // Builds the document event by event, because only events show a key's second occurrence.
 class StrictBuilder final : public nlohmann::json_sax<json> {
  public:
@@ -39,10 +49,15 @@ class StrictBuilder final : public nlohmann::json_sax<json> {
     return !repeated;
   }
 
-  bool parse_error(size_t position, const std::string& /*last_token*/,
+  bool parse_error(size_t position, const std::string& last_token,
                    const nlohmann::detail::exception& error) override {
-    status_ = absl::FailedPreconditionError(
-        absl::StrCat("not JSON at byte ", position, ": ", Excerpt(error.what())));
+    // The token at fault is the end of what was read last.
+    constexpr size_t kMaxTokenBytes = 20;
+    const size_t cut = last_token.size() - std::min(last_token.size(), kMaxTokenBytes);
+    const std::string path = Path();
+    status_ = absl::FailedPreconditionError(absl::StrCat(
+        "not JSON at byte ", position, path.empty() ? "" : absl::StrCat(", at `", path, "`"), ": ",
+        Excerpt(Reason(error.what())), ", last read '", Excerpt(last_token.substr(cut)), "'"));
     return false;
   }
 
@@ -83,10 +98,11 @@ class StrictBuilder final : public nlohmann::json_sax<json> {
   std::string Path() const {
     std::string path;
     for (const Frame& frame : open_) {
+      const bool innermost = &frame == &open_.back();
       if (frame.node->is_array()) {
-        // An element that is being opened is not among them yet.
-        absl::StrAppend(&path, "[", std::max<size_t>(frame.node->size(), 1) - 1, "]");
-      } else {
+        // An element that is being read is among them once it is open.
+        absl::StrAppend(&path, "[", frame.node->size() - (innermost ? 0 : 1), "]");
+      } else if (!innermost || !frame.key.empty()) {  // else it stands before its first key
         absl::StrAppend(&path, path.empty() ? "" : ".", Excerpt(frame.key));
       }
     }

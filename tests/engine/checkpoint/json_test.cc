@@ -9,6 +9,7 @@
 namespace bst {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 
 constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
@@ -29,6 +30,17 @@ TEST(ParseJsonTest, RefusesWhatIsNotJson) {
                                       "\"\xff\"", "'a'", "// x\n1"}) {
     EXPECT_THAT(ParseJson(text), StatusIs(kBad, HasSubstr("not JSON at byte"))) << text;
   }
+}
+
+TEST(ParseJsonTest, NamesThePlaceOfWhatIsNotJson) {
+  EXPECT_THAT(ParseJson(R"({"attention": {}, "norm_eps": NaN})"),
+              StatusIs(kBad, AllOf(HasSubstr("at `norm_eps`: "), HasSubstr("\"norm_eps\": N'"))));
+  EXPECT_THAT(ParseJson(R"({"layers": [{"x": 1}, {"ssm": {"size": -Infinity}}]})"),
+              StatusIs(kBad, AllOf(HasSubstr("at `layers[1].ssm.size`: "), HasSubstr("'-I'"))));
+  EXPECT_THAT(ParseJson(R"({"a": [1, 2, 1e400]})"),
+              StatusIs(kBad, AllOf(HasSubstr("at `a[2]`: "), HasSubstr("'1e400'"))));
+  EXPECT_THAT(ParseJson(R"({"a": {"b": 1}, "c": [{)"), StatusIs(kBad, HasSubstr("at `c[0]`: ")));
+  EXPECT_THAT(ParseJson("{x"), StatusIs(kBad, HasSubstr("not JSON at byte 2: ")));
 }
 
 TEST(ParseJsonTest, RefusesAKeyThatOccursTwice) {
