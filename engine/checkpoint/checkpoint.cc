@@ -85,14 +85,14 @@ absl::StatusOr<std::vector<SafetensorsFile>> OpenWeights(const std::string& dire
     files.push_back(std::move(file));
     return files;
   }
-  if (Exists(single_path)) {
-    return absl::FailedPreconditionError(absl::StrCat(directory, " holds both ",
-                                                      std::string(kWeightsFile), " and ",
-                                                      std::string(kIndexFile), ": remove one"));
-  }
   BST_ASSIGN_OR_RETURN(auto index, ReadIndex(index_path));
-  std::set<std::string> names;
+  std::set<std::string, std::less<>> names;
   for (const auto& [tensor, file] : index) names.insert(file);
+  if (Exists(single_path) && !names.contains(kWeightsFile)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(directory, " holds both ", std::string(kWeightsFile), " and ",
+                     std::string(kIndexFile), ", which names other files: remove one"));
+  }
   for (const std::string& name : names) {
     BST_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::Open(Join(directory, name)));
     files.push_back(std::move(file));

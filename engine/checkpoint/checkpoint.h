@@ -2,7 +2,7 @@
 //
 //   DIR/config.json                     hyper-parameters, see model_config.h
 //   DIR/model.safetensors               the tensors, or Hugging Face shards named by
-//   DIR/model.safetensors.index.json    (one or the other, not both)
+//   DIR/model.safetensors.index.json    (one or the other, or an index that names the file)
 //   DIR/generation_config.json          optional: default sampling, see generation_config.h
 //
 // The files are hostile until proven otherwise: every offset, size, type and shape is checked

@@ -402,6 +402,20 @@ TEST_F(CheckpointTest, ATensorInTwoShardsIsRefused) {
   EXPECT_THAT(OpenShards(), StatusIs(kBad, HasSubstr("is not listed for this file")));
 }
 
+TEST_F(CheckpointTest, AShardMayHaveTheNameOfASingleFile) {
+  WriteShards();
+  const std::string single = "model.safetensors";
+  std::filesystem::rename(directory_.File(kShardNames[1]), directory_.File(single));
+  for (auto& [tensor, file] : index_["weight_map"].items()) {
+    if (file == kShardNames[1]) file = single;
+  }
+  EXPECT_THAT(OpenShards(), IsOk());
+
+  for (auto& [tensor, file] : index_["weight_map"].items()) file = single;
+  WriteTensors(directory_.File(single), tensors_);
+  EXPECT_THAT(OpenShards(), IsOk());
+}
+
 TEST_F(CheckpointTest, ASingleFileBesideAnIndexIsAmbiguous) {
   WriteShards();
   ASSERT_THAT(OpenShards(), IsOk());
