@@ -123,6 +123,9 @@ class HeaderReader final : public nlohmann::json_sax<json> {
     if (place_ == Place::kNames && !names_.insert(key_).second) {
       return Fail(absl::StrCat("tensor '", Excerpt(key_), "' occurs twice"));
     }
+    if (place_ == Place::kMetadata && !metadata_keys_.insert(key_).second) {
+      return Fail(absl::StrCat("__metadata__ has '", Excerpt(key_), "' twice"));
+    }
     if (place_ == Place::kEntry) {
       const bool is_dtype = key_ == "dtype", is_shape = key_ == "shape",
                  is_offsets = key_ == "data_offsets";
@@ -177,7 +180,7 @@ class HeaderReader final : public nlohmann::json_sax<json> {
   std::string key_;
   HeaderEntry entry_;
   std::vector<HeaderEntry> entries_;
-  absl::flat_hash_set<std::string> names_;
+  absl::flat_hash_set<std::string> names_, metadata_keys_;
   std::string error_;
 };
 

@@ -4,7 +4,7 @@
 // Format    8 bytes little-endian header length n, n bytes of JSON
 //           {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, "__metadata__":
 //           {..}}, then the data; offsets count from its start.
-// Checked   n within the file and at most 100 MB; JSON well-formed, no duplicate names, nothing but
+// Checked   n within the file and at most 100 MB; JSON well-formed, no key twice, nothing but
 //           the keys above; dtypes F32, F16, BF16 or U8; at most 4 dimensions, their product
 //           without overflow and equal to the byte range; ranges inside the file, not overlapping
 //           and covering the data without gaps.

@@ -135,6 +135,8 @@ std::vector<HostileCase> HostileCases() {
        "tensor 'a' occurs twice"},
       {"duplicate metadata", raw(R"({"__metadata__":{},"__metadata__":{}})", 0),
        "'__metadata__' occurs twice"},
+      {"duplicate metadata key", raw(R"({"__metadata__":{"k":"1","l":"2","k":"1"}})", 0),
+       "__metadata__ has 'k' twice"},
       {"duplicate key",
        raw(R"({"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1),
        "tensor 'a' has dtype twice"},
