@@ -39,13 +39,22 @@ TEST(SsmStabilityTest, ModesThatGrowAreRefusedHoweverSlowly) {
   for (const Discretization discretization : kAll) {
     EXPECT_THAT(
         CheckMode(Complex(0.5, 3), 0.1, discretization),
-        StatusIs(kBad, HasSubstr("mode a = 0.5 + 3i with time step 0.1 grows: |A-bar| is 1.0")));
+        StatusIs(kBad,
+                 HasSubstr("mode a = 0.5 + 3i with time step 0.1 grows: |A-bar| is 1 + 0.0")));
     for (const double real : {1e-3, 1e-12, 1e-30, 1e30}) {
       EXPECT_THAT(CheckMode(Complex(real, 0), 0.1, discretization),
                   StatusIs(kBad, HasSubstr("grows")))
           << real;
     }
+    EXPECT_THAT(CheckMode(Complex(1e-30, 0), 0.25, discretization),
+                StatusIs(kBad, HasSubstr("|A-bar| is 1 + 2.5e-31, must be at most 1")));
+    EXPECT_THAT(CheckMode(Complex(0.25, -2), 1.0, discretization),
+                StatusIs(kBad, HasSubstr(discretization == Discretization::kZeroOrderHold
+                                             ? "|A-bar| is 1 + 0.284025,"  // e^{1/4} - 1
+                                             : "|A-bar| is 1 + 0.132778,")));
   }
+  EXPECT_THAT(CheckMode(Complex(2, 0), 1.0, Discretization::kBilinear),
+              StatusIs(kBad, HasSubstr("|A-bar| is 1 + inf")));
 }
 
 TEST(SsmStabilityTest, ModesBeyondFloat32AreRefused) {
