@@ -1,8 +1,10 @@
 #include "engine/checkpoint/model_config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -74,6 +76,15 @@ class ObjectReader {
       return Bad(key, absl::StrCat("a number above 0, at most ", max));
     }
     return value->get<double>();
+  }
+
+  // A number that is finite when rounded to float32.
+  absl::StatusOr<float> Float(std::string_view key) const {
+    BST_ASSIGN_OR_RETURN(const json* value, Find(key));
+    if (!value->is_number() || !std::isfinite(static_cast<float>(value->get<double>()))) {
+      return Bad(key, "a number in the range of float32");
+    }
+    return static_cast<float>(value->get<double>());
   }
 
   absl::StatusOr<bool> Bool(std::string_view key) const {
@@ -345,11 +356,10 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text) {
                                                  {"geglu", Activation::kGeglu},
                                                  {"swiglu", Activation::kSwiglu}}));
   BST_ASSIGN_OR_RETURN(config.window, root.Int("window", 1, ModelConfig::kMaxWindow));
-  BST_ASSIGN_OR_RETURN(const double norm_eps, root.Positive("norm_eps", 1.0));
+  BST_ASSIGN_OR_RETURN(const double norm_eps,
+                       root.Positive("norm_eps", std::numeric_limits<float>::max()));
   config.norm_eps = static_cast<float>(norm_eps);
-  BST_ASSIGN_OR_RETURN(const double logit_scale,
-                       root.Positive("logit_scale", ModelConfig::kMaxLogitScale));
-  config.logit_scale = static_cast<float>(logit_scale);
+  BST_ASSIGN_OR_RETURN(config.logit_scale, root.Float("logit_scale"));
   BST_ASSIGN_OR_RETURN(config.tie_embeddings, root.Bool("tie_embeddings"));
 
   BST_ASSIGN_OR_RETURN(const ObjectReader attention, root.Object("attention"));

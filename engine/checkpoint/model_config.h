@@ -5,7 +5,7 @@
 //           recurrent states; C SSM filters per input; N real SSM state size per filter, M = N / 2
 //           stored conjugate pairs; F_g, E inner and SSM width of a gss layer.
 // Invariants of a value that ParseModelConfig returned: every number is in its range (see the
-//           limits below; norm_eps, logit_scale and rope_theta are above 0 as floats), `layers` is
+//           limits below; norm_eps and rope_theta are above 0 as floats, logit_scale is any), `layers` is
 //           not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only, a gss layer's
 //           kernel is s4d or dss, and what a layer does not have is 0.
 // Errors    kFailedPrecondition, naming the key (`layers[2].ssm.state_size`) and its value: a key
@@ -90,7 +90,6 @@ struct ModelConfig {
   static constexpr int kMaxFilterLength = 1 << 20;
   static constexpr int kMaxT5Distance = 1 << 20;  // also of t5_num_buckets
   static constexpr double kMaxRopeTheta = 1e15;
-  static constexpr double kMaxLogitScale = 1e6;
 
   int vocab_size = 0;   // V
   int hidden_size = 0;  // D

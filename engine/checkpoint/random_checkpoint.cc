@@ -68,8 +68,8 @@ double FanInDeviation(const TensorSpec& spec) {
 // rms(x) has length sqrt(D), so embeddings of deviation s give logits of s sqrt(D) logit_scale. The
 // limits keep the gain within binary16 for any logit_scale.
 double FinalNormGain(const ModelConfig& config) {
-  const double deviation =
-      kEmbeddingDeviation * std::sqrt(config.hidden_size) * static_cast<double>(config.logit_scale);
+  const double deviation = kEmbeddingDeviation * std::sqrt(config.hidden_size) *
+                           std::abs(static_cast<double>(config.logit_scale));
   return std::clamp(1.0 / deviation, 1e-4, 1e4);
 }
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import struct
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -315,6 +316,14 @@ def _parse_ssm(reader: _Reader, kernels: Sequence[str]) -> SsmConfig:
     return config
 
 
+def _as_float32(value: float) -> float:
+    """As the engine and the model hold it; infinite beyond the range."""
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except OverflowError:
+        return math.inf
+
+
 def _validate(config: ModelConfig) -> None:
     def require(condition: bool, message: str) -> None:
         if not condition:
@@ -324,8 +333,8 @@ def _validate(config: ModelConfig) -> None:
     for key in ("vocab_size", "hidden_size", "num_heads", "head_dim", "ffn_size", "window"):
         require(getattr(config, key) > 0, f"{key}: must be positive")
     require(config.ffn_activation in ACTIVATIONS, f"ffn_activation: {config.ffn_activation!r}")
-    require(config.norm_eps > 0, "norm_eps: must be positive")
-    require(math.isfinite(config.logit_scale), "logit_scale: must be finite")
+    require(0 < _as_float32(config.norm_eps) < math.inf, "norm_eps: must be positive in float32")
+    require(math.isfinite(_as_float32(config.logit_scale)), "logit_scale: must be finite in float32")
     require(len(config.layers) > 0, "layers: at least one")
     require(attention.scope in SCOPES, f"attention.scope: {attention.scope!r}")
     require(attention.empty_prefix in EMPTY_PREFIXES, "attention.empty_prefix")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import unittest
 
 from training.bst_train.config import AttentionConfig, ConfigError, ModelConfig
@@ -39,10 +40,21 @@ class ConfigTest(unittest.TestCase):
         self._refused("window", {"window": "8"})
         self._refused("head_dim", {"head_dim": 7})
         self._refused("bos_token_id", {"bos_token_id": 259})
+        for value in (0.0, -1e-6, 1e-60, 1e39, math.inf, math.nan):
+            self._refused("norm_eps", {"norm_eps": value})
+        for value in (1e39, -1e300, math.inf, math.nan):
+            self._refused("logit_scale", {"logit_scale": value})
         missing = tiny_config().to_json()
         del missing["norm_eps"]
         with self.assertRaisesRegex(ConfigError, "norm_eps"):
             ModelConfig.from_json(missing)
+
+    def test_any_scale_and_epsilon_of_float32(self) -> None:
+        for change in ({"logit_scale": 0}, {"logit_scale": -3e38}, {"norm_eps": 3e38},
+                       {"norm_eps": 1e-45}):
+            data = tiny_config().to_json()
+            data.update(change)
+            self.assertEqual(ModelConfig.from_json(data).to_json(), data)
 
     def _layer_refused(self, key: str, layer: dict) -> None:
         self._refused(key, {"layers": [TRANSFORMER.to_json(), layer]})

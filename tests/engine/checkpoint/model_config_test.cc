@@ -257,9 +257,10 @@ TEST(ModelConfigTest, RefusesValuesThatAreWrong) {
            {"/norm_eps", "0", "`norm_eps` is 0"},
            {"/norm_eps", "-1e-6", "`norm_eps` is -1e-06"},
            {"/norm_eps", "1e-60", "`norm_eps` is 1e-60"},  // 0 as float32
-           {"/norm_eps", "2", "`norm_eps` is 2"},
-           {"/logit_scale", "0.0", "`logit_scale` is 0.0"},
+           {"/norm_eps", "1e39", "`norm_eps` is 1e+39"},
+           {"/norm_eps", "\"x\"", "`norm_eps` is \"x\""},
            {"/logit_scale", "1e300", "`logit_scale` is 1e+300"},
+           {"/logit_scale", "-1e39", "`logit_scale` is -1e+39"},
            {"/logit_scale", "\"x\"", "`logit_scale` is \"x\""},
            {"/tie_embeddings", "1", "`tie_embeddings` is 1"},
            {"/attention", "[]", "`attention` is []"},
@@ -303,6 +304,19 @@ TEST(ModelConfigTest, RefusesValuesThatAreWrong) {
             : With(c.pointer, c.value);
     EXPECT_THAT(ParseModelConfig(text), StatusIs(kBad, HasSubstr(c.key)))
         << c.pointer << " = " << c.value;
+  }
+}
+
+TEST(ModelConfigTest, AnyScaleAndEpsilonOfFloat32AreTaken) {
+  for (const float scale : {0.0f, -0.5f, 3e38f, -3e38f, 1e-45f, 2e6f}) {
+    const auto config = ParseModelConfig(With("/logit_scale", json(scale).dump()));
+    ASSERT_THAT(config, IsOk()) << scale;
+    EXPECT_EQ(config->logit_scale, scale);
+  }
+  for (const float epsilon : {1e-45f, 1e-6f, 1.0f, 2.0f, 3e38f}) {
+    const auto config = ParseModelConfig(With("/norm_eps", json(epsilon).dump()));
+    ASSERT_THAT(config, IsOk()) << epsilon;
+    EXPECT_EQ(config->norm_eps, epsilon);
   }
 }
 

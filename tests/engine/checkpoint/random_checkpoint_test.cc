@@ -136,6 +136,15 @@ TEST_F(RandomCheckpointTest, NumbersAreDistributedAsPromised) {
   }
 }
 
+TEST_F(RandomCheckpointTest, LogitsKeepTheirDeviationWhateverTheSignOfTheirScale) {
+  config_["logit_scale"] = -0.5;
+  ASSERT_THAT(Write(), IsOk());
+  const auto checkpoint = Checkpoint::Open(options_.directory);
+  ASSERT_THAT(checkpoint, IsOk());
+  for (const double x : Values(checkpoint->Tensor("final_norm.weight")))
+    EXPECT_NEAR(x * 0.02 * std::sqrt(192.0) * 0.5, 1, 1e-6);
+}
+
 // The same of the types of layer that kSmallConfig does not have.
 TEST_F(RandomCheckpointTest, NumbersOfEveryTypeOfLayerAreDistributedAsPromised) {
   config_ = nlohmann::json::parse(kFamilyConfig);
