@@ -19,6 +19,7 @@
 #include "engine/backend/reference/reference_backend.h"
 #include "engine/base/check.h"
 #include "engine/base/log.h"
+#include "engine/base/out_of_memory.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/create_engine.h"
@@ -291,10 +292,9 @@ std::string TypeName(DType type) {
   return type == DType::kF32 ? "f32" : "bf16";
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& options,
-                                                     EngineObserver* observer, EngineParts parts) {
+// CreateEngine, but for memory that runs out.
+absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options,
+                                                   EngineObserver* observer, EngineParts parts) {
   const absl::Time begin = parts.clock->Now();
   BST_RETURN_IF_ERROR(CheckOptions(options));
   BST_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options.model_directory));
@@ -363,6 +363,14 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& option
                                     scheduler_limits, options.target_step, observer));
   engine->SetLoadTime(parts.clock->Now() - begin);
   return engine;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const EngineOptions& options,
+                                                     EngineObserver* observer, EngineParts parts) {
+  return OrResourceExhausted("engine",
+                             [&] { return LoadEngine(options, observer, std::move(parts)); });
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options,

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/out_of_memory.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/finite_scan.h"
 #include "engine/checkpoint/generation_config.h"
@@ -168,6 +169,10 @@ bool IsMatrix(TensorRole role) {
 }  // namespace
 
 absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& directory) {
+  return OrResourceExhausted(directory, [&] { return Read(directory); });
+}
+
+absl::StatusOr<Checkpoint> Checkpoint::Read(const std::string& directory) {
   std::error_code error;
   if (!std::filesystem::is_directory(directory, error)) {
     return absl::NotFoundError(absl::StrCat(directory, ": no such directory"));

@@ -16,7 +16,7 @@
 // Ownership   Owns the mappings; views are valid while it lives. Files must not be truncated then.
 // Threads     Immutable after Open.
 // Errors      kNotFound (no such file), kFailedPrecondition (names the file and the key or tensor),
-//             kResourceExhausted (cannot map a file).
+//             kResourceExhausted (cannot map a file, not enough memory).
 // Tested by   tests/engine/checkpoint/checkpoint_test.cc, tests/fuzz/checkpoint_fuzz.cc
 #pragma once
 
@@ -55,6 +55,8 @@ class Checkpoint {
 
  private:
   Checkpoint() = default;
+  // Open, but for memory that runs out.
+  static absl::StatusOr<Checkpoint> Read(const std::string& directory);
 
   std::string directory_;
   ModelConfig config_;

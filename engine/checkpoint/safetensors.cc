@@ -12,10 +12,10 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <unordered_set>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/json.h"
@@ -180,7 +180,8 @@ class HeaderReader final : public nlohmann::json_sax<json> {
   std::string key_;
   HeaderEntry entry_;
   std::vector<HeaderEntry> entries_;
-  absl::flat_hash_set<std::string> names_, metadata_keys_;
+  // Abseil's hash sets do not survive an allocation that fails.
+  std::unordered_set<std::string> names_, metadata_keys_;
   std::string error_;
 };
 

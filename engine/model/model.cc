@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/out_of_memory.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/gss_layer.h"
 #include "engine/model/transformer_layer.h"
@@ -34,6 +35,11 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Checkpoint& checkpoin
         "max_step_tokens is ", options.max_step_tokens, ", max_logit_rows is ",
         options.max_logit_rows, ", max_rows is ", options.max_rows, "; all must be at least 1"));
   }
+  return OrResourceExhausted("model", [&] { return Load(checkpoint, backend, options); });
+}
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint, Backend& backend,
+                                                   const ModelOptions& options) {
   const ModelConfig& config = checkpoint.config();
   auto model = std::unique_ptr<Model>(new Model(backend, options));
   model->vocab_size_ = config.vocab_size;

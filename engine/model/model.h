@@ -69,6 +69,9 @@ class Model {
 
  private:
   Model(Backend& backend, const ModelOptions& options);
+  // Create with sound options, but for memory that runs out.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(const Checkpoint& checkpoint, Backend& backend,
+                                                     const ModelOptions& options);
 
   Backend& backend_;
   ModelOptions options_;

@@ -3,6 +3,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/out_of_memory.h"
 #include "engine/base/read_file.h"
 #include "engine/base/status_macros.h"
 #include "engine/tokenizer/sentencepiece_check.h"
@@ -63,10 +64,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   const int vocab_size_;
 };
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::SentencePiece(const std::string& path,
-                                                                    int vocab_size) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path, int vocab_size) {
   constexpr size_t kMaxModelBytes = size_t{256} << 20;
   BST_ASSIGN_OR_RETURN(const std::string serialized, ReadTextFile(path, kMaxModelBytes));
 
@@ -80,6 +78,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::SentencePiece(const std::s
   return std::make_unique<SentencePieceTokenizer>(
       std::move(std::get<std::unique_ptr<SentencePieceModel>>(loaded)), SpaceCuts::Of(serialized),
       vocab_size);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::SentencePiece(const std::string& path,
+                                                                    int vocab_size) {
+  return OrResourceExhausted(path, [&] { return Load(path, vocab_size); });
 }
 
 }  // namespace bst

@@ -27,7 +27,7 @@ class Tokenizer {
   static std::unique_ptr<Tokenizer> Byte(int vocab_size);
   // Errors: kNotFound; kFailedPrecondition when the file is no SentencePiece model, one that the
   // library could not use safely (sentencepiece_check.h) or has more than `vocab_size` pieces, or
-  // the SentencePiece library cannot be opened.
+  // the SentencePiece library cannot be opened; kResourceExhausted (memory).
   static absl::StatusOr<std::unique_ptr<Tokenizer>> SentencePiece(const std::string& path,
                                                                   int vocab_size);
   virtual ~Tokenizer() = default;
