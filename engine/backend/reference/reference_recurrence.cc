@@ -16,12 +16,7 @@ std::vector<Complex> ToComplex(const TensorView& tensor) {
   return out;
 }
 
-// Re sum_m conj(a_m) b_m and Re sum_m a_m b_m.
-double InnerProduct(const Complex* a, const Complex* b, size_t n) {
-  double sum = 0;
-  for (size_t m = 0; m < n; ++m) sum += (std::conj(a[m]) * b[m]).real();
-  return sum;
-}
+// Re sum_m a_m b_m.
 double BilinearProduct(const Complex* a, const Complex* b, size_t n) {
   double sum = 0;
   for (size_t m = 0; m < n; ++m) sum += (a[m] * b[m]).real();
@@ -94,6 +89,11 @@ class ReferenceSsm : public ReferenceRecurrence {
   std::vector<Complex> a_minus_one_, b_;  // [C D, M]
 };
 
+// With h = dt s + r of ssm.h's terms, as the CPU backend has it (cpu_dplr.h):
+//   h = 2 Re sum_m 2 w_m x_m + kappa u     kappa = 2 Re sum w dt b
+//   x += g (dt l x + dt b u - p h)
+// Where p is large, dt s and r cancel but for one part in rho; of parameters that were rounded to
+// float32 too little would be left.
 class ReferenceDplr : public ReferenceRecurrence {
  public:
   explicit ReferenceDplr(const DplrParameters& p)
@@ -102,25 +102,26 @@ class ReferenceDplr : public ReferenceRecurrence {
         dt_b_(ToComplex(p.dt_b)),
         p_(ToComplex(p.p)),
         g_(ToComplex(p.g)),
-        w_(ToComplex(p.w)),
-        dt_(ToFloats(p.dt)) {}
+        w_(ToComplex(p.w)) {
+    for (int64_t f = 0; f < spec().num_features(); ++f) {
+      const size_t first = static_cast<size_t>(f) * modes();
+      kappa_.push_back(2 * BilinearProduct(&w_[first], &dt_b_[first], modes()));
+    }
+  }
   size_t bytes() const override { return 6 * p_.size() * sizeof(Complex); }
 
  private:
   void Advance(size_t feature, double u, Complex* x) const override {
     const size_t first = feature * modes();
-    const double s = 2 * InnerProduct(&p_[first], x, modes());
-    std::vector<Complex> v(modes());
+    const double h = 4 * BilinearProduct(&w_[first], x, modes()) + kappa_[feature] * u;
     for (size_t m = 0; m < modes(); ++m) {
       const size_t i = first + m;
-      v[m] = dt_lambda_[i] * x[m] - double{dt_[feature]} * p_[i] * s + dt_b_[i] * u;
+      x[m] += g_[i] * (dt_lambda_[i] * x[m] + dt_b_[i] * u - p_[i] * h);
     }
-    const double r = 2 * BilinearProduct(&w_[first], v.data(), modes());
-    for (size_t m = 0; m < modes(); ++m) x[m] += g_[first + m] * (v[m] - p_[first + m] * r);
   }
 
   std::vector<Complex> dt_lambda_, dt_b_, p_, g_, w_;  // [C D, M]
-  std::vector<float> dt_;                              // [C D]
+  std::vector<double> kappa_;                          // [C D]
 };
 
 }  // namespace
