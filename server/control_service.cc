@@ -10,6 +10,7 @@
 #include "engine/base/status_macros.h"
 #include "server/grpc_status.h"
 #include "server/version.h"
+#include "server/wire_message.h"
 
 namespace bst {
 namespace {
@@ -20,7 +21,7 @@ constexpr std::chrono::milliseconds kDrainReportInterval(200);
 // is noticed at its next write.
 //
 // Ownership   Owns itself until gRPC's OnDone.
-class DrainReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> {
+class DrainReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   explicit DrainReactor(const Engine& engine) : engine_(engine) {}
 
@@ -31,7 +32,7 @@ class DrainReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> {
 
   void OnWriteDone(bool ok) override {
     if (!ok) return Finish(grpc::Status::CANCELLED);
-    if (message_.running() + message_.waiting() == 0) return Finish(grpc::Status::OK);
+    if (in_flight_ == 0) return Finish(grpc::Status::OK);
     // A new alarm each time: the old one may still be returning from the callback that led here.
     alarm_ = std::make_unique<grpc::Alarm>();
     alarm_->Set(std::chrono::system_clock::now() + kDrainReportInterval,
@@ -43,19 +44,23 @@ class DrainReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> {
  private:
   void Report() {
     const EngineLoad load = engine_.load();
-    message_.set_running(static_cast<uint32_t>(load.running));
-    message_.set_waiting(static_cast<uint32_t>(load.waiting));
-    StartWrite(&message_);
+    in_flight_ = load.running + load.waiting;
+    v1::DrainProgress message;
+    message.set_running(static_cast<uint32_t>(load.running));
+    message.set_waiting(static_cast<uint32_t>(load.waiting));
+    bytes_ = BytesOf(message);
+    StartWrite(&bytes_);
   }
 
   const Engine& engine_;
   std::shared_ptr<DrainReactor> self_;
-  v1::DrainProgress message_;
+  int in_flight_ = 0;       // as the last message says
+  grpc::ByteBuffer bytes_;  // that message
   std::unique_ptr<grpc::Alarm> alarm_;
 };
 
 // A stream that ends at once.
-class RefusalReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> {
+class RefusalReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   void Start(std::shared_ptr<RefusalReactor> self, const grpc::Status& status) {
     self_ = std::move(self);
@@ -69,67 +74,85 @@ class RefusalReactor final : public grpc::ServerWriteReactor<v1::DrainProgress> 
 
 }  // namespace
 
-// Runs `body()`, which returns absl::Status, if the credentials are right, and finishes the RPC
-// with it.
-template <typename Body>
-grpc::ServerUnaryReactor* ControlService::Answer(grpc::CallbackServerContext& context, Body body) {
-  absl::Status status = frontend_.CheckCredentials(context);
-  if (status.ok()) status = body();
-  grpc::ServerUnaryReactor* const reactor = context.DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status, context));
+// Runs `body(request, response)`, which returns absl::Status, if the credentials are right, and
+// finishes the RPC with it.
+template <typename Request, typename Response, typename Body>
+grpc::ServerUnaryReactor* ControlService::Answer(const Call& call, Body body) {
+  const auto run = [&]() -> absl::Status {
+    BST_RETURN_IF_ERROR(frontend_.CheckCredentials(call.context));
+    BST_ASSIGN_OR_RETURN(const Request request, ParseMessage<Request>(call.request, "request"));
+    Response response;
+    BST_RETURN_IF_ERROR(body(request, response));
+    call.response = BytesOf(response);
+    return absl::OkStatus();
+  };
+  grpc::ServerUnaryReactor* const reactor = call.context.DefaultReactor();
+  reactor->Finish(ToGrpcStatus(run(), call.context));
   return reactor;
 }
 
 grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerContext* context,
-                                                        const v1::GetServerInfoRequest*,
-                                                        v1::ServerInfo* response) {
-  return Answer(*context, [&]() -> absl::Status {
+                                                        const grpc::ByteBuffer* bytes,
+                                                        grpc::ByteBuffer* answer) {
+  const auto describe = [this](const v1::GetServerInfoRequest&,
+                               v1::ServerInfo& response) -> absl::Status {
     const Addresses addresses = frontend_.addresses();
-    response->set_version(kVersion);
-    response->set_start_time_seconds(absl::ToDoubleSeconds(start_time_ - absl::UnixEpoch()));
-    response->set_grpc_address(addresses.grpc);
-    response->set_metrics_address(addresses.metrics);
-    response->set_control_address(addresses.control);
+    response.set_version(kVersion);
+    response.set_start_time_seconds(absl::ToDoubleSeconds(start_time_ - absl::UnixEpoch()));
+    response.set_grpc_address(addresses.grpc);
+    response.set_metrics_address(addresses.metrics);
+    response.set_control_address(addresses.control);
     if (const ServedModel* const model = frontend_.model(); model != nullptr) {
-      response->set_model(model->engine->info().name);
-      response->set_backend(model->engine->info().backend);
+      response.set_model(model->engine->info().name);
+      response.set_backend(model->engine->info().backend);
     }
     return absl::OkStatus();
-  });
+  };
+  return Answer<v1::GetServerInfoRequest, v1::ServerInfo>({*context, *bytes, *answer}, describe);
 }
 
 grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* context,
-                                                  const v1::GetLoadRequest*, v1::Load* response) {
-  return Answer(*context, [&]() -> absl::Status {
+                                                  const grpc::ByteBuffer* bytes,
+                                                  grpc::ByteBuffer* answer) {
+  const auto measure = [&](const v1::GetLoadRequest&, v1::Load& response) -> absl::Status {
     BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(*context));
     const EngineLoad load = model->engine->load();
-    response->set_running(static_cast<uint32_t>(load.running));
-    response->set_waiting(static_cast<uint32_t>(load.waiting));
-    response->set_queue_tokens(static_cast<uint64_t>(load.queue_tokens));
-    response->set_slots_total(static_cast<uint32_t>(load.slots_total));
-    response->set_slots_used(static_cast<uint32_t>(load.slots_used));
-    response->set_steps(static_cast<uint64_t>(load.steps));
-    response->set_healthy(load.healthy);
-    response->set_draining(load.draining);
-    response->set_unread_calls(static_cast<uint32_t>(frontend_.active().unread()));
+    response.set_running(static_cast<uint32_t>(load.running));
+    response.set_waiting(static_cast<uint32_t>(load.waiting));
+    response.set_queue_tokens(static_cast<uint64_t>(load.queue_tokens));
+    response.set_slots_total(static_cast<uint32_t>(load.slots_total));
+    response.set_slots_used(static_cast<uint32_t>(load.slots_used));
+    response.set_steps(static_cast<uint64_t>(load.steps));
+    response.set_healthy(load.healthy);
+    response.set_draining(load.draining);
+    response.set_unread_calls(static_cast<uint32_t>(frontend_.active().unread()));
     return absl::OkStatus();
-  });
+  };
+  return Answer<v1::GetLoadRequest, v1::Load>({*context, *bytes, *answer}, measure);
 }
 
 grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* context,
-                                                const v1::AbortRequest* request,
-                                                v1::AbortResponse*) {
-  return Answer(*context, [&]() -> absl::Status {
-    if (request->request_id().empty())
-      return InvalidFields({{"request_id", "is empty, must name a request"}});
-    if (frontend_.active().Abort(request->request_id())) return absl::OkStatus();
-    return absl::NotFoundError(absl::StrCat("no request ", request->request_id(), " is in flight"));
-  });
+                                                const grpc::ByteBuffer* bytes,
+                                                grpc::ByteBuffer* answer) {
+  const auto abort = [this](const v1::AbortRequest& request, v1::AbortResponse&) -> absl::Status {
+    const std::string& id = request.request_id();
+    if (id.empty()) return InvalidFields({{"request_id", "is empty, must name a request"}});
+    if (frontend_.active().Abort(id)) return absl::OkStatus();
+    return absl::NotFoundError(absl::StrCat("no request ", id, " is in flight"));
+  };
+  return Answer<v1::AbortRequest, v1::AbortResponse>({*context, *bytes, *answer}, abort);
 }
 
-grpc::ServerWriteReactor<v1::DrainProgress>* ControlService::Drain(
-    grpc::CallbackServerContext* context, const v1::DrainRequest*) {
-  const absl::StatusOr<const ServedModel*> model = frontend_.Admit(*context);
+absl::StatusOr<const ServedModel*> ControlService::AdmitDrain(
+    grpc::CallbackServerContext& context, const grpc::ByteBuffer& request) const {
+  BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(context));
+  BST_RETURN_IF_ERROR(ParseMessage<v1::DrainRequest>(request, "request").status());
+  return model;
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* ControlService::Drain(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
+  const absl::StatusOr<const ServedModel*> model = AdmitDrain(*context, *request);
   if (!model.ok()) {
     auto refusal = std::make_shared<RefusalReactor>();
     refusal->Start(refusal, ToGrpcStatus(model.status(), *context));

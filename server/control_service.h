@@ -12,26 +12,42 @@
 
 namespace bst {
 
-class ControlService final : public v1::Control::CallbackService {
+// gRPC hands over bytes: see wire_message.h.
+using RawControl = v1::Control::WithRawCallbackMethod_GetServerInfo<
+    v1::Control::WithRawCallbackMethod_GetLoad<v1::Control::WithRawCallbackMethod_Abort<
+        v1::Control::WithRawCallbackMethod_Drain<v1::Control::Service>>>>;
+
+class ControlService final : public RawControl {
  public:
   // Both outlive the service.
   ControlService(Frontend& frontend, HealthMonitor& health)
       : frontend_(frontend), health_(health) {}
 
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
-                                          const v1::GetServerInfoRequest* request,
-                                          v1::ServerInfo* response) override;
+                                          const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context,
-                                    const v1::GetLoadRequest* request, v1::Load* response) override;
+                                    const grpc::ByteBuffer* request,
+                                    grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context,
-                                  const v1::AbortRequest* request,
-                                  v1::AbortResponse* response) override;
-  grpc::ServerWriteReactor<v1::DrainProgress>* Drain(grpc::CallbackServerContext* context,
-                                                     const v1::DrainRequest* request) override;
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Drain(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer* request) override;
 
  private:
-  template <typename Body>
-  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext& context, Body body);
+  // What a unary call brought, and where its answer goes.
+  struct Call {
+    grpc::CallbackServerContext& context;
+    const grpc::ByteBuffer& request;
+    grpc::ByteBuffer& response;
+  };
+
+  template <typename Request, typename Response, typename Body>
+  grpc::ServerUnaryReactor* Answer(const Call& call, Body body);
+  // The model whose engine is to drain. Errors: those of Frontend::Admit; kInvalidArgument.
+  absl::StatusOr<const ServedModel*> AdmitDrain(grpc::CallbackServerContext& context,
+                                                const grpc::ByteBuffer& request) const;
 
   Frontend& frontend_;
   HealthMonitor& health_;

@@ -7,22 +7,25 @@
 
 #include "engine/base/status_macros.h"
 #include "server/generate_stream.h"
+#include "server/wire_message.h"
 #include "server/write_watch.h"
 
 namespace bst {
 namespace {
 
-class GenerateReactor final : public GenerateStream<grpc::ServerWriteReactor<v1::GenerateEvent>> {
+class GenerateReactor final : public GenerateStream<grpc::ServerWriteReactor<grpc::ByteBuffer>> {
  public:
   GenerateReactor(Frontend& frontend, grpc::CallbackServerContext& context)
       : GenerateStream(frontend, context, "Generate") {}
 
-  void Start(std::shared_ptr<GenerateReactor> self, const v1::GenerateRequest& request) {
+  void Start(std::shared_ptr<GenerateReactor> self, const grpc::ByteBuffer& bytes) {
     OwnItself(std::move(self));
     const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
     if (!model.ok()) return Reject(model.status());
+    const auto request = ParseMessage<v1::GenerateRequest>(bytes, "request");
+    if (!request.ok()) return Reject(request.status());
     PromptReader prompt((*model)->engine->info(), *(*model)->tokenizer);
-    Begin(**model, request, prompt, PromptEnd::kComplete);
+    Begin(**model, *request, prompt, PromptEnd::kComplete);
   }
 };
 
@@ -57,14 +60,14 @@ void Collect(v1::GenerateEvent event, v1::GenerateResult& result) {
 class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public EngineCall {
  public:
   GenerateOnceReactor(Frontend& frontend, grpc::CallbackServerContext& context,
-                      v1::GenerateResult& response)
+                      grpc::ByteBuffer& response)
       : EngineCall(frontend, "GenerateOnce"),
         context_(context),
         response_(response),
         watch_(std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
                                             [this] { EndForWriteTimeout(); })) {}
 
-  void Start(std::shared_ptr<GenerateOnceReactor> self, const v1::GenerateRequest& request) {
+  void Start(std::shared_ptr<GenerateOnceReactor> self, const grpc::ByteBuffer& request) {
     self_ = std::move(self);
     const absl::Status status = Submit(request);
     if (!status.ok()) Reject(status);
@@ -97,17 +100,19 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
   }
 
  private:
-  absl::Status Submit(const v1::GenerateRequest& request) {
+  absl::Status Submit(const grpc::ByteBuffer& bytes) {
     BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend().AdmitToQueue(context_));
+    BST_ASSIGN_OR_RETURN(const v1::GenerateRequest request,
+                         ParseMessage<v1::GenerateRequest>(bytes, "request"));
     const ModelInfo& info = model->engine->info();
     PromptReader prompt(info, *model->tokenizer);
     BST_ASSIGN_OR_RETURN(ValidGenerate valid,
                          ValidateGenerate(request, info, prompt, PromptEnd::kComplete));
     valid.request.prompt_progress = false;
     const int count = valid.request.num_sequences;
-    for (int i = 0; count > 1 && i < count; ++i) response_.add_continuations();
     {
       absl::MutexLock lock(&handle_mutex_);
+      for (int i = 0; count > 1 && i < count; ++i) result_.add_continuations();
       output_.emplace(*model->tokenizer, std::move(valid.output), valid.request);
       output_->AddPrompt(valid.request.prompt, PromptEnd::kComplete);
     }
@@ -126,25 +131,27 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     AccountFinished({message.reason(), ending.status}, finished,
                     static_cast<int64_t>(message.usage().generated_tokens()));
     while (std::optional<v1::GenerateEvent> event = output_->Next()) {
-      Collect(*std::move(event), response_);
+      Collect(*std::move(event), result_);
     }
+    if (ending.status.ok()) response_ = BytesOf(result_);
     return ending.status;
   }
 
   grpc::CallbackServerContext& context_;
-  v1::GenerateResult& response_;
+  grpc::ByteBuffer& response_;
   const std::shared_ptr<WriteWatch> watch_;  // shared with the alarm's callback
   std::shared_ptr<GenerateOnceReactor> self_;
   absl::Mutex handle_mutex_;
   // Set by Submit, before the first event.
   std::optional<GenerationOutput> output_ ABSL_GUARDED_BY(handle_mutex_);
+  v1::GenerateResult result_ ABSL_GUARDED_BY(handle_mutex_);
 };
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::GenerateEvent>* StartGenerate(Frontend& frontend,
-                                                           grpc::CallbackServerContext& context,
-                                                           const v1::GenerateRequest& request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartGenerate(Frontend& frontend,
+                                                          grpc::CallbackServerContext& context,
+                                                          const grpc::ByteBuffer& request) {
   auto reactor = std::make_shared<GenerateReactor>(frontend, context);
   reactor->Start(reactor, request);
   return reactor.get();
@@ -152,8 +159,8 @@ grpc::ServerWriteReactor<v1::GenerateEvent>* StartGenerate(Frontend& frontend,
 
 grpc::ServerUnaryReactor* StartGenerateOnce(Frontend& frontend,
                                             grpc::CallbackServerContext& context,
-                                            const v1::GenerateRequest& request,
-                                            v1::GenerateResult& response) {
+                                            const grpc::ByteBuffer& request,
+                                            grpc::ByteBuffer& response) {
   auto reactor = std::make_shared<GenerateOnceReactor>(frontend, context, response);
   reactor->Start(reactor, request);
   return reactor.get();

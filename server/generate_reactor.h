@@ -5,22 +5,23 @@
 // Tested by   tests/server/generation_service_test.cc
 #pragma once
 
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
-#include "bst/v1/generation.pb.h"
 #include "server/frontend.h"
 
 namespace bst {
 
 // Starts the RPC of `context`. The reactor is gRPC's to drive; it ends by itself, also where the
-// request is refused. `context` and `response` are gRPC's and live until OnDone; `request` is read
-// before these functions return.
-grpc::ServerWriteReactor<v1::GenerateEvent>* StartGenerate(Frontend& frontend,
-                                                           grpc::CallbackServerContext& context,
-                                                           const v1::GenerateRequest& request);
+// request is refused. `context` and `response` are gRPC's and live until OnDone; `request`, a
+// v1::GenerateRequest, is read before these functions return. The answers are v1::GenerateEvent and
+// v1::GenerateResult.
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartGenerate(Frontend& frontend,
+                                                          grpc::CallbackServerContext& context,
+                                                          const grpc::ByteBuffer& request);
 grpc::ServerUnaryReactor* StartGenerateOnce(Frontend& frontend,
                                             grpc::CallbackServerContext& context,
-                                            const v1::GenerateRequest& request,
-                                            v1::GenerateResult& response);
+                                            const grpc::ByteBuffer& request,
+                                            grpc::ByteBuffer& response);
 
 }  // namespace bst

@@ -10,6 +10,7 @@
 #include "server/request_validation.h"
 #include "server/score_reactor.h"
 #include "server/upload_reactor.h"
+#include "server/wire_message.h"
 
 namespace bst {
 namespace {
@@ -68,77 +69,89 @@ void FillModelInfo(const ModelInfo& info, const ServerConfig& config, v1::ModelI
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::GenerateEvent>* GenerationService::Generate(
-    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   return StartGenerate(frontend_, *context, *request);
 }
 
-grpc::ServerBidiReactor<v1::GenerateUploadPart, v1::GenerateEvent>*
-GenerationService::GenerateUpload(grpc::CallbackServerContext* context) {
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* GenerationService::GenerateUpload(
+    grpc::CallbackServerContext* context) {
   return StartGenerateUpload(frontend_, *context);
 }
 
 grpc::ServerUnaryReactor* GenerationService::GenerateOnce(grpc::CallbackServerContext* context,
-                                                          const v1::GenerateRequest* request,
-                                                          v1::GenerateResult* response) {
+                                                          const grpc::ByteBuffer* request,
+                                                          grpc::ByteBuffer* response) {
   return StartGenerateOnce(frontend_, *context, *request, *response);
 }
 
-grpc::ServerWriteReactor<v1::ScoreEvent>* GenerationService::Score(
-    grpc::CallbackServerContext* context, const v1::ScoreRequest* request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Score(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   return StartScore(frontend_, *context, *request);
 }
 
-// Runs `body(model)`, which returns absl::Status, behind the gate, and finishes the RPC with it.
-template <typename Body>
-grpc::ServerUnaryReactor* GenerationService::Answer(grpc::CallbackServerContext& context,
-                                                    const char* rpc, Body body) {
+// Runs `body(model, request, response)`, which returns absl::Status, behind the gate, and finishes
+// the RPC with it.
+template <typename Request, typename Response, typename Body>
+grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body) {
   const auto run = [&]() -> absl::Status {
-    BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(context));
-    return body(*model);
+    BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(call.context));
+    BST_ASSIGN_OR_RETURN(const Request request, ParseMessage<Request>(call.request, "request"));
+    Response response;
+    BST_RETURN_IF_ERROR(body(*model, request, response));
+    call.response = BytesOf(response);
+    return absl::OkStatus();
   };
   const auto start = std::chrono::steady_clock::now();
   const absl::Status status = run();
-  frontend_.AccountCall(rpc, "", status, start);
-  grpc::ServerUnaryReactor* const reactor = context.DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status, context));
+  frontend_.AccountCall(call.rpc, "", status, start);
+  grpc::ServerUnaryReactor* const reactor = call.context.DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status, call.context));
   return reactor;
 }
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
-                                                      const v1::TokenizeRequest* request,
-                                                      v1::TokenizeResponse* response) {
-  return Answer(*context, "Tokenize", [&](const ServedModel& model) -> absl::Status {
+                                                      const grpc::ByteBuffer* bytes,
+                                                      grpc::ByteBuffer* answer) {
+  const auto tokenize = [](const ServedModel& model, const v1::TokenizeRequest& request,
+                           v1::TokenizeResponse& response) -> absl::Status {
     BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
-                         EncodeText(request->text(), model.engine->info(), *model.tokenizer));
-    if (request->add_bos()) {
+                         EncodeText(request.text(), model.engine->info(), *model.tokenizer));
+    if (request.add_bos()) {
       for (const TokenId bos : model.engine->info().bos)
-        response->add_token_ids(static_cast<uint32_t>(bos.value()));
+        response.add_token_ids(static_cast<uint32_t>(bos.value()));
     }
-    for (const TokenId token : tokens)
-      response->add_token_ids(static_cast<uint32_t>(token.value()));
+    for (const TokenId token : tokens) response.add_token_ids(static_cast<uint32_t>(token.value()));
     return absl::OkStatus();
-  });
+  };
+  return Answer<v1::TokenizeRequest, v1::TokenizeResponse>({"Tokenize", *context, *bytes, *answer},
+                                                           tokenize);
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
-                                                        const v1::DetokenizeRequest* request,
-                                                        v1::DetokenizeResponse* response) {
-  return Answer(*context, "Detokenize", [&](const ServedModel& model) -> absl::Status {
+                                                        const grpc::ByteBuffer* bytes,
+                                                        grpc::ByteBuffer* answer) {
+  const auto detokenize = [](const ServedModel& model, const v1::DetokenizeRequest& request,
+                             v1::DetokenizeResponse& response) -> absl::Status {
     BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
-                         ValidateTokenIds(request->token_ids(), model.engine->info()));
-    response->set_text(model.tokenizer->Decode(tokens));
+                         ValidateTokenIds(request.token_ids(), model.engine->info()));
+    response.set_text(model.tokenizer->Decode(tokens));
     return absl::OkStatus();
-  });
+  };
+  return Answer<v1::DetokenizeRequest, v1::DetokenizeResponse>(
+      {"Detokenize", *context, *bytes, *answer}, detokenize);
 }
 
 grpc::ServerUnaryReactor* GenerationService::GetModelInfo(grpc::CallbackServerContext* context,
-                                                          const v1::GetModelInfoRequest*,
-                                                          v1::ModelInfo* response) {
-  return Answer(*context, "GetModelInfo", [&](const ServedModel& model) -> absl::Status {
-    FillModelInfo(model.engine->info(), frontend_.config(), *response);
+                                                          const grpc::ByteBuffer* bytes,
+                                                          grpc::ByteBuffer* answer) {
+  const auto describe = [this](const ServedModel& model, const v1::GetModelInfoRequest&,
+                               v1::ModelInfo& response) -> absl::Status {
+    FillModelInfo(model.engine->info(), frontend_.config(), response);
     return absl::OkStatus();
-  });
+  };
+  return Answer<v1::GetModelInfoRequest, v1::ModelInfo>({"GetModelInfo", *context, *bytes, *answer},
+                                                        describe);
 }
 
 }  // namespace bst

@@ -10,34 +10,51 @@
 
 namespace bst {
 
-class GenerationService final : public v1::Generation::CallbackService {
+// gRPC hands over bytes: see wire_message.h.
+using RawGeneration = v1::Generation::WithRawCallbackMethod_Generate<
+    v1::Generation::WithRawCallbackMethod_GenerateUpload<
+        v1::Generation::WithRawCallbackMethod_GenerateOnce<
+            v1::Generation::WithRawCallbackMethod_Score<
+                v1::Generation::WithRawCallbackMethod_Tokenize<
+                    v1::Generation::WithRawCallbackMethod_Detokenize<
+                        v1::Generation::WithRawCallbackMethod_GetModelInfo<
+                            v1::Generation::Service>>>>>>>;
+
+class GenerationService final : public RawGeneration {
  public:
   // `frontend` outlives the service.
   explicit GenerationService(Frontend& frontend) : frontend_(frontend) {}
 
-  grpc::ServerWriteReactor<v1::GenerateEvent>* Generate(
-      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
-  grpc::ServerBidiReactor<v1::GenerateUploadPart, v1::GenerateEvent>* GenerateUpload(
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* GenerateUpload(
       grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* GenerateOnce(grpc::CallbackServerContext* context,
-                                         const v1::GenerateRequest* request,
-                                         v1::GenerateResult* response) override;
-  grpc::ServerWriteReactor<v1::ScoreEvent>* Score(grpc::CallbackServerContext* context,
-                                                  const v1::ScoreRequest* request) override;
+                                         const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Score(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer* request) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override;
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
-                                       const v1::DetokenizeRequest* request,
-                                       v1::DetokenizeResponse* response) override;
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
-                                         const v1::GetModelInfoRequest* request,
-                                         v1::ModelInfo* response) override;
+                                         const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
 
  private:
-  template <typename Body>
-  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext& context, const char* rpc,
-                                   Body body);
+  // What a unary call brought, and where its answer goes.
+  struct Call {
+    const char* rpc;
+    grpc::CallbackServerContext& context;
+    const grpc::ByteBuffer& request;
+    grpc::ByteBuffer& response;
+  };
+
+  template <typename Request, typename Response, typename Body>
+  grpc::ServerUnaryReactor* Answer(const Call& call, Body body);
 
   Frontend& frontend_;
 };

@@ -11,6 +11,7 @@
 #include "server/output_assembler.h"
 #include "server/request_validation.h"
 #include "server/stream_reactor.h"
+#include "server/wire_message.h"
 
 namespace bst {
 namespace {
@@ -20,12 +21,14 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
   ScoreReactor(Frontend& frontend, grpc::CallbackServerContext& context)
       : StreamReactor(frontend, context, "Score") {}
 
-  void Start(std::shared_ptr<ScoreReactor> self, const v1::ScoreRequest& request) {
+  void Start(std::shared_ptr<ScoreReactor> self, const grpc::ByteBuffer& bytes) {
     OwnItself(std::move(self));
     const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
     if (!model.ok()) return Reject(model.status());
+    const auto request = ParseMessage<v1::ScoreRequest>(bytes, "request");
+    if (!request.ok()) return Reject(request.status());
     absl::StatusOr<ScoreRequest> valid =
-        ValidateScore(request, (*model)->engine->info(), *(*model)->tokenizer);
+        ValidateScore(*request, (*model)->engine->info(), *(*model)->tokenizer);
     if (!valid.ok()) return Reject(valid.status());
     first_token_ = valid->tokens.front();
     has_top_ = valid->top_logprobs > 0;
@@ -132,9 +135,9 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::ScoreEvent>* StartScore(Frontend& frontend,
-                                                     grpc::CallbackServerContext& context,
-                                                     const v1::ScoreRequest& request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartScore(Frontend& frontend,
+                                                       grpc::CallbackServerContext& context,
+                                                       const grpc::ByteBuffer& request) {
   auto reactor = std::make_shared<ScoreReactor>(frontend, context);
   reactor->Start(reactor, request);
   return reactor.get();

@@ -5,16 +5,16 @@
 // Tested by   tests/server/score_service_test.cc
 #pragma once
 
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
-#include "bst/v1/generation.pb.h"
 #include "server/frontend.h"
 
 namespace bst {
 
-// Starts the RPC of `context`, as StartGenerate does.
-grpc::ServerWriteReactor<v1::ScoreEvent>* StartScore(Frontend& frontend,
-                                                     grpc::CallbackServerContext& context,
-                                                     const v1::ScoreRequest& request);
+// Starts the RPC of `context`, as StartGenerate does; from v1::ScoreRequest to v1::ScoreEvent.
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartScore(Frontend& frontend,
+                                                       grpc::CallbackServerContext& context,
+                                                       const grpc::ByteBuffer& request);
 
 }  // namespace bst

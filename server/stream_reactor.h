@@ -1,6 +1,6 @@
 // StreamReactor: one RPC with a stream of answers that the engine feeds: events -> messages ->
-// writes. `Base` is gRPC's reactor: ServerWriteReactor, or ServerBidiReactor where requests come in
-// a stream too.
+// writes. `Base` is gRPC's reactor, of bytes: ServerWriteReactor, or ServerBidiReactor where
+// requests come in a stream too.
 //
 // At most one write is in flight. While it is, events are taken in and merged, so a slow reader
 // gets fewer, fuller messages, and a stop string is found when its last token comes, not when the
@@ -13,6 +13,7 @@
 #pragma once
 
 #include <grpcpp/server_context.h>
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 #include <memory>
@@ -24,25 +25,25 @@
 #include "absl/synchronization/mutex.h"
 #include "server/engine_call.h"
 #include "server/grpc_status.h"
+#include "server/wire_message.h"
 #include "server/write_watch.h"
 
 namespace bst {
 
-template <typename Message, typename Base = grpc::ServerWriteReactor<Message>>
+template <typename Message, typename Base = grpc::ServerWriteReactor<grpc::ByteBuffer>>
 class StreamReactor : public Base, public EngineCall {
  public:
   void Advance() override ABSL_LOCKS_EXCLUDED(write_mutex_) {
     enum class Next { kNothing, kWrite, kFinish } next = Next::kNothing;
+    std::optional<Message> message;
     {
       absl::MutexLock lock(&write_mutex_);
       for (SequenceEvent& event : TakeEvents()) Handle(std::move(event));
       if (BoundOutbox(PendingBytes())) DropOutput();
       AccountUnread(PendingBytes());
       if (writing_ || finishing_) return;
-      std::optional<Message> message;
       if (!reader_gone_) message = NextMessage();
       if (message.has_value()) {
-        message_ = std::move(*message);
         writing_ = true;
         next = Next::kWrite;
       } else if (end_.has_value() && finish_holds_ == 0) {
@@ -52,8 +53,9 @@ class StreamReactor : public Base, public EngineCall {
     }
     // Outside the lock: whoever set writing_ or finishing_ is the only one here.
     if (next == Next::kWrite) {
+      bytes_ = BytesOf(*message);
       watch_->Begin();
-      this->StartWrite(&message_);
+      this->StartWrite(&bytes_);
     }
     if (next == Next::kFinish) this->Finish(ToGrpcStatus(*end_, context_));
   }
@@ -141,7 +143,7 @@ class StreamReactor : public Base, public EngineCall {
   grpc::CallbackServerContext& context_;
   const std::shared_ptr<WriteWatch> watch_;  // shared with the alarm's callback
   std::shared_ptr<StreamReactor> self_;
-  Message message_;  // being written while writing_
+  grpc::ByteBuffer bytes_;  // being written while writing_
   bool writing_ ABSL_GUARDED_BY(write_mutex_) = false;
   bool finishing_ ABSL_GUARDED_BY(write_mutex_) = false;
   int finish_holds_ ABSL_GUARDED_BY(write_mutex_) = 0;

@@ -12,12 +12,12 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/generate_stream.h"
+#include "server/wire_message.h"
 
 namespace bst {
 namespace {
 
-using UploadStream =
-    GenerateStream<grpc::ServerBidiReactor<v1::GenerateUploadPart, v1::GenerateEvent>>;
+using UploadStream = GenerateStream<grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>>;
 
 absl::Status InvalidPart(const char* description) { return InvalidFields({{"part", description}}); }
 
@@ -43,8 +43,9 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   void OnReadDone(bool ok) override {
     // A client that leaves looks like the end of its parts. What has begun OnCancel ends.
     if (!ok && context().IsCancelled()) return GiveUp(LeftBeforeTheFirst());
+    // Bytes cannot be wrong, so not ok is the end of the parts and nothing else.
     const bool goes_on = !prompt_.has_value() ? ReadFirst(ok) : ok ? ReadMore() : ReadEnd();
-    part_.Clear();  // the next one may have to wait for long
+    bytes_.Clear();  // the next ones may have to wait for long
     if (!goes_on || !HoldsLittleText()) return ForgetPrompt();
     if (!MustWait()) ReadNext();
   }
@@ -94,21 +95,29 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     return true;
   }
 
+  absl::StatusOr<v1::GenerateUploadPart> Parse() const {
+    return ParseMessage<v1::GenerateUploadPart>(bytes_, "part");
+  }
+
   // The parts of the prompt, one at a time. True: the next one may come.
   bool ReadFirst(bool ok) {
     if (!EndAwaiting()) return false;
     if (!ok) return Rejected(InvalidPart("is missing, the first must be request"));
-    if (!part_.has_request()) return Rejected(InvalidPart("is not request, the first must be"));
+    const absl::StatusOr<v1::GenerateUploadPart> part = Parse();
+    if (!part.ok()) return Rejected(part.status());
+    if (!part->has_request()) return Rejected(InvalidPart("is not request, the first must be"));
     prompt_.emplace(model_->engine->info(), *model_->tokenizer);
-    return Begin(*model_, part_.request(), *prompt_, PromptEnd::kMoreFollows);
+    return Begin(*model_, part->request(), *prompt_, PromptEnd::kMoreFollows);
   }
   bool ReadMore() {
-    if (part_.has_request()) return Refused(InvalidPart("is request, which only the first may be"));
-    if (part_.part_case() == v1::GenerateUploadPart::PART_NOT_SET) {
+    const absl::StatusOr<v1::GenerateUploadPart> part = Parse();
+    if (!part.ok()) return Refused(part.status());
+    if (part->has_request()) return Refused(InvalidPart("is request, which only the first may be"));
+    if (part->part_case() == v1::GenerateUploadPart::PART_NOT_SET) {
       return Refused(InvalidPart("is not set, must be text or token_ids"));
     }
     Violations violations;
-    std::vector<TokenId> tokens = prompt_->Add(part_, PromptEnd::kMoreFollows, violations);
+    std::vector<TokenId> tokens = prompt_->Add(*part, PromptEnd::kMoreFollows, violations);
     if (!violations.empty()) return Refused(violations.status());
     return Append(std::move(tokens), PromptEnd::kMoreFollows);
   }
@@ -148,7 +157,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
 
   void ReadNext() {
     if (!HoldFinish()) return;
-    StartRead(&part_);
+    StartRead(&bytes_);
     ReleaseFinish();
   }
 
@@ -189,7 +198,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   }
 
   const ServedModel* model_ = nullptr;  // constant after Start
-  v1::GenerateUploadPart part_;         // the one being read
+  grpc::ByteBuffer bytes_;              // of the part being read
   std::optional<PromptReader> prompt_;  // after the first part; used by one read at a time
   HeldText::Share held_text_;           // of prompt_
 
@@ -202,7 +211,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
 
 }  // namespace
 
-grpc::ServerBidiReactor<v1::GenerateUploadPart, v1::GenerateEvent>* StartGenerateUpload(
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StartGenerateUpload(
     Frontend& frontend, grpc::CallbackServerContext& context) {
   auto reactor = std::make_shared<UploadReactor>(frontend, context);
   reactor->Start(reactor);

@@ -19,17 +19,18 @@
 // Tested by   tests/server/upload_service_test.cc
 #pragma once
 
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
-#include "bst/v1/generation.pb.h"
 #include "server/frontend.h"
 
 namespace bst {
 
 inline constexpr int64_t kMaxUnreadTokens = 256 * 1024;
 
-// Starts the RPC of `context`, which is gRPC's and lives until OnDone.
-grpc::ServerBidiReactor<v1::GenerateUploadPart, v1::GenerateEvent>* StartGenerateUpload(
+// Starts the RPC of `context`, which is gRPC's and lives until OnDone; from v1::GenerateUploadPart
+// to v1::GenerateEvent.
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StartGenerateUpload(
     Frontend& frontend, grpc::CallbackServerContext& context);
 
 }  // namespace bst

@@ -66,6 +66,13 @@ TEST_F(ControlServiceTest, AbortEndsTheStreamWithCancelled) {
   EXPECT_EQ(Abort("victim").error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
+TEST_F(ControlServiceTest, AMalformedRequestIsAnInvalidArgument) {
+  const grpc::Status status = Abort("\xff");
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(status.error_message().find("request is no bst.v1.AbortRequest"), 0u)
+      << status.error_message();
+}
+
 TEST_F(ControlServiceTest, DrainCountsDownToNothing) {
   grpc::ClientContext stream_context;
   const auto stream = server_.generation().Generate(&stream_context, TextRequest("x"));

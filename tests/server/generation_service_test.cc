@@ -14,6 +14,7 @@
 
 #include "server/engine_call.h"
 #include "server/output_assembler.h"
+#include "tests/server/http_get.h"
 #include "tests/server/running_server.h"
 
 namespace bst {
@@ -115,6 +116,46 @@ TEST_F(GenerationServiceTest, AStopStringInTheLastTokenBeatsTheEnginesReason) {
   EXPECT_TRUE(stream.status.ok());
   EXPECT_EQ(stream.text, "ok!");
   EXPECT_EQ(stream.finished->reason(), v1::STOP_STRING);
+}
+
+// ---- Messages that cannot be parsed ----
+
+void ExpectMalformed(const grpc::Status& status, const std::string& type) {
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << type;
+  EXPECT_THAT(status.error_message(), HasSubstr("request is no bst.v1." + type));
+  const auto details = DetailOf<google::rpc::BadRequest>(status);
+  ASSERT_TRUE(details.has_value());
+  EXPECT_EQ(details->field_violations(0).field(), "request");
+}
+
+TEST(GenerationService, AMalformedRequestIsAnInvalidArgument) {
+  RunningServer server(ConfigWithMetrics());
+  v1::GenerateRequest spoilt = TextRequest("x");
+  Spoil(spoilt, v1::GenerateRequest::kSamplingFieldNumber);
+  for (const v1::GenerateRequest& request : {TextRequest("\xff"), spoilt}) {
+    ExpectMalformed(server.Generate(request).status, "GenerateRequest");
+    grpc::ClientContext context;
+    v1::GenerateResult result;
+    ExpectMalformed(server.generation().GenerateOnce(&context, request, &result),
+                    "GenerateRequest");
+  }
+  EXPECT_EQ(server.engine().num_requests(), 0u);
+  EXPECT_THAT(HttpGet(server.server().addresses().metrics, "/metrics"),
+              HasSubstr("bst_requests_rejected_total{reason=\"invalid\"} 4"));
+}
+
+TEST_F(GenerationServiceTest, SoItIsWithTheSmallCalls) {
+  v1::TokenizeRequest text;
+  text.set_text("\xff");
+  grpc::ClientContext tokenize;
+  v1::TokenizeResponse tokens;
+  ExpectMalformed(server_.generation().Tokenize(&tokenize, text, &tokens), "TokenizeRequest");
+
+  v1::DetokenizeRequest ids;
+  Spoil(ids, v1::DetokenizeRequest::kTokenIdsFieldNumber);
+  grpc::ClientContext detokenize;
+  v1::DetokenizeResponse answer;
+  ExpectMalformed(server_.generation().Detokenize(&detokenize, ids, &answer), "DetokenizeRequest");
 }
 
 // ---- Several continuations ----

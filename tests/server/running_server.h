@@ -167,6 +167,12 @@ inline v1::GenerateRequest TextRequest(const std::string& text,
   return request;
 }
 
+// Makes `message` one that cannot be parsed: in its field `number`, which is a message or a string,
+// stand bytes that are neither.
+inline void Spoil(google::protobuf::Message& message, int number) {
+  message.GetReflection()->MutableUnknownFields(&message)->AddLengthDelimited(number, "\xff");
+}
+
 // The detail of that type in `status`, if it has one.
 template <typename Detail>
 std::optional<Detail> DetailOf(const grpc::Status& status) {

@@ -80,6 +80,14 @@ TEST_F(ScoreServiceTest, RunsThenTheirMean) {
   EXPECT_EQ(stream.finished->usage().generated_tokens(), 0u);
 }
 
+TEST_F(ScoreServiceTest, AMalformedRequestIsAnInvalidArgument) {
+  v1::ScoreRequest request;
+  request.set_text("\xff");
+  const ScoreStream stream = Score(request);
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(stream.status.error_message(), testing::StartsWith("request is no bst.v1.ScoreReq"));
+}
+
 TEST_F(ScoreServiceTest, OneTokenHasNoMean) {
   v1::ScoreRequest request;
   request.mutable_token_ids()->add_ids(97);

@@ -201,6 +201,44 @@ TEST_F(UploadServiceTest, APartThatFindsTheQueueFullEndsTheRequestWithAdvice) {
   EXPECT_TRUE(engine().was_cancelled(id));
 }
 
+v1::GenerateUploadPart Garbage() {
+  v1::GenerateUploadPart part;
+  Spoil(part, v1::GenerateUploadPart::kTokenIdsFieldNumber);
+  return part;
+}
+
+void ExpectMalformedPart(const Stream& stream) {
+  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(stream.status.error_message(), HasSubstr("part is no bst.v1.GenerateUploadPart"));
+  const auto details = DetailOf<google::rpc::BadRequest>(stream.status);
+  ASSERT_TRUE(details.has_value());
+  EXPECT_EQ(details->field_violations(0).field(), "part");
+}
+
+// It is not the end of the prompt, which would be answered as if the client had asked for less.
+TEST_F(UploadServiceTest, APartThatCannotBeParsedEndsTheRequest) {
+  size_t n = 0;
+  for (const auto& bad : {Text("\xff"), Text("half a character: \xe2\x82"), Garbage()}) {
+    grpc::ClientContext context;
+    stream_ = server_.generation().GenerateUpload(&context);
+    stream_->Write(First(TextRequest("a")));
+    const SequenceId id = engine().WaitForRequest(n++).id;
+    stream_->Write(bad);
+    const Stream stream = Drain();
+    ExpectMalformedPart(stream);
+    EXPECT_TRUE(engine().was_cancelled(id));
+    EXPECT_THAT(engine().AppendedTo(id), testing::IsEmpty());
+    ASSERT_TRUE(stream.finished.has_value());
+    EXPECT_EQ(stream.finished->reason(), v1::ERROR);
+  }
+}
+
+TEST_F(UploadServiceTest, AFirstPartThatCannotBeParsedIsRefused) {
+  const Stream stream = Send({First(TextRequest("\xff"))});
+  ExpectMalformedPart(stream);
+  EXPECT_EQ(engine().num_requests(), 0u);
+}
+
 // A text without a space has no place where it can be cut: the server holds all of it.
 TEST_F(UploadServiceTest, TextThatCannotBeCutIsBoundedOfAllUploadsTogether) {
   if (kSanitized)
