@@ -10,7 +10,7 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/engine.h"
-#include "server/grpc_log.h"
+#include "server/library_log.h"
 #include "server/server.h"
 #include "server/server_flags.h"
 #include "server/shutdown_signal.h"
@@ -47,7 +47,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   bst::SetLogFormat(config->log_format);
-  bst::RouteGrpcLog();
+  bst::RouteLibraryLogs();
   if (const absl::Status status = bst::Run(*config); !status.ok()) {
     bst::Log(bst::LogLevel::kError, "failed", {{"status", status.ToString()}});
     return 1;

@@ -17,9 +17,19 @@ from raw_calls import Api, Http2, finish
 
 SECRET = "confidential"
 OUTPUT = "QQQQ"  # what the model is made to say: byte 81
+
+
+class NoMessage:
+    """Bytes that are no message of ours: a text that is not UTF-8."""
+
+    @staticmethod
+    def SerializeToString() -> bytes:
+        return b"\x12\x01\xff"  # field 2
+
+
 SAY = {"sampling": {"temperature": 0, "logit_bias": {81: 100}}, "stopping": {"max_new_tokens": 8, "ignore_eos": True}}
 # (id in the log, RPC, request, code). The id of a refused request is not read, or not trusted.
-CALLS: list[tuple[str, str, dict[str, Any], str]] = [
+CALLS: list[tuple[str, str, Any, str]] = [
     ("g1", "Generate", {"request_id": "g1", "text": SECRET, **SAY}, "OK"),
     ("g2", "GenerateOnce", {"request_id": "g2", "text": SECRET, **SAY}, "OK"),
     ("s1", "Score", {"request_id": "s1", "text": SECRET}, "OK"),
@@ -30,6 +40,7 @@ CALLS: list[tuple[str, str, dict[str, Any], str]] = [
     ("", "Generate", {"text": SECRET, "stopping": {"stop_strings": [SECRET, ""]}}, "INVALID_ARGUMENT"),
     ("", "Generate", {"request_id": f"{SECRET} {SECRET}", "text": "x"}, "INVALID_ARGUMENT"),
     ("", "GenerateOnce", {"text": SECRET, "sampling": {"top_p": 7.0}}, "INVALID_ARGUMENT"),
+    ("", "Generate", NoMessage(), "INVALID_ARGUMENT"),  # of which Protobuf has something to say, too
     ("", "Score", {"text": SECRET * 1000}, "INVALID_ARGUMENT"),
     ("", "Tokenize", {"text": SECRET * 1000}, "INVALID_ARGUMENT"),
     ("", "Detokenize", {"token_ids": [2**32 - 1]}, "INVALID_ARGUMENT"),
@@ -86,7 +97,10 @@ class LogTest(unittest.TestCase):
             self.assertRegex(event["time"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
             self.assertIn(event["level"], "IWE")
         # Where the CUDA engine was built, a server without a GPU says why it runs on the CPU.
-        others = [event["event"] for event in events if event["event"] not in ("request", "grpc", "backend_cpu")]
+        libraries = [event["event"] for event in events if event["event"] in ("grpc", "protobuf")]
+        self.assertIn("protobuf", libraries)
+        others = [event["event"] for event in events
+                  if event["event"] not in ("request", "grpc", "protobuf", "backend_cpu")]
         self.assertEqual(sorted(others), ["config", "drain", "drained", "health", "health", "signal"])
 
     def test_text(self) -> None:
