@@ -76,6 +76,9 @@ void GenerationOutput::End(size_t index, v1::FinishReason reason, TokenId stop_t
   Continuation& continuation = At(index);
   if (continuation.ended.has_value()) return;
   if (!dropped_) continuation.output.Finish();
+  // What was held back may have completed a stop string: half a character, now U+FFFD.
+  const bool is_cut_off = reason == v1::CANCELLED || reason == v1::ERROR;
+  if (!is_cut_off && continuation.output.stop_match().has_value()) reason = v1::STOP_STRING;
   v1::SequenceFinished& ended = continuation.ended.emplace();
   ended.set_sequence_index(static_cast<uint32_t>(index));
   ended.set_reason(reason);

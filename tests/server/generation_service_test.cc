@@ -118,6 +118,20 @@ TEST_F(GenerationServiceTest, AStopStringInTheLastTokenBeatsTheEnginesReason) {
   EXPECT_EQ(stream.finished->reason(), v1::STOP_STRING);
 }
 
+TEST_F(GenerationServiceTest, AStopStringThatTheEndOfTheTextCompletes) {
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_stopping()->add_stop_strings("a\xEF\xBF\xBD");
+  const Stream stream = server_.Generate(request, [](PuppetEngine& engine) {
+    const SequenceId id = engine.WaitForRequest(0).id;
+    engine.GenerateText(id, "ha\xE2");  // half a character
+    engine.Finish(id, FinishReason::kMaxTokens);
+  });
+  EXPECT_TRUE(stream.status.ok());
+  EXPECT_EQ(stream.text, "h");
+  EXPECT_EQ(stream.finished->reason(), v1::STOP_STRING);
+  EXPECT_EQ(stream.finished->stop_string(), "a\xEF\xBF\xBD");
+}
+
 // ---- Messages that cannot be parsed ----
 
 void ExpectMalformed(const grpc::Status& status, const std::string& type) {
