@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/grpc_status.h"
+#include "server/request_validation.h"
 #include "server/version.h"
 #include "server/wire_message.h"
 
@@ -136,7 +137,7 @@ grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* con
                                                 grpc::ByteBuffer* answer) {
   const auto abort = [this](const v1::AbortRequest& request, v1::AbortResponse&) -> absl::Status {
     const std::string& id = request.request_id();
-    if (id.empty()) return InvalidFields({{"request_id", "is empty, must name a request"}});
+    BST_RETURN_IF_ERROR(ValidateRequestId(id));  // so that it fits into the answer
     if (frontend_.active().Abort(id)) return absl::OkStatus();
     return absl::NotFoundError(absl::StrCat("no request ", id, " is in flight"));
   };

@@ -20,10 +20,7 @@ std::string DrawRequestId(absl::BitGen& random) {
                          absl::Uniform<uint64_t>(random));
 }
 
-template <typename Proto>
-std::string RequestId(const Proto& proto, absl::BitGen& random, Violations& violations) {
-  if (!proto.has_request_id()) return DrawRequestId(random);
-  const std::string& id = proto.request_id();
+void CheckRequestId(const std::string& id, Violations& violations) {
   bool printable = true;
   for (const char c : id) printable &= c > ' ' && c <= '~';
   if (id.empty() || id.size() > kMaxRequestIdBytes || !printable) {
@@ -32,7 +29,13 @@ std::string RequestId(const Proto& proto, absl::BitGen& random, Violations& viol
                    absl::StrCat("has ", id.size(), " bytes, must have 1 to ", kMaxRequestIdBytes,
                                 " printable ASCII characters without spaces"));
   }
-  return id;
+}
+
+template <typename Proto>
+std::string RequestId(const Proto& proto, absl::BitGen& random, Violations& violations) {
+  if (!proto.has_request_id()) return DrawRequestId(random);
+  CheckRequestId(proto.request_id(), violations);
+  return proto.request_id();
 }
 
 TokenId ToTokenId(uint32_t id) { return TokenId(static_cast<int32_t>(id)); }
@@ -233,6 +236,12 @@ absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
   }
   BST_RETURN_IF_ERROR(violations.status());
   return tokens;
+}
+
+absl::Status ValidateRequestId(const std::string& id) {
+  Violations violations;
+  CheckRequestId(id, violations);
+  return violations.status();
 }
 
 bool IsTooLong(const absl::Status& status) { return Violations::IsTooLong(status); }

@@ -51,6 +51,9 @@ absl::StatusOr<std::vector<TokenId>> EncodeText(const std::string& text, const M
 absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
     const google::protobuf::RepeatedField<uint32_t>& ids, const ModelInfo& info);
 
+// Whether a request can have this id.
+absl::Status ValidateRequestId(const std::string& id);
+
 // Whether an error of the functions above says that the prompt is over the limit.
 bool IsTooLong(const absl::Status& status);
 

@@ -66,6 +66,18 @@ TEST_F(ControlServiceTest, AbortEndsTheStreamWithCancelled) {
   EXPECT_EQ(Abort("victim").error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
+// Copied into the answer it would not fit into the trailers.
+TEST_F(ControlServiceTest, AnIdThatNoRequestCanHaveIsAnInvalidArgument) {
+  for (const std::string& id : {std::string(20'000, 'x'), std::string("a b")}) {
+    const grpc::Status status = Abort(id);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << status.error_message();
+    const auto details = DetailOf<google::rpc::BadRequest>(status);
+    ASSERT_TRUE(details.has_value());
+    EXPECT_EQ(details->field_violations(0).field(), "request_id");
+  }
+  EXPECT_EQ(Abort(std::string(128, 'x')).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
 TEST_F(ControlServiceTest, AMalformedRequestIsAnInvalidArgument) {
   const grpc::Status status = Abort("\xff");
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
