@@ -43,13 +43,9 @@ constexpr int kMaxSequences = 1'000'000;
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(ModelInfo info, int long_slots, std::unique_ptr<Backend> backend, const Clock& clock,
+  EngineImpl(ModelInfo info, std::unique_ptr<Backend> backend, const Clock& clock,
              const InboxLimits& limits)
-      : info_(std::move(info)),
-        long_slots_(long_slots),
-        backend_(std::move(backend)),
-        clock_(clock),
-        inbox_(limits) {}
+      : info_(std::move(info)), backend_(std::move(backend)), clock_(clock), inbox_(limits) {}
   ~EngineImpl() override { EngineImpl::Shutdown(); }
 
   absl::Status Start(std::unique_ptr<Model> model, std::unique_ptr<StatePool> pool,
@@ -76,12 +72,11 @@ class EngineImpl final : public Engine {
 
  private:
   RequestLimits limits() const {
-    return {info_.vocab_size, info_.max_prompt_tokens, info_.max_sequences, long_slots_};
+    return {info_.vocab_size, info_.max_prompt_tokens, info_.max_sequences, info_.long_slots};
   }
   void Loop();
 
   ModelInfo info_;
-  const int long_slots_;
   const std::unique_ptr<Backend> backend_;  // Destroyed after all that lives on it.
   const Clock& clock_;
   Inbox inbox_;
@@ -341,6 +336,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options,
   info.max_step_tokens = max_step_tokens;
   info.chunk_tokens = chunk_tokens;
   info.max_prompt_tokens = options.max_prompt_tokens;
+  info.long_slots = options.max_sequences - ReservedSequences(options);
 
   const InboxLimits inbox_limits = {
       .max_in_flight = int64_t{options.max_sequences} + options.max_queue,
@@ -354,11 +350,11 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options,
       .max_waiting = std::numeric_limits<int>::max(),
       .max_waiting_tokens = std::numeric_limits<int64_t>::max(),
       .long_prompt_tokens = options.long_prompt_tokens,
-      .long_slots = options.max_sequences - ReservedSequences(options),
+      .long_slots = info.long_slots,
       .priority_ageing = options.priority_ageing,
       .upload_timeout = options.upload_timeout};
-  auto engine = std::make_unique<EngineImpl>(std::move(info), scheduler_limits.long_slots,
-                                             std::move(parts.backend), *parts.clock, inbox_limits);
+  auto engine = std::make_unique<EngineImpl>(std::move(info), std::move(parts.backend),
+                                             *parts.clock, inbox_limits);
   BST_RETURN_IF_ERROR(engine->Start(std::move(model), std::move(pool), std::move(sampler),
                                     scheduler_limits, options.target_step, observer));
   engine->SetLoadTime(parts.clock->Now() - begin);

@@ -85,6 +85,7 @@ struct ModelInfo {
   int64_t weight_bytes = 0;              // as packed by the backend
   int64_t state_bytes_per_sequence = 0;  // constant, whatever the context length
   int max_sequences = 0, max_step_tokens = 0, chunk_tokens = 0, threads = 0;
+  int long_slots = 0;  // of max_sequences, what long prompts may hold, and so an open one
   int64_t max_prompt_tokens = 0;
   std::string tokenizer_type;          // "byte" or "sentencepiece"
   std::string tokenizer_path;          // the SentencePiece model; empty for bytes
