@@ -96,6 +96,10 @@ absl::Status Validate(const ServerConfig& config) {
 
   problems.Address("listen", config.listen);
   if (!config.metrics_listen.empty()) problems.Address("metrics_listen", config.metrics_listen);
+  problems.Require(config.metrics_listen.find('[') == std::string::npos,
+                   absl::StrCat("--metrics_listen is '", config.metrics_listen,
+                                "', must be an IPv4 address or a name: the HTTP server of the "
+                                "metrics has no IPv6"));
   if (!config.control_listen.empty()) problems.Address("control_listen", config.control_listen);
   problems.AtLeast("max_message_bytes", config.max_message_bytes, 1024);
   problems.Require(config.max_message_bytes <= std::numeric_limits<int32_t>::max(),

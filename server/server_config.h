@@ -18,7 +18,8 @@ namespace bst {
 struct ServerConfig {
   EngineOptions engine;
 
-  // HOST:PORT; port 0 picks a free one. IPv6 hosts in brackets.
+  // HOST:PORT; port 0 picks a free one. IPv6 hosts in brackets, but not for the metrics: Debian
+  // builds civetweb without IPv6.
   std::string listen = "127.0.0.1:50051";
   std::string metrics_listen = "127.0.0.1:9090";  // empty: no metrics over HTTP
   std::string control_listen;                     // empty: no control service

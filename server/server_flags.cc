@@ -14,9 +14,10 @@
 ABSL_FLAG(std::string, model, "",
           "Directory of the checkpoint: config.json and *.safetensors. Required.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
-          "HOST:PORT of the gRPC service. Port 0 picks a free one, which the ready line names.");
+          "HOST:PORT of the gRPC service, an IPv6 host in brackets. Port 0 picks a free one, which "
+          "the ready line names.");
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9090",
-          "HOST:PORT of Prometheus metrics over HTTP at /metrics. Empty: off.");
+          "HOST:PORT of Prometheus metrics over HTTP at /metrics; IPv4 alone. Empty: off.");
 ABSL_FLAG(
     std::string, control_listen, "",
     "HOST:PORT of the control service (load, abort, drain). Empty: off. Keep it from clients.");

@@ -110,6 +110,15 @@ TEST(ServerConfig, SchedulingAtAndBeyondItsBounds) {
   EXPECT_THAT(Problem(config), HasSubstr("--upload_timeout_seconds is 0, must be above 0"));
 }
 
+// It would fail as it binds, with a message of civetweb's that says nothing.
+TEST(ServerConfig, MetricsHaveNoIPv6) {
+  ServerConfig config = Good();
+  config.listen = config.control_listen = "[::1]:0";
+  EXPECT_TRUE(Validate(config).ok()) << Problem(config);
+  config.metrics_listen = "[::1]:0";
+  EXPECT_THAT(Problem(config), HasSubstr("--metrics_listen is '[::1]:0', must be an IPv4 address"));
+}
+
 TEST(ServerConfig, Addresses) {
   EXPECT_EQ(ParseHostPort("127.0.0.1:0")->port, 0);
   EXPECT_EQ(ParseHostPort("host.name:65535")->host, "host.name");
