@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "engine/base/log.h"
@@ -135,6 +137,17 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(const ModelInfo& info) 
   return Tokenizer::SentencePiece(info.tokenizer_path, info.vocab_size);
 }
 
+// As a value of the ready line, which is split at spaces: %XX for bytes that would spoil it.
+std::string LineValue(std::string_view text) {
+  std::string value;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    const bool is_plain = byte > ' ' && byte != 0x7f && byte != '%';
+    absl::StrAppend(&value, is_plain ? std::string(1, c) : absl::StrFormat("%%%02X", byte));
+  }
+  return value;
+}
+
 }  // namespace
 
 // In the order of construction; destroyed from the end.
@@ -219,7 +232,7 @@ std::string Server::ReadyLine() const {
   };
   // "cpu (avx512)" -> "cpu": the line's values have no spaces.
   return absl::StrCat("ready grpc=", bound.grpc, " metrics=", or_off(bound.metrics),
-                      " control=", or_off(bound.control), " model=", info.name,
+                      " control=", or_off(bound.control), " model=", LineValue(info.name),
                       " backend=", info.backend.substr(0, info.backend.find(' ')));
 }
 

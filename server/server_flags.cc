@@ -123,7 +123,8 @@ absl::StatusOr<ServerConfig> ConfigFromCommandLine(int argc, char** argv) {
       "  bst-server --model=DIR --listen=0.0.0.0:50051 --tls_cert=c.pem --tls_key=k.pem "
       "--auth_token_file=keys\n"
       "  bst-server --flagfile=/etc/bst/server.flags\n\n"
-      "When it serves it writes one line to stderr: ready grpc=HOST:PORT metrics=HOST:PORT ...\n"
+      "When it serves it writes one line to stderr: ready grpc=HOST:PORT metrics=HOST:PORT|off "
+      "control=HOST:PORT|off model=NAME backend=NAME, with %20 for a space in the name.\n"
       "SIGTERM and SIGINT drain it: running streams finish, at most --grace_seconds; a second "
       "signal ends it.");
   const std::vector<char*> positional = absl::ParseCommandLine(argc, argv);

@@ -46,6 +46,13 @@ TEST(Server, TheReadyLineNamesEveryPort) {
   EXPECT_THAT(without.server().ReadyLine(), HasSubstr(" metrics=off control=off model="));
 }
 
+TEST(Server, TheReadyLineHasNoSpacesWithinAValue) {
+  ModelInfo info = PuppetModelInfo();
+  info.name = "my mod\u00e8l\t100%";
+  RunningServer server(LoopbackConfig(), info);
+  EXPECT_THAT(server.server().ReadyLine(), HasSubstr(" model=my%20mod\u00e8l%09100%25 backend="));
+}
+
 TEST(Server, ATakenPortIsAnError) {
   RunningServer first;
   for (const auto member :
