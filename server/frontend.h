@@ -65,8 +65,8 @@ class Frontend {
   // end with kUnavailable. REQUIRES: a model is served.
   void Drain();
 
-  // Counts a request that was refused with `status` before it was queued, or because a part of it
-  // that came later found the queue full.
+  // Counts a request that was refused with `status`: before it was queued, or for a later part of
+  // it.
   void CountRejected(const absl::Status& status);
   // Counts and logs a call that ended without the engine: refused, or nothing to generate. `start`:
   // when it came; `request_id`: empty where it has none or was refused before that was read.

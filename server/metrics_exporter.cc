@@ -115,7 +115,9 @@ void MetricsExporter::BuildRequestMetrics() {
            .Register(*registry_);
   auto& rejected = prometheus::BuildCounter()
                        .Name("bst_requests_rejected_total")
-                       .Help("Requests refused before they were queued, by reason.")
+                       .Help(
+                           "Requests refused, before they were queued or for a later part of an "
+                           "upload, by reason.")
                        .Register(*registry_);
   for (size_t i = 0; i < rejected_.size(); ++i)
     rejected_[i] = &rejected.Add({{"reason", kRejectNames[i]}});

@@ -36,8 +36,8 @@ class Server {
 
   // HOST:PORT with the ports that were bound.
   Addresses addresses() const;
-  // "ready grpc=HOST:PORT metrics=HOST:PORT|off control=HOST:PORT|off model=NAME backend=NAME"; of a
-  // model's name spaces, control characters and % as %20.
+  // "ready grpc=HOST:PORT metrics=HOST:PORT|off control=HOST:PORT|off model=NAME backend=NAME"; of
+  // a model's name spaces, control characters and % as %20.
   std::string ReadyLine() const;
 
   // Blocks for at most config.grace and a moment to flush. Afterwards the ports are closed.

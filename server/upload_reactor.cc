@@ -145,7 +145,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     return false;
   }
   bool Refused(const absl::Status& status) {
-    if (Refuse(status) && absl::IsResourceExhausted(status)) frontend().CountRejected(status);
+    if (Refuse(status)) frontend().CountRejected(status);
     return false;
   }
 

@@ -239,6 +239,26 @@ TEST_F(UploadServiceTest, AFirstPartThatCannotBeParsedIsRefused) {
   EXPECT_EQ(engine().num_requests(), 0u);
 }
 
+TEST_F(UploadServiceTest, WhatALaterPartIsRefusedForIsCounted) {
+  RunningServer server(ConfigWithMetrics(), [] {
+    ModelInfo info = PuppetModelInfo();
+    info.max_prompt_tokens = 10;
+    return info;
+  }());
+  size_t n = 0;
+  for (const auto& bad : {Ids(11, 'x'), Ids(1, 259)}) {
+    grpc::ClientContext context;
+    stream_ = server.generation().GenerateUpload(&context);
+    stream_->Write(First());
+    server.engine().WaitForRequest(n++);
+    stream_->Write(bad);
+    EXPECT_EQ(Drain().status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+  const std::string metrics = HttpGet(server.server().addresses().metrics, "/metrics");
+  EXPECT_THAT(metrics, HasSubstr("bst_requests_rejected_total{reason=\"too_long\"} 1\n"));
+  EXPECT_THAT(metrics, HasSubstr("bst_requests_rejected_total{reason=\"invalid\"} 1\n"));
+}
+
 // A text without a space has no place where it can be cut: the server holds all of it.
 TEST_F(UploadServiceTest, TextThatCannotBeCutIsBoundedOfAllUploadsTogether) {
   if (kSanitized)
