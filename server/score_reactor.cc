@@ -121,16 +121,16 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
 
   TokenId first_token_;  // constant after Start, as is has_top_
   bool has_top_ = false;
-  double sum_logprobs_ = 0;
-  int64_t num_scored_ = 0;
-  std::optional<v1::Accepted> accepted_;
-  std::optional<v1::PrefillProgress> progress_;
+  double sum_logprobs_ ABSL_GUARDED_BY(write_mutex_) = 0;
+  int64_t num_scored_ ABSL_GUARDED_BY(write_mutex_) = 0;
+  std::optional<v1::Accepted> accepted_ ABSL_GUARDED_BY(write_mutex_);
+  std::optional<v1::PrefillProgress> progress_ ABSL_GUARDED_BY(write_mutex_);
   // Not as messages: those take six times the memory.
-  std::deque<ScoredEvent> pending_;
-  size_t taken_ = 0;  // tokens of the first of them that were sent
-  size_t pending_bytes_ = 0;
-  bool dropped_ = false;
-  std::optional<v1::ScoreFinished> finished_;
+  std::deque<ScoredEvent> pending_ ABSL_GUARDED_BY(write_mutex_);
+  size_t taken_ ABSL_GUARDED_BY(write_mutex_) = 0;  // tokens of the first of them that were sent
+  size_t pending_bytes_ ABSL_GUARDED_BY(write_mutex_) = 0;
+  bool dropped_ ABSL_GUARDED_BY(write_mutex_) = false;
+  std::optional<v1::ScoreFinished> finished_ ABSL_GUARDED_BY(write_mutex_);
 };
 
 }  // namespace
