@@ -28,6 +28,7 @@
 #include "engine/base/device_memory.h"
 #include "engine/base/ids.h"
 #include "engine/generate_request.h"
+#include "engine/scheduler/prompt_end.h"
 #include "engine/token_sink.h"
 
 namespace bst {
@@ -64,9 +65,6 @@ struct EngineOptions {
   // when it holds slots and no block of it did.
   absl::Duration upload_timeout = absl::Seconds(60);
 };
-
-// Whether a part of a prompt is the last one.
-enum class PromptEnd { kMoreFollows, kComplete };
 
 // What the engine serves; constant after Create.
 struct ModelInfo {

@@ -185,7 +185,7 @@ void StepRunner::AppendPrompt(const Inbox::PromptPart& part) {
   request.prompt_tokens += static_cast<int64_t>(part.tokens.size());
   request.prompt_open = part.end == PromptEnd::kMoreFollows;
   request.sampler->AddPrompt(part.for_sampler);
-  scheduler_.Append(part.id, part.tokens, !request.prompt_open, clock_.Now());
+  scheduler_.Append(part.id, part.tokens, part.end, clock_.Now());
 }
 
 void StepRunner::StopSequence(SequenceId id, int sequence_index) {

@@ -173,9 +173,9 @@ CancelCause EngineCall::CauseOfCancellation(const grpc::CallbackServerContext& c
   return left <= elapsed / 50 + kTravel ? CancelCause::kDeadline : CancelCause::kClient;
 }
 
-Ending EngineCall::EndingOf(const FinishedEvent& finished, bool complete) const {
+Ending EngineCall::EndingOf(const FinishedEvent& finished, Completeness completeness) const {
   absl::MutexLock lock(&mutex_);
-  const bool is_whole = complete || finished.status.ok();
+  const bool is_whole = completeness == Completeness::kComplete || finished.status.ok();
   if (is_whole && !dropped_) return {WireReason(finished.reason), absl::OkStatus()};
   if (!is_whole && !absl::IsCancelled(finished.status)) return {v1::ERROR, finished.status};
   switch (is_whole ? CancelCause::kOutboxFull : cause_) {

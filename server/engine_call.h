@@ -51,6 +51,9 @@ struct Ending {
   absl::Status status;  // OK, or what the RPC ends with
 };
 
+// Whether the RPC has all it was asked for.
+enum class Completeness { kIncomplete, kComplete };
+
 class EngineCall : public TokenSink,
                    public Deliverable,
                    public Abortable,
@@ -102,9 +105,10 @@ class EngineCall : public TokenSink,
   // Ends the request, if it has not ended, because a write to its reader took too long.
   void EndForWriteTimeout() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // How `finished` reads on the wire. `complete`: the RPC has all it was asked for, which overrides
-  // how the engine ended, but not that output was dropped.
-  Ending EndingOf(const FinishedEvent& finished, bool complete) const ABSL_LOCKS_EXCLUDED(mutex_);
+  // How `finished` reads on the wire. A complete answer overrides how the engine ended, but not
+  // that output was dropped.
+  Ending EndingOf(const FinishedEvent& finished, Completeness completeness) const
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Counts the RPC that was refused with `status` before it was queued.
   void AccountRejected(const absl::Status& status);

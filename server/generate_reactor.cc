@@ -126,7 +126,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
 
   absl::Status Complete(const FinishedEvent& finished)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(handle_mutex_) {
-    const Ending ending = EndingOf(finished, output_->complete());
+    const Ending ending = EndingOf(finished, output_->completeness());
     const v1::Finished& message = output_->Finish(ending, finished);
     AccountFinished({message.reason(), ending.status}, finished,
                     static_cast<int64_t>(message.usage().generated_tokens()));

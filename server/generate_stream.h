@@ -39,7 +39,7 @@ class GenerateStream : public StreamReactor<v1::GenerateEvent, Base> {
 
   void Handle(SequenceEvent event) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
     if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
-      const Ending ending = this->EndingOf(*finished, output_->complete());
+      const Ending ending = this->EndingOf(*finished, output_->completeness());
       const v1::Finished& message = output_->Finish(ending, *finished);
       this->AccountFinished({message.reason(), ending.status}, *finished,
                             static_cast<int64_t>(message.usage().generated_tokens()));

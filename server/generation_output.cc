@@ -31,7 +31,7 @@ void GenerationOutput::AddPrompt(absl::Span<const TokenId> tokens, PromptEnd end
   if (options_.echo) echo_.Add(tokens, end);
   for (const TokenId token : tokens) {
     if (position_ == StreamDecoder::Position::kContinuation) break;
-    if (!tokenizer_.TokenBytes(token, false).empty()) {
+    if (!tokenizer_.TokenBytes(token, /*at_start=*/false).empty()) {
       position_ = StreamDecoder::Position::kContinuation;
     }
   }

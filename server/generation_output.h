@@ -38,8 +38,10 @@ class GenerationOutput {
   // Takes in any event but FinishedEvent. Returns the continuation that has reached a stop string
   // with it, if any: the engine is to stop it.
   std::optional<int> Add(const SequenceEvent& event);
-  // Whether every continuation is complete, also where the engine does not know yet.
-  bool complete() const { return num_ended_ == num_sequences_; }
+  // Complete when every continuation is, also where the engine does not know yet.
+  Completeness completeness() const {
+    return num_ended_ == num_sequences_ ? Completeness::kComplete : Completeness::kIncomplete;
+  }
   // Takes in the end; `ending` is how the request ended. Returns the last message.
   const v1::Finished& Finish(const Ending& ending, const FinishedEvent& finished);
 

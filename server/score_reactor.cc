@@ -46,7 +46,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
     } else if (auto* scored = std::get_if<ScoredEvent>(&event)) {
       Add(std::move(*scored));
     } else if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
-      const Ending ending = EndingOf(*finished, false);
+      const Ending ending = EndingOf(*finished, Completeness::kIncomplete);
       v1::ScoreFinished& message = finished_.emplace();
       message.set_reason(ending.reason);
       *message.mutable_usage() = UsageOf(*finished, 0);

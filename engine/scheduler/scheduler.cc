@@ -421,7 +421,7 @@ absl::Status Scheduler::Enqueue(SequenceSpec spec) {
   return absl::OkStatus();
 }
 
-void Scheduler::Append(SequenceId id, absl::Span<const TokenId> tokens, bool is_complete,
+void Scheduler::Append(SequenceId id, absl::Span<const TokenId> tokens, PromptEnd end,
                        absl::Time now) {
   BST_CHECK(!impl_->plan_outstanding, "a prompt grows while a step reads it");
   Request* const request = impl_->Find(id);
@@ -439,8 +439,9 @@ void Scheduler::Append(SequenceId id, absl::Span<const TokenId> tokens, bool is_
   }
   prompt.insert(prompt.end(), tokens.begin(), tokens.end());
   request->prompt_tokens += static_cast<int64_t>(tokens.size());
-  request->is_complete = is_complete;
-  BST_CHECK(!is_complete || request->prompt_tokens > 0, "sequence ", id.value(), " has no prompt");
+  request->is_complete = end == PromptEnd::kComplete;
+  BST_CHECK(!request->is_complete || request->prompt_tokens > 0, "sequence ", id.value(),
+            " has no prompt");
 
   const bool is_dry = request->Readable(impl_->limits.window) == 0;
   // What holds slots has its time for each block; crumbs do not begin it anew.

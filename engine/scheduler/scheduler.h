@@ -51,6 +51,7 @@
 #include "engine/backend/row.h"
 #include "engine/base/ids.h"
 #include "engine/scheduler/priority.h"
+#include "engine/scheduler/prompt_end.h"
 #include "engine/scheduler/step_plan.h"
 #include "engine/state/state_pool.h"
 
@@ -133,10 +134,10 @@ class Scheduler {
   // prompt would take them past max_waiting_tokens. REQUIRES: the id is new.
   absl::Status Enqueue(SequenceSpec spec);
 
-  // More of an open prompt; `end`: the last of it. Of an incomplete prompt whole blocks are read,
-  // and never its last token, whose logits are wanted if it turns out to be the end. No-op if the
-  // request is unknown. REQUIRES: the prompt is open; complete it is not empty.
-  void Append(SequenceId id, absl::Span<const TokenId> tokens, bool is_complete, absl::Time now);
+  // More of an open prompt. Of an incomplete one whole blocks are read, and never its last token,
+  // whose logits are wanted if it turns out to be the end. No-op if the request is unknown.
+  // REQUIRES: the prompt is open; complete it is not empty.
+  void Append(SequenceId id, absl::Span<const TokenId> tokens, PromptEnd end, absl::Time now);
 
   // Ends the request and frees its slots at the next Plan(). No-op if it is unknown or done.
   void Cancel(SequenceId id);

@@ -249,7 +249,8 @@ class Replay {
     known.dry_since = known.Readable(limits_.window) > 0 ? kNever
                       : known.started                    ? std::min(known.dry_since, now_)
                                                          : now_;
-    scheduler_->Append(SequenceId(known.id), tokens, known.complete, At(now_));
+    scheduler_->Append(SequenceId(known.id), tokens,
+                       known.complete ? PromptEnd::kComplete : PromptEnd::kMoreFollows, At(now_));
     Counters();
   }
 

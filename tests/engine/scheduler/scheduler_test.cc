@@ -464,17 +464,17 @@ TEST_F(SchedulerTest, AnOpenPromptIsReadByWholeBlocksAndNeverToItsEnd) {
   ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
   EXPECT_THAT(Step(), IsEmpty());
   EXPECT_EQ(pool_->num_free(), 2);
-  scheduler_->Append(SequenceId(1), Numbers(0, 4), false, At(0));
+  scheduler_->Append(SequenceId(1), Numbers(0, 4), PromptEnd::kMoreFollows, At(0));
   EXPECT_THAT(Step(), IsEmpty());  // The fourth may be the last: its logits would be wanted.
   EXPECT_EQ(pool_->num_free(), 2);
-  scheduler_->Append(SequenceId(1), Numbers(4, 5), false, At(0));
+  scheduler_->Append(SequenceId(1), Numbers(4, 5), PromptEnd::kMoreFollows, At(0));
   EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
-  scheduler_->Append(SequenceId(1), Numbers(5, 18), false, At(0));
+  scheduler_->Append(SequenceId(1), Numbers(5, 18), PromptEnd::kMoreFollows, At(0));
   EXPECT_EQ(scheduler_->waiting_tokens(), 0);
   EXPECT_THAT(Step(), ElementsAre("1: prompt 4..12"));
   EXPECT_THAT(Step(), ElementsAre("1: prompt 12..16"));
   EXPECT_THAT(Step(), IsEmpty());
-  scheduler_->Append(SequenceId(1), {}, true, At(0));
+  scheduler_->Append(SequenceId(1), {}, PromptEnd::kComplete, At(0));
   StepPlan plan = Plan();
   EXPECT_THAT(Describe(plan), ElementsAre("1: prompt 16..18 samples"));
   EXPECT_THAT(plan.tokens(), ElementsAre(TokenId(16), TokenId(17)));
@@ -491,12 +491,12 @@ TEST_F(SchedulerTest, AnOpenPromptThatNothingComesOfEnds) {
   spec.arrival = At(100);
   ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
   EXPECT_EQ(scheduler_->next_deadline(), At(160));
-  scheduler_->Append(SequenceId(1), Numbers(0, 9), false, At(150));
+  scheduler_->Append(SequenceId(1), Numbers(0, 9), PromptEnd::kMoreFollows, At(150));
   EXPECT_EQ(scheduler_->next_deadline(), absl::InfiniteFuture());  // Now it waits for us.
   EXPECT_THAT(Step(500), ElementsAre("1: prompt 0..8"));
   EXPECT_THAT(Step(510), IsEmpty());
   EXPECT_EQ(scheduler_->next_deadline(), At(570));
-  scheduler_->Append(SequenceId(1), Numbers(9, 10), false, At(560));
+  scheduler_->Append(SequenceId(1), Numbers(9, 10), PromptEnd::kMoreFollows, At(560));
   EXPECT_EQ(scheduler_->next_deadline(), At(570));  // Less than a block buys no time.
   StepPlan plan = Plan(570);
   EXPECT_THAT(Describe(updates_), ElementsAre("1 ended: upload timeout"));
@@ -515,7 +515,7 @@ TEST_F(SchedulerTest, NoSlotIsKeptForOneThatWaitsForAnOpenPrompt) {
   ASSERT_TRUE(scheduler_->Enqueue(std::move(all)).ok());
   ASSERT_TRUE(scheduler_->Enqueue(Spec(3, 2, 1)).ok());
   EXPECT_THAT(Step(), ElementsAre("3: prompt 0..2 samples"));
-  scheduler_->Append(SequenceId(1), {}, true, At(0));
+  scheduler_->Append(SequenceId(1), {}, PromptEnd::kComplete, At(0));
   ASSERT_TRUE(scheduler_->Enqueue(Spec(4, 2, 1)).ok());  // Now slots are kept for the second.
   EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples"));
 }
@@ -532,7 +532,7 @@ TEST_F(SchedulerTest, AnOpenPromptCountsAsLongUntilItIsComplete) {
     ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
   }
   EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
-  scheduler_->Append(SequenceId(1), {}, true, At(0));
+  scheduler_->Append(SequenceId(1), {}, PromptEnd::kComplete, At(0));
   EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples"));
   EXPECT_THAT(Step(), ElementsAre("1: decode 6..7 samples", "2: prompt 0..4"));
 }
@@ -544,7 +544,8 @@ TEST_F(SchedulerTest, WhatHasBeenReadOfAnOpenPromptIsDropped) {
   ASSERT_TRUE(scheduler_->Enqueue(std::move(spec)).ok());
   std::vector<TokenId> read;
   for (int i = 0; i < 100; ++i) {
-    scheduler_->Append(SequenceId(1), Numbers(7 * i, 7 * i + 7), i == 99, At(0));
+    scheduler_->Append(SequenceId(1), Numbers(7 * i, 7 * i + 7),
+                       i == 99 ? PromptEnd::kComplete : PromptEnd::kMoreFollows, At(0));
     StepPlan plan = Plan();
     read.insert(read.end(), plan.tokens().begin(), plan.tokens().end());
     Commit(std::move(plan));
