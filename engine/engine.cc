@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <exception>
 #include <initializer_list>
-#include <limits>
 #include <thread>
 #include <utility>
 
@@ -342,17 +341,13 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options,
       .max_in_flight = int64_t{options.max_sequences} + options.max_queue,
       .max_waiting_tokens = options.max_queue_tokens,
       .max_prompt_tokens = options.max_prompt_tokens};
-  // Admission is the inbox's; the scheduler takes what it let in.
-  const SchedulerLimits scheduler_limits = {
-      .max_step_tokens = max_step_tokens,
-      .chunk_tokens = chunk_tokens,
-      .window = window,
-      .max_waiting = std::numeric_limits<int>::max(),
-      .max_waiting_tokens = std::numeric_limits<int64_t>::max(),
-      .long_prompt_tokens = options.long_prompt_tokens,
-      .long_slots = info.long_slots,
-      .priority_ageing = options.priority_ageing,
-      .upload_timeout = options.upload_timeout};
+  const SchedulerLimits scheduler_limits = {.max_step_tokens = max_step_tokens,
+                                            .chunk_tokens = chunk_tokens,
+                                            .window = window,
+                                            .long_prompt_tokens = options.long_prompt_tokens,
+                                            .long_slots = info.long_slots,
+                                            .priority_ageing = options.priority_ageing,
+                                            .upload_timeout = options.upload_timeout};
   auto engine = std::make_unique<EngineImpl>(std::move(info), std::move(parts.backend),
                                              *parts.clock, inbox_limits);
   BST_RETURN_IF_ERROR(engine->Start(std::move(model), std::move(pool), std::move(sampler),

@@ -161,18 +161,16 @@ void StepRunner::Accept(std::unique_ptr<ActiveRequest> owned) {
   ActiveRequest& request = *owned;
   requests_.emplace(request.id, std::move(owned));
   const bool samples = request.kind == RequestStats::Kind::kGenerate;
-  const absl::Status status = scheduler_.Enqueue(
-      {.id = request.id,
-       .prompt = std::move(request.prompt),
-       .prompt_open = request.prompt_open,
-       .num_sequences = samples ? static_cast<int>(request.continuations.size()) : 1,
-       .max_new_tokens = samples ? request.stopping.max_new_tokens : 0,
-       .logits_everywhere = !samples,
-       .priority = request.priority,
-       .arrival = request.submitted,
-       .start_by = request.start_by,
-       .finish_by = request.finish_by});
-  BST_CHECK(status.ok(), "the inbox admitted more than the scheduler takes: ", status.ToString());
+  scheduler_.Enqueue({.id = request.id,
+                      .prompt = std::move(request.prompt),
+                      .prompt_open = request.prompt_open,
+                      .num_sequences = samples ? static_cast<int>(request.continuations.size()) : 1,
+                      .max_new_tokens = samples ? request.stopping.max_new_tokens : 0,
+                      .logits_everywhere = !samples,
+                      .priority = request.priority,
+                      .arrival = request.submitted,
+                      .start_by = request.start_by,
+                      .finish_by = request.finish_by});
   request.sink->Push(AcceptedEvent{.prompt_tokens = request.prompt_tokens,
                                    .queue_position = scheduler_.QueuePosition(request.id)});
 }

@@ -9,7 +9,6 @@
 #include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
 #include "engine/scheduler/prompt_split.h"
 
@@ -128,7 +127,6 @@ struct Scheduler::Impl {
   Queue waiting_dry;              // open prompts of which no block has come
   std::vector<Request*> prefill;  // by Order
   std::vector<Request*> decode;   // in the order in which their prompts ended
-  int64_t waiting_tokens = 0;
   SplitTurn turn = SplitTurn::kOldest;
   // An ordered set, not a look at every request: a step costs O(running), however many wait.
   absl::btree_set<std::pair<absl::Time, SequenceId>> deadlines;
@@ -152,7 +150,6 @@ void Scheduler::Impl::End(Request& request, SequenceEnd end, std::vector<Sequenc
   switch (request.stage) {
     case Stage::kWaiting:
       QueueOf(request).erase(request.order);
-      waiting_tokens -= request.prompt_tokens;
       break;
     case Stage::kPrefill:
       prefill.erase(absl::c_find(prefill, &request));
@@ -307,7 +304,6 @@ void Scheduler::Impl::PlanPrompts(int short_step_tokens, std::vector<SequenceUpd
 
 void Scheduler::Impl::Start(Request& request, std::vector<SequenceUpdate>& updates) {
   QueueOf(request).erase(request.order);
-  waiting_tokens -= request.prompt_tokens;
   for (auto& [index, continuation] : request.live) {
     continuation.lease = pool.Acquire();
     BST_CHECK(continuation.lease.has_value(), "no slot for what may start");
@@ -393,22 +389,11 @@ Scheduler::Scheduler(const SchedulerLimits& limits, StatePool& pool)
 
 Scheduler::~Scheduler() = default;
 
-absl::Status Scheduler::Enqueue(SequenceSpec spec) {
+void Scheduler::Enqueue(SequenceSpec spec) {
   BST_CHECK(spec.prompt_open || !spec.prompt.empty(), "sequence ", spec.id.value(),
             " has no prompt");
   BST_CHECK(1 <= spec.num_sequences && spec.num_sequences <= impl_->pool.num_slots(),
             "num_sequences is ", spec.num_sequences);
-  const auto prompt_tokens = static_cast<int64_t>(spec.prompt.size());
-  if (num_waiting() >= impl_->limits.max_waiting) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(num_waiting(), " requests wait already, limit ", impl_->limits.max_waiting));
-  }
-  if (impl_->waiting_tokens > 0 &&
-      impl_->waiting_tokens + prompt_tokens > impl_->limits.max_waiting_tokens) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(impl_->waiting_tokens, " prompt tokens wait already, ", prompt_tokens,
-                     " more exceed the limit of ", impl_->limits.max_waiting_tokens));
-  }
   const SequenceId id = spec.id;
   auto owned = std::make_unique<Request>(std::move(spec), impl_->limits);
   Request& request = *owned;
@@ -416,9 +401,7 @@ absl::Status Scheduler::Enqueue(SequenceSpec spec) {
   BST_CHECK(is_new, "sequence ", id.value(), " is here already");
   if (request.Readable(impl_->limits.window) == 0) request.dry_since = request.spec.arrival;
   impl_->QueueOf(request).emplace(request.order, &request);
-  impl_->waiting_tokens += prompt_tokens;
   impl_->Watch(request);
-  return absl::OkStatus();
 }
 
 void Scheduler::Append(SequenceId id, absl::Span<const TokenId> tokens, PromptEnd end,
@@ -448,10 +431,7 @@ void Scheduler::Append(SequenceId id, absl::Span<const TokenId> tokens, PromptEn
   request->dry_since = !is_dry ? absl::InfiniteFuture()
                        : waits ? now
                                : std::min(request->dry_since, now);
-  if (waits) {
-    impl_->QueueOf(*request).emplace(request->order, request);
-    impl_->waiting_tokens += static_cast<int64_t>(tokens.size());
-  }
+  if (waits) impl_->QueueOf(*request).emplace(request->order, request);
   impl_->Watch(*request);
 }
 
@@ -510,7 +490,6 @@ int Scheduler::num_waiting() const {
   return static_cast<int>(impl_->waiting_short.size() + impl_->waiting_long.size() +
                           impl_->waiting_dry.size());
 }
-int64_t Scheduler::waiting_tokens() const { return impl_->waiting_tokens; }
 
 int Scheduler::QueuePosition(SequenceId id) const {
   const Order order = impl_->Find(id)->order;

@@ -45,7 +45,6 @@
 #include <memory>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "engine/backend/row.h"
@@ -61,10 +60,8 @@ struct SchedulerLimits {
   // >= window + slots - 1: a block of a prompt fits beside the decode rows of all other slots, so
   // that neither can starve the other.
   int max_step_tokens = 2048;
-  int chunk_tokens = 1024;                  // largest prompt chunk, a multiple of window
-  int window = 1;                           // W
-  int max_waiting = 1024;                   // requests
-  int64_t max_waiting_tokens = 16'000'000;  // of prompts; an empty queue takes any prompt
+  int chunk_tokens = 1024;  // largest prompt chunk, a multiple of window
+  int window = 1;           // W
   // A prompt of more tokens is long, and so is an open one: nobody knows its length.
   int64_t long_prompt_tokens = std::numeric_limits<int64_t>::max();
   int long_slots = std::numeric_limits<int>::max();  // that long prompts may hold together, >= 1
@@ -130,9 +127,8 @@ class Scheduler {
   Scheduler(const SchedulerLimits& limits, StatePool& pool);
   ~Scheduler();
 
-  // Errors: kResourceExhausted when max_waiting requests wait already, or when some wait and this
-  // prompt would take them past max_waiting_tokens. REQUIRES: the id is new.
-  absl::Status Enqueue(SequenceSpec spec);
+  // How many may wait is for the caller to bound. REQUIRES: the id is new.
+  void Enqueue(SequenceSpec spec);
 
   // More of an open prompt. Of an incomplete one whole blocks are read, and never its last token,
   // whose logits are wanted if it turns out to be the end. No-op if the request is unknown.
@@ -159,7 +155,6 @@ class Scheduler {
   absl::Time next_deadline() const;
   int num_running() const;  // requests, as all of these
   int num_waiting() const;
-  int64_t waiting_tokens() const;
   // How many start before this one as things are. REQUIRES: it waits.
   int QueuePosition(SequenceId id) const;
 
