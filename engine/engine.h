@@ -46,7 +46,7 @@ struct EngineOptions {
   // block of a prompt and a token of every other slot. 0: 2048, or that many if they are more.
   int max_step_tokens = 0;
   int chunk_tokens = 1024;  // largest prompt chunk; rounded down to a multiple of W, at least W
-  int max_queue = 1024;     // requests in flight beyond max_sequences
+  int max_queue = 1024;  // sequences in flight beyond max_sequences; so many requests wait at most
   // Prompt tokens that may wait, of all requests, what has come of open prompts included; a prompt
   // that waits alone may have any number.
   int64_t max_queue_tokens = 16'000'000;
@@ -132,8 +132,8 @@ class EngineObserver {
 struct EngineLoad {
   int running = 0, waiting = 0;
   int64_t queue_tokens = 0;  // prompt tokens that have come of waiting requests
-  // What max_sequences + max_queue bounds. Exact, where the sum of running and waiting is not: the
-  // two are read one after the other.
+  // Sequences that run and wait, a request's num_sequences or what is left of them:
+  // what max_sequences + max_queue bounds.
   int64_t in_flight = 0;
   int slots_total = 0, slots_used = 0;  // leased; a request has one per continuation that runs
   int64_t steps = 0;                    // since start

@@ -1,5 +1,6 @@
 #include "engine/inbox.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,21 +21,26 @@ absl::StatusOr<SequenceId> Inbox::Submit(std::unique_ptr<ActiveRequest> request)
         absl::StrCat("request_id \"", request->request_id, "\" is in flight"));
   }
   // Running ones count too: whether a request of the inbox will wait or start at once is not known
-  // here, and the answer must not depend on how fast the engine thread takes it.
-  if (static_cast<int64_t>(in_flight_.size()) >= limits_.max_in_flight) {
-    return absl::ResourceExhaustedError(absl::StrCat("queue is full: ", in_flight_.size(),
-                                                     " requests run and wait, limit ",
-                                                     limits_.max_in_flight));
+  // here, and the answer must not depend on how fast the engine thread takes it. In sequences, for
+  // each of them holds a slot: in requests, more than the queue has room for might wait.
+  const auto sequences =
+      std::max<int64_t>(1, static_cast<int64_t>(request->continuations.size()));  // 1: a score
+  if (sequences > limits_.max_in_flight - sequences_) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("queue is full: ", sequences_, " sequences run and wait, limit ",
+                     limits_.max_in_flight, "; the request has ", sequences));
   }
   BST_RETURN_IF_ERROR(CheckRoom(request->prompt_tokens, /*own=*/0));
   const SequenceId id(++last_id_);
   request->id = id;
   if (!request->request_id.empty()) request_ids_.insert(request->request_id);
-  in_flight_.emplace(id, InFlight{.prompt_tokens = request->prompt_tokens,
+  in_flight_.emplace(id, InFlight{.sequences = sequences,
+                                  .prompt_tokens = request->prompt_tokens,
                                   .prompt_open = request->prompt_open,
                                   .sampler_looks_at_prompt = request->sampler != nullptr &&
                                                              request->sampler->looks_at_prompt(),
                                   .stopped = std::vector<bool>(request->continuations.size())});
+  sequences_ += sequences;
   ++num_waiting_;
   waiting_tokens_ += request->prompt_tokens;
   pending_.requests.push_back(std::move(request));
@@ -116,7 +122,7 @@ bool Inbox::WaitIdle(absl::Time deadline) {
 
 int64_t Inbox::num_in_flight() const {
   absl::MutexLock lock(&mutex_);
-  return static_cast<int64_t>(in_flight_.size());
+  return sequences_;
 }
 
 int Inbox::num_waiting() const {
@@ -154,11 +160,18 @@ void Inbox::Started(const ActiveRequest& request) {
   StopWaiting(in_flight_.at(request.id));
 }
 
+void Inbox::SequenceEnded(const ActiveRequest& request) {
+  absl::MutexLock lock(&mutex_);
+  --in_flight_.at(request.id).sequences;
+  --sequences_;
+}
+
 void Inbox::Finished(const ActiveRequest& request) {
   absl::MutexLock lock(&mutex_);
   const auto it = in_flight_.find(request.id);
   BST_CHECK(it != in_flight_.end(), "request ", request.id.value(), " is not in flight");
   if (it->second.waits) StopWaiting(it->second);
+  sequences_ -= it->second.sequences;
   in_flight_.erase(it);
   request_ids_.erase(request.request_id);
 }

@@ -5,13 +5,15 @@
 // It also keeps the books that admission needs: which requests are in flight, and how many prompt
 // tokens wait. They are kept here, not in the scheduler, so that Submit can answer at once.
 //
-// Invariants  (1) At most max_in_flight requests are in flight: submitted and not finished.
+// Invariants  (1) At most max_in_flight sequences are in flight: of requests that are submitted and
+//                 not finished, and not ended themselves.
 //             (2) A request that Submit accepted is delivered exactly once, and its cancellation
 //                 and the stop of a continuation at most once, not before it.
 //             (3) The prompt tokens of all waiting requests together, parts that came later
 //                 included, are at most max_waiting_tokens, or one request's. What callers append
 //                 to a request that has started is theirs to bound.
-// Threads     Thread-safe; Take, Started, Finished, Retire and Fail are the engine thread's.
+// Threads     Thread-safe; Take, Started, SequenceEnded, Finished, Retire and Fail are the engine
+//             thread's.
 //             No lock is held outside a call.
 // Tested by   tests/engine/engine_inbox_test.cc
 #pragma once
@@ -35,7 +37,7 @@
 namespace bst {
 
 struct InboxLimits {
-  int64_t max_in_flight = 0;  // requests that may run and wait
+  int64_t max_in_flight = 0;  // sequences that may run and wait
   // Prompt tokens that may wait; a prompt that waits alone may have any number.
   int64_t max_waiting_tokens = 0;
   int64_t max_prompt_tokens = 0;  // of an open prompt, all parts together
@@ -74,7 +76,7 @@ class Inbox {
   // (of the wall clock) passed first.
   bool WaitIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  int64_t num_in_flight() const ABSL_LOCKS_EXCLUDED(mutex_);
+  int64_t num_in_flight() const ABSL_LOCKS_EXCLUDED(mutex_);  // sequences
   int num_waiting() const ABSL_LOCKS_EXCLUDED(mutex_);
   int64_t waiting_tokens() const ABSL_LOCKS_EXCLUDED(mutex_);
   bool draining() const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -94,6 +96,8 @@ class Inbox {
   void Take(absl::Duration patience, Delivery& delivery) ABSL_LOCKS_EXCLUDED(mutex_);
   // The request waits no longer.
   void Started(const ActiveRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+  // One of several sequences of the request needs no slot any more.
+  void SequenceEnded(const ActiveRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
   // The request is not in flight any more: its request_id may come again. Once per request.
   void Finished(const ActiveRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
   // The last call of the engine thread: nothing will happen any more, WaitIdle is true.
@@ -108,6 +112,7 @@ class Inbox {
   }
 
   struct InFlight {
+    int64_t sequences = 1;      // that have not ended
     int64_t prompt_tokens = 0;  // that have come
     bool prompt_open = false;
     bool waits = true;  // prompt_tokens are in waiting_tokens_
@@ -126,6 +131,7 @@ class Inbox {
   absl::flat_hash_map<SequenceId, InFlight> in_flight_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<std::string> request_ids_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t sequences_ ABSL_GUARDED_BY(mutex_) = 0;  // of all in flight
   int num_waiting_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t waiting_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;

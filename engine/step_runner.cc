@@ -492,6 +492,7 @@ void StepRunner::EndContinuation(ActiveRequest& request, const SequenceUpdate& u
   const FinishReason reason = ReasonOf(request, continuation, update.end);
   continuation.ended = reason;
   continuation.sampler.reset();
+  inbox_.SequenceEnded(request);
   request.sink->Push(SequenceEndedEvent{.sequence_index = update.sequence_index,
                                         .reason = reason,
                                         .stop_token = continuation.stop_token.value_or(TokenId(0)),

@@ -74,7 +74,7 @@ absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
   }
   if (RequestsAreFull(load)) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("queue is full: ", load.in_flight, " requests run and wait"));
+        absl::StrCat("queue is full: ", load.in_flight, " sequences run and wait"));
   }
   if (load.queue_tokens > 0 && load.queue_tokens >= config_.engine.max_queue_tokens) {
     return absl::ResourceExhaustedError(

@@ -46,8 +46,11 @@ ABSL_FLAG(
     int, chunk_tokens, bst::EngineOptions().chunk_tokens,
     "Tokens of one prompt in one step; rounded down to a multiple of the model's window W, at "
     "least W. More: as for --max_step_tokens.");
-ABSL_FLAG(int, max_queue, bst::EngineOptions().max_queue,
-          "Requests that may wait for a slot; the next is answered with RESOURCE_EXHAUSTED.");
+ABSL_FLAG(
+    int, max_queue, bst::EngineOptions().max_queue,
+    "Requests that may wait for slots; the next is answered with RESOURCE_EXHAUSTED. One with "
+    "several continuations counts as that many. More: bursts are taken in; the last of them "
+    "waits longer.");
 ABSL_FLAG(
     int64_t, max_queue_tokens, bst::EngineOptions().max_queue_tokens,
     "Prompt tokens that may wait, of all requests, what has come of uploads included; 4 bytes "

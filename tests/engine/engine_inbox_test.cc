@@ -52,11 +52,33 @@ TEST(InboxTest, LimitsRequestsInFlight) {
   inbox.Started(*delivery.requests[0]);
   const absl::Status full = inbox.Submit(Request("c")).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(full.message()), HasSubstr("2 requests"));
+  EXPECT_THAT(std::string(full.message()), HasSubstr("2 sequences"));
   EXPECT_EQ(inbox.num_in_flight(), 2);
   inbox.Finished(*delivery.requests[0]);
   EXPECT_EQ(inbox.num_in_flight(), 1);
   EXPECT_TRUE(inbox.Submit(Request("c")).ok());
+}
+
+// Each holds a slot: those that are left would wait, beside as many more as the queue may hold.
+TEST(InboxTest, ARequestCountsAsItsSequences) {
+  Inbox inbox({.max_in_flight = 8, .max_waiting_tokens = 100});
+  const auto request = [](std::string id, size_t sequences) {
+    std::unique_ptr<ActiveRequest> result = Request(std::move(id));
+    result->continuations.resize(sequences);
+    return result;
+  };
+  ASSERT_TRUE(inbox.Submit(request("seven", 7)).ok());
+  EXPECT_EQ(inbox.Submit(request("two", 2)).status().code(), absl::StatusCode::kResourceExhausted);
+  ASSERT_TRUE(inbox.Submit(request("one", 1)).ok());
+  EXPECT_EQ(inbox.num_in_flight(), 8);
+  EXPECT_EQ(inbox.Submit(Request("more")).status().code(), absl::StatusCode::kResourceExhausted);
+  Inbox::Delivery delivery;
+  inbox.Take(absl::ZeroDuration(), delivery);
+  inbox.Started(*delivery.requests[0]);
+  inbox.SequenceEnded(*delivery.requests[0]);
+  EXPECT_TRUE(inbox.Submit(Request("more")).ok());
+  inbox.Finished(*delivery.requests[0]);
+  EXPECT_EQ(inbox.num_in_flight(), 2);
 }
 
 TEST(InboxTest, LimitsWaitingTokensButAnEmptyQueueTakesAnyPrompt) {

@@ -385,6 +385,7 @@ TEST_F(EngineSequencesTest, AStoppedOneLeavesTheOthersRunning) {
           EXPECT_EQ(engine_->load().slots_used, ended->sequence_index == 1   ? 2
                                                 : ended->sequence_index == 2 ? 1
                                                                              : 0);
+          EXPECT_EQ(engine_->load().in_flight, engine_->load().slots_used);  // Nor does it count.
         }
       },
       Greedy(LongPrompt(20), 9));

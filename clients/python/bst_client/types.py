@@ -204,7 +204,7 @@ class Limits:
     max_sequences: int  # continuations that run at the same time; the upper end of num_sequences
     max_step_tokens: int
     chunk_tokens: int
-    max_queue: int  # requests that may wait
+    max_queue: int  # requests that may wait, each counted as its continuations
     max_queue_tokens: int
     max_message_bytes: int  # of one request; larger prompts are sent in parts
     upload_timeout_seconds: float  # between two parts
