@@ -62,7 +62,7 @@ struct EngineOptions {
   // So much longer must a request have waited to go before one of the next higher priority.
   absl::Duration priority_ageing = absl::Seconds(30);
   // An open prompt ends with kDeadlineExceeded when it waits and nothing of it came for so long, or
-  // when it holds slots and no block of it did.
+  // when it holds slots and neither a block of it did nor an append without tokens.
   absl::Duration upload_timeout = absl::Seconds(60);
 };
 
@@ -165,9 +165,10 @@ class Engine {
 
   // Appends to the prompt of a request that was submitted with prompt_open; does not block. While
   // the request waits the tokens count in max_queue_tokens; from then on the caller bounds what is
-  // appended and not yet read (PrefillProgressEvent). After an error the prompt is what it was
-  // before.
-  // Errors: kNotFound when the request is not in flight (any more); kFailedPrecondition when its
+  // appended and not yet read (PrefillProgressEvent). Without tokens it says that as much as a
+  // block has come which cannot be tokenised yet; so it renews upload_timeout. After an error the
+  // prompt is what it was before. Errors: kNotFound when the request is not in flight (any more);
+  // kFailedPrecondition when its
   //         prompt is complete; kInvalidArgument when a token is not in the vocabulary, or the
   //         prompt would exceed max_prompt_tokens or be complete and empty; kResourceExhausted when
   //         max_queue_tokens is reached.

@@ -87,8 +87,9 @@ Outcome OutcomeOf(const ActiveRequest& request, SequenceEnd end, absl::Duration 
       return {request.continuations.front().ended.value_or(FinishReason::kError), absl::OkStatus()};
     case SequenceEnd::kUploadTimeout:
       return {FinishReason::kError,
-              absl::DeadlineExceededError(absl::StrCat("no more of the prompt came within ",
-                                                       absl::FormatDuration(upload_timeout)))};
+              absl::DeadlineExceededError(absl::StrCat(
+                  request.has_started() ? "no further block" : "no more",
+                  " of the prompt came within ", absl::FormatDuration(upload_timeout)))};
     case SequenceEnd::kCancelled:
       return {FinishReason::kCancelled, absl::CancelledError("cancelled")};
     case SequenceEnd::kStartTimeout:

@@ -131,6 +131,8 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   }
 
   bool Append(std::vector<TokenId> tokens, PromptEnd end) {
+    if (tokens.empty() && end == PromptEnd::kMoreFollows && !HeldABlockMore()) return true;
+    held_at_last_append_ = prompt_->held_bytes();
     {
       absl::MutexLock lock(&write_mutex_);
       output_->AddPrompt(tokens, end);
@@ -138,6 +140,16 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     const absl::Status status = AppendPrompt(std::move(tokens), end);
     if (absl::IsNotFound(status)) return false;  // it has ended; its FinishedEvent says why
     return status.ok() || Refused(status);
+  }
+
+  // Whether text came for a block that is no tokens yet: for the engine a sign of life, which keeps
+  // a request that has started from its timeout. While it waits any part does.
+  bool HeldABlockMore() ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    {
+      absl::MutexLock lock(&write_mutex_);
+      if (processed_tokens_ == 0) return true;
+    }
+    return prompt_->held_bytes() - held_at_last_append_ >= model_->engine->info().window;
   }
 
   bool Rejected(const absl::Status& status) {
@@ -201,6 +213,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   grpc::ByteBuffer bytes_;              // of the part being read
   std::optional<PromptReader> prompt_;  // after the first part; used by one read at a time
   HeldText::Share held_text_;           // of prompt_
+  int64_t held_at_last_append_ = 0;     // bytes; used as prompt_ is
 
   bool awaits_first_ ABSL_GUARDED_BY(write_mutex_) = true;
   grpc::Alarm first_timer_ ABSL_GUARDED_BY(write_mutex_);

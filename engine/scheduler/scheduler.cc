@@ -427,10 +427,11 @@ void Scheduler::Append(SequenceId id, absl::Span<const TokenId> tokens, PromptEn
             " has no prompt");
 
   const bool is_dry = request->Readable(impl_->limits.window) == 0;
-  // What holds slots has its time for each block; crumbs do not begin it anew.
-  request->dry_since = !is_dry ? absl::InfiniteFuture()
-                       : waits ? now
-                               : std::min(request->dry_since, now);
+  // What holds slots has its time for each block, or for a sign of life; crumbs do not begin it
+  // anew.
+  request->dry_since = !is_dry                   ? absl::InfiniteFuture()
+                       : waits || tokens.empty() ? now
+                                                 : std::min(request->dry_since, now);
   if (waits) impl_->QueueOf(*request).emplace(request->order, request);
   impl_->Watch(*request);
 }

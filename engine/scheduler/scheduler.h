@@ -67,7 +67,7 @@ struct SchedulerLimits {
   int long_slots = std::numeric_limits<int>::max();  // that long prompts may hold together, >= 1
   absl::Duration priority_ageing = absl::Seconds(30);
   // An open prompt that can run nothing ends after so long: since the last of it came while it
-  // waits, since it could run last while it holds slots.
+  // waits, since it could run last, or Append without tokens, while it holds slots.
   absl::Duration upload_timeout = absl::InfiniteDuration();
 };
 
@@ -132,6 +132,7 @@ class Scheduler {
 
   // More of an open prompt. Of an incomplete one whole blocks are read, and never its last token,
   // whose logits are wanted if it turns out to be the end. No-op if the request is unknown.
+  // Without tokens it is a sign of life: enough has come that is no tokens yet.
   // REQUIRES: the prompt is open; complete it is not empty.
   void Append(SequenceId id, absl::Span<const TokenId> tokens, PromptEnd end, absl::Time now);
 

@@ -177,7 +177,7 @@ class UploadTest(unittest.TestCase):
             with self.assertRaises(grpc.RpcError) as raised:
                 upload.rest()
             self.assertEqual(raised.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
-            self.assertIn("no more of the prompt came within", raised.exception.details())
+            self.assertIn("no further block of the prompt came within", raised.exception.details())
             wait_for(server, "bst_requests_running", 0)
             upload.end()
 

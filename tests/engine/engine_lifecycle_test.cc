@@ -502,7 +502,7 @@ TEST_F(EngineUploadTest, AClientThatStopsSendingIsGivenUp) {
   EXPECT_EQ(finished.reason, FinishReason::kError);
   EXPECT_EQ(finished.status.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(finished.status.message()),
-              HasSubstr("no more of the prompt came within 1m"));
+              HasSubstr("no further block of the prompt came within 1m"));
   EXPECT_EQ(engine_->load().slots_used, 0);
   EXPECT_FALSE(engine_->load().awaiting_input);
   EXPECT_EQ(StatsOf("open").stage, RequestStats::Stage::kPrefill);

@@ -299,6 +299,39 @@ TEST_F(UploadServiceTest, TextThatCannotBeCutIsBoundedOfAllUploadsTogether) {
   EXPECT_TRUE(first->Finish().ok());
 }
 
+// Or a text without spaces would run into the timeout while it arrives, and one of crumbs never.
+TEST_F(UploadServiceTest, TextThatIsNoTokensYetIsASignOfLifeForEachBlock) {
+  if (kSanitized)
+    GTEST_SKIP() << "two versions of Protobuf cannot be loaded: sentencepiece_model.cc";
+  RunningServer server(LoopbackConfig(), [] {
+    ModelInfo info = PuppetModelInfo();
+    info.tokenizer_type = "sentencepiece";
+    info.tokenizer_path = "models/bst-books-4m/tokenizer.model";
+    info.vocab_size = 4096;
+    return info;
+  }());
+  grpc::ClientContext context;
+  const UploadStream stream = server.generation().GenerateUpload(&context);
+  stream->Write(First(TextRequest("One word and a")));
+  const SequenceId id = server.engine().WaitForRequest(0).id;
+  server.engine().Progress(id, 1, 1);
+  v1::GenerateEvent event;
+  while (stream->Read(&event) && !event.has_prefill_progress()) {
+  }
+  stream->Write(Text("n"));
+  stream->Write(Text(std::string(7, 'n')));  // A block is 8.
+  EXPECT_THAT(server.engine().WaitForAppended(id, 1).front().tokens, testing::IsEmpty());
+  stream->Write(Text("n"));
+  stream->Write(Text("d the "));
+  EXPECT_THAT(server.engine().WaitForAppended(id, 2)[1].tokens, testing::Not(testing::IsEmpty()));
+  stream->WritesDone();
+  server.engine().WaitForAppended(id, 3);
+  server.engine().Finish(id, FinishReason::kMaxTokens);
+  while (stream->Read(&event)) {
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
 TEST_F(UploadServiceTest, TheFirstPartMustBeTheRequest) {
   for (const auto& parts :
        {std::vector<v1::GenerateUploadPart>{Text("x")}, {v1::GenerateUploadPart()}, {}}) {

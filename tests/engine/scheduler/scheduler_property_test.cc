@@ -235,7 +235,7 @@ class Replay {
     absl::StrAppend(&log_, "append ", tokens.size(), " to ", known.id,
                     known.complete ? " and no more\n" : "\n");
     known.dry_since = known.Readable(limits_.window) > 0 ? kNever
-                      : known.started                    ? std::min(known.dry_since, now_)
+                      : known.started && !tokens.empty() ? std::min(known.dry_since, now_)
                                                          : now_;
     scheduler_->Append(SequenceId(known.id), tokens,
                        known.complete ? PromptEnd::kComplete : PromptEnd::kMoreFollows, At(now_));

@@ -494,7 +494,9 @@ TEST_F(SchedulerTest, AnOpenPromptThatNothingComesOfEnds) {
   EXPECT_EQ(scheduler_->next_deadline(), At(570));
   scheduler_->Append(SequenceId(1), Numbers(9, 10), PromptEnd::kMoreFollows, At(560));
   EXPECT_EQ(scheduler_->next_deadline(), At(570));  // Less than a block buys no time.
-  StepPlan plan = Plan(570);
+  scheduler_->Append(SequenceId(1), {}, PromptEnd::kMoreFollows, At(565));
+  EXPECT_EQ(scheduler_->next_deadline(), At(625));  // But a sign of life does.
+  StepPlan plan = Plan(625);
   EXPECT_THAT(Describe(updates_), ElementsAre("1 ended: upload timeout"));
   EXPECT_EQ(pool_->num_free(), 2);
   Commit(std::move(plan));
