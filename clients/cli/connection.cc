@@ -26,7 +26,7 @@ void Connection::Prepare(grpc::ClientContext& context) const {
   }
 }
 
-ExitCode ReportFailure(const grpc::Status& status) {
+ExitCode ReportFailure(const grpc::Status& status, const char* smaller) {
   std::fprintf(stderr, "bst: %s: %s\n", CodeName(client::CodeOf(status)).c_str(),
                status.error_message().c_str());
   google::rpc::Status details;
@@ -46,9 +46,9 @@ ExitCode ReportFailure(const grpc::Status& status) {
       (message.find("message larger than max") != std::string::npos ||
        message.find("message limit") != std::string::npos)) {
     std::fprintf(stderr,
-                 "The request is larger than the server's message limit: shorten the text, send it "
-                 "as token ids (--ids-file), or start the server with a larger "
-                 "--max_message_bytes (see `bst info`).\n");
+                 "The request is larger than the server's message limit: %s, or start the server "
+                 "with a larger --max_message_bytes (see `bst info`).\n",
+                 smaller);
   }
   return kRequestFailed;
 }

@@ -31,8 +31,8 @@ struct Connection : client::Connection {
   void Prepare(grpc::ClientContext& context) const;
 };
 
-// Writes what went wrong to stderr: the status, the fields that were wrong, when to try again.
-// Returns kRequestFailed.
-ExitCode ReportFailure(const grpc::Status& status);
+// Writes what went wrong to stderr: the status, the fields that were wrong, when to try again;
+// where the request was too large how it gets `smaller`. Returns kRequestFailed.
+ExitCode ReportFailure(const grpc::Status& status, const char* smaller = "shorten it");
 
 }  // namespace bst::cli

@@ -88,7 +88,9 @@ ExitCode Score(const Options& options) {
     if (event.has_finished()) finished = event.finished();
   });
   progress.Clear();
-  if (!status.ok()) return ReportFailure(status);
+  if (!status.ok()) {
+    return ReportFailure(status, "shorten the text, send it as token ids (--ids-file)");
+  }
   if (options.connection.json) {
     PrintJson(result.Finish(finished, options));
   } else if (finished.has_mean_nll()) {

@@ -27,7 +27,7 @@ ExitCode Tokenize(const TokenizeOptions& options) {
   v1::TokenizeResponse response;
   const auto stub = v1::Generation::NewStub(options.connection.MakeChannel());
   const grpc::Status status = stub->Tokenize(&context, request, &response);
-  if (!status.ok()) return ReportFailure(status);
+  if (!status.ok()) return ReportFailure(status, "shorten the text, or take it in pieces");
   Json ids = Json::array();
   for (const uint32_t id : response.token_ids()) ids.push_back(id);
   // Without --json the bare list: --ids-file takes it.

@@ -1,5 +1,6 @@
 #include "clients/stress/server_facts.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -10,10 +11,17 @@ namespace {
 
 constexpr std::chrono::seconds kAnswerTime(10);
 constexpr std::chrono::milliseconds kPoll(100);
-constexpr size_t kPieceBytes = 16 << 10;  // below any server's bound on one text
 
 std::string Describe(const grpc::Status& status) {
   return client::CodeName(status.error_code()) + ": " + status.error_message();
+}
+
+// Of a text that a server takes: its message must fit, and so must its tokens, of a byte at least.
+size_t PieceBytes(const ModelLimits& limits) {
+  constexpr uint64_t kUsual = 16 << 10, kOtherFields = 16, kLongestCharacter = 4;
+  const uint64_t message =
+      limits.max_message_bytes - std::min(limits.max_message_bytes, kOtherFields);
+  return std::max(std::min({kUsual, message, limits.max_prompt_tokens}), kLongestCharacter);
 }
 
 // The first `bytes` of `text` at most, without half a character at the end.
@@ -48,6 +56,7 @@ ModelLimits LimitsOf(const v1::ModelInfo& info) {
   limits.vocab_size = info.vocab_size();
   limits.max_prompt_tokens = info.limits().max_prompt_tokens();
   limits.max_new_tokens = info.limits().max_new_tokens();
+  limits.max_message_bytes = info.limits().max_message_bytes();
   if (info.has_bos_token_id()) limits.special_ids.push_back(info.bos_token_id());
   if (info.has_eos_token_id()) limits.special_ids.push_back(info.eos_token_id());
   if (info.has_pad_token_id()) limits.special_ids.push_back(info.pad_token_id());
@@ -55,11 +64,11 @@ ModelLimits LimitsOf(const v1::ModelInfo& info) {
 }
 
 std::vector<uint32_t> TokenizeText(v1::Generation::Stub& stub, const std::string& key,
-                                   std::string_view text) {
+                                   const ModelLimits& limits, std::string_view text) {
   text = Piece(text, kMaxTextBytes);
   std::vector<uint32_t> tokens;
   while (!text.empty()) {
-    const std::string_view piece = Piece(text, kPieceBytes);
+    const std::string_view piece = Piece(text, PieceBytes(limits));
     if (piece.empty()) throw ServerError("the text is not UTF-8");
     v1::TokenizeRequest request;
     request.set_text(std::string(piece));

@@ -26,9 +26,10 @@ v1::ModelInfo GetModelInfo(v1::Generation::Stub& stub, const std::string& key, d
 
 ModelLimits LimitsOf(const v1::ModelInfo& info);
 
-// The tokens of the beginning of `text` (UTF-8), kMaxTextBytes at most. Throws ServerError.
+// The tokens of the beginning of `text` (UTF-8), kMaxTextBytes at most, asked for in pieces that a
+// server of these limits takes. Throws ServerError.
 inline constexpr size_t kMaxTextBytes = 4 << 20;
 std::vector<uint32_t> TokenizeText(v1::Generation::Stub& stub, const std::string& key,
-                                   std::string_view text);
+                                   const ModelLimits& limits, std::string_view text);
 
 }  // namespace bst::stress

@@ -7,7 +7,7 @@
 #include <limits>
 #include <memory>
 
-#include "clients/common/connection.h"
+#include "clients/stress/server_facts.h"
 
 namespace bst::stress {
 namespace {
@@ -104,7 +104,7 @@ ServerMetrics ParseMetrics(std::string_view text) {
 ServerMetrics ScrapeMetrics(const std::string& address) {
   const std::unique_ptr<CURL, decltype(&curl_easy_cleanup)> curl(curl_easy_init(),
                                                                  &curl_easy_cleanup);
-  if (curl == nullptr) throw client::UsageError("libcurl does not start");
+  if (curl == nullptr) throw ServerError("libcurl does not start");
   const std::string url = "http://" + address + "/metrics";
   std::string text;
   char error[CURL_ERROR_SIZE] = "";
@@ -119,8 +119,8 @@ ServerMetrics ScrapeMetrics(const std::string& address) {
   curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &text);
   const CURLcode code = curl_easy_perform(curl.get());
   if (code != CURLE_OK) {
-    throw client::UsageError("--metrics: " + url + ": " +
-                             (error[0] != '\0' ? error : curl_easy_strerror(code)));
+    throw ServerError("--metrics: " + url + ": " +
+                      (error[0] != '\0' ? error : curl_easy_strerror(code)));
   }
   return ParseMetrics(text);
 }

@@ -19,7 +19,7 @@ struct ServerMetrics {
 // Lines that are no sample are left out.
 ServerMetrics ParseMetrics(std::string_view text);
 
-// GET http://HOST:PORT/metrics. Throws UsageError that says why nothing came.
+// GET http://HOST:PORT/metrics. Throws ServerError that says why nothing came.
 ServerMetrics ScrapeMetrics(const std::string& address);
 
 // What one histogram family, summed over its labels, saw between two scrapes.

@@ -57,7 +57,8 @@ Session::Session(const Options& options) : options_(options) {
               options_.traffic.seed};
   TrafficOptions traffic = options_.traffic;
   if (!options_.text_file.empty()) {
-    traffic.text_tokens = TokenizeText(stub, stubs_.key, client::ReadFile(options_.text_file));
+    traffic.text_tokens =
+        TokenizeText(stub, stubs_.key, LimitsOf(info), client::ReadFile(options_.text_file));
     if (traffic.text_tokens.empty())
       throw client::UsageError(options_.text_file + " holds no tokens");
   }
@@ -100,7 +101,7 @@ RunResult Session::Run(const LoadShape& load, bool keep_output,
   if (!options_.metrics_address.empty()) {
     try {
       result.after = ScrapeMetrics(options_.metrics_address);
-    } catch (const client::UsageError& error) {
+    } catch (const ServerError& error) {
       result.troubles.push_back(std::string("after the run: ") + error.what());
     }
   }

@@ -1,5 +1,7 @@
 #include "clients/stress/traffic.h"
 
+#include <google/protobuf/io/coded_stream.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -62,6 +64,22 @@ void CheckLength(uint64_t tokens, uint64_t limit, const char* what) {
                      " tokens are above the server's limit of " + std::to_string(limit));
 }
 
+// Of one request, at most.
+uint64_t MessageBytes(const TrafficOptions& options, uint64_t prompt_tokens, uint32_t vocab_size) {
+  constexpr uint64_t kOtherFields = 64;  // seed, stopping and output; tags and lengths
+  using google::protobuf::io::CodedOutputStream;
+  uint64_t bytes = 0;
+  for (const JsonPrompt& prompt : options.json_prompts) {
+    uint64_t of_prompt = prompt.text.size();
+    for (const uint32_t id : prompt.token_ids) of_prompt += CodedOutputStream::VarintSize32(id);
+    bytes = std::max(bytes, of_prompt);
+  }
+  if (options.json_prompts.empty()) {
+    bytes = prompt_tokens * CodedOutputStream::VarintSize32(vocab_size - 1);
+  }
+  return bytes + options.sampling.ByteSizeLong() + kOtherFields;
+}
+
 }  // namespace
 
 LengthRange ParseRange(std::string_view text, std::string_view flag) {
@@ -118,6 +136,14 @@ Traffic::Traffic(TrafficOptions options, ModelLimits model)
   if (options_.json_prompts.empty())
     CheckLength(longest + options_.prefix_tokens, model_.max_prompt_tokens, "prompts");
   CheckLength(most_new, model_.max_new_tokens, "outputs");
+  const uint64_t bytes =
+      MessageBytes(options_, longest + options_.prefix_tokens, model_.vocab_size);
+  if (bytes > model_.max_message_bytes) {
+    throw UsageError("requests of up to " + std::to_string(bytes) +
+                     " bytes are above the server's message limit of " +
+                     std::to_string(model_.max_message_bytes) +
+                     ": make the prompts shorter or its --max_message_bytes larger");
+  }
   if (!model_.special_ids.empty()) {
     for (uint32_t id = 0; id < model_.vocab_size; ++id) {
       if (std::count(model_.special_ids.begin(), model_.special_ids.end(), id) == 0)

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -50,6 +51,7 @@ struct ModelLimits {
   std::vector<uint32_t> special_ids;  // bos, eos, pad: not drawn for random prompts
   uint64_t max_prompt_tokens = 0;
   uint64_t max_new_tokens = 0;
+  uint64_t max_message_bytes = std::numeric_limits<uint64_t>::max();
 };
 
 struct TrafficOptions {
@@ -89,7 +91,8 @@ struct RequestPlan {
 
 class Traffic {
  public:
-  // Throws UsageError when a request could not be served whatever the load: too long a prompt.
+  // Throws UsageError when a request could not be served whatever the load: too long a prompt, too
+  // large a message.
   Traffic(TrafficOptions options, ModelLimits model);
 
   RequestPlan Plan(uint64_t index) const;

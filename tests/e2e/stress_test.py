@@ -245,12 +245,23 @@ class StressTest(unittest.TestCase):
         self.assertIn("--metrics", report["complaints"][0])
         self.assertIn("UNAVAILABLE", report["complaints"][1])
 
+    def test_a_server_of_small_messages(self) -> None:
+        with ServerProcess("--max_message_bytes=1024", "--max_prompt_tokens=2000") as server, \
+                tempfile.NamedTemporaryFile("w") as text:
+            text.write("It was a dark evening. " * 1000)
+            text.flush()
+            flags = ("--concurrency", "1", "--requests", "2", "--max-new-tokens", "1", "--text-file", text.name)
+            result = stress(server, *flags, "--prompt-tokens", "100")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            result = stress(server, *flags, "--prompt-tokens", "1000")
+            self.assertEqual(result.returncode, 2)
+            self.assertIn("above the server's message limit of 1024", result.stderr)
+
     def test_wrong_usage_and_nobody_there(self) -> None:
         for flags, words in (((), "no load"), (("--rate", "0"), "--rate must be above 0"),
                              (("--concurrency", "1", "--json", "/nonexistent/x"), "cannot write"),
                              (("--concurrency", "1", "--html", "/nonexistent/x"), "cannot write"),
                              (("--concurrency", "1", "--requests-out", "/nonexistent/x"), "cannot write"),
-                             (("--concurrency", "1", "--metrics", "127.0.0.1:1"), "--metrics"),
                              (("--nonsense",), "--nonsense")):
             result = stress(self.server, *flags)
             self.assertEqual(result.returncode, 2, result.stderr)
@@ -259,6 +270,9 @@ class StressTest(unittest.TestCase):
                                 capture_output=True, text=True, timeout=60)
         self.assertEqual(nobody.returncode, 1)
         self.assertIn("UNAVAILABLE", nobody.stderr)
+        no_metrics = stress(self.server, "--concurrency", "1", "--metrics", "127.0.0.1:1")
+        self.assertEqual(no_metrics.returncode, 1)
+        self.assertIn("--metrics", no_metrics.stderr)
         help_text = subprocess.run([command(self.server)[0], "--help"], capture_output=True, text=True, timeout=60)
         self.assertEqual(help_text.returncode, 0)
         self.assertIn("Examples:", help_text.stdout)

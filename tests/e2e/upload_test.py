@@ -201,6 +201,11 @@ class UploadTest(unittest.TestCase):
             refused = run_cli(server, "score", "--prompt-file", "-", stdin=text)
             self.assertEqual(refused.returncode, 1)
             self.assertIn("the server's message limit is 20000", refused.stderr)
+            self.assertIn("--ids-file", refused.stderr)
+            refused = run_cli(server, "tokenize", "--prompt-file", "-", stdin=text)
+            self.assertEqual(refused.returncode, 1)
+            self.assertIn("larger than the server's message limit", refused.stderr)
+            self.assertNotIn("--ids-file", refused.stderr)  # it has none
 
 
 class ContinuationsTest(unittest.TestCase):

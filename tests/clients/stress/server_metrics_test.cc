@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "clients/common/connection.h"
+#include "clients/stress/server_facts.h"
 
 namespace bst::stress {
 namespace {
@@ -77,7 +77,7 @@ TEST(ServerMetricsTest, HistogramsAreSummedOverLabelsAndLabelsThatAreNew) {
 }
 
 TEST(ServerMetricsTest, NobodyThereIsAnError) {
-  EXPECT_THROW(ScrapeMetrics("127.0.0.1:1"), client::UsageError);
+  EXPECT_THROW(ScrapeMetrics("127.0.0.1:1"), ServerError);
 }
 
 }  // namespace

@@ -46,6 +46,26 @@ TEST(TrafficTest, ARequestDependsOnSeedAndIndexAlone) {
   }
 }
 
+TEST(TrafficTest, RequestsThatAreLargerThanAMessageAreWrongUsage) {
+  ModelLimits model = SmallModel();
+  model.vocab_size = 4096;  // two bytes for most ids
+  model.max_message_bytes = 1024;
+  TrafficOptions options;
+  options.prompt_tokens = {10, 400};
+  EXPECT_NO_THROW(Traffic(options, model));
+  options.prompt_tokens = {10, 600};
+  EXPECT_THAT(ErrorOf([&] { Traffic(options, model); }),
+              HasSubstr("bytes are above the server's message limit of 1024"));
+  options.prompt_tokens = {10, 10};
+  options.prefix_tokens = 600;
+  EXPECT_THROW(Traffic(options, model), UsageError);
+  options.prefix_tokens = 0;
+  options.json_prompts = {{std::string(900, 'x'), {}, {}}, {"short", {}, {}}};
+  EXPECT_NO_THROW(Traffic(options, model));
+  options.json_prompts.push_back({std::string(1000, 'x'), {}, {}});
+  EXPECT_THROW(Traffic(options, model), UsageError);
+}
+
 TEST(TrafficTest, LengthsStayInTheirRangeAndReachItsEnds) {
   TrafficOptions options;
   options.prompt_tokens = {3, 5};
