@@ -37,9 +37,6 @@ int LogitRows(int vocab_size) {
   return static_cast<int>(std::clamp<int64_t>(kMaxBytes / 4 / vocab_size, 1, kMaxRows));
 }
 
-// More is a slip of the keyboard; sums of tokens stay far inside an int.
-constexpr int kMaxSequences = 1'000'000;
-
 class EngineImpl final : public Engine {
  public:
   EngineImpl(ModelInfo info, std::unique_ptr<Backend> backend, const Clock& clock,

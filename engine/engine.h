@@ -33,6 +33,9 @@
 
 namespace bst {
 
+// Slots. More is a slip of the keyboard; sums of tokens stay far inside an int.
+inline constexpr int kMaxSequences = 1'000'000;
+
 struct EngineOptions {
   std::string model_directory;
   std::string backend = "auto";  // auto (cuda where it can be, else cpu), cpu, cuda or reference
@@ -41,7 +44,7 @@ struct EngineOptions {
   // Rings and context rows: auto, f32, bf16 or int8; auto: as weights, bf16 with int8 weights.
   std::string kv = "auto";
   int threads = 0;         // 0: all cores this process may use
-  int max_sequences = 32;  // slots, at most a million
+  int max_sequences = 32;  // slots, at most kMaxSequences
   // Tokens of one step, decode rows and prompt chunks together; at least W + max_sequences - 1: a
   // block of a prompt and a token of every other slot. 0: 2048, or that many if they are more.
   int max_step_tokens = 0;

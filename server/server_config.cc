@@ -72,6 +72,9 @@ absl::Status Validate(const ServerConfig& config) {
   CheckChoice(problems, "kv", engine.kv, {"auto", "f32", "bf16", "int8"});
   problems.AtLeast("threads", engine.threads, 0);
   problems.AtLeast("max_sequences", engine.max_sequences, 1);
+  problems.Require(engine.max_sequences <= kMaxSequences,
+                   absl::StrCat("--max_sequences is ", engine.max_sequences, ", must be at most ",
+                                kMaxSequences));
   problems.AtLeast("max_step_tokens", engine.max_step_tokens, 0);
   problems.AtLeast("chunk_tokens", engine.chunk_tokens, 1);
   problems.AtLeast("max_queue", engine.max_queue, 0);
@@ -142,6 +145,9 @@ void LogConfig(const ServerConfig& config) {
        {"max_message_bytes", config.max_message_bytes},
        {"write_timeout_seconds", absl::ToDoubleSeconds(config.write_timeout)},
        {"grace_seconds", absl::ToDoubleSeconds(config.grace)},
+       {"max_unread_bytes", config.max_unread_bytes},
+       {"ping_interval_seconds", absl::ToDoubleSeconds(config.ping_interval)},
+       {"stall_limit_seconds", absl::ToDoubleSeconds(config.stall_limit)},
        {"tls_cert", config.tls_cert},
        {"tls_key", config.tls_key},
        {"tls_client_ca", config.tls_client_ca},

@@ -13,35 +13,36 @@
 
 ABSL_FLAG(std::string, model, "",
           "Directory of the checkpoint: config.json and *.safetensors. Required.");
-ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
+ABSL_FLAG(std::string, listen, bst::ServerConfig().listen,
           "HOST:PORT of the gRPC service, an IPv6 host in brackets. Port 0 picks a free one, which "
           "the ready line names.");
-ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9090",
+ABSL_FLAG(std::string, metrics_listen, bst::ServerConfig().metrics_listen,
           "HOST:PORT of Prometheus metrics over HTTP at /metrics; IPv4 alone. Empty: off.");
 ABSL_FLAG(
-    std::string, control_listen, "",
+    std::string, control_listen, bst::ServerConfig().control_listen,
     "HOST:PORT of the control service (load, abort, drain). Empty: off. Keep it from clients.");
-ABSL_FLAG(std::string, backend, "auto",
+ABSL_FLAG(std::string, backend, bst::EngineOptions().backend,
           "What computes: auto (cuda where there is a GPU and its engine, else cpu), cpu, cuda or "
           "reference (slow, for comparison).");
 ABSL_FLAG(
-    std::string, weights, "auto",
+    std::string, weights, bst::EngineOptions().weights,
     "Number type of the weights: auto, f32, bf16 or int8. auto: f32 if any matrix in the file is "
     "F32, else bf16. bf16 halves memory and the bytes read per token, int8 quarters them and "
     "quantises the inputs of matrix products too.");
 ABSL_FLAG(
-    std::string, kv, "auto",
+    std::string, kv, bst::EngineOptions().kv,
     "Number type of the attention state: auto, f32, bf16 or int8. auto: as the weights, bf16 with "
     "int8 weights. bf16 halves the memory of a sequence, int8 about quarters it.");
-ABSL_FLAG(int, threads, 0, "Threads that compute. 0: all cores this process may use.");
-ABSL_FLAG(int, max_sequences, bst::EngineOptions().max_sequences,
-          "Slots: continuations that run at the same time, of all requests. Each costs its state's "
-          "memory from the start.");
+ABSL_FLAG(int, threads, bst::EngineOptions().threads,
+          "Threads that compute. 0: all cores this process may use.");
+ABSL_FLAG(
+    int, max_sequences, bst::EngineOptions().max_sequences,
+    "Slots: continuations that run at the same time, of all requests, at most a million. Each "
+    "costs its state's memory from the start.");
 ABSL_FLAG(int, max_step_tokens, bst::EngineOptions().max_step_tokens,
           "Tokens of one step of the engine, of all sequences. 0: 2048, or what the model's window "
-          "and the "
-          "slots need. More: prompts are read faster; running "
-          "streams wait longer between two tokens while a prompt is read.");
+          "and the slots need. More: prompts are read faster; running streams wait longer between "
+          "two tokens while a prompt is read.");
 ABSL_FLAG(
     int, chunk_tokens, bst::EngineOptions().chunk_tokens,
     "Tokens of one prompt in one step; rounded down to a multiple of the model's window W, at "
@@ -89,7 +90,7 @@ ABSL_FLAG(
     "Seconds that a client may take to receive one message, 1 MB at most in a stream; then its "
     "call is cancelled. More: readers may pause longer; unread output, up to 64 MB of a "
     "call, stays in memory for longer.");
-ABSL_FLAG(double, grace_seconds, 30,
+ABSL_FLAG(double, grace_seconds, absl::ToDoubleSeconds(bst::ServerConfig().grace),
           "Seconds that SIGTERM leaves running streams to finish; what is left then ends with "
           "UNAVAILABLE.");
 ABSL_FLAG(std::string, tls_cert, "",
@@ -100,9 +101,8 @@ ABSL_FLAG(std::string, tls_client_ca, "",
           "signed.");
 ABSL_FLAG(std::string, auth_token_file, "",
           "File with keys, one per line: KEY, or KEY expires=2026-12-31T00:00:00Z. Set: calls need "
-          "the metadata 'authorization: Bearer KEY' "
-          "with one "
-          "of them; health checks and reflection stay open. Use it with TLS.");
+          "the metadata 'authorization: Bearer KEY' with one of them; health checks and reflection "
+          "stay open. Use it with TLS.");
 ABSL_FLAG(std::string, log_format, "text", "Lines on stderr: text or json.");
 
 namespace bst {

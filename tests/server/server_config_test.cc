@@ -84,6 +84,26 @@ TEST(ServerConfig, NumbersAtAndBeyondTheirBounds) {
   EXPECT_THAT(Problem(config), HasSubstr("--tls_client_ca needs"));
 }
 
+// As the engine does, which would fail when everything else is up.
+TEST(ServerConfig, SlotsAtAndBeyondTheirBound) {
+  ServerConfig config = Good();
+  config.engine.max_sequences = 1'000'000;
+  EXPECT_TRUE(Validate(config).ok()) << Problem(config);
+  config.engine.max_sequences += 1;
+  EXPECT_THAT(Problem(config), HasSubstr("--max_sequences is 1000001, must be at most 1000000"));
+}
+
+TEST(ServerConfig, TheLogHasOptionsWithoutFlagsToo) {
+  testing::internal::CaptureStderr();
+  LogConfig(Good());
+  const std::string line = testing::internal::GetCapturedStderr();
+  for (const char* const field :
+       {" config model=somewhere ", " grace_seconds=30 ", " max_unread_bytes=268435456 ",
+        " ping_interval_seconds=60 ", " stall_limit_seconds=120 "}) {
+    EXPECT_THAT(line, HasSubstr(field));
+  }
+}
+
 TEST(ServerConfig, SchedulingAtAndBeyondItsBounds) {
   ServerConfig config = Good();
   config.engine.max_sequences = 4;
