@@ -72,7 +72,7 @@ struct EngineOptions {
 // What the engine serves; constant after Create.
 struct ModelInfo {
   std::string name;
-  std::string backend;      // "cpu (avx512)"
+  std::string backend;      // "cpu (avx512, 2 threads)"
   std::string weights, kv;  // "f32", "bf16", "int8"
   std::string config_json;  // the checkpoint's own config.json
   std::string directory;

@@ -41,8 +41,7 @@ struct TokenLogprob {
 
 // The request waits or runs; sent when the engine thread takes it in.
 struct AcceptedEvent {
-  int64_t prompt_tokens = 0;  // of an open prompt: so far
-  int64_t cached_tokens = 0;
+  int64_t prompt_tokens = 0;   // of an open prompt: so far
   int64_t queue_position = 0;  // requests that start before this one; 0: next
 };
 
@@ -92,7 +91,6 @@ struct FinishedEvent {
   absl::Status status;
   TokenId stop_token;  // kStopToken and kEos: which
   int64_t prompt_tokens = 0;
-  int64_t cached_tokens = 0;
   int64_t generated_tokens = 0;  // of all continuations together
   Timings timings;
 };

@@ -245,7 +245,6 @@ v1::FinishReason WireReason(FinishReason reason) {
 v1::Usage UsageOf(const FinishedEvent& finished, int64_t generated_tokens) {
   v1::Usage usage;
   usage.set_prompt_tokens(static_cast<uint64_t>(finished.prompt_tokens));
-  usage.set_cached_tokens(static_cast<uint64_t>(finished.cached_tokens));
   usage.set_generated_tokens(static_cast<uint64_t>(generated_tokens));
   return usage;
 }
@@ -271,7 +270,6 @@ v1::Accepted AcceptedOf(const AcceptedEvent& accepted, const std::string& reques
   v1::Accepted message;
   message.set_request_id(request_id);
   message.set_prompt_tokens(static_cast<uint64_t>(accepted.prompt_tokens));
-  message.set_cached_tokens(static_cast<uint64_t>(accepted.cached_tokens));
   message.set_queue_position(static_cast<uint64_t>(accepted.queue_position));
   return message;
 }

@@ -78,7 +78,7 @@ class EngineCall : public TokenSink,
   // The RPC is done (gRPC's OnDone): the frontend may be gone afterwards.
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Hands the request to the engine. `kind` is what the log line needs of it.
+  // Hands the request to the engine.
   // Errors: those of Engine::Submit; kAlreadyExists for a request id in flight.
   template <typename Request>
   absl::Status Submit(const ServedModel& model, Request request) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -230,7 +230,7 @@ std::string Server::ReadyLine() const {
   const auto or_off = [](const std::string& address) {
     return address.empty() ? std::string("off") : address;
   };
-  // "cpu (avx512)" -> "cpu": the line's values have no spaces.
+  // "cpu (avx512, 2 threads)" -> "cpu": the line's values have no spaces.
   return absl::StrCat("ready grpc=", bound.grpc, " metrics=", or_off(bound.metrics),
                       " control=", or_off(bound.control), " model=", LineValue(info.name),
                       " backend=", info.backend.substr(0, info.backend.find(' ')));

@@ -2,7 +2,7 @@
 //
 // Ownership   Owns itself from Start until OnDone returned; whoever holds the shared pointer beyond
 //             that holds a finished call.
-// Threads     Events come on gRPC's threads, one at a time. Cancel is thread-safe.
+// Threads     Events come on gRPC's threads, one at a time. Cut is thread-safe.
 // Tested by   tests/e2e/stress_test.py
 #pragma once
 

@@ -371,7 +371,7 @@ class PuppetEngine final : public Engine {
       id = record.id = SequenceId(++last_id_);
       script = script_;
       // Before anybody sees the request: WaitForRequest lets the test go on with it at once.
-      record.sink->Push(AcceptedEvent{prompt_tokens, 0, 0});
+      record.sink->Push(AcceptedEvent{prompt_tokens, 0});
       active_[id].index = requests_.size();
       if (record.request_id == "warm-up") {  // the server's own; no test sees it
         active_.erase(id);
