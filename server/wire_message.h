@@ -4,7 +4,8 @@
 // in a stream of requests such a one looks like the client's end of the stream.
 //
 // Threads     Free functions, thread-safe.
-// Tested by   tests/server/{generation,score,upload,control}_service_test.cc
+// Tested by   tests/server/generation_service_test.cc, score_service_test.cc,
+//             upload_service_test.cc, control_service_test.cc
 #pragma once
 
 #include <grpcpp/impl/codegen/proto_utils.h>

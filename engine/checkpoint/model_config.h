@@ -4,9 +4,9 @@
 //           D); F feed-forward width; W block length = attention window; S context vectors or
 //           recurrent states; C SSM filters per input; N real SSM state size per filter, M = N / 2
 //           stored conjugate pairs; F_g, E inner and SSM width of a gss layer.
-// Invariants of a value that ParseModelConfig returned: every number is in its range (see the
-//           limits below; norm_eps and rope_theta are above 0 as floats, logit_scale is any), `layers` is
-//           not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only, a gss layer's
+// Invariants of a value that ParseModelConfig returned: every number is in its range (see
+//           the limits below; norm_eps and rope_theta are above 0 as floats, logit_scale is any),
+//           `layers` is not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only, a gss layer's
 //           kernel is s4d or dss, and what a layer does not have is 0.
 // Errors    kFailedPrecondition, naming the key (`layers[2].ssm.state_size`) and its value: a key
 //           unknown to this kind of layer or kernel, missing, twice, of a wrong type (1.0 is no
