@@ -6,8 +6,8 @@
 //           stored conjugate pairs; F_g, E inner and SSM width of a gss layer.
 // Invariants of a value that ParseModelConfig returned: every number is in its range (see
 //           the limits below; norm_eps and rope_theta are above 0 as floats, logit_scale is any),
-//           `layers` is not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only, a gss layer's
-//           kernel is s4d or dss, and what a layer does not have is 0.
+//           `layers` is not empty, head_dim is even with RoPE, "zeros" goes with "sliding" only,
+//           a gss layer's kernel is s4d or dss, and what a layer does not have is 0.
 // Errors    kFailedPrecondition, naming the key (`layers[2].ssm.state_size`) and its value: a key
 //           unknown to this kind of layer or kernel, missing, twice, of a wrong type (1.0 is no
 //           integer) or out of range.
