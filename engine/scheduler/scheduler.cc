@@ -236,6 +236,7 @@ std::vector<Request*> Scheduler::Impl::Startable() {
       if (!request->is_complete) held_by_open += request->num_slots();
     }
   }
+  bool one_waits_for_clients = false;
   auto next_short = waiting_short.begin();
   auto next_long = waiting_long.begin();
   while (next_short != waiting_short.end() || next_long != waiting_long.end()) {
@@ -244,12 +245,17 @@ std::vector<Request*> Scheduler::Impl::Startable() {
     auto& next = is_long ? next_long : next_short;
     Request* request = next->second;
     const int slots = request->num_slots();
-    if (is_long && held_by_long > 0 && held_by_long + slots > limits.long_slots) {
+    const bool exceeds_long_slots =
+        is_long && held_by_long > 0 && held_by_long + slots > limits.long_slots;
+    // Another client to wait for, and who waits for clients would never start if more come.
+    const bool prolongs_a_wait = one_waits_for_clients && !request->is_complete;
+    if (exceeds_long_slots || prolongs_a_wait) {
       next_long = waiting_long.end();  // Long ones let short ones pass, but not one another.
       continue;
     }
     if (slots > pool.num_slots() - held_by_open) {
       ++next;  // It waits for clients, who may take their time: nothing is kept for it meanwhile.
+      one_waits_for_clients = true;
       continue;
     }
     if (slots > free) break;  // What is free is kept for this one.

@@ -16,9 +16,10 @@
 //       a fixed time after it.
 //   (3) A request may start, with its first chunk, when slots are free for all its sequences and
 //       for those of all before it. So slots that come free are kept for the one that has waited
-//       longest, however many it needs, unless open prompts hold some of these. Long prompts
-//       together hold no more than long_slots, unless one has them alone; a long prompt that waits
-//       for that rule lets short ones pass.
+//       longest, however many it needs, unless open prompts hold some of these: then whole prompts
+//       may pass it, but no open one starts after it. Long prompts together hold no more than
+//       long_slots, unless one has them alone; a long prompt that waits for either rule lets short
+//       ones pass.
 //       Nothing is ever preempted: state is constant-size, so a running sequence cannot run out of
 //       memory.
 //   (4) Half of the tokens left for prompts goes to those with the fewest tokens left, the rest to

@@ -151,16 +151,20 @@ class Replay {
       if (IsLong(*known)) held_by_long += static_cast<int>(known->drawn.size());
       if (!known->complete) held_by_open += static_cast<int>(known->drawn.size());
     }
-    bool a_long_one_waits = false;
+    bool a_long_one_waits = false, one_waits_for_clients = false;
     for (const Known* known : Waiting()) {
       if (known->Readable(limits_.window) == 0) continue;
       const int needs = static_cast<int>(known->drawn.size());
       if (IsLong(*known)) {
         a_long_one_waits |= held_by_long > 0 && held_by_long + needs > limits_.long_slots;
+        a_long_one_waits |= one_waits_for_clients && !known->complete;
         if (a_long_one_waits) continue;
         if (needs <= free) held_by_long += needs;
       }
-      if (needs > slots_ - held_by_open) continue;
+      if (needs > slots_ - held_by_open) {
+        one_waits_for_clients = true;
+        continue;
+      }
       if (needs > free) break;
       free -= needs;
       startable.insert(known);

@@ -518,6 +518,28 @@ TEST_F(SchedulerTest, NoSlotIsKeptForOneThatWaitsForAnOpenPrompt) {
   EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples"));
 }
 
+TEST_F(SchedulerTest, NoOpenPromptStartsAfterOneThatWaitsForAnOpenPrompt) {
+  Make(3, {.max_step_tokens = 32, .chunk_tokens = 8, .window = 4});
+  const auto enqueue_open = [this](uint64_t id) {
+    SequenceSpec open = Spec(id, 6, 1);
+    open.prompt_open = true;
+    ASSERT_TRUE(scheduler_->Enqueue(std::move(open)).ok());
+  };
+  enqueue_open(1);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
+  SequenceSpec all = Spec(2, 2, 1);
+  all.num_sequences = 3;
+  ASSERT_TRUE(scheduler_->Enqueue(std::move(all)).ok());
+  enqueue_open(3);
+  ASSERT_TRUE(scheduler_->Enqueue(Spec(4, 2, 1)).ok());  // Whole prompts pass both.
+  EXPECT_THAT(Step(), ElementsAre("4: prompt 0..2 samples"));
+  EXPECT_THAT(Step(), IsEmpty());
+  scheduler_->Append(SequenceId(1), {}, true, At(0));
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples"));
+  EXPECT_THAT(Step(), ElementsAre("2: prompt 0..2 samples 3"));
+  EXPECT_THAT(Step(), ElementsAre("3: prompt 0..4"));
+}
+
 TEST_F(SchedulerTest, AnOpenPromptCountsAsLongUntilItIsComplete) {
   Make(4, {.max_step_tokens = 32,
            .chunk_tokens = 8,
