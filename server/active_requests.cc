@@ -79,6 +79,11 @@ int ActiveRequests::unread() const {
   return unread_;
 }
 
+int ActiveRequests::unfinished() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<int>(calls_.size()) + unread_;
+}
+
 void ActiveRequests::AddUnreadBytes(int64_t difference) {
   absl::MutexLock lock(&mutex_);
   unread_bytes_ += difference;

@@ -72,6 +72,9 @@ class ActiveRequests {
   void EnterUnread() ABSL_LOCKS_EXCLUDED(mutex_);
   void LeaveUnread() ABSL_LOCKS_EXCLUDED(mutex_);
   int unread() const ABSL_LOCKS_EXCLUDED(mutex_);
+  // Requests in flight and those unread calls, together: no request is missed on its way from one
+  // to the other.
+  int unfinished() const ABSL_LOCKS_EXCLUDED(mutex_);
   // What their readers have still to take of them all.
   void AddUnreadBytes(int64_t difference) ABSL_LOCKS_EXCLUDED(mutex_);
   int64_t unread_bytes() const ABSL_LOCKS_EXCLUDED(mutex_);

@@ -18,13 +18,18 @@ namespace {
 
 constexpr std::chrono::milliseconds kDrainReportInterval(200);
 
-// Reports the requests in flight: now, then after an alarm, until there are none. A cancelled call
-// is noticed at its next write.
+// Reports the requests in flight: now, then after an alarm, until there are none and their clients
+// have taken what they wrote. A cancelled call is noticed at its next write.
+//
+// When that is comes from ActiveRequests: the engine's numbers are read one after the other, and a
+// request may be in none of them while it starts.
 //
 // Ownership   Owns itself until gRPC's OnDone.
 class DrainReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
-  explicit DrainReactor(const Engine& engine) : engine_(engine) {}
+  // Both outlive the call.
+  DrainReactor(const Engine& engine, const ActiveRequests& active)
+      : engine_(engine), active_(active) {}
 
   void Start(std::shared_ptr<DrainReactor> self) {
     self_ = std::move(self);
@@ -33,7 +38,7 @@ class DrainReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   void OnWriteDone(bool ok) override {
     if (!ok) return Finish(grpc::Status::CANCELLED);
-    if (in_flight_ == 0) return Finish(grpc::Status::OK);
+    if (is_over_) return Finish(grpc::Status::OK);
     // A new alarm each time: the old one may still be returning from the callback that led here.
     alarm_ = std::make_unique<grpc::Alarm>();
     alarm_->Set(std::chrono::system_clock::now() + kDrainReportInterval,
@@ -44,8 +49,8 @@ class DrainReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
  private:
   void Report() {
+    is_over_ = active_.unfinished() == 0;
     const EngineLoad load = engine_.load();
-    in_flight_ = load.running + load.waiting;
     v1::DrainProgress message;
     message.set_running(static_cast<uint32_t>(load.running));
     message.set_waiting(static_cast<uint32_t>(load.waiting));
@@ -54,9 +59,10 @@ class DrainReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   }
 
   const Engine& engine_;
+  const ActiveRequests& active_;
   std::shared_ptr<DrainReactor> self_;
-  int in_flight_ = 0;       // as the last message says
-  grpc::ByteBuffer bytes_;  // that message
+  grpc::ByteBuffer bytes_;  // of the message being written
+  bool is_over_ = false;    // that is the last one
   std::unique_ptr<grpc::Alarm> alarm_;
 };
 
@@ -161,7 +167,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* ControlService::Drain(
   }
   frontend_.Drain();
   health_.Refresh();
-  auto reactor = std::make_shared<DrainReactor>(*(*model)->engine);
+  auto reactor = std::make_shared<DrainReactor>(*(*model)->engine, frontend_.active());
   reactor->Start(reactor);
   return reactor.get();
 }

@@ -72,6 +72,18 @@ TEST(ActiveRequests, CountsTheUnread) {
   EXPECT_EQ(active.unread(), 1);
 }
 
+TEST(ActiveRequests, ARequestIsUnfinishedUntilItsAnswerIsRead) {
+  ActiveRequests active;
+  const auto call = std::make_shared<FakeCall>();
+  active.Add("a", call);
+  EXPECT_EQ(active.unfinished(), 1);
+  active.EnterUnread();
+  active.Remove("a");
+  EXPECT_EQ(active.unfinished(), 1);
+  active.LeaveUnread();
+  EXPECT_EQ(active.unfinished(), 0);
+}
+
 TEST(ActiveRequests, WaitsUntilNoRpcIsOpen) {
   ActiveRequests active;
   EXPECT_TRUE(active.WaitUntilNoneOpen(absl::ZeroDuration()));

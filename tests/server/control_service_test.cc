@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
 
 #include "tests/server/running_server.h"
 
@@ -101,6 +102,34 @@ TEST_F(ControlServiceTest, DrainCountsDownToNothing) {
   }
   EXPECT_TRUE(drain->Finish().ok());
   EXPECT_EQ(progress.running(), 0u);
+}
+
+TEST_F(ControlServiceTest, ADrainWaitsForOutputThatIsNotReadYet) {
+  grpc::ClientContext stream_context;
+  v1::GenerateRequest request = TextRequest("x");
+  request.mutable_stopping()->set_max_new_tokens(1'000'000);
+  request.mutable_output()->set_top_logprobs(20);
+  const auto stream = server_.generation().Generate(&stream_context, request);
+  const SequenceId id = server_.engine().WaitForRequest(0).id;
+  const std::vector<TokenLogprob> top(20, {TokenId('a'), -1});
+  // More than gRPC takes for a reader that does not read.
+  for (int i = 0; i < 100'000; ++i) server_.engine().Generate(id, 'a', -1, top);
+  server_.engine().Finish(id, FinishReason::kMaxTokens);
+
+  grpc::ClientContext context;
+  const auto drain = server_.control().Drain(&context, v1::DrainRequest());
+  v1::DrainProgress progress;
+  for (int i = 0; i < 2; ++i) {  // Nothing runs, so the first would be the last.
+    ASSERT_TRUE(drain->Read(&progress));
+    EXPECT_EQ(progress.running() + progress.waiting(), 0u);
+  }
+  v1::GenerateEvent event;
+  while (stream->Read(&event)) {
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  while (drain->Read(&progress)) {
+  }
+  EXPECT_TRUE(drain->Finish().ok());
 }
 
 TEST_F(ControlServiceTest, ACancelledDrainEnds) {
