@@ -132,6 +132,16 @@ TEST_F(ControlServiceTest, ADrainWaitsForOutputThatIsNotReadYet) {
   EXPECT_TRUE(drain->Finish().ok());
 }
 
+TEST_F(ControlServiceTest, ACompressedMessageIsRefused) {
+  grpc::ClientContext context;
+  context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
+  v1::AbortRequest request;
+  request.set_request_id(std::string(10'000, 'x'));
+  v1::AbortResponse response;
+  EXPECT_EQ(server_.control().Abort(&context, request, &response).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+}
+
 TEST_F(ControlServiceTest, ACancelledDrainEnds) {
   grpc::ClientContext stream_context;
   const auto stream = server_.generation().Generate(&stream_context, TextRequest("x"));

@@ -714,6 +714,20 @@ TEST_F(GenerationServiceTest, AnOversizedMessageIsRefusedByGrpcWithoutRetryInfo)
   EXPECT_FALSE(DetailOf<google::rpc::RetryInfo>(stream.status).has_value());
 }
 
+TEST_F(GenerationServiceTest, ACompressedMessageIsRefusedBeforeItIsInflated) {
+  server_.engine().AnswerWith({'k'});
+  grpc::ClientContext context;
+  context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
+  const auto reader =
+      server_.generation().Generate(&context, TextRequest(std::string(10'000, 'x')));
+  v1::GenerateEvent event;
+  EXPECT_FALSE(reader->Read(&event));
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("'gzip' is disabled"));
+  EXPECT_EQ(server_.engine().num_requests(), 0u);
+}
+
 // ---- Cancellation ----
 
 TEST_F(GenerationServiceTest, AClientThatCancelsFreesTheEngine) {
