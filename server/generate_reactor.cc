@@ -87,6 +87,8 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
       if (BoundOutbox(output_->pending_bytes())) output_->Drop();
     }
     if (!end.has_value()) return;
+    // The message, which lives as long as the call, and the bytes that gRPC makes of it.
+    AccountUnread(response_.SpaceUsedLong() + response_.ByteSizeLong());
     watch_->Begin();  // this writes the answer
     Finish(ToGrpcStatus(*end, context_));
   }

@@ -5,13 +5,16 @@
 #include "server/generation_service.h"
 
 #include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "server/engine_call.h"
 #include "server/output_assembler.h"
 #include "tests/server/http_get.h"
@@ -459,6 +462,54 @@ TEST(UnreadOutput, OfAllReadersTogetherIsBounded) {
   while (reader->Read(&event)) {
   }
   EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_TRUE(server.WaitForUnreadCalls(0));
+  EXPECT_TRUE(server.Generate(TextRequest("z")).status.ok());
+}
+
+// A unary call whose client reads nothing of the answer.
+class UnreadAnswer final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  UnreadAnswer(const std::string& address, const v1::GenerateRequest& request)
+      : stub_(grpc::CreateChannel(address, grpc::InsecureChannelCredentials())) {
+    const std::string bytes = request.SerializeAsString();
+    const grpc::Slice slice(bytes);
+    request_ = grpc::ByteBuffer(&slice, 1);
+    stub_.PrepareBidiStreamingCall(&context_, "/bst.v1.Generation/GenerateOnce", {}, this);
+    StartWriteLast(&request_, {});
+    StartCall();
+  }
+  ~UnreadAnswer() override {
+    context_.TryCancel();
+    done_.WaitForNotification();
+  }
+  void OnDone(const grpc::Status& /*status*/) override { done_.Notify(); }
+
+ private:
+  grpc::GenericStub stub_;
+  grpc::ClientContext context_;
+  grpc::ByteBuffer request_;
+  absl::Notification done_;
+};
+
+TEST(UnreadOutput, OfUnaryCallsCountsToo) {
+  ServerConfig config = LoopbackConfig();
+  config.max_unread_bytes = 100'000;
+  RunningServer server(config);
+  auto answer = std::make_unique<UnreadAnswer>(server.server().addresses().grpc, RequestOfMuch());
+  const SequenceId id = server.engine().WaitForRequest(0).id;
+  GenerateMuch(server.engine(), id);
+  server.engine().Finish(id, FinishReason::kMaxTokens);
+  server.WaitForEnd("much");
+  EXPECT_TRUE(server.WaitForUnreadCalls(1));
+  server.engine().AnswerWith({'y'});
+  Stream refused = server.Generate(TextRequest("z"));
+  // The answer is counted a moment after the call.
+  for (int i = 0; i < 1000 && refused.status.ok(); ++i) {
+    refused = server.Generate(TextRequest("z"));
+  }
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.status.error_message(), testing::HasSubstr("readers are behind"));
+  answer.reset();
   EXPECT_TRUE(server.WaitForUnreadCalls(0));
   EXPECT_TRUE(server.Generate(TextRequest("z")).status.ok());
 }
