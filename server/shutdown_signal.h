@@ -1,7 +1,7 @@
 // ShutdownSignal: SIGTERM and SIGINT as something to wait for.
 //
-// The first signal is only noted, in a pipe; a second one ends the process as if nothing had been
-// installed, for operators who do not want to wait for a drain.
+// The first signal is only noted, in a pipe; a second one, of either kind, ends the process with
+// 128 + its number, for operators who do not want to wait for a drain.
 //
 // Threads     One instance in a process; Wait by one thread.
 // Tested by   tests/e2e/server_process_test.py

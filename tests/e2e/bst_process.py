@@ -51,8 +51,8 @@ def main() -> None:
 class ServerProcess:
     """A bst-server on free ports; a context manager that waits for the ready line."""
 
-    def __init__(self, *flags: str, model: Path | None = None) -> None:
-        command = [arguments.server, f"--model={model or arguments.model}", "--listen=127.0.0.1:0",
+    def __init__(self, *flags: str, model: Path | None = None, prefix: Sequence[str] = ()) -> None:
+        command = [*prefix, arguments.server, f"--model={model or arguments.model}", "--listen=127.0.0.1:0",
                    "--metrics_listen=127.0.0.1:0", *arguments.server_flags, *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         errors="backslashreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -272,18 +273,32 @@ class SignalTest(unittest.TestCase):
             self.assertEqual(running.returncode, 1)
             self.assertIn("UNAVAILABLE", stderr)
 
+    def end_by_two_signals(self, server: ServerProcess, pid: int, first: int, second: int) -> None:
+        running = start_cli(server, *LONG)
+        self.assertEqual(running.stdout.read(1), "A")
+        os.kill(pid, first)
+        deadline = time.monotonic() + 60
+        while not any(" drain " in line for line in server.lines) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(pid, second)
+        self.assertEqual(server.process.wait(30), 128 + second)
+        running.communicate(timeout=30)
+        self.assertEqual(running.returncode, 1)
+
     def test_a_second_signal_ends_it(self) -> None:
-        with ServerProcess("--grace_seconds=600") as server:
-            running = start_cli(server, *LONG)
-            self.assertEqual(running.stdout.read(1), "A")
-            server.process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + 60
-            while not any(" drain " in line for line in server.lines) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            server.process.send_signal(signal.SIGTERM)
-            self.assertEqual(server.process.wait(30), -signal.SIGTERM)
-            running.communicate(timeout=30)
-            self.assertEqual(running.returncode, 1)
+        for first, second in ((signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)):
+            with self.subTest(first=first, second=second), ServerProcess("--grace_seconds=600") as server:
+                self.end_by_two_signals(server, server.process.pid, first, second)
+
+    def test_a_second_signal_ends_the_first_process_of_a_container(self) -> None:
+        container = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+        probe = subprocess.run([*container, "true"], capture_output=True, text=True)
+        if probe.returncode != 0:
+            self.skipTest(f"no namespaces here: {probe.stderr.strip()}")
+        with ServerProcess("--grace_seconds=600", prefix=container) as server:
+            unshare = server.process.pid
+            pid = int(Path(f"/proc/{unshare}/task/{unshare}/children").read_text())
+            self.end_by_two_signals(server, pid, signal.SIGTERM, signal.SIGTERM)
 
 
 if __name__ == "__main__":
