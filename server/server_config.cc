@@ -112,7 +112,9 @@ absl::Status Validate(const ServerConfig& config) {
       config.write_timeout >= absl::Milliseconds(1) && config.write_timeout <= absl::Hours(24),
       absl::StrCat("--write_timeout_seconds is ", absl::ToDoubleSeconds(config.write_timeout),
                    ", must be 0.001 to 86400"));
-  problems.Require(config.grace >= absl::ZeroDuration(), "--grace_seconds must be at least 0");
+  problems.Require(config.grace >= absl::ZeroDuration() && config.grace < absl::InfiniteDuration(),
+                   absl::StrCat("--grace_seconds is ", absl::ToDoubleSeconds(config.grace),
+                                ", must be at least 0 and finite"));
   problems.Require(config.tls_cert.empty() == config.tls_key.empty(),
                    "--tls_cert and --tls_key go together: set both or none");
   problems.Require(config.tls_client_ca.empty() || !config.tls_cert.empty(),
@@ -122,6 +124,10 @@ absl::Status Validate(const ServerConfig& config) {
 
 void LogConfig(const ServerConfig& config) {
   const EngineOptions& engine = config.engine;
+  // As the flag says it.
+  const double target_step_ms = engine.target_step == absl::InfiniteDuration()
+                                    ? 0
+                                    : absl::ToDoubleMilliseconds(engine.target_step);
   Log(LogLevel::kInfo, "config",
       {{"model", engine.model_directory},
        {"listen", config.listen},
@@ -139,7 +145,7 @@ void LogConfig(const ServerConfig& config) {
        {"max_prompt_tokens", engine.max_prompt_tokens},
        {"reserved_sequences", engine.reserved_sequences},
        {"long_prompt_tokens", engine.long_prompt_tokens},
-       {"target_step_ms", absl::ToDoubleMilliseconds(engine.target_step)},
+       {"target_step_ms", target_step_ms},
        {"priority_ageing_seconds", absl::ToDoubleSeconds(engine.priority_ageing)},
        {"upload_timeout_seconds", absl::ToDoubleSeconds(engine.upload_timeout)},
        {"max_message_bytes", config.max_message_bytes},

@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -42,6 +43,11 @@ std::string JsonString(std::string_view text) {
   return out + '"';
 }
 
+std::string JsonNumber(const std::string& value) {
+  return absl::ascii_isdigit(static_cast<unsigned char>(value.back())) ? value
+                                                                       : "null";  // inf, nan
+}
+
 // Text values are quoted only where a space, a quote or a control character would split the line.
 std::string TextValue(const std::string& value) {
   for (const char c : value) {
@@ -63,7 +69,7 @@ std::string FormatLogLine(LogFormat format, LogLevel level, std::string_view tim
                            std::string(time), JsonString(event));
     for (const LogField& field : fields) {
       absl::StrAppend(&line, ",", JsonString(field.key()), ":",
-                      field.quoted() ? JsonString(field.value()) : field.value());
+                      field.quoted() ? JsonString(field.value()) : JsonNumber(field.value()));
     }
     return line + "}";
   }

@@ -17,7 +17,7 @@ namespace bst {
 enum class LogLevel { kInfo, kWarning, kError };
 enum class LogFormat { kText, kJson };
 
-// One `key=value` of a line. Numbers keep their type in JSON.
+// One `key=value` of a line. Numbers keep their type in JSON; those that are not finite are null.
 class LogField {
  public:
   LogField(std::string_view key, std::string_view value)

@@ -67,8 +67,10 @@ TEST(ServerConfig, NumbersAtAndBeyondTheirBounds) {
   config.max_message_bytes = 1023;
   EXPECT_THAT(Problem(config), HasSubstr("--max_message_bytes is 1023"));
   config = Good();
-  config.grace = absl::Seconds(-1);
-  EXPECT_THAT(Problem(config), HasSubstr("--grace_seconds"));
+  for (const absl::Duration wrong : {absl::Seconds(-1), absl::InfiniteDuration()}) {
+    config.grace = wrong;
+    EXPECT_THAT(Problem(config), HasSubstr("--grace_seconds is ")) << wrong;
+  }
   config = Good();
   for (const double seconds : {0.001, 86400.0}) {
     config.write_timeout = absl::Seconds(seconds);
@@ -137,6 +139,14 @@ TEST(ServerConfig, MetricsHaveNoIPv6) {
   EXPECT_TRUE(Validate(config).ok()) << Problem(config);
   config.metrics_listen = "[::1]:0";
   EXPECT_THAT(Problem(config), HasSubstr("--metrics_listen is '[::1]:0', must be an IPv4 address"));
+}
+
+TEST(ServerConfig, NoStepLimitIsLoggedAsItsFlagSaysIt) {
+  ServerConfig config = Good();
+  config.engine.target_step = absl::InfiniteDuration();
+  testing::internal::CaptureStderr();
+  LogConfig(config);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr(" target_step_ms=0 "));
 }
 
 TEST(ServerConfig, Addresses) {

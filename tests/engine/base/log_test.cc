@@ -1,11 +1,15 @@
 #include "engine/base/log.h"
 
+#include <limits>
 #include <string>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace bst {
 namespace {
+
+using ::testing::HasSubstr;
 
 constexpr std::string_view kTime = "2026-01-31T12:00:00.000Z";
 
@@ -38,6 +42,17 @@ TEST(LogTest, JsonLineKeepsNumbersAndEscapesStrings) {
                           {{"id", "a\"b\\c\td"}, {"tokens", 12}, {"rate", 2.5}}),
             R"({"level":"E","time":"2026-01-31T12:00:00.000Z","event":"request",)"
             R"("id":"a\"b\\c\u0009d","tokens":12,"rate":2.5})");
+}
+
+TEST(LogTest, NumbersThatJsonHasNoWordForAreNull) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  const auto line = [](LogFormat format) {
+    return FormatLogLine(format, LogLevel::kInfo, kTime, "e",
+                         {{"a", kInfinity}, {"b", -kInfinity}, {"c", kNan}, {"d", 1e300}});
+  };
+  EXPECT_THAT(line(LogFormat::kJson), HasSubstr(R"("a":null,"b":null,"c":null,"d":1e+300})"));
+  EXPECT_THAT(line(LogFormat::kText), HasSubstr("a=inf b=-inf c=nan d=1e+300"));
 }
 
 TEST(LogTest, LogWritesOneLineToStderrInTheFormatThatIsSet) {
