@@ -91,7 +91,8 @@ void LoadRun::DropBacklog() {
 }
 
 void LoadRun::SendDueProbes() {
-  while (next_probe_seconds_ <= clock_.Now() && MayStart(next_probe_seconds_)) {
+  for (int sent = 0; sent < kSendsPerPass; ++sent) {
+    if (next_probe_seconds_ > clock_.Now() || !MayStart(next_probe_seconds_)) return;
     RequestRecord record;
     record.index = next_probe_index_;
     record.is_probe = true;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -45,6 +46,9 @@ struct Flags {
 };
 
 namespace {
+
+constexpr double kMaxRate = 1e6;  // a second
+constexpr double kMaxConcurrency = std::numeric_limits<uint32_t>::max();
 
 CLI::Option* AddSeconds(CLI::App& app, const std::string& name, auto& value,
                         const std::string& help) {
@@ -217,7 +221,9 @@ LoadShape MakeLoad(const Flags& f) {
   check_positive(f.rate, "--rate");
   check_positive(f.burstiness, "--burstiness");
   check_positive(f.duration, "--duration");
-  if (f.rate.has_value() && *f.rate > 1e6) throw UsageError("--rate is above 1,000,000 a second");
+  if (f.rate.has_value() && *f.rate > kMaxRate)
+    throw UsageError("--rate is above 1,000,000 a second");
+  if (!(f.probe_rate <= kMaxRate)) throw UsageError("--probe-rate is above 1,000,000 a second");
   if (f.concurrency == 0u) throw UsageError("--concurrency must be above 0");
   if (f.requests == uint64_t{0}) throw UsageError("--requests must be above 0");
   if (f.burstiness.has_value() && f.arrivals != "gamma")
@@ -261,6 +267,13 @@ SweepOptions MakeSweep(const Flags& f, const Slo& slo) {
   sweep.precision = f.sweep_precision;
   if (!(sweep.from > 0) || !(sweep.to >= sweep.from) || !std::isfinite(sweep.to))
     throw UsageError("--sweep-from must be above 0 and --sweep-to not below it");
+  const double highest = is_rate ? kMaxRate : kMaxConcurrency;
+  const auto check_highest = [highest](double load, const char* flag) {
+    if (load > highest)
+      throw UsageError(std::string(flag) + " is above " +
+                       std::to_string(static_cast<uint32_t>(highest)));
+  };
+  check_highest(sweep.to, "--sweep-to");
   std::string_view rest = f.sweep_steps;
   while (!rest.empty()) {
     const size_t comma = std::min(rest.find(','), rest.size());
@@ -269,6 +282,7 @@ SweepOptions MakeSweep(const Flags& f, const Slo& slo) {
     if (error != std::errc() || end != rest.data() + comma || !std::isfinite(step) || step <= 0 ||
         (!is_rate && step != std::floor(step)))
       throw UsageError("--sweep-steps: '" + std::string(rest.substr(0, comma)) + "' is no load");
+    check_highest(step, "--sweep-steps: a load");
     sweep.steps.push_back(step);
     rest.remove_prefix(std::min(comma + 1, rest.size()));
   }

@@ -102,6 +102,15 @@ class StressTest(unittest.TestCase):
         self.assertEqual((broken["ok"], broken["slo"][0]["held"], broken["request_goodput"]), (False, False, 0))
         self.assertIn("SLO ttft p99 <= 0.001 ms does not hold", broken["complaints"][0])
 
+    def test_an_interrupt_ends_far_too_many_probes(self) -> None:
+        running = subprocess.Popen(command(self.server, "--rate", "1", "--duration", "600s", "--probe-rate", "1e6",
+                                           *SHORT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(running.kill)
+        self.wait_until_running(self.server, 1)
+        running.send_signal(signal.SIGINT)
+        self.assertEqual(running.wait(60), 1)
+        self.assert_idle(self.server)
+
     def test_sources_of_prompts(self) -> None:
         text = self.folder / "text.txt"
         text.write_text("It was a dark evening. " * 40)

@@ -87,6 +87,8 @@ TEST(OptionsTest, LoadsThatAreNone) {
   EXPECT_THAT(ErrorOf({"--rate", "inf"}), HasSubstr("--rate"));
   EXPECT_THAT(ErrorOf({"--rate", "fast"}), HasSubstr("--rate"));
   EXPECT_THAT(ErrorOf({"--rate", "2000000"}), HasSubstr("1,000,000"));
+  EXPECT_THAT(ErrorOf({"--rate", "1", "--probe-rate", "2000000"}), HasSubstr("--probe-rate"));
+  EXPECT_THAT(ErrorOf({"--rate", "1", "--probe-rate", "inf"}), HasSubstr("--probe-rate"));
   EXPECT_THAT(ErrorOf({"--concurrency", "0"}), HasSubstr("--concurrency must be above 0"));
   EXPECT_THAT(ErrorOf({"--concurrency", "-1"}), HasSubstr("--concurrency"));
   EXPECT_THAT(ErrorOf({"--rate", "1", "--requests", "0"}), HasSubstr("--requests must be above 0"));
@@ -124,6 +126,19 @@ TEST(OptionsTest, Sweeps) {
   EXPECT_THAT(
       ErrorOf({"--sweep", "rate", "--slo", "ttft:5ms", "--sweep-steps", "4", "--sweep-to", "2"}),
       HasSubstr("leave out"));
+  const std::vector<std::string> concurrency = {"--sweep", "concurrency", "--slo", "itl:5ms"};
+  const std::vector<std::string> rate = {"--sweep", "rate", "--slo", "ttft:5ms"};
+  const auto with = [](std::vector<std::string> words, const char* flag, const char* value) {
+    words.insert(words.end(), {flag, value});
+    return words;
+  };
+  EXPECT_THAT(ErrorOf(with(concurrency, "--sweep-steps", "1,1e10")),
+              HasSubstr("--sweep-steps: a load is above 4294967295"));
+  EXPECT_THAT(ErrorOf(with(concurrency, "--sweep-to", "4294967296")),
+              HasSubstr("--sweep-to is above 4294967295"));
+  EXPECT_EQ(Parse(with(concurrency, "--sweep-steps", "4294967295")).sweep->steps.size(), 1u);
+  EXPECT_THAT(ErrorOf(with(rate, "--sweep-steps", "1000001")), HasSubstr("is above 1000000"));
+  EXPECT_THAT(ErrorOf(with(rate, "--sweep-to", "1000001")), HasSubstr("is above 1000000"));
   const Options options =
       Parse({"--sweep", "concurrency", "--slo", "itl:5ms", "--sweep-steps", "1,8,32"});
   EXPECT_EQ(options.sweep->variable, SweepOptions::Variable::kConcurrency);
