@@ -87,8 +87,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
       if (BoundOutbox(output_->pending_bytes())) output_->Drop();
     }
     if (!end.has_value()) return;
-    // The message, which lives as long as the call, and the bytes that gRPC makes of it.
-    AccountUnread(response_.SpaceUsedLong() + response_.ByteSizeLong());
+    AccountUnread(response_.Length());
     watch_->Begin();  // this writes the answer
     Finish(ToGrpcStatus(*end, context_));
   }
@@ -136,6 +135,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
       Collect(*std::move(event), result_);
     }
     if (ending.status.ok()) response_ = BytesOf(result_);
+    result_ = {};  // may be unread for long, and the bytes are enough
     return ending.status;
   }
 
