@@ -49,7 +49,8 @@ struct EngineOptions {
   // block of a prompt and a token of every other slot. 0: 2048, or that many if they are more.
   int max_step_tokens = 0;
   int chunk_tokens = 1024;  // largest prompt chunk; rounded down to a multiple of W, at least W
-  int max_queue = 1024;  // sequences in flight beyond max_sequences; so many requests wait at most
+  // Sequences in flight beyond max_sequences from which on requests are refused.
+  int max_queue = 1024;
   // Prompt tokens that may wait, of all requests, what has come of open prompts included; a prompt
   // that waits alone may have any number.
   int64_t max_queue_tokens = 16'000'000;
@@ -135,8 +136,8 @@ class EngineObserver {
 struct EngineLoad {
   int running = 0, waiting = 0;
   int64_t queue_tokens = 0;  // prompt tokens that have come of waiting requests
-  // Sequences that run and wait, a request's num_sequences or what is left of them:
-  // what max_sequences + max_queue bounds.
+  // Sequences that run and wait, a request's num_sequences or what is left of them: at
+  // max_sequences + max_queue the next request is refused.
   int64_t in_flight = 0;
   int slots_total = 0, slots_used = 0;  // leased; a request has one per continuation that runs
   int64_t steps = 0;                    // since start
@@ -170,8 +171,8 @@ class Engine {
   // the request waits the tokens count in max_queue_tokens; from then on the caller bounds what is
   // appended and not yet read (PrefillProgressEvent). Without tokens it says that as much as a
   // block has come which cannot be tokenised yet; so it renews upload_timeout. After an error the
-  // prompt is what it was before. Errors: kNotFound when the request is not in flight (any more);
-  // kFailedPrecondition when its
+  // prompt is what it was before.
+  // Errors: kNotFound when the request is not in flight (any more); kFailedPrecondition when its
   //         prompt is complete; kInvalidArgument when a token is not in the vocabulary, or the
   //         prompt would exceed max_prompt_tokens or be complete and empty; kResourceExhausted when
   //         max_queue_tokens is reached.

@@ -22,13 +22,14 @@ absl::StatusOr<SequenceId> Inbox::Submit(std::unique_ptr<ActiveRequest> request)
   }
   // Running ones count too: whether a request of the inbox will wait or start at once is not known
   // here, and the answer must not depend on how fast the engine thread takes it. In sequences, for
-  // each of them holds a slot: in requests, more than the queue has room for might wait.
+  // each of them holds a slot: in requests, more than the queue has room for might wait. The last
+  // one may go beyond the limit: where it is full of requests for one, one for several would never
+  // find as many places free.
   const auto sequences =
       std::max<int64_t>(1, static_cast<int64_t>(request->continuations.size()));  // 1: a score
-  if (sequences > limits_.max_in_flight - sequences_) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("queue is full: ", sequences_, " sequences run and wait, limit ",
-                     limits_.max_in_flight, "; the request has ", sequences));
+  if (sequences_ >= limits_.max_in_flight) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "queue is full: ", sequences_, " sequences run and wait, limit ", limits_.max_in_flight));
   }
   BST_RETURN_IF_ERROR(CheckRoom(request->prompt_tokens, /*own=*/0));
   const SequenceId id(++last_id_);

@@ -5,8 +5,8 @@
 // It also keeps the books that admission needs: which requests are in flight, and how many prompt
 // tokens wait. They are kept here, not in the scheduler, so that Submit can answer at once.
 //
-// Invariants  (1) At most max_in_flight sequences are in flight: of requests that are submitted and
-//                 not finished, and not ended themselves.
+// Invariants  (1) A request is taken while fewer than max_in_flight sequences are in flight: of
+//                 requests that are submitted and not finished, and not ended themselves.
 //             (2) A request that Submit accepted is delivered exactly once, and its cancellation
 //                 and the stop of a continuation at most once, not before it.
 //             (3) The prompt tokens of all waiting requests together, parts that came later
@@ -37,7 +37,7 @@
 namespace bst {
 
 struct InboxLimits {
-  int64_t max_in_flight = 0;  // sequences that may run and wait
+  int64_t max_in_flight = 0;  // sequences that run and wait, from which on requests are refused
   // Prompt tokens that may wait; a prompt that waits alone may have any number.
   int64_t max_waiting_tokens = 0;
   int64_t max_prompt_tokens = 0;  // of an open prompt, all parts together

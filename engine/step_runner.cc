@@ -391,6 +391,7 @@ void StepRunner::CommitFailed(StepPlan plan, const absl::Status& status) {
   sampled_.assign(plan.samples().size(), {.failed = true});
   for (const auto& [id, request] : requests_) request->failure = status;
   scheduler_.Commit(std::move(plan), sampled_, updates_);
+  UpdateLoad();
   ReportStartsAndEnds(clock_.Now());
   EndAll(status);
 }

@@ -2,6 +2,7 @@
 
 #include <grpcpp/alarm.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -119,6 +120,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     Violations violations;
     std::vector<TokenId> tokens = prompt_->Add(*part, PromptEnd::kMoreFollows, violations);
     if (!violations.empty()) return Refused(violations.status());
+    unsaid_bytes_ += static_cast<int64_t>(part->text().size());
     return Append(std::move(tokens), PromptEnd::kMoreFollows);
   }
   bool ReadEnd() {
@@ -130,9 +132,20 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     return false;
   }
 
+  // Hands over what is tokens by now, and says so when as much as a block came that is not yet: for
+  // the engine a sign of life, which keeps a request that has started from its timeout.
   bool Append(std::vector<TokenId> tokens, PromptEnd end) {
-    if (tokens.empty() && end == PromptEnd::kMoreFollows && !HeldABlockMore()) return true;
-    held_at_last_append_ = prompt_->held_bytes();
+    const bool goes_on = end == PromptEnd::kMoreFollows, is_text_alone = tokens.empty() && goes_on;
+    if (!is_text_alone && !HandOver(std::move(tokens), end)) return false;
+    unsaid_bytes_ = std::min(unsaid_bytes_, prompt_->held_bytes());  // the others are tokens now
+    // While it waits any part is a sign.
+    const bool is_sign =
+        HasStarted() ? unsaid_bytes_ >= model_->engine->info().window : is_text_alone;
+    if (!goes_on || !is_sign) return true;
+    unsaid_bytes_ = 0;
+    return HandOver({}, PromptEnd::kMoreFollows);
+  }
+  bool HandOver(std::vector<TokenId> tokens, PromptEnd end) {
     {
       absl::MutexLock lock(&write_mutex_);
       output_->AddPrompt(tokens, end);
@@ -142,14 +155,9 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     return status.ok() || Refused(status);
   }
 
-  // Whether text came for a block that is no tokens yet: for the engine a sign of life, which keeps
-  // a request that has started from its timeout. While it waits any part does.
-  bool HeldABlockMore() ABSL_LOCKS_EXCLUDED(write_mutex_) {
-    {
-      absl::MutexLock lock(&write_mutex_);
-      if (processed_tokens_ == 0) return true;
-    }
-    return prompt_->held_bytes() - held_at_last_append_ >= model_->engine->info().window;
+  bool HasStarted() ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    absl::MutexLock lock(&write_mutex_);
+    return processed_tokens_ > 0;
   }
 
   bool Rejected(const absl::Status& status) {
@@ -213,7 +221,8 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   grpc::ByteBuffer bytes_;              // of the part being read
   std::optional<PromptReader> prompt_;  // after the first part; used by one read at a time
   HeldText::Share held_text_;           // of prompt_
-  int64_t held_at_last_append_ = 0;     // bytes; used as prompt_ is
+  // Of text that is no tokens yet, what came since the last sign of life; used as prompt_ is.
+  int64_t unsaid_bytes_ = 0;
 
   bool awaits_first_ ABSL_GUARDED_BY(write_mutex_) = true;
   grpc::Alarm first_timer_ ABSL_GUARDED_BY(write_mutex_);

@@ -324,8 +324,13 @@ TEST_F(UploadServiceTest, TextThatIsNoTokensYetIsASignOfLifeForEachBlock) {
   stream->Write(Text("n"));
   stream->Write(Text("d the "));
   EXPECT_THAT(server.engine().WaitForAppended(id, 2)[1].tokens, testing::Not(testing::IsEmpty()));
+  // Also beside tokens, and when some of it came with them.
+  stream->Write(Text("a word nnnnn"));
+  EXPECT_THAT(server.engine().WaitForAppended(id, 3)[2].tokens, testing::Not(testing::IsEmpty()));
+  stream->Write(Text("nnn"));
+  EXPECT_THAT(server.engine().WaitForAppended(id, 4)[3].tokens, testing::IsEmpty());
   stream->WritesDone();
-  server.engine().WaitForAppended(id, 3);
+  server.engine().WaitForAppended(id, 5);
   server.engine().Finish(id, FinishReason::kMaxTokens);
   while (stream->Read(&event)) {
   }

@@ -105,7 +105,7 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context,
   if (layer->takes_packed_inputs()) {
     // For RunFeedForward: what the one layer and the other prepare, each no more than the larger of
     // them needs for both; hidden rows in float32, and a row of normalised inputs. Which layers are
-    // such a pair is not known yet: at K = 3072 that is 3 MB of a thread on tiles and 2 MB
+    // such a pair is not known yet: at K = 3072 that is 3 MB of a thread on tiles and 1.2 MB
     // otherwise, once for all layers.
     const int64_t most = layer->most_task_rows();
     const int64_t float_rows = 1 + (type == DType::kI8 ? most / kHiddenPart : 0);

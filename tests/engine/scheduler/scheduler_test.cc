@@ -523,18 +523,18 @@ TEST_F(SchedulerTest, NoOpenPromptStartsAfterOneThatWaitsForAnOpenPrompt) {
   const auto enqueue_open = [this](uint64_t id) {
     SequenceSpec open = Spec(id, 6, 1);
     open.prompt_open = true;
-    ASSERT_TRUE(scheduler_->Enqueue(std::move(open)).ok());
+    scheduler_->Enqueue(std::move(open));
   };
   enqueue_open(1);
   EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
   SequenceSpec all = Spec(2, 2, 1);
   all.num_sequences = 3;
-  ASSERT_TRUE(scheduler_->Enqueue(std::move(all)).ok());
+  scheduler_->Enqueue(std::move(all));
   enqueue_open(3);
-  ASSERT_TRUE(scheduler_->Enqueue(Spec(4, 2, 1)).ok());  // Whole prompts pass both.
+  scheduler_->Enqueue(Spec(4, 2, 1));  // Whole prompts pass both.
   EXPECT_THAT(Step(), ElementsAre("4: prompt 0..2 samples"));
   EXPECT_THAT(Step(), IsEmpty());
-  scheduler_->Append(SequenceId(1), {}, true, At(0));
+  scheduler_->Append(SequenceId(1), {}, PromptEnd::kComplete, At(0));
   EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples"));
   EXPECT_THAT(Step(), ElementsAre("2: prompt 0..2 samples 3"));
   EXPECT_THAT(Step(), ElementsAre("3: prompt 0..4"));
