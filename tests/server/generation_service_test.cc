@@ -439,6 +439,19 @@ TEST_F(GenerationServiceTest, ACallThatIsNotReadToItsEndIsCounted) {
   EXPECT_TRUE(server_.WaitForUnreadCalls(0));
 }
 
+// A call that finds too much output of others unread.
+Stream RefusedForUnreadOutput(RunningServer& server) {
+  server.engine().AnswerWith({'y'});
+  Stream refused = server.Generate(TextRequest("z"));
+  // What a call keeps is counted a moment after the call.
+  for (int i = 0; i < 1000 && refused.status.ok(); ++i) {
+    refused = server.Generate(TextRequest("z"));
+  }
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.status.error_message(), testing::HasSubstr("readers are behind"));
+  return refused;
+}
+
 TEST(UnreadOutput, OfAllReadersTogetherIsBounded) {
   ServerConfig config = LoopbackConfig();
   config.max_unread_bytes = 100'000;
@@ -449,14 +462,7 @@ TEST(UnreadOutput, OfAllReadersTogetherIsBounded) {
   GenerateMuch(server.engine(), id);
   server.engine().Finish(id, FinishReason::kMaxTokens);
   EXPECT_TRUE(server.WaitForUnreadCalls(1));
-  server.engine().AnswerWith({'y'});
-  Stream refused = server.Generate(TextRequest("z"));
-  // What a call keeps is counted a moment after the call.
-  for (int i = 0; i < 1000 && refused.status.ok(); ++i) {
-    refused = server.Generate(TextRequest("z"));
-  }
-  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(refused.status.error_message(), testing::HasSubstr("readers are behind"));
+  const Stream refused = RefusedForUnreadOutput(server);
   EXPECT_TRUE(DetailOf<google::rpc::RetryInfo>(refused.status).has_value());
   v1::GenerateEvent event;
   while (reader->Read(&event)) {
@@ -501,14 +507,7 @@ TEST(UnreadOutput, OfUnaryCallsCountsToo) {
   server.engine().Finish(id, FinishReason::kMaxTokens);
   server.WaitForEnd("much");
   EXPECT_TRUE(server.WaitForUnreadCalls(1));
-  server.engine().AnswerWith({'y'});
-  Stream refused = server.Generate(TextRequest("z"));
-  // The answer is counted a moment after the call.
-  for (int i = 0; i < 1000 && refused.status.ok(); ++i) {
-    refused = server.Generate(TextRequest("z"));
-  }
-  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(refused.status.error_message(), testing::HasSubstr("readers are behind"));
+  RefusedForUnreadOutput(server);
   answer.reset();
   EXPECT_TRUE(server.WaitForUnreadCalls(0));
   EXPECT_TRUE(server.Generate(TextRequest("z")).status.ok());
