@@ -123,11 +123,19 @@ def export_model(
     """Writes `model` as a checkpoint directory.
 
     `tokenizer_model` is copied to the name that the configuration gives. Files are replaced one by
-    one, the weights last.
+    one, the weights last. Raises ValueError, before anything is written, where a tensor is not
+    finite.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     config = model.config
+    tensors = {
+        name: tensor.to(torch.float32 if is_float32_only(name) else dtype)
+        for name, tensor in checkpoint_tensors(model).items()
+    }
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name}: a value is not finite as {tensor.dtype}")
+    directory.mkdir(parents=True, exist_ok=True)
     if config.tokenizer_file is not None:
         if tokenizer_model is None:
             raise ValueError("the configuration names a tokenizer file, but none was given")
@@ -136,10 +144,6 @@ def export_model(
             shutil.copyfile(tokenizer_model, target)
     text = json.dumps(config.to_json(), indent=1) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
-    tensors = {
-        name: tensor.to(torch.float32 if is_float32_only(name) else dtype)
-        for name, tensor in checkpoint_tensors(model).items()
-    }
     scratch = directory / "model.safetensors.partial"
     write_safetensors(scratch, tensors, {"format": "pt"})
     scratch.replace(directory / "model.safetensors")

@@ -259,4 +259,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         add(commands.add_parser(name, help=text, description=text))
         runners[name] = run
     args = parser.parse_args(argv)
-    return runners[args.command](args)
+    try:
+        return runners[args.command](args)
+    except (FloatingPointError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -13,7 +13,8 @@ state, and updates the weights. A run directory holds
 The learning rate follows the larger of two fractions: tokens of `max_tokens`, and time of
 `time_budget_s` when that is set. Without a time budget a run that was interrupted and resumed ends
 with the same weights, bit for bit, as one that was not. Several processes may share the work (see
-distributed); the first of them writes the files.
+distributed); the first of them writes the files. A run whose numbers are no longer finite ends with
+an error and keeps its last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
@@ -127,6 +129,10 @@ class Trainer:
 
     def _save(self) -> None:
         """Writes the checkpoint and the curves. All processes must call this together."""
+        # Finite gradients can still end in weights that are not. All processes have the same ones.
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise FloatingPointError(f"step {self.step}: {name} is not finite; nothing is saved")
         own = self._group.own(self.config.lanes)
         states = self._group.collect(dict(list(enumerate(self._states))[own]))
         if not self._group.is_first:
@@ -221,14 +227,22 @@ class Trainer:
             self._template = row
         factor = schedule(self.step, self._progress(), self.config.optimizer)
         set_learning_rates(self._optimizers, factor)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        )
+        # Both are sums over all processes, so that all of them stop and none waits for another.
+        mean = self._group.add(float(loss.detach()))
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {self.step + 1}: the loss is {mean}, the norm of its gradients {norm}"
+            )
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.model.project()
         self.step += 1
         self.tokens += counted
-        return self._group.add(float(loss.detach())), counted, factor
+        return mean, counted, factor
 
     def _validate(self) -> None:
         if self._valid is None or not self._group.is_first:

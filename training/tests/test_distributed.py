@@ -40,7 +40,9 @@ class DistributedTest(unittest.TestCase):
             for seed in range(6):
                 file.write(json.dumps({"text": random_text(seed, 60 + 20 * seed)}) + "\n")
 
-    def _train(self, launcher: List[str], name: str, max_tokens: int) -> Path:
+    def _run(
+        self, launcher: List[str], name: str, max_tokens: int, *more: str
+    ) -> "subprocess.CompletedProcess[str]":
         run_dir = self.directory / name
         command = [
             *launcher, "-m", "training.bst_train", "train",
@@ -50,14 +52,18 @@ class DistributedTest(unittest.TestCase):
             "--cache_dir", str(self.directory / "cache"), "--max_tokens", str(max_tokens),
             "--segment", "32", "--sequences", "4", "--lanes", "8", "--max_segments", "4",
             "--min_tail", "0", "--log_every", "1", "--threads", "1", "--warmup_steps", "5",
+            *more,
         ]
         environment = dict(os.environ, OMP_NUM_THREADS="1")
-        result = subprocess.run(
+        return subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
             timeout=300,
         )
+
+    def _train(self, launcher: List[str], name: str, max_tokens: int) -> Path:
+        result = self._run(launcher, name, max_tokens)
         self.assertEqual(result.returncode, 0, result.stderr)
-        return run_dir
+        return self.directory / name
 
     def _torchrun(self) -> List[str]:
         return [
@@ -66,6 +72,14 @@ class DistributedTest(unittest.TestCase):
             # PyTorch 1.13 under Python 3.11 takes no other values than these.
             "--redirects", "1", "--tee", "1", "--log_dir", str(self.directory / "logs"),
         ]
+
+    def test_processes_stop_together_where_the_loss_is_not_finite(self) -> None:
+        for name, launcher in (("one", [sys.executable]), ("two", self._torchrun())):
+            result = self._run(launcher, name, STEPS * 128, "--matrix_lr", "nan")
+            self.assertNotEqual(result.returncode, 0)
+            output = result.stdout + result.stderr
+            self.assertIn("error: step 2: the loss is nan", output)
+            self.assertFalse((self.directory / name / "checkpoint.pt").exists())
 
     def _losses(self, run_dir: Path) -> List[float]:
         with open(run_dir / "curve.csv", newline="", encoding="utf-8") as file:

@@ -242,6 +242,16 @@ class CheckpointTest(TemporaryDirectoryTest):
         export_model(model, self.directory / "decaying")
         load_model(self.directory / "decaying")
 
+    def test_tensors_that_are_not_finite_are_refused(self) -> None:
+        # The last is finite in float32 and rounds to infinity in BF16.
+        for value in (math.nan, math.inf, 3.4e38):
+            model = random_model(tiny_config(), 4)
+            with torch.no_grad():
+                model.layers[0].attn.q_proj.weight[1, 2] = value
+            with self.assertRaisesRegex(ValueError, "layers.0.attn.q_proj.weight: .*not finite"):
+                export_model(model, self.directory / "out")
+            self.assertFalse((self.directory / "out").exists())
+
     def test_import_names_a_bad_tensor(self) -> None:
         model = random_model(tiny_config(), 2)
         export_model(model, self.directory)
@@ -338,6 +348,25 @@ class TrainerTest(TemporaryDirectoryTest):
         for name, tensor in straight.model.state_dict().items():
             self.assertTrue(torch.equal(tensor, resumed.model.state_dict()[name]), name)
         self.assertTrue((self.directory / "stopped" / "curve.csv").exists())
+
+    def test_numbers_that_are_not_finite_end_the_run(self) -> None:
+        self._trainer("diverged").run(max_steps=2)
+        checkpoint = self.directory / "diverged" / "checkpoint.pt"
+        kept = checkpoint.read_bytes()
+        trainer = self._trainer("diverged", checkpoint_every_s=0.0)
+        norms = trainer.model.final_norm.weight
+        with torch.no_grad():
+            norms[0] = math.nan
+        others = norms[1:].clone()
+        with self.assertRaisesRegex(FloatingPointError, "step 3: the loss is nan"):
+            trainer.run(max_steps=3)
+        self.assertTrue(torch.equal(norms[1:], others))
+        self.assertEqual(checkpoint.read_bytes(), kept)
+        # An update that makes the weights infinite is seen before the next step's loss is.
+        options = OptimizerConfig(other_lr=math.inf)
+        with self.assertRaisesRegex(FloatingPointError, "step 3: .* is not finite"):
+            self._trainer("diverged", optimizer=options).run(max_steps=1)
+        self.assertEqual(checkpoint.read_bytes(), kept)
 
     def test_loss_falls(self) -> None:
         for optimizer, rate in (("muon", 0.02), ("adamw", 3e-3)):
