@@ -130,11 +130,13 @@ def _run_train(args: argparse.Namespace) -> int:
     from .distributed import Group
     from .optimizer import OptimizerConfig
     from .tokenizer import load_tokenizer
-    from .trainer import TrainConfig, Trainer, prepare_corpora
+    from .trainer import TrainConfig, Trainer, check_tokenizer, prepare_corpora
 
     if args.threads > 0:
         torch.set_num_threads(args.threads)
+    model_config = ModelConfig.load(args.config)
     tokenizer = load_tokenizer(args.tokenizer)
+    check_tokenizer(model_config, tokenizer)   # before hours of tokenising
     sources = [Source.parse(argument) for argument in args.corpus]
     optimizer = OptimizerConfig(**_fields(OptimizerConfig, args))
     parameters = _fields(TrainConfig, args)
@@ -142,7 +144,7 @@ def _run_train(args: argparse.Namespace) -> int:
     corpora = prepare_corpora(sources, tokenizer, args.cache_dir)
     valid = tokenize(args.valid, tokenizer, args.cache_dir) if args.valid else None
     trainer = Trainer(
-        ModelConfig.load(args.config), TrainConfig(**parameters), corpora,
+        model_config, TrainConfig(**parameters), corpora,
         [source.weight for source in sources], valid, tokenizer, args.run_dir, args.device,
         Group(),
     )
@@ -197,12 +199,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def _run_export(args: argparse.Namespace) -> int:
     import torch
 
-    from .checkpoint import export_model
-    from .trainer import model_from_run
+    from .trainer import export_run
 
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
-    model = model_from_run(args.run_dir)
-    export_model(model, args.output, args.tokenizer, dtype)
+    model = export_run(args.run_dir, args.output, args.tokenizer, dtype)
     size = (args.output / "model.safetensors").stat().st_size
     print(f"{args.output}: {model.num_parameters()} parameters, {size / 1e6:.1f} MB")
     return 0

@@ -91,8 +91,7 @@ def _cache_key(path: PathLike, tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256()
     stat = Path(path).stat()
     digest.update(f"{Path(path).name} {stat.st_size} {tokenizer.vocab_size}".encode())
-    model = getattr(tokenizer, "path", None)
-    digest.update(Path(model).read_bytes() if model else b"byte")
+    digest.update(tokenizer.digest.encode())
     return digest.hexdigest()[:16]
 
 

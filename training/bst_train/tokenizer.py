@@ -7,6 +7,7 @@ fallback; line breaks are pieces of their own, so encoding never looks across on
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Iterable, Iterator, List, Optional, Protocol, Union
@@ -16,9 +17,18 @@ BOS_ID = 1
 EOS_ID = 2
 UNK_ID = 3
 
+BYTE_DIGEST = "byte"
+
 # A line together with the run of line breaks behind it. Line breaks are user-defined pieces, so
 # cutting a text at these places does not change its encoding; it keeps the encoder's heap small.
 _LINE = re.compile(r"[^\n]*\n+|[^\n]+\Z")
+
+
+def tokenizer_digest(path: Optional[Union[str, Path]]) -> str:
+    """The SHA-256 of a SentencePiece model file; "byte" for None and "byte", which are bytes."""
+    if path is None or str(path) == "byte":
+        return BYTE_DIGEST
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 class Tokenizer(Protocol):
@@ -28,6 +38,7 @@ class Tokenizer(Protocol):
     bos_id: Optional[int]
     eos_id: Optional[int]
     pad_id: Optional[int]
+    digest: str   # tells vocabularies apart: see tokenizer_digest
 
     def encode(self, text: str) -> List[int]:
         """Token ids of `text`, without bos or eos."""
@@ -44,6 +55,7 @@ class ByteTokenizer:
         self.bos_id: Optional[int] = 256
         self.eos_id: Optional[int] = 257
         self.pad_id: Optional[int] = 258
+        self.digest = BYTE_DIGEST
 
     def encode(self, text: str) -> List[int]:
         return list(text.encode("utf-8"))
@@ -58,7 +70,7 @@ class SentencePieceTokenizer:
     def __init__(self, path: Union[str, Path]) -> None:
         import sentencepiece
 
-        self.path = Path(path)
+        self.digest = tokenizer_digest(path)
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self.vocab_size = self._processor.vocab_size()
 

@@ -30,6 +30,7 @@ from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
+from .checkpoint import export_model
 from .config import ModelConfig
 from .corpus import Batch, LaneSampler, Source, TokenizedCorpus, tokenize
 from .distributed import Group
@@ -45,7 +46,7 @@ from .optimizer import (
     set_learning_rates,
 )
 from .plot import plot_curves
-from .tokenizer import Tokenizer
+from .tokenizer import BYTE_DIGEST, Tokenizer, tokenizer_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +89,7 @@ class Trainer:
             raise ValueError(
                 f"segment {config.segment} is not a multiple of the window {model_config.window}"
             )
-        if tokenizer.vocab_size > model_config.vocab_size:
-            raise ValueError(
-                f"the vocabulary has {tokenizer.vocab_size} pieces, "
-                f"the model {model_config.vocab_size}"
-            )
+        check_tokenizer(model_config, tokenizer)
         self._group = group or Group()
         self._group.check(config.sequences, config.lanes)
         self.config = config
@@ -140,6 +137,7 @@ class Trainer:
         state = {
             "model_config": self.model.config.to_json(),
             "model": self.model.state_dict(),
+            "tokenizer": self._tokenizer.digest,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "sampler": self._sampler.state_dict(),
             "states": [states[lane] for lane in range(self.config.lanes)],
@@ -165,6 +163,7 @@ class Trainer:
         state = load_training_checkpoint(self._checkpoint)
         if state["model_config"] != self.model.config.to_json():
             raise ValueError(f"{self._checkpoint} holds another model configuration")
+        _check_digest(self._checkpoint, state, self._tokenizer.digest)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"]):
             peaks = [group["peak_lr"] for group in optimizer.param_groups]
@@ -325,6 +324,37 @@ class Trainer:
         self._save()
 
 
+def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raises ValueError unless text of that tokenizer is what the configuration says it is."""
+    is_byte = tokenizer.digest == BYTE_DIGEST
+    if is_byte != (config.tokenizer_file is None):
+        wanted = config.tokenizer_file or "bytes"
+        raise ValueError(
+            f"the configuration's vocabulary is {wanted}, "
+            f"the tokenizer's is {'bytes' if is_byte else 'a SentencePiece model'}"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the vocabulary has {tokenizer.vocab_size} pieces, the model {config.vocab_size}"
+        )
+    for key, actual in (
+        ("bos_token_id", tokenizer.bos_id),
+        ("eos_token_id", tokenizer.eos_id),
+        ("pad_token_id", tokenizer.pad_id),
+    ):
+        expected = getattr(config, key)
+        # Text holds no padding, so a model may do without.
+        if expected != actual and not (key == "pad_token_id" and expected is None):
+            raise ValueError(f"{key} is {expected} in the configuration, {actual} in the vocabulary")
+
+
+def _check_digest(path: Path, state: Dict[str, Any], digest: str) -> None:
+    """Raises ValueError where a run was trained with another vocabulary; older runs do not say."""
+    trained = state.get("tokenizer", digest)
+    if trained != digest:
+        raise ValueError(f"{path} was trained with the vocabulary {trained}, not {digest}")
+
+
 def load_training_checkpoint(path: Path) -> Dict[str, Any]:
     """The contents of a run's checkpoint.pt. Only for files one has written oneself (pickle)."""
     try:
@@ -336,7 +366,26 @@ def load_training_checkpoint(path: Path) -> Dict[str, Any]:
 
 def model_from_run(run_dir: Path) -> LanguageModel:
     """The model of a run directory's latest checkpoint."""
-    state = load_training_checkpoint(Path(run_dir) / "checkpoint.pt")
+    return _model_of(load_training_checkpoint(Path(run_dir) / "checkpoint.pt"))
+
+
+def export_run(
+    run_dir: Path, directory: Path, tokenizer_model: Optional[Path], dtype: torch.dtype
+) -> LanguageModel:
+    """Writes the model of a run directory as a checkpoint directory (see export_model).
+
+    Raises ValueError where the run was trained with another vocabulary.
+    """
+    path = Path(run_dir) / "checkpoint.pt"
+    state = load_training_checkpoint(path)
+    model = _model_of(state)
+    if model.config.tokenizer_file is None or tokenizer_model is not None:
+        _check_digest(path, state, tokenizer_digest(tokenizer_model))
+    export_model(model, directory, tokenizer_model, dtype)
+    return model
+
+
+def _model_of(state: Dict[str, Any]) -> LanguageModel:
     config = ModelConfig.from_json(state["model_config"])
     names = state["model"]
     options = [SsmOptions.of_tensors(names, index) for index in range(len(config.layers))]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
+import io
 import json
 import lzma
 import math
@@ -15,6 +17,7 @@ from typing import List, Tuple
 import numpy as np
 import torch
 
+from training.bst_train import cli
 from training.bst_train.checkpoint import (
     export_model,
     is_float32_only,
@@ -37,9 +40,17 @@ from training.bst_train.optimizer import (
 from training.bst_train.tokenizer import (
     ByteTokenizer,
     SentencePieceTokenizer,
+    Tokenizer,
     train_sentencepiece,
 )
-from training.bst_train.trainer import TrainConfig, Trainer, model_from_run
+from training.bst_train.trainer import (
+    TrainConfig,
+    Trainer,
+    check_tokenizer,
+    export_run,
+    load_training_checkpoint,
+    model_from_run,
+)
 from training.tests.tiny import (
     BRECT,
     TRANSFORMER,
@@ -181,6 +192,76 @@ class TokenizerTest(TemporaryDirectoryTest):
             self.assertEqual(tokenizer._processor.encode(text), ids)
             lengths = token_byte_lengths(tokenizer, np.array(ids, dtype=np.int64))
             self.assertEqual(int(lengths.sum()), len(text.encode("utf-8")))
+
+
+class VocabularyTest(TemporaryDirectoryTest):
+    """A run's text, its configuration and its export have one vocabulary."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = self.directory / "tokenizer.model"
+        train_sentencepiece([random_text(1, 400)], self.path, 300, 1 << 20)
+        self.config = tiny_config(
+            (TRANSFORMER,), vocab_size=300, tokenizer_file="tokenizer.model", bos_token_id=1,
+            eos_token_id=2, pad_token_id=0,
+        )
+
+    def _trainer(self, tokenizer: Tokenizer) -> Trainer:
+        path = write_corpus(self.directory / "text.jsonl", [random_text(2, 100)])
+        corpus = tokenize(path, tokenizer, self.directory / "cache")
+        options = TrainConfig(max_tokens=1000, segment=32, sequences=1, lanes=1, min_tail=0)
+        return Trainer(
+            self.config, options, [corpus], [1.0], None, tokenizer, self.directory / "run"
+        )
+
+    def test_a_forgotten_tokenizer_is_refused(self) -> None:
+        (self.directory / "config.json").write_text(json.dumps(self.config.to_json()))
+        path = write_corpus(self.directory / "text.jsonl", [random_text(2, 100)])
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            status = cli.main([
+                "train", "--config", str(self.directory / "config.json"), "--max_tokens", "100",
+                "--run_dir", str(self.directory / "run"), "--corpus", str(path), "--segment", "32",
+                "--cache_dir", str(self.directory / "cache"), "--min_tail", "0",
+            ])
+        self.assertEqual(status, 1)
+        self.assertIn("vocabulary is tokenizer.model, the tokenizer's is bytes", errors.getvalue())
+        self.assertFalse((self.directory / "cache").exists())
+
+    def test_kind_and_ids_are_compared(self) -> None:
+        pieces = SentencePieceTokenizer(self.path)
+        check_tokenizer(self.config, pieces)
+        check_tokenizer(dataclasses.replace(self.config, pad_token_id=None), pieces)
+        check_tokenizer(tiny_config(), ByteTokenizer())
+        for config, tokenizer, pattern in (
+            (self.config, ByteTokenizer(), "is tokenizer.model, the tokenizer's is bytes"),
+            (tiny_config(vocab_size=300), pieces, "is bytes, the tokenizer's is a SentencePiece"),
+            (dataclasses.replace(self.config, vocab_size=299), pieces, "300 pieces, the model 299"),
+            (dataclasses.replace(self.config, bos_token_id=3), pieces, "bos_token_id is 3 .* 1 in"),
+            (dataclasses.replace(self.config, eos_token_id=None), pieces, "eos_token_id is None"),
+            (tiny_config(pad_token_id=0), ByteTokenizer(), "pad_token_id is 0 .* 258 in"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                check_tokenizer(config, tokenizer)
+
+    def test_a_run_keeps_its_vocabulary(self) -> None:
+        other = self.directory / "other.model"
+        train_sentencepiece([random_text(7, 400)], other, 300, 1 << 20)
+        self._trainer(SentencePieceTokenizer(self.path)).run(max_steps=1)
+        self._trainer(SentencePieceTokenizer(self.path))
+        with self.assertRaisesRegex(ValueError, "was trained with the vocabulary"):
+            self._trainer(SentencePieceTokenizer(other))
+        run, output = self.directory / "run", self.directory / "out"
+        with self.assertRaisesRegex(ValueError, "was trained with the vocabulary"):
+            export_run(run, output, other, torch.float32)
+        self.assertFalse(output.exists())
+        export_run(run, output, self.path, torch.float32)
+        self.assertEqual((output / "tokenizer.model").read_bytes(), self.path.read_bytes())
+        # A run that does not say is taken as it was before it could.
+        state = load_training_checkpoint(run / "checkpoint.pt")
+        del state["tokenizer"]
+        torch.save(state, run / "checkpoint.pt")
+        self._trainer(SentencePieceTokenizer(other))
+        export_run(run, output, other, torch.float32)
 
 
 class CheckpointTest(TemporaryDirectoryTest):
