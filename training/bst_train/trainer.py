@@ -166,10 +166,14 @@ class Trainer:
         _check_digest(self._checkpoint, state, self._tokenizer.digest)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"]):
-            peaks = [group["peak_lr"] for group in optimizer.param_groups]
+            # The moments are the run's, the settings are the arguments', which train.json records.
+            settings = [
+                {key: value for key, value in group.items() if key != "params"}
+                for group in optimizer.param_groups
+            ]
             optimizer.load_state_dict(saved)
-            for group, peak in zip(optimizer.param_groups, peaks):
-                group["peak_lr"] = peak
+            for group, setting in zip(optimizer.param_groups, settings):
+                group.update(setting)
         self._sampler.load_state_dict(state["sampler"])
         self._states = state["states"]
         self._template = next((s for s in self._states if s is not None), None)

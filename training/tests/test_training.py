@@ -430,6 +430,25 @@ class TrainerTest(TemporaryDirectoryTest):
             self.assertTrue(torch.equal(tensor, resumed.model.state_dict()[name]), name)
         self.assertTrue((self.directory / "stopped" / "curve.csv").exists())
 
+    def test_resume_takes_the_settings_of_its_arguments(self) -> None:
+        def settings(trainer: Trainer) -> List[dict]:
+            return [
+                {key: value for key, value in group.items() if key != "params"}
+                for optimizer in trainer._optimizers for group in optimizer.param_groups
+            ]
+
+        changed = OptimizerConfig(
+            momentum=0.5, weight_decay=0.1, beta1=0.8, beta2=0.9, matrix_lr=0.01, ssm_lr=1e-3
+        )
+        fresh = settings(self._trainer("fresh", optimizer=changed))
+        trainer = self._trainer("stopped")
+        for group in trainer._optimizers[1].param_groups:
+            group["eps"] = 1e-3
+        trainer.run(max_steps=2)
+        resumed = self._trainer("stopped", optimizer=changed)
+        self.assertEqual(settings(resumed), fresh)
+        self.assertEqual(len(resumed._optimizers[0].state), len(trainer._optimizers[0].state))
+
     def test_numbers_that_are_not_finite_end_the_run(self) -> None:
         self._trainer("diverged").run(max_steps=2)
         checkpoint = self.directory / "diverged" / "checkpoint.pt"
