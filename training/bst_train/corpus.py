@@ -88,10 +88,10 @@ class TokenizedCorpus:
 
 
 def _cache_key(path: PathLike, tokenizer: Tokenizer) -> str:
-    digest = hashlib.sha256()
-    stat = Path(path).stat()
-    digest.update(f"{Path(path).name} {stat.st_size} {tokenizer.vocab_size}".encode())
-    digest.update(tokenizer.digest.encode())
+    digest = hashlib.sha256(f"{tokenizer.vocab_size} {tokenizer.digest} ".encode())
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()[:16]
 
 

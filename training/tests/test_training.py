@@ -90,6 +90,13 @@ class CorpusTest(TemporaryDirectoryTest):
         self.assertEqual(first.bytes.tolist(), [len(t.encode()) for t in texts])
         self.assertTrue(np.array_equal(first.ids, again.ids))
 
+    def test_files_of_one_name_and_size_have_their_own_tokens(self) -> None:
+        for text in ("first", "other"):
+            (self.directory / text).mkdir()
+            path = write_corpus(self.directory / text / "a.jsonl", [text])
+            corpus = tokenize(path, ByteTokenizer(), self.directory / "cache")
+            self.assertEqual(bytes(corpus.document(0)[1:-1].tolist()).decode(), text)
+
     def test_names_a_bad_line(self) -> None:
         path = self.directory / "bad.jsonl"
         path.write_text('{"text": "a"}\n{"body": "b"}\n', encoding="utf-8")
