@@ -14,6 +14,7 @@ of its own that starts at position 0; every piece is visited once before any is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -85,6 +86,14 @@ class TokenizedCorpus:
 
     def document(self, index: int) -> np.ndarray:
         return self.ids[self.bounds[index] : self.bounds[index + 1]]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the documents' tokens, whatever the type they are held in."""
+        digest = hashlib.sha256(self.bounds.astype("<i8").tobytes())
+        for begin in range(0, len(self.ids), 1 << 20):
+            digest.update(self.ids[begin : begin + (1 << 20)].astype("<i4").tobytes())
+        return digest.hexdigest()
 
 
 def _cache_key(path: PathLike, tokenizer: Tokenizer) -> str:
@@ -165,7 +174,8 @@ class LaneSampler:
     """Deals documents to lanes, and segments of lanes to steps.
 
     Everything it does follows from the seed and the corpora, never from the model, so two runs
-    with the same arguments see the same tokens in the same order. `state_dict` is exact.
+    with the same arguments see the same tokens in the same order. `state_dict` is exact, and names
+    the corpora and the segment, without which its positions mean nothing.
 
     bos stands in front of a piece that starts inside a document, too: what the model then sees is
     what serving shows it, a document that begins at position 0 with bos.
@@ -262,11 +272,31 @@ class LaneSampler:
             "dealt": self._dealt.tolist(),
             "lanes": [dict(lane) for lane in self._lanes],
             "next_lane": self._next_lane,
+            "segment": self._segment,
+            "corpora": [
+                {"documents": len(c), "tokens": len(c.ids), "sha256": c.digest}
+                for c in self._corpora
+            ],
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         if len(state["lanes"]) != len(self._lanes) or len(state["queues"]) != len(self._queues):
             raise ValueError("the checkpoint was made with other corpora or lanes")
+        # Older states do not say what they were made with.
+        if state.get("segment", self._segment) != self._segment:
+            raise ValueError(
+                f"the checkpoint was made with segments of {state['segment']} tokens, "
+                f"not {self._segment}"
+            )
+        for index, (corpus, saved) in enumerate(zip(self._corpora, state.get("corpora", []))):
+            for what, count in (("documents", len(corpus)), ("tokens", len(corpus.ids))):
+                if saved[what] != count:
+                    raise ValueError(
+                        f"corpus {index + 1} had {saved[what]} {what} when the checkpoint was made, "
+                        f"now {count}"
+                    )
+            if saved["sha256"] != corpus.digest:
+                raise ValueError(f"corpus {index + 1} had other text when the checkpoint was made")
         self._rng.bit_generator.state = state["rng"]
         self._queues = [[Piece(*p) for p in queue] for queue in state["queues"]]
         self._dealt = np.array(state["dealt"], dtype=np.int64)

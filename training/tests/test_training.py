@@ -176,6 +176,30 @@ class CorpusTest(TemporaryDirectoryTest):
             self.assertTrue(np.array_equal(a.fresh, b.fresh))
 
 
+    def test_state_fits_only_its_corpora(self) -> None:
+        corpora = [self._corpus([40, 70, 15], 0), self._corpus([90, 20], 100)]
+        sampler = self._sampler(corpora)
+        sampler.next_batch()
+        state = json.loads(json.dumps(sampler.state_dict()))
+        for other, pattern in (
+            (self._corpus([90], 100), "corpus 2 had 2 documents .* now 1"),
+            (self._corpus([90, 21], 100), "corpus 2 had 114 tokens .* now 115"),
+            (self._corpus([90, 20], 101), "corpus 2 had other text"),
+            (self._corpus([20, 90], 100), "corpus 2 had other text"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                self._sampler([corpora[0], other]).load_state_dict(state)
+        with self.assertRaisesRegex(ValueError, "segments of 16 tokens, not 32"):
+            self._sampler(corpora, segment=32).load_state_dict(state)
+        narrow = TokenizedCorpus(
+            corpora[1].ids.astype(np.uint16), corpora[1].bounds, corpora[1].bytes
+        )
+        self._sampler([corpora[0], narrow]).load_state_dict(state)
+        # States of before say nothing of what they were made with.
+        del state["corpora"], state["segment"]
+        self._sampler([corpora[0], self._corpus([90], 100)], segment=32).load_state_dict(state)
+
+
 class TokenizerTest(TemporaryDirectoryTest):
     TEXTS = ["", " ", "\n\n\n a  b\t\r\n c ", "naïve 漢字 \U0001f600", "1234 \\frac{1}{2}$x$  \n"]
 
@@ -265,7 +289,7 @@ class VocabularyTest(TemporaryDirectoryTest):
         self.assertEqual((output / "tokenizer.model").read_bytes(), self.path.read_bytes())
         # A run that does not say is taken as it was before it could.
         state = load_training_checkpoint(run / "checkpoint.pt")
-        del state["tokenizer"]
+        del state["tokenizer"], state["sampler"]["corpora"]
         torch.save(state, run / "checkpoint.pt")
         self._trainer(SentencePieceTokenizer(other))
         export_run(run, output, other, torch.float32)
