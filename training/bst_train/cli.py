@@ -30,8 +30,9 @@ def _run_tokenizer(args: argparse.Namespace) -> int:
     from .tokenizer import SentencePieceTokenizer, train_sentencepiece
 
     texts: List[str] = []
-    for source in map(Source.parse, args.corpus):
-        limit = source.weight * 1e6 if source.weight != 1.0 else float("inf")
+    for argument in args.corpus:
+        source = Source.parse(argument, default=float("inf"))
+        limit = source.weight * 1e6
         documents = list(read_texts(source.path))
         random.Random(args.seed).shuffle(documents)
         taken = 0

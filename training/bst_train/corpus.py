@@ -62,15 +62,15 @@ class Source:
     weight: float
 
     @staticmethod
-    def parse(argument: str) -> "Source":
-        """Parses `PATH` or `PATH:WEIGHT`."""
+    def parse(argument: str, default: float = 1.0) -> "Source":
+        """Parses `PATH:WEIGHT`, or `PATH`, which has the weight `default`."""
         path, separator, weight = argument.rpartition(":")
         if not separator:
-            return Source(argument, 1.0)
+            return Source(argument, default)
         try:
             return Source(path, float(weight))
         except ValueError:
-            return Source(argument, 1.0)
+            return Source(argument, default)
 
 
 @dataclasses.dataclass(frozen=True)

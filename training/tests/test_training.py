@@ -13,6 +13,7 @@ import tempfile
 import unittest
 from pathlib import Path
 from typing import List, Tuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -106,6 +107,9 @@ class CorpusTest(TemporaryDirectoryTest):
     def test_source_argument(self) -> None:
         self.assertEqual(Source.parse("a.jsonl:0.25"), Source("a.jsonl", 0.25))
         self.assertEqual(Source.parse("a:b.jsonl"), Source("a:b.jsonl", 1.0))
+        self.assertEqual(Source.parse("a.jsonl", math.inf), Source("a.jsonl", math.inf))
+        self.assertEqual(Source.parse("a:b.jsonl", math.inf), Source("a:b.jsonl", math.inf))
+        self.assertEqual(Source.parse("a.jsonl:1", math.inf), Source("a.jsonl", 1.0))
 
     def _sampler(self, corpora: List[TokenizedCorpus], **changes: int) -> LaneSampler:
         options = dict(segment=16, sequences=2, lanes=4, max_segments=0, min_tail=0, seed=3)
@@ -223,6 +227,19 @@ class TokenizerTest(TemporaryDirectoryTest):
             self.assertEqual(tokenizer._processor.encode(text), ids)
             lengths = token_byte_lengths(tokenizer, np.array(ids, dtype=np.int64))
             self.assertEqual(int(lengths.sum()), len(text.encode("utf-8")))
+
+
+    def test_one_megabyte_is_not_the_whole_file(self) -> None:
+        path = write_corpus(self.directory / "text.jsonl", ["a b\n" * 75_000] * 6)
+        module = "training.bst_train.tokenizer"
+        for argument, documents in ((str(path), 6), (f"{path}:1", 4), (f"{path}:0.5", 2)):
+            with mock.patch(f"{module}.train_sentencepiece") as train, \
+                    mock.patch(f"{module}.SentencePieceTokenizer") as tokenizer, \
+                    contextlib.redirect_stdout(io.StringIO()):
+                tokenizer.return_value.encode.return_value = [0]
+                cli.main(["tokenizer", "--corpus", argument, "--output",
+                          str(self.directory / "tokenizer.model")])
+            self.assertEqual(len(train.call_args.args[0]), documents)
 
 
 class VocabularyTest(TemporaryDirectoryTest):
