@@ -13,7 +13,6 @@ in the run directory.
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple, Union
@@ -22,12 +21,15 @@ import numpy as np
 import torch
 
 from .config import ConfigError, ModelConfig
+from .durable import replace_durably, write_durably
 from .kernels import SsmOptions
 from .kernels.explicit import ExplicitFilter
 from .model import LanguageModel
 from .tokenizer import Tokenizer, load_tokenizer
 
 PathLike = Union[str, Path]
+
+_INDEX = "model.safetensors.index.json"   # of a checkpoint in several files
 
 _DTYPES: Dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -104,7 +106,7 @@ def read_safetensors(path: PathLike) -> Dict[str, torch.Tensor]:
 
 
 def _read_all(directory: Path) -> Dict[str, torch.Tensor]:
-    index = directory / "model.safetensors.index.json"
+    index = directory / _INDEX
     if not index.exists():
         return read_safetensors(directory / "model.safetensors")
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -124,9 +126,11 @@ def export_model(
 
     `tokenizer_model` is copied to the name that the configuration gives. Files are replaced one by
     one, the weights last. Raises ValueError, before anything is written, where a tensor is not
-    finite.
+    finite, or the directory holds an index, which readers would follow to other weights.
     """
     directory = Path(directory)
+    if (directory / _INDEX).exists():
+        raise ValueError(f"{directory / _INDEX}: holds a checkpoint in several files; remove it")
     config = model.config
     tensors = {
         name: tensor.to(torch.float32 if is_float32_only(name) else dtype)
@@ -141,12 +145,12 @@ def export_model(
             raise ValueError("the configuration names a tokenizer file, but none was given")
         target = directory / config.tokenizer_file
         if not (target.exists() and target.samefile(tokenizer_model)):
-            shutil.copyfile(tokenizer_model, target)
+            write_durably(target, Path(tokenizer_model).read_bytes())
     text = json.dumps(config.to_json(), indent=1) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
+    write_durably(directory / "config.json", text.encode("utf-8"))
     scratch = directory / "model.safetensors.partial"
     write_safetensors(scratch, tensors, {"format": "pt"})
-    scratch.replace(directory / "model.safetensors")
+    replace_durably(scratch, directory / "model.safetensors")
 
 
 def load_model(directory: PathLike) -> LanguageModel:

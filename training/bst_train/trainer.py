@@ -4,7 +4,8 @@ One step takes a segment from each of a few lanes (see corpus), runs it behind t
 state, and updates the weights. A run directory holds
 
   train.json      the arguments of the run
-  checkpoint.pt   everything needed to go on exactly where it stopped; replaced atomically
+  checkpoint.pt   everything needed to go on exactly where it stopped; replaced atomically, on disk
+                  before the old one goes
   curve.csv       step, tokens, loss, learning rate, tokens per second, seconds; and valid.csv
   curve.png       the same as a picture
   max_tokens      optional, written by the user: a number that replaces the budget of the arguments.
@@ -34,6 +35,7 @@ from .checkpoint import export_model
 from .config import ModelConfig
 from .corpus import Batch, LaneSampler, Source, TokenizedCorpus, tokenize
 from .distributed import Group
+from .durable import replace_durably
 from .evaluate import evaluate
 from .kernels import SsmOptions
 from .loss import token_losses
@@ -149,7 +151,7 @@ class Trainer:
         }
         scratch = self._checkpoint.with_suffix(".partial")
         torch.save(state, scratch)
-        scratch.replace(self._checkpoint)
+        replace_durably(scratch, self._checkpoint)
         for name, rows in (("curve", self._curve), ("valid", self._valid_curve)):
             if rows:
                 with open(self.run_dir / f"{name}.csv", "w", newline="", encoding="utf-8") as file:

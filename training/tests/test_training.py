@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import math
+import os
 import tempfile
 import unittest
 from pathlib import Path
@@ -381,6 +382,35 @@ class CheckpointTest(TemporaryDirectoryTest):
                 export_model(model, self.directory / "out")
             self.assertFalse((self.directory / "out").exists())
 
+    def test_a_directory_with_an_index_is_refused(self) -> None:
+        index = self.directory / "model.safetensors.index.json"
+        index.write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+        with self.assertRaisesRegex(ValueError, "index.json: holds a checkpoint in several files"):
+            export_model(random_model(tiny_config(), 1), self.directory)
+        self.assertEqual(list(self.directory.iterdir()), [index])
+
+    def test_files_are_on_disk_before_they_replace_others(self) -> None:
+        calls: List[Tuple[str, str]] = []
+        replace, sync = os.replace, os.fsync
+
+        def note_replace(scratch: Path, target: Path) -> None:
+            calls.append(("replace", Path(target).name))
+            replace(scratch, target)
+
+        def note_sync(descriptor: int) -> None:
+            calls.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+            sync(descriptor)
+
+        with mock.patch("os.replace", note_replace), mock.patch("os.fsync", note_sync):
+            export_model(random_model(tiny_config(), 1), self.directory)
+        self.assertEqual(calls, [
+            call
+            for name in ("config.json", "model.safetensors")
+            for call in (
+                ("sync", f"{name}.partial"), ("replace", name), ("sync", self.directory.name)
+            )
+        ])
+
     def test_import_names_a_bad_tensor(self) -> None:
         model = random_model(tiny_config(), 2)
         export_model(model, self.directory)
@@ -496,6 +526,23 @@ class TrainerTest(TemporaryDirectoryTest):
         resumed = self._trainer("stopped", optimizer=changed)
         self.assertEqual(settings(resumed), fresh)
         self.assertEqual(len(resumed._optimizers[0].state), len(trainer._optimizers[0].state))
+
+    def test_a_checkpoint_is_on_disk_before_it_replaces_the_last(self) -> None:
+        trainer = self._trainer("durable")
+        target = self.directory / "durable" / "checkpoint.pt"
+        synced: List[bytes] = []
+
+        def note_sync(descriptor: int) -> None:
+            if not Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_dir():
+                self.assertFalse(target.exists())
+                synced.append(target.with_suffix(".partial").read_bytes())
+            else:
+                self.assertTrue(target.exists())
+                synced.append(b"directory")
+
+        with mock.patch("os.fsync", note_sync):
+            trainer.run(max_steps=1)
+        self.assertEqual(synced, [target.read_bytes(), b"directory"])
 
     def test_numbers_that_are_not_finite_end_the_run(self) -> None:
         self._trainer("diverged").run(max_steps=2)

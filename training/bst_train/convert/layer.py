@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import is_float32_only, read_safetensors, write_safetensors
+from ..durable import replace_durably, write_durably
 
 _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
 
@@ -137,8 +138,8 @@ def replace_layer(
     scratch = directory / "model.safetensors.partial"
     write_safetensors(scratch, tensors, {"format": "pt"})
     text = json.dumps(config, indent=1) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
-    scratch.replace(file)
+    write_durably(directory / "config.json", text.encode("utf-8"))
+    replace_durably(scratch, file)
 
 
 def _check_model(config: Mapping[str, Any], needed: Mapping[str, Any], path: str) -> None:
