@@ -53,6 +53,10 @@ class GenerateStream : public StreamReactor<v1::GenerateEvent, Base> {
     return output_.has_value() ? output_->pending_bytes() : 0;
   }
 
+  size_t UnreadBytes() const override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+    return PendingBytes() + (output_.has_value() ? output_->pending_echo_bytes() : 0);
+  }
+
   void DropOutput() override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) { output_->Drop(); }
 
   std::optional<v1::GenerateEvent> NextMessage() override

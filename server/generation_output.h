@@ -45,14 +45,17 @@ class GenerationOutput {
   // Takes in the end; `ending` is how the request ended. Returns the last message.
   const v1::Finished& Finish(const Ending& ending, const FinishedEvent& finished);
 
-  // The memory of the output that was not taken yet.
+  // The memory of the output that was not taken yet; of the prompt's echo, which the prompt bounds.
   size_t pending_bytes() const;
+  size_t pending_echo_bytes() const { return echo_.pending_bytes(); }
   // Forgets it and adds no more: of its messages only Accepted, PrefillProgress and Finished still
   // come. A continuation whose end was not taken is not complete any more. REQUIRES: before Finish.
   void Drop();
 
   // The next message; nullopt when nothing is ready.
   std::optional<v1::GenerateEvent> Next();
+  // The next of the echo alone, before its time.
+  std::optional<v1::Tokens> TakeEcho() { return echo_.Take(); }
 
  private:
   struct Continuation {

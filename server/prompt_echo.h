@@ -26,6 +26,7 @@ class PromptEcho {
   void Add(absl::Span<const TokenId> tokens, PromptEnd end);
   // The next message; nullopt when nothing is ready.
   std::optional<v1::Tokens> Take();
+  size_t pending_bytes() const { return tokens_.size() * sizeof(TokenId); }
   // Forgets what was not taken; nothing more comes. REQUIRES: the prompt is complete.
   void Drop();
 

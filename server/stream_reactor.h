@@ -40,7 +40,7 @@ class StreamReactor : public Base, public EngineCall {
       absl::MutexLock lock(&write_mutex_);
       for (SequenceEvent& event : TakeEvents()) Handle(std::move(event));
       if (BoundOutbox(PendingBytes())) DropOutput();
-      AccountUnread(PendingBytes());
+      AccountUnread(UnreadBytes());
       if (writing_ || finishing_) return;
       if (!reader_gone_) message = NextMessage();
       if (message.has_value()) {
@@ -107,8 +107,11 @@ class StreamReactor : public Base, public EngineCall {
 
   // Takes one event in; FinishedEvent must lead to End.
   virtual void Handle(SequenceEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
-  // Memory of what was taken in and is not written yet.
+  // Memory of what was taken in and is not written yet: of what the engine made, and of all.
   virtual size_t PendingBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
+  virtual size_t UnreadBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
+    return PendingBytes();
+  }
   // Forgets it, and takes in no more of it; what ends the stream stays.
   virtual void DropOutput() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) = 0;
   // What to write next, if anything is ready.
