@@ -94,7 +94,7 @@ bool EngineCall::Refuse(absl::Status why) {
   bool is_first;
   {
     absl::MutexLock lock(&mutex_);
-    is_first = cause_ == CancelCause::kNone;
+    is_first = !ended_ && cause_ == CancelCause::kNone;
     if (is_first) refusal_ = std::move(why);
   }
   Cancel(CancelCause::kRefused);
@@ -171,6 +171,14 @@ CancelCause EngineCall::CauseOfCancellation(const grpc::CallbackServerContext& c
   const std::chrono::nanoseconds left = context.deadline() - std::chrono::system_clock::now();
   const std::chrono::nanoseconds elapsed = std::chrono::steady_clock::now() - start_;
   return left <= elapsed / 50 + kTravel ? CancelCause::kDeadline : CancelCause::kClient;
+}
+
+absl::Status EngineCall::LeftBefore(const char* event,
+                                    const grpc::CallbackServerContext& context) const {
+  return CauseOfCancellation(context) == CancelCause::kDeadline
+             ? absl::DeadlineExceededError(
+                   absl::StrCat("the call's deadline passed before ", event))
+             : absl::CancelledError(absl::StrCat("the client left before ", event));
 }
 
 Ending EngineCall::EndingOf(const FinishedEvent& finished, Completeness completeness) const {

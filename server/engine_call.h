@@ -89,7 +89,7 @@ class EngineCall : public TokenSink,
   // Ends one continuation; also before Submit returns.
   void StopSequence(int sequence_index) ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends the request in the engine because of something in it that came later; the RPC then ends
-  // with `why`. No-op after another cause.
+  // with `why`. False, and no-op, after another cause or when it has ended.
   bool Refuse(absl::Status why) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // The events since the last call. After FinishedEvent the request id is free again.
@@ -97,6 +97,8 @@ class EngineCall : public TokenSink,
 
   // Why gRPC cancelled the call of `context`.
   CancelCause CauseOfCancellation(const grpc::CallbackServerContext& context) const;
+  // The status of such a call that the engine has not heard of; `event`: what had not happened yet.
+  absl::Status LeftBefore(const char* event, const grpc::CallbackServerContext& context) const;
 
   // Ends the request if its reader is too far behind. `bytes`: what was taken and not written.
   // True, once: they must be dropped, and all output that still comes, or the reader would find a

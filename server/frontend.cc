@@ -25,6 +25,11 @@ int64_t BytesOf(int64_t tokens) {
   return std::min(tokens, std::numeric_limits<int64_t>::max() / kTokenBytes) * kTokenBytes;
 }
 
+// Of messages that wait to be read: as much as a few of the largest.
+size_t ReadersLimit(const ServerConfig& config) {
+  return 4 * static_cast<size_t>(config.max_message_bytes);
+}
+
 absl::Status Draining() {
   return absl::UnavailableError("the engine is draining and takes no more requests");
 }
@@ -35,7 +40,8 @@ Frontend::Frontend(ServerConfig config, AuthTokens auth)
     : config_(std::move(config)),
       auth_(std::move(auth)),
       held_text_(BytesOf(config_.engine.max_queue_tokens)),
-      metrics_(active_) {}
+      metrics_(active_),
+      readers_(MessageReaders::DefaultThreads(), ReadersLimit(config_)) {}
 
 // The metrics outlive the engine, which reports to them to its end, but must not read it any more.
 Frontend::~Frontend() { metrics_.Unpublish(); }
@@ -62,11 +68,25 @@ absl::StatusOr<const ServedModel*> Frontend::Admit(
   return model;
 }
 
+absl::StatusOr<const ServedModel*> Frontend::AdmitMessage(
+    const grpc::CallbackServerContext& context, size_t bytes) const {
+  BST_ASSIGN_OR_RETURN(const ServedModel* const model, Admit(context));
+  if (bytes > MessageReaders::kSmallBytes) BST_RETURN_IF_ERROR(CheckReaders());
+  return model;
+}
+
+absl::Status Frontend::CheckReaders() const {
+  if (readers_.MayTakeMore()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "queue is full: more than ", ReadersLimit(config_) >> 20, " MB of messages wait to be read"));
+}
+
 absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
     const grpc::CallbackServerContext& context) const {
   BST_ASSIGN_OR_RETURN(const ServedModel* const model, Admit(context));
   const EngineLoad load = model->engine->load();
   if (load.draining) return Draining();
+  BST_RETURN_IF_ERROR(CheckReaders());
   if (UnreadIsFull()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("readers are behind: ", active_.unread_bytes() >> 20,

@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <memory>
 #include <string>
 
@@ -24,6 +25,7 @@
 #include "server/auth_tokens.h"
 #include "server/delivery_thread.h"
 #include "server/held_text.h"
+#include "server/message_readers.h"
 #include "server/metrics_exporter.h"
 #include "server/server_config.h"
 
@@ -56,8 +58,13 @@ class Frontend {
   absl::StatusOr<const ServedModel*> Admit(const grpc::CallbackServerContext& context) const;
   // Admit for a request that will be queued: also whether the queue could take one more at all, so
   // that one that cannot be served costs no tokenisation. Submit has the last word.
-  // Errors: also kUnavailable while draining; kResourceExhausted.
+  // Errors: also kUnavailable while draining; kResourceExhausted, also when the messages that wait to
+  // be read are too many.
   absl::StatusOr<const ServedModel*> AdmitToQueue(const grpc::CallbackServerContext& context) const;
+  // Admit for a message of so many bytes that is answered without the queue.
+  // Errors: also kResourceExhausted when the messages that wait to be read are too many.
+  absl::StatusOr<const ServedModel*> AdmitMessage(const grpc::CallbackServerContext& context,
+                                                  size_t bytes) const;
   // The credentials alone.
   absl::Status CheckCredentials(const grpc::CallbackServerContext& context) const;
 
@@ -80,6 +87,7 @@ class Frontend {
   MetricsExporter& metrics() { return metrics_; }
   DeliveryThread& delivery() { return delivery_; }
   HeldText& held_text() { return held_text_; }
+  MessageReaders& readers() { return readers_; }
   // Whether half of the prompt tokens that may wait do.
   bool QueueIsFilling() const;
 
@@ -87,6 +95,7 @@ class Frontend {
   Addresses addresses() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  absl::Status CheckReaders() const;
   bool UnreadIsFull() const;
   bool RequestsAreFull(const EngineLoad& load) const;
 
@@ -100,6 +109,7 @@ class Frontend {
   DeliveryThread delivery_;
   ServedModel model_;  // after what its engine calls
   std::atomic<const ServedModel*> published_{nullptr};
+  MessageReaders readers_;  // last: they use all the others
 };
 
 }  // namespace bst

@@ -18,14 +18,23 @@ class GenerateReactor final : public GenerateStream<grpc::ServerWriteReactor<grp
   GenerateReactor(Frontend& frontend, grpc::CallbackServerContext& context)
       : GenerateStream(frontend, context, "Generate") {}
 
-  void Start(std::shared_ptr<GenerateReactor> self, const grpc::ByteBuffer& bytes) {
-    OwnItself(std::move(self));
+  void Start(std::shared_ptr<GenerateReactor> self, const grpc::ByteBuffer& message) {
+    OwnItself(self);
+    const grpc::ByteBuffer bytes = TakeBytes(message);
     const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
     if (!model.ok()) return Reject(model.status());
+    frontend().readers().Read(bytes.Length(), [self = std::move(self), model = *model, bytes] {
+      self->Read(*model, bytes);
+    });
+  }
+
+ private:
+  void Read(const ServedModel& model, const grpc::ByteBuffer& bytes) {
+    if (context().IsCancelled()) return Reject(LeftBefore("its request was read", context()));
     const auto request = ParseMessage<v1::GenerateRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
-    PromptReader prompt((*model)->engine->info(), *(*model)->tokenizer);
-    Begin(**model, *request, prompt, PromptEnd::kComplete);
+    PromptReader prompt(model.engine->info(), *model.tokenizer);
+    Begin(model, *request, prompt, PromptEnd::kComplete);
   }
 };
 
@@ -39,8 +48,6 @@ void Collect(v1::GenerateEvent event, v1::GenerateResult& result) {
   if (event.has_accepted()) {
     result.set_request_id(event.accepted().request_id());
     result.set_seed(event.accepted().seed());
-  } else if (event.has_tokens() && event.tokens().is_prompt()) {
-    result.mutable_prompt_text()->append(event.tokens().text());
   } else if (event.has_tokens()) {
     const auto index = static_cast<int>(event.tokens().sequence_index());
     if (index == 0) add(event.tokens(), result);
@@ -67,10 +74,15 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
         watch_(std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
                                             [this] { EndForWriteTimeout(); })) {}
 
-  void Start(std::shared_ptr<GenerateOnceReactor> self, const grpc::ByteBuffer& request) {
-    self_ = std::move(self);
-    const absl::Status status = Submit(request);
-    if (!status.ok()) Reject(status);
+  void Start(std::shared_ptr<GenerateOnceReactor> self, const grpc::ByteBuffer& message) {
+    self_ = self;
+    const grpc::ByteBuffer bytes = TakeBytes(message);
+    const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context_);
+    if (!model.ok()) return Reject(model.status());
+    frontend().readers().Read(bytes.Length(), [self = std::move(self), model = *model, bytes] {
+      const absl::Status status = self->Submit(*model, bytes);
+      if (!status.ok()) self->Reject(status);
+    });
   }
 
   void Advance() override {
@@ -101,12 +113,12 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
   }
 
  private:
-  absl::Status Submit(const grpc::ByteBuffer& bytes) {
-    BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend().AdmitToQueue(context_));
+  absl::Status Submit(const ServedModel& model, const grpc::ByteBuffer& bytes) {
+    if (context_.IsCancelled()) return LeftBefore("its request was read", context_);
     BST_ASSIGN_OR_RETURN(const v1::GenerateRequest request,
                          ParseMessage<v1::GenerateRequest>(bytes, "request"));
-    const ModelInfo& info = model->engine->info();
-    PromptReader prompt(info, *model->tokenizer);
+    const ModelInfo& info = model.engine->info();
+    PromptReader prompt(info, *model.tokenizer);
     BST_ASSIGN_OR_RETURN(ValidGenerate valid,
                          ValidateGenerate(request, info, prompt, PromptEnd::kComplete));
     valid.request.prompt_progress = false;
@@ -114,10 +126,14 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     {
       absl::MutexLock lock(&handle_mutex_);
       for (int i = 0; count > 1 && i < count; ++i) result_.add_continuations();
-      output_.emplace(*model->tokenizer, std::move(valid.output), valid.request);
+      output_.emplace(*model.tokenizer, std::move(valid.output), valid.request);
       output_->AddPrompt(valid.request.prompt, PromptEnd::kComplete);
+      // Here, where nobody waits for this thread: it may take long.
+      while (const std::optional<v1::Tokens> echo = output_->TakeEcho()) {
+        result_.mutable_prompt_text()->append(echo->text());
+      }
     }
-    return EngineCall::Submit(*model, std::move(valid.request));
+    return EngineCall::Submit(model, std::move(valid.request));
   }
 
   void Reject(const absl::Status& status) {
@@ -154,7 +170,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
 grpc::ServerWriteReactor<grpc::ByteBuffer>* StartGenerate(Frontend& frontend,
                                                           grpc::CallbackServerContext& context,
                                                           const grpc::ByteBuffer& request) {
-  auto reactor = std::make_shared<GenerateReactor>(frontend, context);
+  const auto reactor = std::make_shared<GenerateReactor>(frontend, context);
   reactor->Start(reactor, request);
   return reactor.get();
 }

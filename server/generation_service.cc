@@ -91,22 +91,30 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Score(
 }
 
 // Runs `body(model, request, response)`, which returns absl::Status, behind the gate, and finishes
-// the RPC with it.
+// the RPC with it; of a large request later, on another thread.
 template <typename Request, typename Response, typename Body>
 grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body) {
-  const auto run = [&]() -> absl::Status {
-    BST_ASSIGN_OR_RETURN(const ServedModel* const model, frontend_.Admit(call.context));
-    BST_ASSIGN_OR_RETURN(const Request request, ParseMessage<Request>(call.request, "request"));
+  const auto start = std::chrono::steady_clock::now();
+  grpc::ServerUnaryReactor* const reactor = call.context.DefaultReactor();
+  const auto finish = [this, call, start, reactor](const absl::Status& status) {
+    frontend_.AccountCall(call.rpc, "", status, start);
+    reactor->Finish(ToGrpcStatus(status, call.context));
+  };
+  const grpc::ByteBuffer bytes = TakeBytes(call.request);
+  const auto model = frontend_.AdmitMessage(call.context, bytes.Length());
+  if (!model.ok()) {
+    finish(model.status());
+    return reactor;
+  }
+  const auto run = [call, body, model = *model](const grpc::ByteBuffer& message) -> absl::Status {
+    if (call.context.IsCancelled()) return absl::CancelledError("the client left");
+    BST_ASSIGN_OR_RETURN(const Request request, ParseMessage<Request>(message, "request"));
     Response response;
     BST_RETURN_IF_ERROR(body(*model, request, response));
     call.response = BytesOf(response);
     return absl::OkStatus();
   };
-  const auto start = std::chrono::steady_clock::now();
-  const absl::Status status = run();
-  frontend_.AccountCall(call.rpc, "", status, start);
-  grpc::ServerUnaryReactor* const reactor = call.context.DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status, call.context));
+  frontend_.readers().Read(bytes.Length(), [run, finish, bytes] { finish(run(bytes)); });
   return reactor;
 }
 

@@ -21,22 +21,30 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
   ScoreReactor(Frontend& frontend, grpc::CallbackServerContext& context)
       : StreamReactor(frontend, context, "Score") {}
 
-  void Start(std::shared_ptr<ScoreReactor> self, const grpc::ByteBuffer& bytes) {
-    OwnItself(std::move(self));
+  void Start(std::shared_ptr<ScoreReactor> self, const grpc::ByteBuffer& message) {
+    OwnItself(self);
+    const grpc::ByteBuffer bytes = TakeBytes(message);
     const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
     if (!model.ok()) return Reject(model.status());
-    const auto request = ParseMessage<v1::ScoreRequest>(bytes, "request");
-    if (!request.ok()) return Reject(request.status());
-    absl::StatusOr<ScoreRequest> valid =
-        ValidateScore(*request, (*model)->engine->info(), *(*model)->tokenizer);
-    if (!valid.ok()) return Reject(valid.status());
-    first_token_ = valid->tokens.front();
-    has_top_ = valid->top_logprobs > 0;
-    const absl::Status status = Submit(**model, *std::move(valid));
-    if (!status.ok()) Reject(status);
+    frontend().readers().Read(bytes.Length(), [self = std::move(self), model = *model, bytes] {
+      self->Read(*model, bytes);
+    });
   }
 
  private:
+  void Read(const ServedModel& model, const grpc::ByteBuffer& bytes) {
+    if (context().IsCancelled()) return Reject(LeftBefore("its request was read", context()));
+    const auto request = ParseMessage<v1::ScoreRequest>(bytes, "request");
+    if (!request.ok()) return Reject(request.status());
+    absl::StatusOr<ScoreRequest> valid =
+        ValidateScore(*request, model.engine->info(), *model.tokenizer);
+    if (!valid.ok()) return Reject(valid.status());
+    first_token_ = valid->tokens.front();
+    has_top_ = valid->top_logprobs > 0;
+    const absl::Status status = Submit(model, *std::move(valid));
+    if (!status.ok()) Reject(status);
+  }
+
   void Handle(SequenceEvent event) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_) {
     if (const auto* accepted = std::get_if<AcceptedEvent>(&event)) {
       accepted_ = AcceptedOf(*accepted, request_id());
@@ -119,7 +127,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
     return event;
   }
 
-  TokenId first_token_;  // constant after Start, as is has_top_
+  TokenId first_token_;  // constant after Read, as is has_top_
   bool has_top_ = false;
   double sum_logprobs_ ABSL_GUARDED_BY(write_mutex_) = 0;
   int64_t num_scored_ ABSL_GUARDED_BY(write_mutex_) = 0;
@@ -138,7 +146,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
 grpc::ServerWriteReactor<grpc::ByteBuffer>* StartScore(Frontend& frontend,
                                                        grpc::CallbackServerContext& context,
                                                        const grpc::ByteBuffer& request) {
-  auto reactor = std::make_shared<ScoreReactor>(frontend, context);
+  const auto reactor = std::make_shared<ScoreReactor>(frontend, context);
   reactor->Start(reactor, request);
   return reactor.get();
 }

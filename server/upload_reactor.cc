@@ -43,12 +43,11 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
 
   void OnReadDone(bool ok) override {
     // A client that leaves looks like the end of its parts. What has begun OnCancel ends.
-    if (!ok && context().IsCancelled()) return GiveUp(LeftBeforeTheFirst());
-    // Bytes cannot be wrong, so not ok is the end of the parts and nothing else.
-    const bool goes_on = !prompt_.has_value() ? ReadFirst(ok) : ok ? ReadMore() : ReadEnd();
-    bytes_.Clear();  // the next ones may have to wait for long
-    if (!goes_on || !HoldsLittleText()) return ForgetPrompt();
-    if (!MustWait()) ReadNext();
+    if (!ok && context().IsCancelled()) return GiveUp(LeftBefore("the first part", context()));
+    if (!HoldFinish()) return ForgetPrompt();  // it has ended
+    const size_t held_bytes = prompt_.has_value() ? static_cast<size_t>(prompt_->held_bytes()) : 0;
+    frontend().readers().Read(bytes_.Length() + held_bytes,
+                              [this, self = shared_from_this(), ok] { ReadPart(ok); });
   }
 
   void OnDone() override {
@@ -63,12 +62,6 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   }
 
  private:
-  absl::Status LeftBeforeTheFirst() const {
-    return CauseOfCancellation(context()) == CancelCause::kDeadline
-               ? absl::DeadlineExceededError("the call's deadline passed before the first part")
-               : absl::CancelledError("the client left before the first part");
-  }
-
   // Gives the call up if its first part has not come within `timeout`: nobody else would look after
   // it, since the engine does not know of it yet.
   void SetTimer(std::weak_ptr<UploadReactor> self, absl::Duration timeout)
@@ -98,6 +91,19 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
 
   absl::StatusOr<v1::GenerateUploadPart> Parse() const {
     return ParseMessage<v1::GenerateUploadPart>(bytes_, "part");
+  }
+
+  // What a read brought, while Finish is held.
+  void ReadPart(bool ok) {
+    // Bytes cannot be wrong, so not ok is the end of the parts and nothing else.
+    const bool goes_on = !prompt_.has_value() ? ReadFirst(ok) : ok ? ReadMore() : ReadEnd();
+    bytes_.Clear();  // the next ones may have to wait for long
+    if (!goes_on || !HoldsLittleText()) {
+      ForgetPrompt();
+    } else if (!MustWait()) {
+      ReadNext();
+    }
+    ReleaseFinish();
   }
 
   // The parts of the prompt, one at a time. True: the next one may come.

@@ -1,6 +1,7 @@
 // The RPC GenerateUpload: Generate with a prompt that arrives in parts and is read meanwhile.
 //
-//   gRPC thread   OnReadDone: the part -> PromptReader -> Engine::AppendPrompt -> StartRead
+//   gRPC thread   OnReadDone: the part -> PromptReader -> Engine::AppendPrompt -> StartRead; of a
+//                 large part, or one that may complete much text, on a thread of MessageReaders
 //   Advance       PrefillProgress: so much was read; StartRead if that was waited for
 //
 // At most kMaxUnreadTokens and one part wait for the engine: then nothing is read from the client,

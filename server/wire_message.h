@@ -1,7 +1,8 @@
 // Bytes of the wire <-> messages of our services, which all serve their methods raw.
 //
 // Left to itself gRPC answers a request that it cannot parse with UNIMPLEMENTED and no message, and
-// in a stream of requests such a one looks like the client's end of the stream.
+// in a stream of requests such a one looks like the client's end of the stream. What it has received
+// it keeps until the RPC is done, unless TakeBytes takes it away.
 //
 // Threads     Free functions, thread-safe.
 // Tested by   tests/server/generation_service_test.cc, score_service_test.cc,
@@ -18,6 +19,13 @@
 #include "server/grpc_status.h"
 
 namespace bst {
+
+// Takes the bytes of a request out of `message`, which is gRPC's.
+inline grpc::ByteBuffer TakeBytes(const grpc::ByteBuffer& message) {
+  grpc::ByteBuffer bytes;
+  bytes.Swap(const_cast<grpc::ByteBuffer*>(&message));  // no const object: gRPC's handler made it
+  return bytes;
+}
 
 // Errors: kInvalidArgument that names `field`, which the message is of the call: "request", "part".
 template <typename Message>

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <thread>
@@ -16,6 +17,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "server/engine_call.h"
+#include "server/message_readers.h"
 #include "server/output_assembler.h"
 #include "tests/server/http_get.h"
 #include "tests/server/running_server.h"
@@ -511,6 +513,108 @@ TEST(UnreadOutput, OfUnaryCallsCountsToo) {
   answer.reset();
   EXPECT_TRUE(server.WaitForUnreadCalls(0));
   EXPECT_TRUE(server.Generate(TextRequest("z")).status.ok());
+}
+
+TEST(UnreadOutput, ThePromptSentBackCountsToo) {
+  ServerConfig config = LoopbackConfig();
+  config.max_unread_bytes = 100'000;
+  ModelInfo info = PuppetModelInfo();
+  info.max_prompt_tokens = 1'000'000;
+  RunningServer server(config, info);
+  v1::GenerateRequest request;
+  request.mutable_token_ids()->mutable_ids()->Resize(1'000'000, 'x');
+  request.mutable_output()->set_echo(true);
+  grpc::ClientContext context;
+  const auto reader = server.generation().Generate(&context, request);
+  server.engine().Finish(server.engine().WaitForRequest(0).id, FinishReason::kMaxTokens);
+  EXPECT_TRUE(server.WaitForUnreadCalls(1));
+  RefusedForUnreadOutput(server);
+  v1::GenerateEvent event;
+  size_t tokens = 0;
+  while (reader->Read(&event)) tokens += static_cast<size_t>(event.tokens().token_ids_size());
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(tokens, 1'000'000u);
+  EXPECT_TRUE(server.WaitForUnreadCalls(0));
+  EXPECT_TRUE(server.Generate(TextRequest("z")).status.ok());
+}
+
+// Calls with large messages, all of which wait in the engine's Submit until they are let go.
+class LargeMessagesTest : public testing::Test {
+ protected:
+  static ServerConfig Config() {
+    ServerConfig config = LoopbackConfig();
+    config.max_message_bytes = int64_t{2} * MessageReaders::kSmallBytes;
+    return config;
+  }
+
+  LargeMessagesTest() {
+    server_.engine().AnswerWith({'y'});
+    server_.engine().set_before_submit([this] {
+      ++held_;
+      let_go_.WaitForNotification();
+    });
+  }
+  ~LargeMessagesTest() override {
+    LetGo();
+    for (std::thread& client : clients_) client.join();
+  }
+
+  static std::string LargeText() { return std::string(MessageReaders::kSmallBytes + 1, 'x'); }
+
+  void Call(int calls) {
+    for (int i = 0; i < calls; ++i) {
+      clients_.emplace_back([this] {
+        // More than may wait to be read is refused; how many that are is the machine's to say.
+        const grpc::StatusCode code =
+            server_.Generate(TextRequest(LargeText())).status.error_code();
+        EXPECT_TRUE(code == grpc::StatusCode::OK || code == grpc::StatusCode::RESOURCE_EXHAUSTED);
+      });
+    }
+    EXPECT_TRUE(WaitUntil([&] { return held_ > 0; }));
+  }
+  void LetGo() {
+    if (!let_go_.HasBeenNotified()) let_go_.Notify();
+  }
+
+  std::atomic<int> held_ = 0;
+  absl::Notification let_go_;
+  RunningServer server_{Config()};
+  std::vector<std::thread> clients_;
+};
+
+TEST_F(LargeMessagesTest, LeaveGrpcsThreadsToOthers) {
+  Call(20);                                 // more than gRPC has threads
+  absl::SleepFor(absl::Milliseconds(100));  // they have come, or some will come beside what follows
+  for (int i = 0; i < 20; ++i) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
+    v1::ModelInfo info;
+    const grpc::Status status = server_.generation().GetModelInfo(&context, {}, &info);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+  }
+}
+
+TEST_F(LargeMessagesTest, OfWhichTooManyWaitAreRefused) {
+  Call(20);
+  v1::TokenizeRequest request;
+  request.set_text(LargeText());
+  const auto tokenize = [&] {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+    v1::TokenizeResponse response;
+    return server_.generation().Tokenize(&context, request, &response);
+  };
+  grpc::Status refused;
+  EXPECT_TRUE(WaitUntil([&] {
+    refused = tokenize();
+    return refused.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
+  }));
+  EXPECT_THAT(refused.error_message(), HasSubstr("messages wait to be read"));
+  EXPECT_TRUE(DetailOf<google::rpc::RetryInfo>(refused).has_value());
+  const Stream small = server_.Generate(TextRequest("z"));  // would be queued behind them
+  EXPECT_EQ(small.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  LetGo();
+  EXPECT_TRUE(WaitUntil([&] { return server_.Generate(TextRequest("z")).status.ok(); }));
 }
 
 class WriteTimeoutTest : public testing::Test {

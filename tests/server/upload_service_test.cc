@@ -259,6 +259,19 @@ TEST_F(UploadServiceTest, WhatALaterPartIsRefusedForIsCounted) {
   EXPECT_THAT(metrics, HasSubstr("bst_requests_rejected_total{reason=\"invalid\"} 1\n"));
 }
 
+TEST_F(UploadServiceTest, WhatComesAfterItsEndIsNotRefused) {
+  RunningServer server(ConfigWithMetrics());
+  grpc::ClientContext context;
+  stream_ = server.generation().GenerateUpload(&context);
+  stream_->Write(First());  // no prompt: its end would be one that is empty
+  server.engine().Finish(server.engine().WaitForRequest(0).id, FinishReason::kCancelled,
+                         absl::DeadlineExceededError("queue_timeout passed"));
+  EXPECT_EQ(Drain().status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_TRUE(server.WaitForUnreadCalls(0));  // gRPC is done with it, and its last read
+  EXPECT_THAT(HttpGet(server.server().addresses().metrics, "/metrics"),
+              HasSubstr("bst_requests_rejected_total{reason=\"invalid\"} 0\n"));
+}
+
 // A text without a space has no place where it can be cut: the server holds all of it.
 TEST_F(UploadServiceTest, TextThatCannotBeCutIsBoundedOfAllUploadsTogether) {
   if (kSanitized)

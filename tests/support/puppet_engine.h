@@ -247,6 +247,11 @@ class PuppetEngine final : public Engine {
     absl::MutexLock lock(&mutex_);
     append_refusal_ = std::move(status);
   }
+  // Called at the start of every Submit, on its thread.
+  void set_before_submit(std::function<void()> before_submit) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    before_submit_ = std::move(before_submit);
+  }
   void set_queue_tokens(int64_t queue_tokens) ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     queue_tokens_ = queue_tokens;
@@ -364,6 +369,12 @@ class PuppetEngine final : public Engine {
       ABSL_LOCKS_EXCLUDED(mutex_) {
     std::optional<std::vector<int32_t>> script;
     SequenceId id;
+    std::function<void()> before_submit;
+    {
+      absl::MutexLock lock(&mutex_);
+      before_submit = before_submit_;
+    }
+    if (before_submit) before_submit();
     {
       absl::MutexLock lock(&mutex_);
       if (draining_) return absl::UnavailableError("draining");
@@ -411,6 +422,7 @@ class PuppetEngine final : public Engine {
   std::vector<std::pair<SequenceId, int>> stopped_ ABSL_GUARDED_BY(mutex_);
   std::optional<std::vector<int32_t>> script_ ABSL_GUARDED_BY(mutex_);
   absl::Status refusal_ ABSL_GUARDED_BY(mutex_);
+  std::function<void()> before_submit_ ABSL_GUARDED_BY(mutex_);
   absl::Status append_refusal_ ABSL_GUARDED_BY(mutex_);
   int64_t queue_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   OnCancel on_cancel_ ABSL_GUARDED_BY(mutex_) = OnCancel::kFinish;

@@ -1,0 +1,56 @@
+#include "server/message_readers.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace bst {
+
+int MessageReaders::DefaultThreads() {
+  return static_cast<int>(std::clamp(std::thread::hardware_concurrency() / 4, 2U, 8U));
+}
+
+MessageReaders::MessageReaders(int num_threads, size_t limit_bytes) : limit_bytes_(limit_bytes) {
+  for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { Run(); });
+}
+
+MessageReaders::~MessageReaders() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stop_ = true;
+  }
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void MessageReaders::Read(size_t bytes, std::function<void()> read) {
+  if (bytes <= kSmallBytes) return read();
+  absl::MutexLock lock(&mutex_);
+  bytes_ += bytes;
+  waiting_.push_back({bytes, std::move(read)});
+}
+
+bool MessageReaders::MayTakeMore() const {
+  absl::MutexLock lock(&mutex_);
+  return bytes_ < limit_bytes_;
+}
+
+void MessageReaders::Run() {
+  while (true) {
+    Reading next;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stop_ || !waiting_.empty();
+      };
+      mutex_.Await(absl::Condition(&has_work));
+      if (waiting_.empty()) return;
+      next = std::move(waiting_.front());
+      waiting_.pop_front();
+    }
+    next.read();
+    next.read = nullptr;  // and what it kept, before the bytes count as gone
+    absl::MutexLock lock(&mutex_);
+    bytes_ -= next.bytes;
+  }
+}
+
+}  // namespace bst

@@ -1,0 +1,58 @@
+// MessageReaders: the threads on which large messages are parsed, and their text is tokenised.
+//
+// gRPC has few threads, and they serve all connections: while each of them tokenises megabytes no
+// probe is answered, no stream goes on and no cancellation is seen. So they read small messages
+// alone. What waits here has been received: MayTakeMore bounds the bytes of it.
+//
+// Ownership   Keeps what was to be read until it has been.
+// Threads     Thread-safe. One reading may run beside another; they begin in order.
+// Tested by   tests/server/message_readers_test.cc, tests/server/generation_service_test.cc
+#pragma once
+
+#include <cstddef>
+#include <deque>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
+namespace bst {
+
+class MessageReaders {
+ public:
+  // The largest message that is read where it arrives: some milliseconds of tokenising.
+  static constexpr size_t kSmallBytes = size_t{16} << 10;
+
+  // A quarter of the machine's hardware threads, from 2 to 8.
+  static int DefaultThreads();
+
+  // `limit_bytes`: of messages that wait or are being read, where MayTakeMore turns false.
+  MessageReaders(int num_threads, size_t limit_bytes);
+  // Reads what waits, then joins.
+  ~MessageReaders();
+
+  // Calls `read`, which reads so many bytes: before it returns if they are few, else soon, on one
+  // of the threads.
+  void Read(size_t bytes, std::function<void()> read) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  bool MayTakeMore() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  struct Reading {
+    size_t bytes;
+    std::function<void()> read;
+  };
+
+  void Run();
+
+  const size_t limit_bytes_;
+  mutable absl::Mutex mutex_;
+  std::deque<Reading> waiting_ ABSL_GUARDED_BY(mutex_);
+  size_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // of those, and of what is being read
+  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::thread> threads_;  // last: they use the others
+};
+
+}  // namespace bst
