@@ -56,7 +56,7 @@ ABSL_FLAG(
     int64_t, max_queue_tokens, bst::EngineOptions().max_queue_tokens,
     "Prompt tokens that may wait, of all requests, what has come of uploads included; 4 bytes "
     "of memory each. Text of uploads that cannot be tokenised before its end may take as much "
-    "again. What exceeds either is answered with RESOURCE_EXHAUSTED.");
+    "again. What exceeds either is answered with RESOURCE_EXHAUSTED, unless it waits alone.");
 ABSL_FLAG(int64_t, max_prompt_tokens, bst::EngineOptions().max_prompt_tokens,
           "Tokens of one prompt; a longer one is answered with INVALID_ARGUMENT.");
 ABSL_FLAG(
@@ -64,7 +64,7 @@ ABSL_FLAG(
     "Slots that prompts of more than --long_prompt_tokens leave to others, less than "
     "--max_sequences. -1: an eighth of them, at least one of several. More: short requests "
     "start sooner beside long ones; fewer long ones run at the same time. An upload counts as "
-    "long while it arrives, so these are the most continuations it can ask for.");
+    "long while it arrives, so it can ask for at most --max_sequences less these.");
 ABSL_FLAG(int64_t, long_prompt_tokens, bst::EngineOptions().long_prompt_tokens,
           "Tokens above which a prompt is long, see --reserved_sequences.");
 ABSL_FLAG(
