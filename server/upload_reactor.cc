@@ -44,7 +44,8 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   void OnReadDone(bool ok) override {
     // A client that leaves looks like the end of its parts. What has begun OnCancel ends.
     if (!ok && context().IsCancelled()) return GiveUp(LeftBefore("the first part", context()));
-    if (!HoldFinish()) return ForgetPrompt();  // it has ended
+    if (!prompt_.has_value() && !EndAwaiting()) return;  // given up
+    if (!HoldFinish()) return ForgetPrompt();            // it has ended
     const size_t held_bytes = prompt_.has_value() ? static_cast<size_t>(prompt_->held_bytes()) : 0;
     frontend().readers().Read(bytes_.Length() + held_bytes,
                               [this, self = shared_from_this(), ok] { ReadPart(ok); });
@@ -108,7 +109,6 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
 
   // The parts of the prompt, one at a time. True: the next one may come.
   bool ReadFirst(bool ok) {
-    if (!EndAwaiting()) return false;
     if (!ok) return Rejected(InvalidPart("is missing, the first must be request"));
     const absl::StatusOr<v1::GenerateUploadPart> part = Parse();
     if (!part.ok()) return Rejected(part.status());
