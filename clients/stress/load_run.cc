@@ -1,6 +1,7 @@
 #include "clients/stress/load_run.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <limits>
 #include <utility>
 
@@ -15,6 +16,8 @@ constexpr int kSendsPerPass = 256;
 constexpr double kProgressSeconds = 0.5;
 // How late an interrupt is seen.
 constexpr double kLongestWaitSeconds = 0.1;
+// A drain below this proves nothing: a busy server has pauses of its own.
+constexpr double kShortestSilenceSeconds = 1;
 
 }  // namespace
 
@@ -200,12 +203,27 @@ void LoadRun::Retry(StreamCall& call) {
 
 void LoadRun::EndRequest(RequestRecord& record) {
   --(record.is_probe ? open_probes_ : open_requests_);
+  JudgeSilence(record);
   recorder_.AddRequest(record);
   hooks_.on_record(record);
 }
 
+// A stream that is cut is nobody's fault while it brings something; of one that was silent for all
+// of the drain nobody knows that the server still works on it.
+void LoadRun::JudgeSilence(RequestRecord& record) const {
+  if (!has_drained_ || !record.was_cut || record.is_slow_reader || !record.defect.empty() ||
+      record.code != grpc::StatusCode::CANCELLED ||
+      record.silence_seconds < std::max(shape_.drain_seconds, kShortestSilenceSeconds))
+    return;
+  char text[100];
+  std::snprintf(text, sizeof(text), "no message in the %.1f s before it was cut",
+                record.silence_seconds);
+  record.defect = text;
+}
+
 void LoadRun::CutAll() {
   is_cut_ = true;
+  has_drained_ = !hooks_.is_interrupted();
   for (const auto& [pointer, call] : running_) call->Cut();
 }
 

@@ -98,6 +98,7 @@ class LoadRun : private StreamCall::Host {
   void Retry(StreamCall& call);
   void EndRequest(RequestRecord& record);
   void CutAll();
+  void JudgeSilence(RequestRecord& record) const;
   void Wait() ABSL_LOCKS_EXCLUDED(mutex_);
 
   const LoadShape shape_;
@@ -115,6 +116,7 @@ class LoadRun : private StreamCall::Host {
   size_t open_requests_ = 0;  // sent and not ended, those between two attempts included
   size_t open_probes_ = 0, peak_in_flight_ = 0;
   bool sends_are_over_ = false, is_cut_ = false;
+  bool has_drained_ = false;  // cut because the time of the drain was up
   double cut_seconds_ = 0;
   std::unordered_map<StreamCall*, std::shared_ptr<StreamCall>> running_;
 

@@ -105,6 +105,8 @@ void Recorder::AddRequest(const RequestRecord& record) {
     ++totals_.failed;
   }
   if (record.is_slow_reader) return;
+  // No message ends the gap of a server that stopped: it is a stall all the same.
+  totals_.longest_stall_seconds = std::max(totals_.longest_stall_seconds, record.silence_seconds);
   if (IsOk(record)) AddLatencies(record);
   if (!WasPlannedCancel(record)) JudgeBySlo(record);
 }

@@ -2,7 +2,8 @@
 //
 // What counts where:
 //   ttft, tpot, e2e   measured requests that ended with OK, without slow readers and probes
-//   itl, stall        every gap of the measured streams, without slow readers and probes
+//   itl, stall        every gap of the measured streams, without slow readers and probes; a stall
+//                     is also the silence at the end of a stream without Finished
 //   SLO               the same, and every failed request as beyond all bounds; what this client
 //                     cancelled by itself counts nowhere
 //   codes, tokens     every measured request, without probes

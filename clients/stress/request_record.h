@@ -31,6 +31,8 @@ struct RequestRecord {
   std::optional<double> tpot_seconds;  // unset: fewer than two tokens, or all in one message
   double e2e_seconds = 0;
   double longest_gap_seconds = 0;  // between two messages with tokens
+  // From the last message, or the send, to the end of a stream without Finished.
+  double silence_seconds = 0;
   uint32_t gaps = 0;
   uint32_t slow_gaps = 0;  // beyond the SLO's bound for itl
 
@@ -38,7 +40,7 @@ struct RequestRecord {
   grpc::StatusCode code = grpc::StatusCode::OK;
   std::string message;
   v1::FinishReason finish_reason = v1::FINISH_REASON_UNSPECIFIED;
-  // What was wrong with a stream that ended with OK; empty: nothing.
+  // What was wrong with a stream that ended with OK, or that was cut; empty: nothing.
   std::string defect;
 
   // Of the last attempt.

@@ -36,7 +36,7 @@ void StreamCall::Start(v1::Generation::Stub& stub, const std::string& key) {
                               std::chrono::duration<double>(*plan_->deadline_seconds)));
   }
   const double now = host_.clock().Now();
-  last_flush_seconds_ = now;
+  last_flush_seconds_ = last_message_seconds_ = now;
   if (record_.retries == 0) record_.sent_seconds = now;
   if (plan_->cancel_after_seconds.has_value()) {
     host_.At(now + *plan_->cancel_after_seconds, [weak = weak_from_this()] {
@@ -65,6 +65,7 @@ void StreamCall::OnReadDone(bool ok) {
     if (record_.is_slow_reader) RemoveHold();
     return;
   }
+  last_message_seconds_ = host_.clock().Now();
   if (has_finished_) record_.defect = "an event after Finished";
   if (event_.has_accepted()) {
     record_.request_id = event_.accepted().request_id();
@@ -125,6 +126,7 @@ void StreamCall::OnDone(const grpc::Status& status) {
   record_.e2e_seconds = record_.end_seconds - record_.intended_seconds;
   record_.was_cancelled = was_cancelled_;
   record_.was_cut = was_cut_;
+  record_.silence_seconds = has_finished_ ? 0 : record_.end_seconds - last_message_seconds_;
   // What came in one message has no time per token.
   if (record_.gaps > 0) {
     record_.tpot_seconds = (last_token_seconds_ - first_token_seconds_) /

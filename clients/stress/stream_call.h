@@ -85,6 +85,7 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateEvent>,
   bool has_finished_ = false;
   uint64_t usage_tokens_ = 0;
   double first_token_seconds_ = 0, last_token_seconds_ = 0, last_flush_seconds_ = 0;
+  double last_message_seconds_ = 0;   // of any kind; before the first: the send of this attempt
   std::vector<TokenSample> samples_;  // not yet with the recorder
 };
 

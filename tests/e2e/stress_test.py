@@ -183,6 +183,16 @@ class StressTest(unittest.TestCase):
         self.assertEqual(report["status_codes"], {"CANCELLED": 2})
         self.assertEqual(report["complaints"], ["no request completed, and none had a token"])
 
+    def test_a_stream_that_is_silent_for_all_of_the_drain_is_no_success(self) -> None:
+        """One of two gives tokens until it is cut; of the other, which waits behind it, nothing comes."""
+        with ServerProcess("--max_sequences=1") as server:
+            report = self.report("--concurrency", "2", "--duration", "3s", "--drain", "1s", "--prompt-tokens", "8",
+                                 "--max-new-tokens", "1000000", "--ignore-eos", server=server, code=1)
+        self.assertEqual(report["status_codes"], {"CANCELLED": 2})
+        self.assertGreater(report["total_output_tokens"], 0)
+        self.assertRegex(report["complaints"][0], r"CANCELLED: no message in the [0-9.]+ s before it was cut")
+        self.assertGreaterEqual(report["longest_stall_ms"], 1000)
+
     def test_overload_is_refused_with_advice(self) -> None:
         flags = ("--concurrency", "12", "--requests", "36", "--prompt-tokens", "8", "--max-new-tokens", "40",
                  "--ignore-eos")

@@ -77,6 +77,22 @@ TEST(RecorderTest, GapsMakeItlAndTheLongestStall) {
   EXPECT_EQ(recorder.live().output_tokens, 5u);
 }
 
+TEST(RecorderTest, TheSilenceAtTheEndIsAStall) {
+  Recorder recorder({}, {StatusCode::OK});
+  RequestRecord cut = Failed(StatusCode::CANCELLED);
+  cut.was_cut = true;
+  cut.silence_seconds = 4;
+  recorder.AddRequest(cut);
+  RequestRecord slow_reader = cut, probe = cut, warm_up = cut;
+  slow_reader.silence_seconds = probe.silence_seconds = warm_up.silence_seconds = 9;
+  slow_reader.is_slow_reader = true;
+  probe.is_probe = true;
+  warm_up.is_measured = false;
+  for (const RequestRecord& record : {slow_reader, probe, warm_up}) recorder.AddRequest(record);
+  EXPECT_EQ(recorder.Totals().longest_stall_seconds, 4);
+  EXPECT_EQ(recorder.Totals().itl.count(), 0u);
+}
+
 TEST(RecorderTest, SlowReadersCountInCodesAndTokensAlone) {
   Recorder recorder(ParseSlo("ttft:1ms"), {StatusCode::OK});
   RequestRecord record = Completed(5, 9);
