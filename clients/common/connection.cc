@@ -3,6 +3,7 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -51,8 +52,14 @@ std::shared_ptr<grpc::Channel> Connection::MakeChannel(grpc::ChannelArguments ar
 std::string Connection::ReadKey() const {
   if (token_file.empty()) return "";
   const std::string text = ReadFile(token_file);
-  std::string key = text.substr(0, text.find_first_of("\r\n"));
+  const std::string line = text.substr(0, text.find_first_of("\r\n"));
+  const size_t begin = std::min(line.find_first_not_of(" \t"), line.size());
+  const std::string key = line.substr(begin, line.find_last_not_of(" \t") + 1 - begin);
   if (key.empty()) throw UsageError("no key in the first line of " + token_file);
+  // gRPC ends the process over a header with other bytes, and prints it. The key must not be shown.
+  if (!std::all_of(key.begin(), key.end(), [](char c) { return c >= 0x21 && c <= 0x7e; }))
+    throw UsageError("the first line of " + token_file +
+                     " is no key: it has other characters than printable ASCII, or blanks");
   return key;
 }
 

@@ -1,7 +1,7 @@
 // How a client reaches the server: address, TLS, key. What the programs under clients/ share.
 //
 // Threads     Values and free functions.
-// Tested by   tests/e2e/cli_test.py
+// Tested by   tests/clients/connection_test.cc, tests/e2e/cli_test.py
 #pragma once
 
 #include <grpcpp/channel.h>
@@ -35,7 +35,8 @@ struct Connection {
   // size, keepalive and the name to expect. Throws UsageError when a file cannot be read.
   std::shared_ptr<grpc::Channel> MakeChannel(grpc::ChannelArguments arguments = {}) const;
 
-  // The first line of --token-file; empty without one. Throws UsageError when there is none in it.
+  // The first line of --token-file without blanks around it; empty without a file. Throws
+  // UsageError when no key is there: one has bytes from 0x21 to 0x7e alone.
   std::string ReadKey() const;
 };
 

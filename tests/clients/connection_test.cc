@@ -1,0 +1,56 @@
+#include "clients/common/connection.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <string>
+
+namespace bst::client {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+std::string WriteTemporary(const std::string& name, const std::string& text) {
+  const std::string path = testing::TempDir() + "connection_test_" + name;
+  std::ofstream(path, std::ios::binary) << text;
+  return path;
+}
+
+// What the UsageError of `function` says; empty: there is none.
+template <typename Function>
+std::string Complaint(const Function& function) {
+  try {
+    function();
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+std::string KeyOf(const std::string& text) {
+  Connection connection;
+  connection.token_file = WriteTemporary("key", text);
+  return connection.ReadKey();
+}
+
+TEST(ConnectionTest, TheKeyIsTheFirstLineWithoutBlanksAroundIt) {
+  EXPECT_EQ(Connection().ReadKey(), "");
+  for (const char* const text : {"s3cret~", "s3cret~\n", "s3cret~\r\nmore\n", " \ts3cret~\t \n"})
+    EXPECT_EQ(KeyOf(text), "s3cret~") << text;
+}
+
+TEST(ConnectionTest, AKeyThatIsNoHeaderIsRefusedAndNotShown) {
+  for (const char* const text :
+       {"s3\tcret", "s3 cret", "\xef\xbb\xbfs3cret", "s3cret\x7f", "\x01"}) {
+    const std::string complaint = Complaint([text] { KeyOf(text); });
+    EXPECT_THAT(complaint, HasSubstr("connection_test_key is no key")) << text;
+    EXPECT_THAT(complaint, Not(HasSubstr("cret")));
+  }
+  for (const char* const text : {"", "\nkey", " \t \n"})
+    EXPECT_THAT(Complaint([text] { KeyOf(text); }), HasSubstr("no key in the first line of"));
+}
+
+}  // namespace
+}  // namespace bst::client
