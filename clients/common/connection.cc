@@ -30,6 +30,8 @@ std::shared_ptr<grpc::Channel> Connection::MakeChannel(grpc::ChannelArguments ar
   // pings without data.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  // gRPC's own limit, 120 s, keeps a client away long after the server is back.
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
   arguments.SetLoadBalancingPolicyName("round_robin");  // gRPC's default: the first that answers
   if (!tls_server_name.empty()) arguments.SetSslTargetNameOverride(tls_server_name);
   std::shared_ptr<grpc::ChannelCredentials> credentials;

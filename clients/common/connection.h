@@ -32,7 +32,7 @@ struct Connection {
   void AddFlags(CLI::App& app);
 
   // Calls go round all addresses of `server`. `arguments`: what the caller wants beyond message
-  // size, keepalive and the name to expect. Throws UsageError when a file cannot be read.
+  // size, keepalive, the pauses between attempts to connect, and the name to expect. Throws UsageError when a file cannot be read.
   std::shared_ptr<grpc::Channel> MakeChannel(grpc::ChannelArguments arguments = {}) const;
 
   // The first line of --token-file without blanks around it; empty without a file. Throws
