@@ -9,6 +9,17 @@
 #include <iterator>
 
 namespace bst::client {
+namespace {
+
+// What is no PEM would fail every handshake without a word about the file.
+std::string ReadPem(const std::string& path) {
+  std::string text = ReadFile(path);
+  if (text.find("-----BEGIN ") == std::string::npos)
+    throw UsageError(path + " is no PEM file: it has no line -----BEGIN ...");
+  return text;
+}
+
+}  // namespace
 
 void Connection::AddFlags(CLI::App& app) {
   app.add_option("--server", server,
@@ -19,9 +30,9 @@ void Connection::AddFlags(CLI::App& app) {
   app.add_flag("--tls", tls, "Use TLS with the system's certificate authorities");
   app.add_option("--tls-ca", tls_ca, "PEM file with the authorities to trust; implies --tls");
   app.add_option("--tls-cert", tls_cert, "PEM file with this client's certificate; implies --tls");
-  app.add_option("--tls-key", tls_key, "PEM file with the key of --tls-cert");
+  app.add_option("--tls-key", tls_key, "PEM file with the key of --tls-cert; implies --tls");
   app.add_option("--tls-server-name", tls_server_name,
-                 "Name to expect in the server's certificate");
+                 "Name to expect in the server's certificate; implies --tls");
 }
 
 std::shared_ptr<grpc::Channel> Connection::MakeChannel(grpc::ChannelArguments arguments) const {
@@ -35,14 +46,15 @@ std::shared_ptr<grpc::Channel> Connection::MakeChannel(grpc::ChannelArguments ar
   arguments.SetLoadBalancingPolicyName("round_robin");  // gRPC's default: the first that answers
   if (!tls_server_name.empty()) arguments.SetSslTargetNameOverride(tls_server_name);
   std::shared_ptr<grpc::ChannelCredentials> credentials;
-  if (tls || !tls_ca.empty() || !tls_cert.empty()) {
+  // Any flag of TLS asks for it: the bearer key must not go out in the clear by mistake.
+  if (tls || !tls_ca.empty() || !tls_cert.empty() || !tls_key.empty() || !tls_server_name.empty()) {
     if (tls_cert.empty() != tls_key.empty())
       throw UsageError("--tls-cert and --tls-key go together");
     grpc::SslCredentialsOptions options;
-    if (!tls_ca.empty()) options.pem_root_certs = ReadFile(tls_ca);
+    if (!tls_ca.empty()) options.pem_root_certs = ReadPem(tls_ca);
     if (!tls_cert.empty()) {
-      options.pem_cert_chain = ReadFile(tls_cert);
-      options.pem_private_key = ReadFile(tls_key);
+      options.pem_cert_chain = ReadPem(tls_cert);
+      options.pem_private_key = ReadPem(tls_key);
     }
     credentials = grpc::SslCredentials(options);
   } else {

@@ -26,13 +26,15 @@ class UsageError : public std::runtime_error {
 struct Connection {
   std::string server = "127.0.0.1:50051";  // or another name that gRPC resolves
   std::string token_file;
-  bool tls = false;
+  bool tls = false;  // any of the following implies it
   std::string tls_ca, tls_cert, tls_key, tls_server_name;
 
   void AddFlags(CLI::App& app);
 
   // Calls go round all addresses of `server`. `arguments`: what the caller wants beyond message
-  // size, keepalive, the pauses between attempts to connect, and the name to expect. Throws UsageError when a file cannot be read.
+  // size, keepalive, the pauses between attempts to connect, and the name to expect. Throws
+  // UsageError when a file cannot be read or is no PEM, and for one of --tls-cert and --tls-key
+  // without the other.
   std::shared_ptr<grpc::Channel> MakeChannel(grpc::ChannelArguments arguments = {}) const;
 
   // The first line of --token-file without blanks around it; empty without a file. Throws

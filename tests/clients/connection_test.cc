@@ -52,5 +52,24 @@ TEST(ConnectionTest, AKeyThatIsNoHeaderIsRefusedAndNotShown) {
     EXPECT_THAT(Complaint([text] { KeyOf(text); }), HasSubstr("no key in the first line of"));
 }
 
+TEST(ConnectionTest, WhatIsNoPemIsRefusedByItsName) {
+  const std::string pem = WriteTemporary("pem", "-----BEGIN CERTIFICATE-----\n");
+  const std::string other = WriteTemporary("other", "no certificate");
+  Connection no_ca, no_cert, no_key;
+  no_ca.tls_ca = other;
+  no_cert.tls_cert = no_key.tls_key = other;
+  no_cert.tls_key = no_key.tls_cert = pem;
+  for (const Connection* const connection : {&no_ca, &no_cert, &no_key}) {
+    EXPECT_THAT(Complaint([connection] { connection->MakeChannel(); }),
+                HasSubstr("connection_test_other is no PEM file"));
+  }
+}
+
+TEST(ConnectionTest, AKeyWithoutACertificateIsWrongUsage) {
+  Connection connection;
+  connection.tls_key = WriteTemporary("pem", "-----BEGIN PRIVATE KEY-----\n");
+  EXPECT_THAT(Complaint([&connection] { connection.MakeChannel(); }), HasSubstr("go together"));
+}
+
 }  // namespace
 }  // namespace bst::client

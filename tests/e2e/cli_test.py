@@ -187,6 +187,12 @@ class CliTest(unittest.TestCase):
         self.assertEqual(unreachable.returncode, 1)
         self.assertIn("UNAVAILABLE", unreachable.stderr)
 
+    def test_a_name_to_expect_implies_tls(self) -> None:
+        """A server without TLS is not talked to in the clear."""
+        refused = run_cli(self.server, "info", "--tls-server-name", "localhost")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("UNAVAILABLE", refused.stderr)
+
     def test_output_that_is_lost_is_a_failure(self) -> None:
         for command in (["info"], ["generate", "--prompt", "x", "--max-new-tokens", "4"]):
             with open("/dev/full", "w") as full:
