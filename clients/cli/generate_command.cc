@@ -129,7 +129,10 @@ std::pair<uint32_t, float> ParseBias(const std::string& text) {
 v1::GenerateRequest MakeRequest(const Options& o) {
   v1::GenerateRequest request;
   o.prompt.Fill(request);
-  if (o.request_id) request.set_request_id(*o.request_id);
+  if (o.request_id) {
+    CheckUtf8(*o.request_id, "--request-id");
+    request.set_request_id(*o.request_id);
+  }
   if (o.priority) request.set_priority(*o.priority);
   if (o.queue_timeout_ms) request.set_queue_timeout_ms(*o.queue_timeout_ms);
   if (o.time_limit_ms) request.set_time_limit_ms(*o.time_limit_ms);
@@ -151,7 +154,10 @@ v1::GenerateRequest MakeRequest(const Options& o) {
   v1::Stopping& stopping = *request.mutable_stopping();
   if (o.max_new_tokens) stopping.set_max_new_tokens(*o.max_new_tokens);
   if (o.min_new_tokens) stopping.set_min_new_tokens(*o.min_new_tokens);
-  for (const std::string& stop : o.stop) stopping.add_stop_strings(stop);
+  for (const std::string& stop : o.stop) {
+    CheckUtf8(stop, "--stop");
+    stopping.add_stop_strings(stop);
+  }
   for (const uint32_t id : o.stop_token_ids) stopping.add_stop_token_ids(id);
   if (o.ignore_eos) stopping.set_ignore_eos(true);
   if (o.include_stop_string) stopping.set_include_stop_string(true);

@@ -34,7 +34,7 @@ void AddPriorityFlag(CLI::App& app, std::optional<v1::Priority>& priority) {
 
 std::string Prompt::Text() const {
   if (text_file.empty()) {
-    if (!IsUtf8(text)) throw UsageError("--prompt is not UTF-8");
+    CheckUtf8(text, "--prompt");
     return text;
   }
   std::string content = ReadFile(text_file);
@@ -57,6 +57,10 @@ std::vector<uint32_t> ParseIds(const std::string& json, const std::string& sourc
     ids.push_back(item.get<uint32_t>());
   }
   return ids;
+}
+
+void CheckUtf8(std::string_view text, const std::string& flag) {
+  if (!IsUtf8(text)) throw UsageError(flag + " is not UTF-8");
 }
 
 bool IsUtf8(std::string_view text) {

@@ -53,4 +53,8 @@ std::vector<uint32_t> ParseIds(const std::string& json, const std::string& sourc
 
 bool IsUtf8(std::string_view text);
 
+// Throws UsageError naming `flag` where `text`, its value, is not UTF-8: Protobuf would complain of
+// a field instead.
+void CheckUtf8(std::string_view text, const std::string& flag);
+
 }  // namespace bst::cli

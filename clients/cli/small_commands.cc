@@ -113,6 +113,7 @@ struct HealthOptions {
 
 ExitCode Health(const HealthOptions& options) {
   grpc::health::v1::HealthCheckRequest request;
+  CheckUtf8(options.service, "--service");
   request.set_service(options.service);
   grpc::ClientContext context;
   options.connection.Prepare(context);

@@ -4,9 +4,9 @@
 #include <grpcpp/security/credentials.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iostream>
-#include <iterator>
+#include <cerrno>
+#include <cstdio>
+#include <system_error>
 
 namespace bst::client {
 namespace {
@@ -82,11 +82,20 @@ void AddKey(const std::string& key, grpc::ClientContext& context) {
 }
 
 std::string ReadFile(const std::string& path) {
-  if (path == "-")
-    return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file) throw UsageError("cannot read " + path);
+  const bool is_stdin = path == "-";
+  const auto fail = [&](int error) {
+    throw UsageError("cannot read " + (is_stdin ? "the standard input" : path) + ": " +
+                     std::generic_category().message(error));
+  };
+  std::FILE* const file = is_stdin ? stdin : std::fopen(path.c_str(), "rb");
+  if (file == nullptr) fail(errno);
+  std::string text;
+  char piece[1 << 16];
+  while (const size_t count = std::fread(piece, 1, sizeof(piece), file)) text.append(piece, count);
+  // A directory can be opened; a closed standard input says so when it is read.
+  const int error = std::ferror(file) != 0 ? errno : 0;
+  if (!is_stdin) std::fclose(file);
+  if (error != 0) fail(error);
   return text;
 }
 

@@ -52,6 +52,17 @@ TEST(ConnectionTest, AKeyThatIsNoHeaderIsRefusedAndNotShown) {
     EXPECT_THAT(Complaint([text] { KeyOf(text); }), HasSubstr("no key in the first line of"));
 }
 
+TEST(ConnectionTest, AFileThatCannotBeReadIsNamed) {
+  const std::string bytes("a\0\r\n\xff", 5);
+  EXPECT_EQ(ReadFile(WriteTemporary("bytes", bytes)), bytes);
+  EXPECT_EQ(ReadFile(WriteTemporary("empty", "")), "");
+  const std::string folder = testing::TempDir();
+  EXPECT_EQ(Complaint([&folder] { ReadFile(folder); }),
+            "cannot read " + folder + ": Is a directory");
+  EXPECT_EQ(Complaint([&folder] { ReadFile(folder + "nonexistent"); }),
+            "cannot read " + folder + "nonexistent: No such file or directory");
+}
+
 TEST(ConnectionTest, WhatIsNoPemIsRefusedByItsName) {
   const std::string pem = WriteTemporary("pem", "-----BEGIN CERTIFICATE-----\n");
   const std::string other = WriteTemporary("other", "no certificate");

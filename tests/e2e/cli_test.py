@@ -214,6 +214,25 @@ class CliTest(unittest.TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn("token_ids.ids[1] is 259", result.stderr)
 
+    def test_input_that_cannot_be_read_is_named(self) -> None:
+        for flags in (("generate", "--prompt-file"), ("generate", "--ids-file"), ("info", "--token-file"),
+                      ("info", "--tls-ca")):
+            result = run_cli(self.server, *flags, str(self.folder))
+            self.assertEqual(result.returncode, 2, flags)
+            self.assertEqual(result.stderr, f"bst: cannot read {self.folder}: Is a directory\n", flags)
+        command = [arguments.cli, "generate", "--server", self.server.grpc, "--prompt-file", "-"]
+        for stdin in ('"$0"', "&-"):  # a directory, closed
+            result = subprocess.run(["sh", "-c", f'exec "$@" <{stdin}', str(self.folder), *command],
+                                    capture_output=True, text=True, timeout=60)
+            self.assertEqual(result.returncode, 2, stdin)
+            self.assertIn("bst: cannot read the standard input: ", result.stderr)
+
+    def test_flags_that_are_not_utf8_are_named(self) -> None:
+        for command, flag in ((("generate", "--prompt", "x"), "--stop"), (("generate", "--prompt", "x"), "--request-id"),
+                              (("health",), "--service")):
+            result = run_cli(self.server, *command, flag, os.fsdecode(b"caf\xe9"))
+            self.assertEqual((result.returncode, result.stderr), (2, f"bst: {flag} is not UTF-8\n"))
+
     def test_help_teaches(self) -> None:
         for flags in ([], ["generate"], ["score"], ["tokenize"]):
             result = run_cli(None, *flags, "--help")

@@ -127,6 +127,11 @@ class StressTest(unittest.TestCase):
         self.assertEqual(too_long.returncode, 2)
         self.assertIn("above the server's limit", too_long.stderr)
 
+    def test_a_text_that_cannot_be_read_is_named(self) -> None:
+        result = stress(self.server, "--concurrency", "1", "--text-file", str(self.folder))
+        self.assertEqual((result.returncode, result.stderr),
+                         (2, f"bst-stress: cannot read {self.folder}: Is a directory\n"))
+
     def test_sweep(self) -> None:
         result = stress(self.server, "--sweep", "concurrency", "--sweep-steps", "1,4", "--requests", "12", *SHORT,
                         "--slo", "ttft:60s", "--json", str(self.folder / "sweep.json"))
