@@ -41,12 +41,17 @@ constexpr char kExamples[] =
     "    bst-stress --verify --requests 64 --concurrency 32\n"
     "Latency counts from the moment a request was due, not from when it could be sent.\n"
     "Exit code: 0 passed; 1 an SLO did not hold, a status was unexpected, answers differed, "
-    "nothing was answered, or the server was not there; 2 wrong usage.";
+    "nothing was answered, the server was not there, or the report could not be written; 2 wrong "
+    "usage.";
 
 void WriteFile(const std::string& path, const std::string& text) {
-  std::FILE* const file = path == "-" ? stdout : std::fopen(path.c_str(), "w");
+  if (path == "-") {
+    std::fwrite(text.data(), 1, text.size(), stdout);  // main sees whether it arrived
+    return;
+  }
+  std::FILE* const file = std::fopen(path.c_str(), "w");
   bool written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  if (file != nullptr) written &= (path == "-" ? std::fflush(file) : std::fclose(file)) == 0;
+  if (file != nullptr) written &= std::fclose(file) == 0;
   if (!written) throw client::UsageError("cannot write " + path);
 }
 
@@ -160,7 +165,13 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? kPassed : kWrongUsage;
   }
   try {
-    return Main(*flags);
+    const ExitCode code = Main(*flags);
+    // A report that did not arrive, on a full disk, is no success.
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      std::fprintf(stderr, "bst-stress: the output could not be written\n");
+      return kFailed;
+    }
+    return code;
   } catch (const ServerError& error) {
     std::fprintf(stderr, "bst-stress: %s\n", error.what());
     return kFailed;

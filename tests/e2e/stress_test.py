@@ -281,6 +281,14 @@ class StressTest(unittest.TestCase):
             self.assertEqual(result.returncode, 2)
             self.assertIn("above the server's message limit of 1024", result.stderr)
 
+    def test_a_report_that_is_lost_is_a_failure(self) -> None:
+        for flags in ((), ("--json", "-")):
+            with open("/dev/full", "w") as full:
+                result = subprocess.run(command(self.server, "--concurrency", "1", "--requests", "1", *SHORT, *flags),
+                                        stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+            self.assertEqual(result.returncode, 1, flags)
+            self.assertIn("could not be written", result.stderr)
+
     def test_wrong_usage_and_nobody_there(self) -> None:
         for flags, words in (((), "no load"), (("--rate", "0"), "--rate must be above 0"),
                              (("--concurrency", "1", "--json", "/nonexistent/x"), "cannot write"),
