@@ -169,12 +169,12 @@ v1::GenerateRequest MakeRequest(const Options& o) {
 }
 
 grpc::Status Call(const Connection& connection, const v1::GenerateRequest& request,
+                  grpc::ClientContext& context,
                   const std::function<void(const v1::GenerateEvent&)>& handle) {
   const auto stub = v1::Generation::NewStub(connection.MakeChannel());
   std::optional<uint64_t> exceeded_limit;
   grpc::Status asked = CheckMessageLimit(connection, *stub, request.ByteSizeLong(), exceeded_limit);
   if (!asked.ok()) return asked;
-  grpc::ClientContext context;
   connection.Prepare(context);
   const Interrupt interrupt(context);
   if (exceeded_limit.has_value()) return Upload(*stub, context, request, *exceeded_limit, handle);
@@ -184,16 +184,19 @@ grpc::Status Call(const Connection& connection, const v1::GenerateRequest& reque
 
 ExitCode Generate(const Options& options) {
   const bool json = options.connection.json;
+  grpc::ClientContext context;
   v1::Finished finished;
   ProgressBar progress;
   GenerateOutput output(json ? GenerateOutput::Format::kJson : GenerateOutput::Format::kText,
-                        options.num_sequences.value_or(1), [&progress](std::string_view text) {
+                        options.num_sequences.value_or(1), [&](std::string_view text) {
                           progress.Clear();
-                          std::fwrite(text.data(), 1, text.size(), stdout);
-                          std::fflush(stdout);
+                          const bool written =
+                              std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
+                              std::fflush(stdout) == 0;
+                          if (!written) context.TryCancel();  // nobody would see the rest
                         });
   const grpc::Status status =
-      Call(options.connection, MakeRequest(options), [&](const v1::GenerateEvent& event) {
+      Call(options.connection, MakeRequest(options), context, [&](const v1::GenerateEvent& event) {
         if (event.has_prefill_progress()) {
           progress.Show(event.prefill_progress().processed_tokens(),
                         event.prefill_progress().total_tokens());
@@ -206,6 +209,7 @@ ExitCode Generate(const Options& options) {
   progress.Clear();
   const bool one = options.num_sequences.value_or(1) <= 1;
   if (!json && one && isatty(STDOUT_FILENO) == 1) std::fputc('\n', stdout);
+  if (std::ferror(stdout) != 0) return kRequestFailed;  // main says why
   if (!status.ok()) return ReportFailure(status);
   if (json) {
     const bool top = options.top_logprobs.value_or(0) > 0;

@@ -201,6 +201,16 @@ class CliTest(unittest.TestCase):
             self.assertEqual(result.returncode, 1, command)
             self.assertIn("could not be written", result.stderr)
 
+    def test_output_that_is_lost_cancels_the_request(self) -> None:
+        cancelled = 'bst_requests_cancelled_total{cause="client",stage="decode"}'
+        before = self.server.metric(cancelled)
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([arguments.cli, "generate", "--prompt", "x", *GREEDY, "--logit-bias", "65=100",
+                                     "--max-new-tokens", "1000000", "--server", self.server.grpc], stdout=full,
+                                    stderr=subprocess.PIPE, text=True, timeout=120)
+        self.assertEqual((result.returncode, result.stderr), (1, "bst: the output could not be written\n"))
+        self.server.wait_for(cancelled, before + 1)
+
     def test_wrong_prompts(self) -> None:
         for name, content in (("ids.json", b"[1, -2]"), ("list.json", b"{}"), ("half.json", b"[1, 2")):
             (self.folder / name).write_bytes(content)
