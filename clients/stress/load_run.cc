@@ -152,7 +152,8 @@ void LoadRun::RunTimers() {
     std::function<void()> action;
     {
       absl::MutexLock lock(&mutex_);
-      if (timers_.empty() || timers_.top().seconds > clock_.Now()) return;
+      // Once all is cut nothing is waited for: neither a slow reader's pace nor a refusal's advice.
+      if (timers_.empty() || (!is_cut_ && timers_.top().seconds > clock_.Now())) return;
       action = timers_.top().action;
       timers_.pop();
     }
@@ -235,7 +236,8 @@ void LoadRun::Wait() {
   if (!sends_are_over_) until = std::min(until, next_probe_seconds_);
   absl::MutexLock lock(&mutex_);
   wake_seconds_ = until;
-  if (!timers_.empty()) wake_seconds_ = std::min(wake_seconds_, timers_.top().seconds);
+  if (!timers_.empty())
+    wake_seconds_ = std::min(wake_seconds_, is_cut_ ? now : timers_.top().seconds);
   // A timer set meanwhile may be due earlier than what is waited for.
   const double waited_for = wake_seconds_;
   const auto has_news = [this, waited_for]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {

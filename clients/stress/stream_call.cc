@@ -56,6 +56,7 @@ void StreamCall::Cut() {
 }
 
 void StreamCall::CancelAsPlanned() {
+  if (was_cut_) return;  // timers of a run that is over run at once
   was_cancelled_ = true;
   context_.TryCancel();
 }
@@ -79,7 +80,7 @@ void StreamCall::OnReadDone(bool ok) {
       record_.output_tokens >= *plan_->cancel_after_tokens && !was_cancelled_) {
     CancelAsPlanned();
   }
-  if (record_.is_slow_reader) {
+  if (record_.is_slow_reader && !was_cut_) {
     host_.At(host_.clock().Now() + plan_->read_delay_seconds,
              [call = shared_from_this()] { call->StartRead(&call->event_); });
   } else {

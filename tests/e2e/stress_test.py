@@ -188,6 +188,19 @@ class StressTest(unittest.TestCase):
         self.assertEqual(report["status_codes"], {"CANCELLED": 2})
         self.assertEqual(report["complaints"], ["no request completed, and none had a token"])
 
+    def test_a_run_that_is_over_waits_for_no_timer(self) -> None:
+        """Readers that would take ten minutes for a message; the time of the call is limited to two."""
+        flags = ("--concurrency", "2", "--prompt-tokens", "8", "--max-new-tokens", "1000000", "--ignore-eos",
+                 "--slow-reader", "1", "--slow-reader-delay", "600s")
+        report = self.report(*flags, "--duration", "200ms", "--drain", "100ms", code=1)
+        self.assertEqual(report["status_codes"], {"CANCELLED": 2})
+        running = subprocess.Popen(command(self.server, *flags, "--duration", "600s"), stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        self.addCleanup(running.kill)
+        self.wait_until_running(self.server, 2)
+        running.send_signal(signal.SIGINT)
+        self.assertEqual(running.wait(60), 1)
+
     def test_a_stream_that_is_silent_for_all_of_the_drain_is_no_success(self) -> None:
         """One of two gives tokens until it is cut; of the other, which waits behind it, nothing comes."""
         with ServerProcess("--max_sequences=1") as server:
