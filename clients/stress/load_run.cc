@@ -40,11 +40,11 @@ void LoadRun::Run() {
     const double now = clock_.Now();
     if (!sends_are_over_) {
       SendDue();
-      SendDueProbes();
       DropBacklog();
-      sends_are_over_ = !MayStart(next_due_seconds_) || hooks_.is_interrupted();
+      sends_are_over_ = SendsAreOver(now) || hooks_.is_interrupted();
       if (sends_are_over_) cut_seconds_ = clock_.Now() + shape_.drain_seconds;
     }
+    SendDueProbes();
     if (sends_are_over_) {
       if (open_requests_ + open_probes_ == 0) break;
       if (!is_cut_ && (now >= cut_seconds_ || hooks_.is_interrupted())) CutAll();
@@ -57,11 +57,31 @@ void LoadRun::Run() {
   }
 }
 
+bool LoadRun::HasSentAll() const {
+  return shape_.requests.has_value() && measured_sent_ >= *shape_.requests;
+}
+
+// When the duration is over.
+double LoadRun::EndSeconds() const {
+  return shape_.duration_seconds.has_value() ? shape_.warmup_seconds + *shape_.duration_seconds
+                                             : kNever;
+}
+
 // Whether a request that is due then belongs to the run.
 bool LoadRun::MayStart(double due_seconds) const {
-  if (shape_.requests.has_value() && measured_sent_ >= *shape_.requests) return false;
-  return !shape_.duration_seconds.has_value() ||
-         due_seconds < shape_.warmup_seconds + *shape_.duration_seconds;
+  return !HasSentAll() && due_seconds < EndSeconds();
+}
+
+// A duration goes on after its last request: the streams that run may take that long, and probes
+// feel them.
+bool LoadRun::SendsAreOver(double now) const {
+  return HasSentAll() || (now >= EndSeconds() && !MayStart(next_due_seconds_));
+}
+
+// Whether a probe that is due then belongs to the run. After the last of --requests they are there
+// for the requests that still run.
+bool LoadRun::MayProbe(double due_seconds) const {
+  return !is_cut_ && due_seconds < EndSeconds() && (!HasSentAll() || open_requests_ > 0);
 }
 
 void LoadRun::SendDue() {
@@ -78,9 +98,7 @@ void LoadRun::SendDue() {
 // What a concurrency still holds back when the time of the drain is up is never sent, and failed.
 void LoadRun::DropBacklog() {
   const double now = clock_.Now();
-  if (!shape_.rate.has_value() || !shape_.duration_seconds.has_value() ||
-      now < shape_.warmup_seconds + *shape_.duration_seconds + shape_.drain_seconds)
-    return;
+  if (!shape_.rate.has_value() || now < EndSeconds() + shape_.drain_seconds) return;
   for (; MayStart(next_due_seconds_); next_due_seconds_ += arrivals_.NextGap()) {
     RequestRecord record = NextRecord(next_due_seconds_);
     record.sent_seconds = record.end_seconds = now;
@@ -95,7 +113,7 @@ void LoadRun::DropBacklog() {
 
 void LoadRun::SendDueProbes() {
   for (int sent = 0; sent < kSendsPerPass; ++sent) {
-    if (next_probe_seconds_ > clock_.Now() || !MayStart(next_probe_seconds_)) return;
+    if (next_probe_seconds_ > clock_.Now() || !MayProbe(next_probe_seconds_)) return;
     RequestRecord record;
     record.index = next_probe_index_;
     record.is_probe = true;
@@ -233,7 +251,8 @@ void LoadRun::Wait() {
   double until = now + kLongestWaitSeconds;
   const bool is_full = shape_.concurrency.has_value() && open_requests_ >= *shape_.concurrency;
   if (!sends_are_over_ && !is_full) until = std::min(until, next_due_seconds_);
-  if (!sends_are_over_) until = std::min(until, next_probe_seconds_);
+  if (!sends_are_over_ && now < EndSeconds()) until = std::min(until, EndSeconds());
+  if (MayProbe(next_probe_seconds_)) until = std::min(until, next_probe_seconds_);
   absl::MutexLock lock(&mutex_);
   wake_seconds_ = until;
   if (!timers_.empty())

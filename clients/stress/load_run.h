@@ -38,7 +38,8 @@ struct LoadShape {
   std::optional<double> duration_seconds;
   std::optional<uint64_t> requests;
   double probe_rate = 0;
-  double drain_seconds = 60;  // after the last send; then what still runs is cut
+  // After the duration or the last of `requests`; then what still runs is cut.
+  double drain_seconds = 60;
   uint32_t max_retries = 0;   // of a refused request that says when to come again
 };
 
@@ -85,7 +86,11 @@ class LoadRun : private StreamCall::Host {
   void At(double seconds, std::function<void()> action) override ABSL_LOCKS_EXCLUDED(mutex_);
   void Done(std::shared_ptr<StreamCall> call) override ABSL_LOCKS_EXCLUDED(mutex_);
 
+  bool HasSentAll() const;
+  double EndSeconds() const;
   bool MayStart(double due_seconds) const;
+  bool MayProbe(double due_seconds) const;
+  bool SendsAreOver(double now) const;
   void SendDue();
   void DropBacklog();
   void SendDueProbes();

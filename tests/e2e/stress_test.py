@@ -102,6 +102,17 @@ class StressTest(unittest.TestCase):
         self.assertEqual((broken["ok"], broken["slo"][0]["held"], broken["request_goodput"]), (False, False, 0))
         self.assertIn("SLO ttft p99 <= 0.001 ms does not hold", broken["complaints"][0])
 
+    def test_probes_go_on_after_the_last_request(self) -> None:
+        # One request, due after a second, and the next beyond the duration; probes are due until its end.
+        report = self.report("--rate", "1", "--arrivals", "constant", "--duration", "1500ms", "--probe-rate", "10", *SHORT)
+        self.assertEqual(report["completed"], 1)
+        self.assertGreaterEqual(report["probes"]["count"], 14)
+        # All requests are sent at once; probes are due until they end.
+        report = self.report("--concurrency", "1", "--requests", "1", "--probe-rate", "10", "--deadline", "2s",
+                             "--max-new-tokens", "1000000", "--ignore-eos")
+        self.assertEqual(report["status_codes"], {"DEADLINE_EXCEEDED": 1})
+        self.assertGreater(report["probes"]["count"], 0)
+
     def test_an_interrupt_ends_far_too_many_probes(self) -> None:
         running = subprocess.Popen(command(self.server, "--rate", "1", "--duration", "600s", "--probe-rate", "1e6",
                                            *SHORT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
