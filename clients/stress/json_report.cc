@@ -149,11 +149,12 @@ void AddVllmFields(Json& json, const Subject& subject, const RunResult& result) 
   json["failed"] = totals.failed;
   json["total_input_tokens"] = totals.prompt_tokens;
   json["total_output_tokens"] = totals.output_tokens;
-  json["request_throughput"] = Round(result.PerSecond(totals.completed));
-  json["request_goodput"] = result.has_slo ? Json(Round(result.PerSecond(totals.good))) : Json();
-  json["output_throughput"] = Round(result.PerSecond(totals.output_tokens));
+  json["request_throughput"] = Round(result.PerSecond(totals.work.completed));
+  json["request_goodput"] =
+      result.has_slo ? Json(Round(result.PerSecond(totals.work.good))) : Json();
+  json["output_throughput"] = Round(result.PerSecond(totals.work.output_tokens));
   json["total_token_throughput"] =
-      Round(result.PerSecond(totals.prompt_tokens + totals.output_tokens));
+      Round(result.PerSecond(totals.work.prompt_tokens + totals.work.output_tokens));
   json["max_concurrent_requests"] = result.peak_in_flight;
   AddLatency(json, "ttft", totals.ttft);
   AddLatency(json, "tpot", totals.tpot);

@@ -40,7 +40,7 @@ struct LoadShape {
   double probe_rate = 0;
   // After the duration or the last of `requests`; then what still runs is cut.
   double drain_seconds = 60;
-  uint32_t max_retries = 0;   // of a refused request that says when to come again
+  uint32_t max_retries = 0;  // of a refused request that says when to come again
 };
 
 // The channels, used in turn, and the key to show.

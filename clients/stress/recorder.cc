@@ -33,8 +33,8 @@ bool Keeps(const RequestRecord& record, const SloClause& clause) {
 
 }  // namespace
 
-Recorder::Recorder(const Slo& slo, std::set<grpc::StatusCode> expected)
-    : expected_(std::move(expected)) {
+Recorder::Recorder(const Slo& slo, std::set<grpc::StatusCode> expected, double warmup_seconds)
+    : expected_(std::move(expected)), warmup_seconds_(warmup_seconds) {
   for (const SloClause& clause : slo) {
     totals_.slo.push_back({clause});
     if (clause.metric == Metric::kItl) itl_bound_seconds_ = clause.bound_seconds;
@@ -53,6 +53,7 @@ void Recorder::AddTokens(std::span<const TokenSample> samples, bool counts) {
     Timeline::Bin& bin = totals_.timeline.At(sample.at_seconds);
     bin.output_tokens += sample.tokens;
     tokens_ += sample.tokens;
+    if (sample.at_seconds >= warmup_seconds_) totals_.work.output_tokens += sample.tokens;
     if (sample.gap_seconds == TokenSample::kNoGap) continue;
     bin.itl.Add(sample.gap_seconds);
     if (!counts) continue;
@@ -84,6 +85,7 @@ void Recorder::AddRequest(const RequestRecord& record) {
   if (!IsOk(record) && !WasPlannedCancel(record)) ++bin.failed;
   if (IsOk(record) && !record.is_slow_reader && record.ttft_seconds.has_value())
     bin.ttft.Add(*record.ttft_seconds);
+  AddWork(record);
   if (!record.is_measured) return;
 
   ++totals_.requests;
@@ -96,7 +98,6 @@ void Recorder::AddRequest(const RequestRecord& record) {
   totals_.refusals += record.refusals;
   totals_.refusals_with_retry_info += record.refusals_with_retry_info;
   totals_.refusals_with_pushback += record.refusals_with_pushback;
-  totals_.last_end_seconds = std::max(totals_.last_end_seconds, record.end_seconds);
   totals_.send_lag.Add(record.sent_seconds - record.intended_seconds);
   if (IsOk(record)) {
     ++totals_.completed;
@@ -117,8 +118,17 @@ void Recorder::AddLatencies(const RequestRecord& record) {
   totals_.e2e.Add(record.e2e_seconds);
 }
 
+void Recorder::AddWork(const RequestRecord& record) {
+  totals_.last_end_seconds = std::max(totals_.last_end_seconds, record.end_seconds);
+  if (!IsOk(record) || record.end_seconds < warmup_seconds_) return;
+  ++totals_.work.completed;
+  totals_.work.prompt_tokens += record.prompt_tokens;
+  const auto keeps = [&record](const ClauseCount& count) { return Keeps(record, count.clause); };
+  if (!record.is_slow_reader && std::all_of(totals_.slo.begin(), totals_.slo.end(), keeps))
+    ++totals_.work.good;
+}
+
 void Recorder::JudgeBySlo(const RequestRecord& record) {
-  bool good = IsOk(record);
   for (ClauseCount& count : totals_.slo) {
     const SloClause& clause = count.clause;
     if (!IsOk(record)) {
@@ -126,13 +136,11 @@ void Recorder::JudgeBySlo(const RequestRecord& record) {
       continue;
     }
     const bool keeps = Keeps(record, clause);
-    good &= keeps;
     // What came in one message has no gaps, and counts once.
     const bool counts_gaps = clause.metric == Metric::kItl && record.gaps > 0;
     count.within += counts_gaps ? record.gaps - record.slow_gaps : keeps ? 1u : 0u;
     count.total += counts_gaps ? record.gaps : 1u;
   }
-  if (good) ++totals_.good;
 }
 
 bool Recorder::IsExpected(const RequestRecord& record) const {

@@ -7,6 +7,8 @@
 //   SLO               the same, and every failed request as beyond all bounds; what this client
 //                     cancelled by itself counts nowhere
 //   codes, tokens     every measured request, without probes
+//   throughput        what came after the warm-up, whenever it was asked for: tokens by their
+//                     arrival, requests by their end; without probes
 //   probes            their e2e apart from the rest; their codes in `probe_codes`
 //   timeline          everything but probes, warm-up included
 //
@@ -56,7 +58,6 @@ struct RunTotals {
   uint64_t requests = 0;   // measured, ended
   uint64_t completed = 0;  // with OK
   uint64_t failed = 0;     // neither OK nor cancelled by this client as planned
-  uint64_t good = 0;       // completed and within the SLO
   uint64_t probes = 0;
   uint64_t prompt_tokens = 0;  // of completed requests
   uint64_t output_tokens = 0;  // of all measured requests
@@ -68,8 +69,15 @@ struct RunTotals {
   std::string first_unexpected;
   uint64_t retries = 0, refusals = 0, refusals_with_retry_info = 0, refusals_with_pushback = 0;
 
+  // Of the throughput.
+  struct Work {
+    uint64_t completed = 0, good = 0;  // good: completed and within the SLO
+    uint64_t prompt_tokens = 0;        // of completed requests
+    uint64_t output_tokens = 0;
+  } work;
+  double last_end_seconds = 0;  // of a request
+
   double longest_stall_seconds = 0;
-  double last_end_seconds = 0;  // of a measured request
   Timeline timeline;
 };
 
@@ -77,7 +85,7 @@ class Recorder {
  public:
   // `expected`: status codes that are fine, besides CANCELLED for what this client cancelled and
   // DEADLINE_EXCEEDED for what it gave a deadline.
-  Recorder(const Slo& slo, std::set<grpc::StatusCode> expected);
+  Recorder(const Slo& slo, std::set<grpc::StatusCode> expected, double warmup_seconds = 0);
 
   // The bound of the SLO's itl clause, or infinity.
   double itl_bound_seconds() const { return itl_bound_seconds_; }
@@ -99,9 +107,11 @@ class Recorder {
  private:
   bool IsExpected(const RequestRecord& record) const;
   void AddLatencies(const RequestRecord& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void AddWork(const RequestRecord& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void JudgeBySlo(const RequestRecord& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::set<grpc::StatusCode> expected_;
+  const double warmup_seconds_;
   double itl_bound_seconds_ = std::numeric_limits<double>::infinity();
   mutable absl::Mutex mutex_;
   RunTotals totals_ ABSL_GUARDED_BY(mutex_);

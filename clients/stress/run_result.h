@@ -24,7 +24,7 @@ struct RunResult {
   std::optional<ServerMetrics> before, after;
   std::vector<std::string> troubles;  // what went wrong beside the requests
 
-  // From the end of the warm-up to the end of the last measured request.
+  // From the end of the warm-up to the end of the last request: what `totals.work` took.
   double duration_seconds() const;
   double PerSecond(uint64_t count) const;
 

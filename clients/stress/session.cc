@@ -76,7 +76,7 @@ RunResult Session::Run(const LoadShape& load, bool keep_output,
   result.load = load;
   result.has_slo = !options_.slo.empty();
   if (!options_.metrics_address.empty()) result.before = ScrapeMetrics(options_.metrics_address);
-  Recorder recorder(options_.slo, options_.expected);
+  Recorder recorder(options_.slo, options_.expected, load.warmup_seconds);
   LiveLine line;
   LoadRun::Hooks hooks;
   hooks.keep_output = keep_output;

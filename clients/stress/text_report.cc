@@ -102,12 +102,13 @@ std::string RunText(const Subject& subject, const RunResult& result) {
   AppendLatency(text, "probe E2E", totals.probe_e2e);
   Append(text, "longest stall of a stream: %.2f ms\n\n", totals.longest_stall_seconds * kMs);
 
-  Append(text, "%-32s%12.2f\n", "completed requests/s", result.PerSecond(totals.completed));
+  Append(text, "%-32s%12.2f\n", "completed requests/s", result.PerSecond(totals.work.completed));
   if (result.has_slo)
-    Append(text, "%-32s%12.2f\n", "goodput, requests/s within SLO", result.PerSecond(totals.good));
-  Append(text, "%-32s%12.2f\n", "output tokens/s", result.PerSecond(totals.output_tokens));
+    Append(text, "%-32s%12.2f\n", "goodput, requests/s within SLO",
+           result.PerSecond(totals.work.good));
+  Append(text, "%-32s%12.2f\n", "output tokens/s", result.PerSecond(totals.work.output_tokens));
   Append(text, "%-32s%12.2f\n", "prompt and output tokens/s",
-         result.PerSecond(totals.prompt_tokens + totals.output_tokens));
+         result.PerSecond(totals.work.prompt_tokens + totals.work.output_tokens));
   Append(text, "%-32s%12llu\n", "most streams in flight",
          static_cast<ULong>(result.peak_in_flight));
   Append(text, "%-32s%12.2f cores; sends late by p99 %.2f ms, at most %.2f ms\n", "this client",
@@ -140,8 +141,8 @@ std::string SweepRowText(const SweepPoint& point) {
   const RunTotals& totals = point.result.totals;
   std::string text;
   Append(text, "%12.6g%12.2f%12.2f%12.1f%12.2f%12.2f%12.2f%12.2f  ", point.load,
-         point.result.PerSecond(totals.completed), point.result.PerSecond(totals.good),
-         point.result.PerSecond(totals.output_tokens), totals.ttft.Percentile(50) * kMs,
+         point.result.PerSecond(totals.work.completed), point.result.PerSecond(totals.work.good),
+         point.result.PerSecond(totals.work.output_tokens), totals.ttft.Percentile(50) * kMs,
          totals.ttft.Percentile(99) * kMs, totals.itl.Percentile(99) * kMs,
          totals.e2e.Percentile(99) * kMs);
   const std::vector<std::string> complaints = point.result.Complaints();

@@ -39,7 +39,7 @@ TEST(RecorderTest, CompletedRequestsMakeTheLatencies) {
   const RunTotals totals = recorder.Totals();
   EXPECT_EQ(totals.requests, 2u);
   EXPECT_EQ(totals.completed, 2u);
-  EXPECT_EQ(totals.good, 2u);
+  EXPECT_EQ(totals.work.good, 2u);
   EXPECT_EQ(totals.ttft.count(), 2u);
   EXPECT_EQ(totals.ttft.max(), 0.3);
   EXPECT_EQ(totals.e2e.max(), 0.9);
@@ -64,6 +64,28 @@ TEST(RecorderTest, TheWarmUpCountsOnTheTimelineAlone) {
   EXPECT_EQ(totals.longest_stall_seconds, 0);
   EXPECT_EQ(totals.timeline.bins()[6].ended, 1u);  // at 1.5 s, in bins of a quarter of a second
   EXPECT_EQ(totals.timeline.bins()[1].output_tokens, 4u);
+}
+
+TEST(RecorderTest, ThroughputCountsWhatCameAfterTheWarmUp) {
+  Recorder recorder(ParseSlo("ttft:1s"), {StatusCode::OK}, 2);
+  RequestRecord before = Completed(0.1, 0.5), across = Completed(0.1, 2.5);
+  RequestRecord cut_across = Failed(StatusCode::CANCELLED);
+  before.is_measured = across.is_measured = cut_across.is_measured = false;
+  cut_across.was_cut = true;
+  cut_across.end_seconds = 4;
+  for (const RequestRecord& record : {before, across, cut_across}) recorder.AddRequest(record);
+  recorder.AddTokens(std::vector<TokenSample>{{1.9, TokenSample::kNoGap, 4}, {2.1, 0.2f, 7}},
+                     false);
+  const RunTotals totals = recorder.Totals();
+  EXPECT_EQ(totals.work.completed, 1u);
+  EXPECT_EQ(totals.work.good, 1u);
+  EXPECT_EQ(totals.work.prompt_tokens, 5u);
+  EXPECT_EQ(totals.work.output_tokens, 7u);
+  EXPECT_EQ(totals.last_end_seconds, 4);
+  // Latencies and counts are of requests that were due after it.
+  EXPECT_EQ(totals.requests, 0u);
+  EXPECT_EQ(totals.ttft.count(), 0u);
+  EXPECT_EQ(totals.slo[0].total, 0u);
 }
 
 TEST(RecorderTest, GapsMakeItlAndTheLongestStall) {
@@ -162,7 +184,7 @@ TEST(RecorderTest, FailuresAreBeyondEveryBoundAndPlannedCancelsBeyondNone) {
   cancelled.was_cancelled = true;
   recorder.AddRequest(cancelled);
   const RunTotals totals = recorder.Totals();
-  EXPECT_EQ(totals.good, 2u);
+  EXPECT_EQ(totals.work.good, 2u);
   EXPECT_EQ(totals.slo[0].within, 3u);
   EXPECT_EQ(totals.slo[0].total, 5u);
   EXPECT_EQ(totals.slo[1].within, 35u);
@@ -178,7 +200,7 @@ TEST(RecorderTest, AnAnswerInOneMessageKeepsItlAndTpot) {
   record.tpot_seconds.reset();
   recorder.AddRequest(record);
   const RunTotals totals = recorder.Totals();
-  EXPECT_EQ(totals.good, 1u);
+  EXPECT_EQ(totals.work.good, 1u);
   for (const ClauseCount& count : totals.slo) {
     EXPECT_EQ(count.within, 1u);
     EXPECT_EQ(count.total, 1u);

@@ -22,7 +22,7 @@ const Subject kSubject = {"127.0.0.1:1", "</script><!-- model", "cpu", 2, 9};
 
 RunResult SomeResult() {
   const Slo slo = ParseSlo("ttft:200ms,itl:50ms");
-  Recorder recorder(slo, {grpc::StatusCode::OK});
+  Recorder recorder(slo, {grpc::StatusCode::OK}, 2);
   for (int i = 0; i < 40; ++i) {
     RequestRecord record;
     record.index = static_cast<uint64_t>(i);
