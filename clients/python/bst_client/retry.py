@@ -34,6 +34,7 @@ class Attempts:
         self._policy = policy
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._made = 1
+        self._backoff = 0.0 if policy is None else min(policy.initial_backoff, policy.max_backoff)  # of the next wait
 
     def seconds_left(self) -> float | None:
         return None if self._deadline is None else self._deadline - time.monotonic()
@@ -48,12 +49,12 @@ class Attempts:
         elif error.retry_delay is not None:
             delay = error.retry_delay
         else:
-            backoff = min(policy.initial_backoff * policy.multiplier ** (self._made - 1), policy.max_backoff)
-            delay = backoff * random.uniform(0.8, 1.2)
+            delay = self._backoff * random.uniform(0.8, 1.2)
         left = self.seconds_left()
         if left is not None and delay >= left:
             return None
         self._made += 1
+        self._backoff = min(self._backoff * policy.multiplier, policy.max_backoff)  # a power would overflow
         return delay
 
 

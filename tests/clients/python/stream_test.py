@@ -232,6 +232,8 @@ class RetryTest(unittest.TestCase):
             self.assertTrue(0.8 * expected <= delay <= 1.2 * expected, (delay, expected))
         self.assertEqual(attempts.delay_after(bst_client.UnavailableError(UNAVAILABLE, "", (), 7.0)), 7.0)
         self.assertEqual(attempts.delay_after(bst_client.UnavailableError(UNAVAILABLE, "", (), 7.0, 250)), 0.25)
+        patient = Attempts(RetryPolicy(max_attempts=10**6), None)
+        self.assertLessEqual(max(patient.delay_after(plain) for _ in range(3000)), 1.2 * RetryPolicy.max_backoff)
         for wrong in ({"max_attempts": 0}, {"initial_backoff": -1.0}, {"max_backoff": -1.0}, {"multiplier": 0.5}):
             with self.assertRaises(ValueError):
                 RetryPolicy(**wrong)
