@@ -71,6 +71,8 @@ class Connection:
              -1 if max_receive_message_bytes is None else max_receive_message_bytes),
             # By default gRPC stays with the first address that answers.
             ("grpc.lb_policy_name", "round_robin"),
+            # gRPC's own limit is 120 s, for which calls would go on failing once a server is back.
+            ("grpc.max_reconnect_backoff_ms", 2000),
         ]
         if keepalive_seconds is not None:
             self._options += [("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),

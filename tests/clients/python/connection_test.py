@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
+import grpc
 from bst_client import Client, Tls
 from fake_server import FakeServer, whole
 
@@ -33,6 +35,13 @@ class ConnectionTest(unittest.TestCase):
             client.generate("x")
             self.assertEqual([metadata["authorization"] for metadata in server.metadata],
                              ["Bearer first", "Bearer rotated"])
+
+    def test_a_server_that_is_back_is_found_soon(self) -> None:
+        name = "grpc.max_reconnect_backoff_ms"
+        for further, expected in ([], 2000), ([(name, 9000)], 9000):
+            with mock.patch("grpc.insecure_channel", wraps=grpc.insecure_channel) as opened:
+                Client("127.0.0.1:1", channel_options=further).close()
+            self.assertEqual(dict(opened.call_args.kwargs["options"]).get(name), expected)  # the last one counts
 
     def test_what_cannot_be(self) -> None:
         empty = self.folder / "empty"
