@@ -64,16 +64,17 @@ class AsyncClient(Connection):
         """The events of a request. It is sent when the first one is asked for."""
         request = options.generate_request(prompt, kwargs)
 
-        async def start(seconds_left: float | None) -> Any:
-            arguments = {"timeout": seconds_left, "metadata": self._metadata()}
+        async def start(attempts: Attempts) -> Any:
+            def call(stub: Any, message: Any) -> Any:
+                return stub(message, timeout=attempts.seconds_left(), metadata=self._metadata())
+
             if request.ByteSize() > options.SMALL_MESSAGE_BYTES:
                 if self._message_limit is None:
-                    info = await self._stubs.model_info(_wire.GetModelInfoRequest(), **arguments)
+                    info = await call(self._stubs.model_info, _wire.GetModelInfoRequest())
                     self._message_limit = info.limits.max_message_bytes
                 if request.ByteSize() > self._message_limit:
-                    parts = options.upload_parts(request, self._message_limit)
-                    return self._stubs.generate_upload(parts, **arguments)
-            return self._stubs.generate(request, **arguments)
+                    return call(self._stubs.generate_upload, options.upload_parts(request, self._message_limit))
+            return call(self._stubs.generate, request)
 
         return AsyncEventStream(AsyncResponseStream(start, lambda: self._attempts(timeout), "tokens"))
 
@@ -82,8 +83,8 @@ class AsyncClient(Connection):
         request = options.score_request(prompt, top_logprobs, request_id, priority)
         collector = _convert.ScoreCollector()
 
-        async def start(seconds_left: float | None) -> Any:
-            return self._stubs.score(request, timeout=seconds_left, metadata=self._metadata())
+        async def start(attempts: Attempts) -> Any:
+            return self._stubs.score(request, timeout=attempts.seconds_left(), metadata=self._metadata())
 
         responses = AsyncResponseStream(start, lambda: self._attempts(timeout), "scored")
         try:
@@ -125,10 +126,10 @@ class AsyncClient(Connection):
 class AsyncResponseStream(AsyncIterator[Any]):
     """The messages of one streaming request, which is sent again until the first output message."""
 
-    def __init__(self, start: Callable[[float | None], Awaitable[Any]], attempts: Callable[[], Attempts],
+    def __init__(self, start: Callable[[Attempts], Awaitable[Any]], attempts: Callable[[], Attempts],
                  output: str) -> None:
         self._closed = False
-        self._start = start  # seconds left -> call
+        self._start = start
         self._make_attempts = attempts  # the time counts from the first message that is asked for
         self._attempts: Attempts | None = None
         self._output = output  # the kind of event after which nothing is sent again
@@ -139,7 +140,7 @@ class AsyncResponseStream(AsyncIterator[Any]):
     async def _begin(self, attempts: Attempts, delay: float) -> None:
         async def begin() -> None:
             await asyncio.sleep(delay)
-            self._call = await self._start(attempts.seconds_left())
+            self._call = await self._start(attempts)
 
         if self._call is None:
             self._beginning = asyncio.ensure_future(begin())

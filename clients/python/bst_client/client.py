@@ -60,21 +60,23 @@ class Client(Connection):
         """The same, event by event. The request is sent at once, in parts where it is above the server's
         message limit."""
         request = options.generate_request(prompt, kwargs)
+        attempts = self._attempts(timeout)
         if request.ByteSize() > options.SMALL_MESSAGE_BYTES:
             if self._message_limit is None:
-                self._message_limit = self.model_info(timeout=timeout).limits.max_message_bytes
+                info = self._unary(self._stubs.model_info, _wire.GetModelInfoRequest(), attempts)
+                self._message_limit = int(info.limits.max_message_bytes)
             limit = self._message_limit
             if request.ByteSize() > limit:
                 return EventStream(self._responses(self._stubs.generate_upload,
-                                                   lambda: options.upload_parts(request, limit), timeout, "tokens"))
-        return EventStream(self._responses(self._stubs.generate, lambda: request, timeout, "tokens"))
+                                                   lambda: options.upload_parts(request, limit), attempts, "tokens"))
+        return EventStream(self._responses(self._stubs.generate, lambda: request, attempts, "tokens"))
 
     def score(self, prompt: Prompt, *, top_logprobs: int | None = None, request_id: str | None = None,
               priority: Priority | None = None, timeout: float | None = None) -> ScoreResult:
         """The log-probability of every token of a text given the tokens before it, and the perplexity."""
         request = options.score_request(prompt, top_logprobs, request_id, priority)
         collector = _convert.ScoreCollector()
-        responses = self._responses(self._stubs.score, lambda: request, timeout, "scored")
+        responses = self._responses(self._stubs.score, lambda: request, self._attempts(timeout), "scored")
         try:
             for message in responses:
                 collector.add(message)
@@ -85,29 +87,30 @@ class Client(Connection):
     def tokenize(self, text: str, *, add_bos: bool | None = None, timeout: float | None = None) -> tuple[int, ...]:
         """Token ids of a text; add_bos: with the bos token in front, as a text prompt gets it."""
         request = options.tokenize_request(text, add_bos)
-        return tuple(self._unary(self._stubs.tokenize, request, timeout).token_ids)
+        return tuple(self._unary(self._stubs.tokenize, request, self._attempts(timeout)).token_ids)
 
     def detokenize(self, token_ids: Sequence[int], *, timeout: float | None = None) -> str:
         """Bytes that are no character become U+FFFD; special tokens have no text."""
-        return str(self._unary(self._stubs.detokenize, options.detokenize_request(token_ids), timeout).text)
+        request = options.detokenize_request(token_ids)
+        return str(self._unary(self._stubs.detokenize, request, self._attempts(timeout)).text)
 
     def model_info(self, *, timeout: float | None = None) -> ModelInfo:
-        return _convert.model_info(self._unary(self._stubs.model_info, _wire.GetModelInfoRequest(), timeout))
+        request = _wire.GetModelInfoRequest()
+        return _convert.model_info(self._unary(self._stubs.model_info, request, self._attempts(timeout)))
 
     def health(self, service: str = "", *, timeout: float | None = None) -> HealthStatus:
         """grpc.health.v1. service: "bst.v1.Generation", or empty for the server as a whole."""
         request = _wire.HealthCheckRequest(service=service)
-        return HealthStatus(self._unary(self._stubs.health, request, timeout).status)
+        return HealthStatus(self._unary(self._stubs.health, request, self._attempts(timeout)).status)
 
-    def _responses(self, stub: Any, request: Callable[[], Any], timeout: float | None, output: str) -> ResponseStream:
+    def _responses(self, stub: Any, request: Callable[[], Any], attempts: Attempts, output: str) -> ResponseStream:
         """`request`: the message, or the iterator of messages, of each attempt."""
         def start(seconds_left: float | None) -> Any:
             return stub(request(), timeout=seconds_left, metadata=self._metadata())
 
-        return ResponseStream(start, self._attempts(timeout), output)
+        return ResponseStream(start, attempts, output)
 
-    def _unary(self, stub: Any, request: _wire.Message, timeout: float | None) -> Any:
-        attempts = self._attempts(timeout)
+    def _unary(self, stub: Any, request: _wire.Message, attempts: Attempts) -> Any:
         while True:
             try:
                 return stub(request, timeout=attempts.seconds_left(), metadata=self._metadata())

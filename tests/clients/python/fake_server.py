@@ -6,7 +6,7 @@ import queue
 import threading
 from concurrent import futures
 from dataclasses import dataclass
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import grpc
 
@@ -64,9 +64,11 @@ def whole(text: str = "ab") -> Answer:
 class FakeServer:
     """Gives each call the next answer. A context manager; `target` is its address."""
 
-    def __init__(self, *answers: Answer, message_limit: int = 4 << 20, hold_info: bool = False) -> None:
-        """hold_info: GetModelInfo is not answered; it is a held call."""
+    def __init__(self, *answers: Answer, message_limit: int = 4 << 20, hold_info: bool = False,
+                 on_info: Callable[[], Any] = lambda: None) -> None:
+        """hold_info: GetModelInfo is not answered; it is a held call. on_info: called before it is answered."""
         self._hold_info = hold_info
+        self._on_info = on_info
         self._answers = list(answers)
         self._info = _wire.ModelInfo()
         self._info.limits.max_message_bytes = message_limit
@@ -74,6 +76,7 @@ class FakeServer:
         self.requests: list[Any] = []  # of Generate
         self.uploads: list[list[Any]] = []  # the parts of each GenerateUpload
         self.metadata: list[dict[str, str]] = []  # of each call
+        self.seconds_left: list[float | None] = []  # to the deadline of each call
         self.gone: queue.Queue[bool] = queue.Queue()  # one entry for each held call whose client has gone
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bst.v1.Generation", {
@@ -96,6 +99,7 @@ class FakeServer:
 
     def _begin(self, context: grpc.ServicerContext) -> Answer:
         answer = self._answers[self.calls]
+        self.seconds_left.append(context.time_remaining())
         self.metadata.append(dict(context.invocation_metadata()))
         context.set_trailing_metadata(answer.trailers)
         if answer.hold:
@@ -119,6 +123,7 @@ class FakeServer:
         if self._hold_info:
             context.add_callback(lambda: self.gone.put(True))
             self._end(Answer(hold=True), context)
+        self._on_info()
         return self._info
 
     def _stream(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:

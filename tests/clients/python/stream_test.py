@@ -8,6 +8,7 @@ import threading
 import time
 import unittest
 from typing import Any, Awaitable, Callable
+from unittest import mock
 
 import grpc
 
@@ -136,6 +137,29 @@ class UploadTest(unittest.TestCase):
         with FakeServer(*[whole()] * 2) as server:
             self.generate(server, "x" * 900)
             self.assertEqual(server.asked_for_info, 0)
+
+    def test_the_question_for_the_limit_counts_in_the_timeout(self) -> None:
+        class Clock:
+            now = 0.0
+
+            def monotonic(self) -> float:
+                return self.now
+
+        def run_sync(target: str) -> None:
+            with Client(target, timeout=1000) as client:
+                client.generate("y" * 2000)
+
+        async def run_async(target: str) -> None:
+            async with AsyncClient(target) as client:
+                await client.generate("y" * 2000, timeout=1000)
+
+        for run in (run_sync, lambda target: asyncio.run(run_async(target))):
+            clock = Clock()
+            with self.subTest(run), FakeServer(whole(), on_info=lambda: setattr(clock, "now", 600.0)) as server, \
+                    mock.patch("bst_client.retry.time", clock):
+                run(server.target)
+                self.assertEqual(server.asked_for_info, 1)
+                self.assertLess(server.seconds_left[0], 500)
 
     def test_every_attempt_sends_the_whole_prompt(self) -> None:
         answers = [Answer(code=UNAVAILABLE, trailers=AT_ONCE), whole()]
