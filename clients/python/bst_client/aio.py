@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 
 import grpc
 import grpc.aio
 
 from . import _convert, _wire, options
 from .connection import Connection
-from .errors import from_rpc_error
+from .errors import CancelledError, client_closed, from_rpc_error
 from .options import GenerateOptions, Prompt
 from .retry import Attempts
 from .types import Finished, GenerateEvent, GenerateResult, HealthStatus, ModelInfo, Priority, ScoreResult
@@ -32,18 +33,38 @@ class AsyncClient(Connection):
     def _connect(self) -> None:
         self._channel: Any = None  # opened in the event loop that uses it
         self._opened: _wire.Stubs | None = None
+        self._closed = False
+        self._streams: weakref.WeakSet[AsyncResponseStream] = weakref.WeakSet()
+        self._unary_calls: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     @property
     def _stubs(self) -> _wire.Stubs:
+        if self._closed:
+            raise client_closed()
         if self._opened is None:
             self._channel = self._open(grpc.aio)
             self._opened = _wire.Stubs(self._channel)
         return self._opened
 
     async def close(self) -> None:
-        """Ends what is running; no call may follow."""
-        if self._channel is not None:
-            await self._channel.close()
+        """Ends what is running, in any task, with this package's CancelledError; so do calls that follow.
+
+        Nothing of them is left in the event loop."""
+        self._closed = True
+        streams = list(self._streams)
+        calls = [call for call in self._unary_calls if not call.done()]
+        for stream in streams:
+            stream.end(client_closed())
+        for call in calls:
+            call.cancel()
+        try:
+            for stream in streams:
+                await stream.aclose()
+            if calls:
+                await asyncio.wait(calls)
+        finally:
+            if self._channel is not None:
+                await self._channel.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -76,7 +97,7 @@ class AsyncClient(Connection):
                     return call(self._stubs.generate_upload, options.upload_parts(request, self._message_limit))
             return call(self._stubs.generate, request)
 
-        return AsyncEventStream(AsyncResponseStream(start, lambda: self._attempts(timeout), "tokens"))
+        return AsyncEventStream(self._responses(start, timeout, "tokens"))
 
     async def score(self, prompt: Prompt, *, top_logprobs: int | None = None, request_id: str | None = None,
                     priority: Priority | None = None, timeout: float | None = None) -> ScoreResult:
@@ -86,12 +107,12 @@ class AsyncClient(Connection):
         async def start(attempts: Attempts) -> Any:
             return self._stubs.score(request, timeout=attempts.seconds_left(), metadata=self._metadata())
 
-        responses = AsyncResponseStream(start, lambda: self._attempts(timeout), "scored")
+        responses = self._responses(start, timeout, "scored")
         try:
             async for message in responses:
                 collector.add(message)
         finally:
-            responses.close()
+            await responses.aclose()
         return collector.result(with_top=bool(top_logprobs))
 
     async def tokenize(self, text: str, *, add_bos: bool | None = None,
@@ -110,17 +131,50 @@ class AsyncClient(Connection):
         request = _wire.HealthCheckRequest(service=service)
         return HealthStatus((await self._unary(self._stubs.health, request, timeout)).status)
 
+    def _responses(self, start: Callable[[Attempts], Awaitable[Any]], timeout: float | None,
+                   output: str) -> AsyncResponseStream:
+        responses = AsyncResponseStream(start, lambda: self._attempts(timeout), output)
+        self._streams.add(responses)
+        return responses
+
     async def _unary(self, stub: Any, request: _wire.Message, timeout: float | None) -> Any:
         attempts = self._attempts(timeout)
-        while True:
-            try:
-                return await stub(request, timeout=attempts.seconds_left(), metadata=self._metadata())
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error)
-                delay = attempts.delay_after(failure)
-                if delay is None:
-                    raise failure from error
-            await asyncio.sleep(delay)
+
+        async def run() -> Any:
+            while True:
+                try:
+                    return await stub(request, timeout=attempts.seconds_left(), metadata=self._metadata())
+                except grpc.RpcError as error:
+                    failure = from_rpc_error(error)
+                    delay = attempts.delay_after(failure)
+                    if delay is None:
+                        raise failure from error
+                await asyncio.sleep(delay)
+
+        task = _start(run())
+        self._unary_calls.add(task)
+        await _wait_for(task)
+        if task.cancelled() and self._closed:
+            raise client_closed()
+        return task.result()
+
+
+def _start(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """A task whose exception nobody need take."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
+async def _wait_for(task: asyncio.Task[Any]) -> None:
+    """Returns when it has ended, however. CancelledError: the caller is cancelled, which ends the task. To await the
+    task itself would not tell this from a task that was cancelled alone."""
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task})
+        raise
 
 
 class AsyncResponseStream(AsyncIterator[Any]):
@@ -129,39 +183,36 @@ class AsyncResponseStream(AsyncIterator[Any]):
     def __init__(self, start: Callable[[Attempts], Awaitable[Any]], attempts: Callable[[], Attempts],
                  output: str) -> None:
         self._closed = False
+        self._failure: CancelledError | None = None  # of end(): what the reader has yet to be told
         self._start = start
         self._make_attempts = attempts  # the time counts from the first message that is asked for
         self._attempts: Attempts | None = None
         self._output = output  # the kind of event after which nothing is sent again
         self._output_seen = False
         self._call: Any = None
-        self._beginning: asyncio.Task[None] | None = None  # of _call: a task, so that close() can end it
+        self._reading: asyncio.Task[Any] | None = None  # of one message: a task, so that close() can end it
 
-    async def _begin(self, attempts: Attempts, delay: float) -> None:
-        async def begin() -> None:
+    async def _read(self, attempts: Attempts, delay: float) -> Any:
+        if self._call is None:
             await asyncio.sleep(delay)
             self._call = await self._start(attempts)
-
-        if self._call is None:
-            self._beginning = asyncio.ensure_future(begin())
-            await self._beginning
+        return await self._call.read()
 
     async def __anext__(self) -> Any:
         if self._attempts is None:
             self._attempts = self._make_attempts()
         delay = 0.0
         while not self._closed:
+            self._reading = _start(self._read(self._attempts, delay))
             try:
-                await self._begin(self._attempts, delay)
-                message = await self._call.read()
-            except asyncio.CancelledError:
-                if self._closed:  # by another task; this one is not cancelled
+                await _wait_for(self._reading)
+                if self._closed:
                     break
+                message = self._reading.result()
+            except asyncio.CancelledError:
                 self.close()
                 raise
             except grpc.RpcError as error:
-                if self._closed:
-                    break
                 failure = from_rpc_error(error)
                 retry_after = None if self._output_seen else self._attempts.delay_after(failure)
                 if retry_after is None:
@@ -171,23 +222,33 @@ class AsyncResponseStream(AsyncIterator[Any]):
                 self._call = None
             else:
                 if message is grpc.aio.EOF:
+                    self._closed = True
                     break
                 self._output_seen = self._output_seen or message.WhichOneof("event") == self._output
                 return message
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
         raise StopAsyncIteration
 
     def close(self) -> None:
         self._closed = True
-        if self._beginning is not None:
-            self._beginning.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
         if self._call is not None:
             self._call.cancel()
+
+    def end(self, failure: CancelledError) -> None:
+        """close(), of which the reader is told by `failure`, unless the stream has ended before."""
+        if not self._closed:
+            self._failure = failure
+        self.close()
 
     async def aclose(self) -> None:
         """close(), and nothing of the stream is left in the event loop."""
         self.close()
-        if self._beginning is not None:
-            await asyncio.wait({self._beginning})
+        if self._reading is not None and not self._reading.done():
+            await asyncio.wait({self._reading})
 
 
 class AsyncEventStream(AsyncIterator[GenerateEvent]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
@@ -11,7 +10,7 @@ import grpc
 
 from . import _convert, _wire, options
 from .connection import Connection
-from .errors import from_rpc_error
+from .errors import client_closed, from_rpc_error
 from .options import GenerateOptions, Prompt
 from .retry import Attempts
 from .types import Finished, GenerateEvent, GenerateResult, HealthStatus, ModelInfo, Priority, ScoreResult
@@ -32,9 +31,11 @@ class Client(Connection):
     def _connect(self) -> None:
         self._channel = self._open(grpc)
         self._stubs = _wire.Stubs(self._channel)
+        self._pauses = _Pauses()
 
     def close(self) -> None:
-        """Ends what is running; no call may follow."""
+        """Ends what is running, in any thread, with CancelledError; so do calls that follow."""
+        self._pauses.close()
         self._channel.close()
 
     def __enter__(self) -> Client:
@@ -106,20 +107,49 @@ class Client(Connection):
     def _responses(self, stub: Any, request: Callable[[], Any], attempts: Attempts, output: str) -> ResponseStream:
         """`request`: the message, or the iterator of messages, of each attempt."""
         def start(seconds_left: float | None) -> Any:
-            return stub(request(), timeout=seconds_left, metadata=self._metadata())
+            return self._call(stub, request(), seconds_left)
 
-        return ResponseStream(start, attempts, output)
+        return ResponseStream(start, attempts, output, self._pauses)
 
     def _unary(self, stub: Any, request: _wire.Message, attempts: Attempts) -> Any:
         while True:
             try:
-                return stub(request, timeout=attempts.seconds_left(), metadata=self._metadata())
+                return self._call(stub, request, attempts.seconds_left())
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
                 delay = attempts.delay_after(failure)
                 if delay is None:
                     raise failure from error
-            time.sleep(delay)
+            self._pauses.pause(delay)
+
+    def _call(self, stub: Any, request: Any, seconds_left: float | None) -> Any:
+        try:
+            return stub(request, timeout=seconds_left, metadata=self._metadata())
+        except ValueError:  # gRPC's for a channel that is closed, and _metadata()'s
+            if self._pauses.client_closed:
+                raise client_closed() from None
+            raise
+
+
+class _Pauses:
+    """The waits between a client's attempts, which its close() ends; gRPC ends what is under way."""
+
+    def __init__(self) -> None:
+        self.client_closed = False
+        self._changed = threading.Condition()
+
+    def pause(self, seconds: float, ended: Callable[[], bool] = lambda: False) -> None:
+        """`ended`: whether to return early; who changes that calls wake(). No wait once the client is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.client_closed or ended(), seconds)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        self.client_closed = True
+        self.wake()
 
 
 class ResponseStream(Iterator[Any]):
@@ -128,8 +158,10 @@ class ResponseStream(Iterator[Any]):
     close() may be called from any thread.
     """
 
-    def __init__(self, start: Callable[[float | None], Any], attempts: Attempts, output: str) -> None:
+    def __init__(self, start: Callable[[float | None], Any], attempts: Attempts, output: str,
+                 pauses: _Pauses) -> None:
         self._closed = threading.Event()
+        self._pauses = pauses
         self._start = start  # seconds left -> call
         self._attempts = attempts
         self._output = output  # the kind of event after which nothing is sent again
@@ -148,7 +180,8 @@ class ResponseStream(Iterator[Any]):
                 if delay is None:
                     self.close()
                     raise failure from error
-                if self._closed.wait(delay):
+                self._pauses.pause(delay, self._closed.is_set)
+                if self._closed.is_set():
                     break
                 self._call = self._start(self._attempts.seconds_left())
                 if self._closed.is_set():  # meanwhile, by another thread
@@ -160,6 +193,7 @@ class ResponseStream(Iterator[Any]):
 
     def close(self) -> None:
         self._closed.set()
+        self._pauses.wake()
         self._call.cancel()
 
 

@@ -65,7 +65,7 @@ class DeadlineExceededError(BstError):
 
 
 class CancelledError(BstError):
-    """An operator ended the request."""
+    """An operator ended the request, or this side closed the client."""
 
 
 class NotFoundError(BstError):
@@ -109,6 +109,10 @@ _CLASSES: dict[grpc.StatusCode, type[BstError]] = {
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
     grpc.StatusCode.INTERNAL: InternalError,
 }
+
+
+def client_closed() -> CancelledError:
+    return CancelledError(grpc.StatusCode.CANCELLED, "the client was closed")
 
 
 def from_rpc_error(error: Any) -> BstError:

@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Awaitable, Callable
 from unittest import mock
 
@@ -380,6 +381,75 @@ class CancellationTest(unittest.TestCase):
         with FakeServer(refusal) as server:
             self.run_closed_early(server, "x", lambda: server.calls > 0)
             self.assertEqual(server.calls, 1)
+
+    REFUSED = Answer(code=UNAVAILABLE, trailers=(("grpc-retry-pushback-ms", "60000"),))
+    CALLS: list[Callable[[Any], Any]] = [lambda client: client.generate("x"), lambda client: client.score("x"),
+                                         lambda client: client.tokenize("x")]
+
+    def test_closing_the_client_ends_what_runs(self) -> None:
+        for call in self.CALLS:
+            # One waits for the server, one for its next attempt.
+            for answer in Answer(hold=True), self.REFUSED:
+                with self.subTest(call=call, answer=answer), FakeServer(answer) as server, \
+                        ThreadPoolExecutor(1) as pool:
+                    client = Client(server.target, retry=RETRY)
+                    self.addCleanup(client.close)
+                    running = pool.submit(call, client)
+                    while server.calls == 0:
+                        time.sleep(0.01)
+                    if not answer.hold:
+                        time.sleep(0.05)  # the refusal comes; where it does not in time, this tests the first case
+                    client.close()
+                    with self.assertRaisesRegex(bst_client.CancelledError, "closed"):
+                        running.result(30)
+                    with self.assertRaisesRegex(bst_client.CancelledError, "closed"):
+                        call(client)
+                    if answer.hold:
+                        self.gone(server)
+
+    def test_closing_the_async_client_ends_what_runs(self) -> None:
+        complaints: list[dict[str, Any]] = []
+
+        async def run(target: str, has_begun: Callable[[], bool], call: Callable[[Any], Any]) -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+            before = asyncio.all_tasks()
+            async with AsyncClient(target, retry=RETRY) as client:
+                tasks = {asyncio.ensure_future(call(client)) for _ in range(3)}
+                while not has_begun():
+                    await asyncio.sleep(0.01)
+                cancelled, *running = tasks
+                cancelled.cancel()  # stays what it is, though the client is closed before it has its turn
+            async with asyncio.timeout(10):  # gRPC's own tasks may have one turn to take
+                while asyncio.all_tasks() - before:
+                    await asyncio.sleep(0.01)
+            for task in running:
+                self.assertIsInstance(task.exception(), bst_client.CancelledError)
+            self.assertTrue(cancelled.cancelled())
+            with self.assertRaises(bst_client.CancelledError):
+                await call(client)
+
+        for call in self.CALLS:
+            for answer in Answer(hold=True), self.REFUSED:
+                with self.subTest(call=call, answer=answer), FakeServer(*[answer] * 3) as server:
+                    asyncio.run(run(server.target, lambda: server.calls == 3, call))
+        gc.collect()
+        # gRPC itself may have news for the loop of the subtest before, which is closed.
+        self.assertEqual([c for c in complaints if "PollerCompletionQueue" not in c["message"]], [])
+
+    def test_closing_the_async_client_ends_open_streams(self) -> None:
+        async def run(server: FakeServer) -> None:
+            async with AsyncClient(server.target) as client:
+                done, held, unused = client.stream("x"), client.stream("x"), client.stream("x")
+                self.assertEqual(len([event async for event in done]), 4)
+                self.assertIsInstance(await held.__anext__(), Accepted)
+            self.assertEqual([event async for event in done], [])
+            for events in held, unused:
+                with self.assertRaises(bst_client.CancelledError):
+                    await asyncio.wait_for(events.__anext__(), 30)
+
+        with FakeServer(whole(), self.HELD) as server:
+            asyncio.run(run(server))
+            self.gone(server)
 
     def test_cancelled_by_the_server_is_an_error(self) -> None:
         async def run_async(target: str) -> None:
