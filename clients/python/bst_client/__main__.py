@@ -21,8 +21,8 @@ def main() -> int:
     parser.add_argument("--tls", action="store_true", help="use TLS")
     parser.add_argument("--tls-ca", help="PEM file with the authorities to trust; implies --tls")
     parser.add_argument("--tls-cert", help="PEM file with this client's certificate; implies --tls")
-    parser.add_argument("--tls-key", help="PEM file with the key of --tls-cert")
-    parser.add_argument("--tls-server-name", help="name to expect in the server's certificate")
+    parser.add_argument("--tls-key", help="PEM file with the key of --tls-cert; they go together")
+    parser.add_argument("--tls-server-name", help="name to expect in the server's certificate; implies --tls")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int)
@@ -40,8 +40,9 @@ def main() -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character
     try:
         tls = None
-        if arguments.tls or arguments.tls_ca or arguments.tls_cert or arguments.tls_key:
-            tls = Tls(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_server_name)
+        parts = arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_server_name
+        if arguments.tls or any(part is not None for part in parts):  # "" is a variable not set: no reason for plaintext
+            tls = Tls(*parts)
         client = Client(arguments.server, tls=tls, token_file=arguments.token_file, timeout=arguments.timeout)
         with client, client.stream(arguments.prompt, **options) as events:
             for event in events:

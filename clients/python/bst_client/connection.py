@@ -26,6 +26,8 @@ class Tls:
     def __post_init__(self) -> None:
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file go together")
+        if self.server_name == "":
+            raise ValueError("server_name is empty")  # gRPC crashes
 
     def credentials(self) -> grpc.ChannelCredentials:
         def read(path: PathLike | None) -> bytes | None:

@@ -52,7 +52,7 @@ class ConnectionTest(unittest.TestCase):
                                  ({"tls": Tls("/nonexistent")}, OSError)):
             with self.subTest(arguments), self.assertRaises(error):
                 Client("127.0.0.1:1", **arguments)
-        for arguments in ({"cert_file": "c"}, {"key_file": "k"}):
+        for arguments in ({"cert_file": "c"}, {"key_file": "k"}, {"server_name": ""}):
             with self.subTest(arguments), self.assertRaises(ValueError):
                 Tls(**arguments)
 
