@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
+from typing import TextIO
 
 from . import BstError, Client, Finished, GenerateOptions, Tls, Tokens
 
 
+class _OutputError(Exception):
+    """Its cause, an OSError, kept apart from those of files that the flags name."""
+
+
+def _write(text: str, stream: TextIO) -> None:
+    try:
+        print(text, end="", file=stream, flush=True)
+    except OSError as error:
+        # What is left in the buffer would fail again when Python flushes it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise _OutputError from error
+
+
 def main() -> int:
-    """0: success; 1: the request failed; 2: wrong usage."""
+    """0: success; 1: the request failed, or its output could not be written; 2: wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m bst_client",
                                      description="Continues a text with a bst-server and streams it to stdout.",
                                      epilog="What is not given is left to the server. Ctrl-C cancels the request.")
@@ -47,17 +62,21 @@ def main() -> int:
         with client, client.stream(arguments.prompt, **options) as events:
             for event in events:
                 if isinstance(event, Tokens):
-                    print(event.text, end="", flush=True)
+                    _write(event.text, sys.stdout)
                 elif isinstance(event, Finished):
                     if sys.stdout.isatty():
-                        print()
-                    print(f"[{event.usage.generated_tokens} tokens (prompt {event.usage.prompt_tokens}), first after "
-                          f"{event.timings.time_to_first_token_seconds:.3g} s, "
-                          f"{event.timings.tokens_per_second:.3g} tokens/s, {event.reason.name}]", file=sys.stderr)
+                        _write("\n", sys.stdout)
+                    _write(f"[{event.usage.generated_tokens} tokens (prompt {event.usage.prompt_tokens}), first after "
+                           f"{event.timings.time_to_first_token_seconds:.3g} s, "
+                           f"{event.timings.tokens_per_second:.3g} tokens/s, {event.reason.name}]\n", sys.stderr)
     except BstError as error:
         print(f"bst_client: {error}", file=sys.stderr)
         if error.retry_delay is not None:
             print(f"Try again in {error.retry_delay:g} s.", file=sys.stderr)
+        return 1
+    except _OutputError as error:
+        if not isinstance(error.__cause__, BrokenPipeError):  # who read has seen enough, as `head` does
+            print(f"bst_client: cannot write: {error.__cause__}", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
         print(f"bst_client: {error}", file=sys.stderr)

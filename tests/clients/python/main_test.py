@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,21 @@ class TlsTest(unittest.TestCase):
     def test_without_flags_there_is_none(self) -> None:
         done = run(self.server)
         self.assertEqual((done.returncode, done.stdout), (0, "ab"), done.stderr)
+
+
+class OutputTest(unittest.TestCase):
+    def test_a_reader_that_has_gone_is_no_wrong_usage(self) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with FakeServer(whole()) as server, os.fdopen(writer, "w") as stdout:
+            done = run(server, stdout=stdout)
+        self.assertEqual((done.returncode, done.stderr), (1, ""))
+
+    def test_a_full_disk_is_said(self) -> None:
+        with FakeServer(whole()) as server, open("/dev/full", "w") as stdout:
+            done = run(server, stdout=stdout)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"^bst_client: cannot write: .*No space left on device\n$")
 
 
 if __name__ == "__main__":
