@@ -8,15 +8,17 @@ import shutil
 import signal
 import subprocess
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import yaml
-from bst_client import Client
+from bst_client import Client, HealthStatus, _wire
 
 import bst_process
 from bst_process import ServerProcess
 from deploy_files import ROOT, load, skip
-from fleet import AnyStream, ClientStream, FleetTest, wait_for
+from fleet import ENDLESS, AnyStream, ClientStream, FleetTest, wait_for
 
 
 def find_envoy() -> str:
@@ -103,6 +105,54 @@ class EnvoyTest(FleetTest):
         # Nobody is left to write the trailers: Envoy, which has passed headers on, resets the streams.
         self.assertEqual(self.lose_a_server(signal.SIGKILL), {"UNAVAILABLE"})
         self.assertGreater(self.envoy.stat("http.grpc.downstream_rq_tx_reset"), 0)
+
+
+class DrainTest(FleetTest):
+    """A server that takes nothing new and stays for its last stream, which Envoy does not know of."""
+
+    FLAGS = ("--threads=1", "--grace_seconds=120")
+
+    def test_calls_go_elsewhere(self) -> None:
+        envoy = self.enterContext(Envoy(find_envoy(), self.folder, self.servers))
+        drained = self.servers[0]
+        client = self.enterContext(Client(drained.grpc))
+        self.addCleanup(ClientStream(client, ENDLESS).close)
+        wait_for("a running stream", lambda: self.share(drained) == 1)
+        drained.process.send_signal(signal.SIGTERM)
+        wait_for("the drain", lambda: client.health() != HealthStatus.SERVING)
+        # It is the least busy, so that most calls meet it first.
+        with Client(envoy.grpc, timeout=120) as through, ThreadPoolExecutor(24) as pool:
+            results = list(pool.map(lambda _: through.generate("x", max_new_tokens=1), range(400)))
+        self.assertEqual(len(results), 400)
+        self.assertEqual(envoy.stat("cluster.bst.upstream_rq_retry_overflow"), 0)
+
+
+class OverloadTest(FleetTest):
+    """Servers whose only slot is taken: what they refuse for that says nothing against them."""
+
+    FLAGS = ("--threads=1", "--max_sequences=1")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.envoy = self.enterContext(Envoy(find_envoy(), self.folder, self.servers))
+        for server in self.servers:
+            client = self.enterContext(Client(server.grpc))
+            self.addCleanup(ClientStream(client, ENDLESS).close)
+            wait_for("a running stream", lambda server=server: self.share(server) == 1)
+
+    def test_deadlines_in_the_queue_eject_nobody(self) -> None:
+        # Nothing has been sent when queue_timeout_ms ends a GenerateOnce: the status is in the headers, 504 for Envoy.
+        request = _wire.GenerateRequest(text="x", queue_timeout_ms=1)
+        with grpc.insecure_channel(self.envoy.grpc) as channel:
+            call = channel.unary_unary("/bst.v1.Generation/GenerateOnce", _wire.GenerateRequest.SerializeToString,
+                                       _wire.GenerateResult.FromString)
+            for _ in range(5 * len(self.servers)):  # one has at least five, Envoy's threshold of 5xx in a row
+                with self.assertRaises(grpc.RpcError) as caught:
+                    call(request, timeout=60)
+                self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+                self.assertIn("queue_timeout", caught.exception.details())
+        self.assertEqual(self.envoy.stat("cluster.bst.outlier_detection.ejections_enforced_total"), 0)
+        self.assertEqual(self.envoy.stat("cluster.bst.membership_healthy"), len(self.servers))
 
 
 if __name__ == "__main__":

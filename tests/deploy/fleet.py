@@ -100,10 +100,11 @@ class FleetTest(unittest.TestCase):
     """Three `servers` under the streams of one client; a subclass's setUp sets `target`, the address that it calls."""
 
     target: str
+    FLAGS = ("--threads=1", "--grace_seconds=0.5")
 
     def setUp(self) -> None:
         self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
-        self.servers = [self.enterContext(ServerProcess("--threads=1", "--grace_seconds=0.5")) for _ in range(3)]
+        self.servers = [self.enterContext(ServerProcess(*self.FLAGS)) for _ in range(3)]
         self.streams: list[AnyStream] = []
 
     def start(self, name: str, max_new_tokens: int) -> AnyStream:
