@@ -65,7 +65,7 @@ class DeadlineExceededError(BstError):
 
 
 class CancelledError(BstError):
-    """An operator ended the request, or this side closed the client."""
+    """An operator ended the request, nobody read its stream for long, or this side closed the client."""
 
 
 class NotFoundError(BstError):
