@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/log.h"
+#include "engine/base/status_macros.h"
 #include "server/grpc_status.h"
 
 namespace bst {
@@ -97,7 +98,7 @@ bool EngineCall::Refuse(absl::Status why) {
     is_first = !ended_ && cause_ == CancelCause::kNone;
     if (is_first) refusal_ = std::move(why);
   }
-  Cancel(CancelCause::kRefused);
+  if (is_first) Cancel(CancelCause::kRefused);
   return is_first;
 }
 
@@ -179,6 +180,11 @@ absl::Status EngineCall::LeftBefore(const char* event,
              ? absl::DeadlineExceededError(
                    absl::StrCat("the call's deadline passed before ", event))
              : absl::CancelledError(absl::StrCat("the client left before ", event));
+}
+
+absl::Status EngineCall::CheckBeforeReading(const grpc::CallbackServerContext& context) const {
+  BST_RETURN_IF_ERROR(frontend_.CheckQueue());
+  return context.IsCancelled() ? LeftBefore("its request was read", context) : absl::OkStatus();
 }
 
 Ending EngineCall::EndingOf(const FinishedEvent& finished, Completeness completeness) const {

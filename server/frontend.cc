@@ -68,25 +68,22 @@ absl::StatusOr<const ServedModel*> Frontend::Admit(
   return model;
 }
 
-absl::StatusOr<const ServedModel*> Frontend::AdmitMessage(
-    const grpc::CallbackServerContext& context, size_t bytes) const {
-  BST_ASSIGN_OR_RETURN(const ServedModel* const model, Admit(context));
-  if (bytes > MessageReaders::kSmallBytes) BST_RETURN_IF_ERROR(CheckReaders());
-  return model;
-}
-
-absl::Status Frontend::CheckReaders() const {
-  if (readers_.MayTakeMore()) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "queue is full: more than ", ReadersLimit(config_) >> 20, " MB of messages wait to be read"));
-}
-
 absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
     const grpc::CallbackServerContext& context) const {
   BST_ASSIGN_OR_RETURN(const ServedModel* const model, Admit(context));
-  const EngineLoad load = model->engine->load();
+  BST_RETURN_IF_ERROR(CheckQueue());
+  return model;
+}
+
+absl::Status Frontend::CheckReaders(size_t bytes) const {
+  if (bytes <= MessageReaders::kSmallBytes || readers_.MayTakeMore()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "queue is full: more than ", ReadersLimit(config_) >> 10, " KB of messages wait to be read"));
+}
+
+absl::Status Frontend::CheckQueue() const {
+  const EngineLoad load = model()->engine->load();
   if (load.draining) return Draining();
-  BST_RETURN_IF_ERROR(CheckReaders());
   if (UnreadIsFull()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("readers are behind: ", active_.unread_bytes() >> 20,
@@ -100,7 +97,7 @@ absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
     return absl::ResourceExhaustedError(
         absl::StrCat("queue is full: ", load.queue_tokens, " prompt tokens wait"));
   }
-  return model;
+  return absl::OkStatus();
 }
 
 void Frontend::Drain() {

@@ -56,15 +56,15 @@ class Frontend {
   // Whether the call may go on, and the model to serve it with.
   // Errors: kUnauthenticated, kPermissionDenied; kUnavailable while the model is loading.
   absl::StatusOr<const ServedModel*> Admit(const grpc::CallbackServerContext& context) const;
-  // Admit for a request that will be queued: also whether the queue could take one more at all, so
-  // that one that cannot be served costs no tokenisation. Submit has the last word.
-  // Errors: also kUnavailable while draining; kResourceExhausted, also when the messages that wait to
-  // be read are too many.
+  // Admit for a request that will be queued, so that one that cannot be served costs no
+  // tokenisation. Errors: also those of CheckQueue.
   absl::StatusOr<const ServedModel*> AdmitToQueue(const grpc::CallbackServerContext& context) const;
-  // Admit for a message of so many bytes that is answered without the queue.
-  // Errors: also kResourceExhausted when the messages that wait to be read are too many.
-  absl::StatusOr<const ServedModel*> AdmitMessage(const grpc::CallbackServerContext& context,
-                                                  size_t bytes) const;
+  // Whether the queue could take one more at all; Submit has the last word.
+  // Errors: kUnavailable while draining; kResourceExhausted. REQUIRES: a model is served.
+  absl::Status CheckQueue() const;
+  // Whether a message of so many bytes may be read: small ones at once, and so always.
+  // Errors: kResourceExhausted when too many wait to be read.
+  absl::Status CheckReaders(size_t bytes) const;
   // The credentials alone.
   absl::Status CheckCredentials(const grpc::CallbackServerContext& context) const;
 
@@ -95,7 +95,6 @@ class Frontend {
   Addresses addresses() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  absl::Status CheckReaders() const;
   bool UnreadIsFull() const;
   bool RequestsAreFull(const EngineLoad& load) const;
 

@@ -23,6 +23,8 @@ class GenerateReactor final : public GenerateStream<grpc::ServerWriteReactor<grp
     const grpc::ByteBuffer bytes = TakeBytes(message);
     const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
     if (!model.ok()) return Reject(model.status());
+    const absl::Status may_read = frontend().CheckReaders(bytes.Length());
+    if (!may_read.ok()) return Reject(may_read);
     frontend().readers().Read(bytes.Length(), [self = std::move(self), model = *model, bytes] {
       self->Read(*model, bytes);
     });
@@ -30,7 +32,8 @@ class GenerateReactor final : public GenerateStream<grpc::ServerWriteReactor<grp
 
  private:
   void Read(const ServedModel& model, const grpc::ByteBuffer& bytes) {
-    if (context().IsCancelled()) return Reject(LeftBefore("its request was read", context()));
+    const absl::Status admitted = CheckBeforeReading(context());
+    if (!admitted.ok()) return Reject(admitted);
     const auto request = ParseMessage<v1::GenerateRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
     PromptReader prompt(model.engine->info(), *model.tokenizer);
@@ -79,6 +82,8 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     const grpc::ByteBuffer bytes = TakeBytes(message);
     const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context_);
     if (!model.ok()) return Reject(model.status());
+    const absl::Status may_read = frontend().CheckReaders(bytes.Length());
+    if (!may_read.ok()) return Reject(may_read);
     frontend().readers().Read(bytes.Length(), [self = std::move(self), model = *model, bytes] {
       const absl::Status status = self->Submit(*model, bytes);
       if (!status.ok()) self->Reject(status);
@@ -114,7 +119,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
 
  private:
   absl::Status Submit(const ServedModel& model, const grpc::ByteBuffer& bytes) {
-    if (context_.IsCancelled()) return LeftBefore("its request was read", context_);
+    BST_RETURN_IF_ERROR(CheckBeforeReading(context_));
     BST_ASSIGN_OR_RETURN(const v1::GenerateRequest request,
                          ParseMessage<v1::GenerateRequest>(bytes, "request"));
     const ModelInfo& info = model.engine->info();

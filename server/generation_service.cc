@@ -101,12 +101,17 @@ grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body)
     reactor->Finish(ToGrpcStatus(status, call.context));
   };
   const grpc::ByteBuffer bytes = TakeBytes(call.request);
-  const auto model = frontend_.AdmitMessage(call.context, bytes.Length());
-  if (!model.ok()) {
-    finish(model.status());
+  const auto model = frontend_.Admit(call.context);
+  const absl::Status admitted =
+      model.ok() ? frontend_.CheckReaders(bytes.Length()) : model.status();
+  if (!admitted.ok()) {
+    finish(admitted);
     return reactor;
   }
   const auto run = [call, body, model = *model](const grpc::ByteBuffer& message) -> absl::Status {
+    if (call.context.deadline() <= std::chrono::system_clock::now()) {
+      return absl::DeadlineExceededError("the call's deadline passed");
+    }
     if (call.context.IsCancelled()) return absl::CancelledError("the client left");
     BST_ASSIGN_OR_RETURN(const Request request, ParseMessage<Request>(message, "request"));
     Response response;

@@ -21,11 +21,11 @@ MessageReaders::~MessageReaders() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void MessageReaders::Read(size_t bytes, std::function<void()> read) {
+void MessageReaders::Read(size_t bytes, std::function<void()> read, Order order) {
   if (bytes <= kSmallBytes) return read();
   absl::MutexLock lock(&mutex_);
   bytes_ += bytes;
-  waiting_.push_back({bytes, std::move(read)});
+  (order == Order::kBegun ? begun_ : new_).push_back({bytes, std::move(read)});
 }
 
 bool MessageReaders::MayTakeMore() const {
@@ -39,12 +39,13 @@ void MessageReaders::Run() {
     {
       absl::MutexLock lock(&mutex_);
       const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return stop_ || !waiting_.empty();
+        return stop_ || !new_.empty() || !begun_.empty();
       };
       mutex_.Await(absl::Condition(&has_work));
-      if (waiting_.empty()) return;
-      next = std::move(waiting_.front());
-      waiting_.pop_front();
+      std::deque<Reading>& waiting = begun_.empty() ? new_ : begun_;
+      if (waiting.empty()) return;
+      next = std::move(waiting.front());
+      waiting.pop_front();
     }
     next.read();
     next.read = nullptr;  // and what it kept, before the bytes count as gone

@@ -5,7 +5,8 @@
 // alone. What waits here has been received: MayTakeMore bounds the bytes of it.
 //
 // Ownership   Keeps what was to be read until it has been.
-// Threads     Thread-safe. One reading may run beside another; they begin in order.
+// Threads     Thread-safe. One reading may run beside another; those of one order begin as they
+//             came.
 // Tested by   tests/server/message_readers_test.cc, tests/server/generation_service_test.cc
 #pragma once
 
@@ -22,6 +23,9 @@ namespace bst {
 
 class MessageReaders {
  public:
+  // kBegun: more of a request that has begun, which holds slots meanwhile; before all others.
+  enum class Order { kNew, kBegun };
+
   // The largest message that is read where it arrives: some milliseconds of tokenising.
   static constexpr size_t kSmallBytes = size_t{16} << 10;
 
@@ -35,7 +39,8 @@ class MessageReaders {
 
   // Calls `read`, which reads so many bytes: before it returns if they are few, else soon, on one
   // of the threads.
-  void Read(size_t bytes, std::function<void()> read) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Read(size_t bytes, std::function<void()> read, Order order = Order::kNew)
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   bool MayTakeMore() const ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -49,7 +54,7 @@ class MessageReaders {
 
   const size_t limit_bytes_;
   mutable absl::Mutex mutex_;
-  std::deque<Reading> waiting_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Reading> new_ ABSL_GUARDED_BY(mutex_), begun_ ABSL_GUARDED_BY(mutex_);
   size_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // of those, and of what is being read
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;  // last: they use the others

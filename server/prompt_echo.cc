@@ -26,7 +26,7 @@ std::optional<v1::Tokens> PromptEcho::Take() {
     message.mutable_text()->append(decoder_.Push(tokens_[taken_]));
   }
   if (taken_ == tokens_.size()) {
-    tokens_.clear();
+    tokens_ = std::vector<TokenId>();
     taken_ = 0;
     ended_ = complete_;
     if (complete_) message.mutable_text()->append(decoder_.Finish());

@@ -26,6 +26,8 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
     const grpc::ByteBuffer bytes = TakeBytes(message);
     const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
     if (!model.ok()) return Reject(model.status());
+    const absl::Status may_read = frontend().CheckReaders(bytes.Length());
+    if (!may_read.ok()) return Reject(may_read);
     frontend().readers().Read(bytes.Length(), [self = std::move(self), model = *model, bytes] {
       self->Read(*model, bytes);
     });
@@ -33,7 +35,8 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
 
  private:
   void Read(const ServedModel& model, const grpc::ByteBuffer& bytes) {
-    if (context().IsCancelled()) return Reject(LeftBefore("its request was read", context()));
+    const absl::Status admitted = CheckBeforeReading(context());
+    if (!admitted.ok()) return Reject(admitted);
     const auto request = ParseMessage<v1::ScoreRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
     absl::StatusOr<ScoreRequest> valid =

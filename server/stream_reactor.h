@@ -121,6 +121,12 @@ class StreamReactor : public Base, public EngineCall {
     end_ = std::move(status);
   }
 
+  // Whether the RPC will finish, at the latest when all is written.
+  bool HasEnded() ABSL_LOCKS_EXCLUDED(write_mutex_) {
+    absl::MutexLock lock(&write_mutex_);
+    return end_.has_value();
+  }
+
   // Keeps the RPC from finishing while a read is being started, which must not come after that.
   // False: it is finishing.
   bool HoldFinish() ABSL_LOCKS_EXCLUDED(write_mutex_) {

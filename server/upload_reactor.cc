@@ -46,9 +46,17 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     if (!ok && context().IsCancelled()) return GiveUp(LeftBefore("the first part", context()));
     if (!prompt_.has_value() && !EndAwaiting()) return;  // given up
     if (!HoldFinish()) return ForgetPrompt();            // it has ended
-    const size_t held_bytes = prompt_.has_value() ? static_cast<size_t>(prompt_->held_bytes()) : 0;
-    frontend().readers().Read(bytes_.Length() + held_bytes,
-                              [this, self = shared_from_this(), ok] { ReadPart(ok); });
+    const bool is_first = !prompt_.has_value();
+    const size_t held_bytes = is_first ? 0 : static_cast<size_t>(prompt_->held_bytes());
+    const absl::Status may_read =
+        is_first ? frontend().CheckReaders(bytes_.Length()) : absl::OkStatus();
+    if (!may_read.ok()) {
+      Reject(may_read);
+      return ReleaseFinish();
+    }
+    frontend().readers().Read(
+        bytes_.Length() + held_bytes, [this, self = shared_from_this(), ok] { ReadPart(ok); },
+        is_first ? MessageReaders::Order::kNew : MessageReaders::Order::kBegun);
   }
 
   void OnDone() override {
@@ -97,7 +105,10 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   // What a read brought, while Finish is held.
   void ReadPart(bool ok) {
     // Bytes cannot be wrong, so not ok is the end of the parts and nothing else.
-    const bool goes_on = !prompt_.has_value() ? ReadFirst(ok) : ok ? ReadMore() : ReadEnd();
+    const bool goes_on = !prompt_.has_value() ? ReadFirst(ok)
+                         : HasEnded()         ? false  // while this waited
+                         : ok                 ? ReadMore()
+                                              : ReadEnd();
     bytes_.Clear();  // the next ones may have to wait for long
     if (!goes_on || !HoldsLittleText()) {
       ForgetPrompt();
@@ -109,6 +120,8 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
 
   // The parts of the prompt, one at a time. True: the next one may come.
   bool ReadFirst(bool ok) {
+    const absl::Status admitted = CheckBeforeReading(context());
+    if (!admitted.ok()) return Rejected(admitted);
     if (!ok) return Rejected(InvalidPart("is missing, the first must be request"));
     const absl::StatusOr<v1::GenerateUploadPart> part = Parse();
     if (!part.ok()) return Rejected(part.status());

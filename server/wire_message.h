@@ -1,8 +1,8 @@
 // Bytes of the wire <-> messages of our services, which all serve their methods raw.
 //
 // Left to itself gRPC answers a request that it cannot parse with UNIMPLEMENTED and no message, and
-// in a stream of requests such a one looks like the client's end of the stream. What it has received
-// it keeps until the RPC is done, unless TakeBytes takes it away.
+// in a stream of requests such a one looks like the client's end of the stream. What it has
+// received it keeps until the RPC is done, unless TakeBytes takes it away.
 //
 // Threads     Free functions, thread-safe.
 // Tested by   tests/server/generation_service_test.cc, score_service_test.cc,

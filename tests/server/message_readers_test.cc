@@ -39,6 +39,26 @@ TEST(MessageReaders, ReadsWhatIsLargeElsewhereInOrder) {
   for (int i = 0; i < 100; ++i) EXPECT_EQ(order[static_cast<size_t>(i)], i);
 }
 
+TEST(MessageReaders, ReadsMoreOfWhatHasBegunFirst) {
+  std::vector<int> order;
+  {
+    MessageReaders readers(1, 1);
+    absl::Notification began, let_go;
+    readers.Read(kLarge, [&] {
+      began.Notify();
+      let_go.WaitForNotification();
+    });
+    began.WaitForNotification();
+    for (int i = 0; i < 2; ++i) readers.Read(kLarge, [&order, i] { order.push_back(2 + i); });
+    for (int i = 0; i < 2; ++i) {
+      readers.Read(
+          kLarge, [&order, i] { order.push_back(i); }, MessageReaders::Order::kBegun);
+    }
+    let_go.Notify();
+  }
+  EXPECT_EQ(order, (std::vector<int>{0, 1, 2, 3}));
+}
+
 TEST(MessageReaders, OneLongReadingLeavesTheOtherThreads) {
   MessageReaders readers(2, 1);
   absl::Notification let_go, other;

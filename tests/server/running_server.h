@@ -96,6 +96,8 @@ class RunningServer {
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // no connection of another test
     arguments.SetSslTargetNameOverride("localhost");
+    // Or the window of a stream that nobody reads grows, and with time all of it counts as read.
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
     const Addresses bound = server_->addresses();
     const auto channel = grpc::CreateCustomChannel(bound.grpc, credentials, arguments);
     generation_ = v1::Generation::NewStub(channel);
