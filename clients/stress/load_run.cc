@@ -17,7 +17,7 @@ constexpr double kProgressSeconds = 0.5;
 // How late an interrupt is seen.
 constexpr double kLongestWaitSeconds = 0.1;
 // A drain below this proves nothing: a busy server has pauses of its own.
-constexpr double kShortestSilenceSeconds = 1;
+constexpr double kShortestDrainSeconds = 1;
 
 }  // namespace
 
@@ -230,9 +230,9 @@ void LoadRun::EndRequest(RequestRecord& record) {
 // A stream that is cut is nobody's fault while it brings something; of one that was silent for all
 // of the drain nobody knows that the server still works on it.
 void LoadRun::JudgeSilence(RequestRecord& record) const {
-  if (!has_drained_ || !record.was_cut || record.is_slow_reader || !record.defect.empty() ||
-      record.code != grpc::StatusCode::CANCELLED ||
-      record.silence_seconds < std::max(shape_.drain_seconds, kShortestSilenceSeconds))
+  if (!has_drained_ || shape_.drain_seconds < kShortestDrainSeconds || !record.was_cut ||
+      record.is_slow_reader || !record.defect.empty() ||
+      record.code != grpc::StatusCode::CANCELLED || record.silence_seconds < shape_.drain_seconds)
     return;
   char text[100];
   std::snprintf(text, sizeof(text), "no message in the %.1f s before it was cut",

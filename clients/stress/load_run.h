@@ -34,11 +34,12 @@ struct LoadShape {
   Arrivals arrivals = Arrivals::kPoisson;
   double burstiness = 1;
   std::optional<uint32_t> concurrency;
-  double warmup_seconds = 0;  // requests due in it do not count
+  double warmup_seconds = 0;  // requests due in it count for throughput alone
   std::optional<double> duration_seconds;
   std::optional<uint64_t> requests;
   double probe_rate = 0;
-  // After the duration or the last of `requests`; then what still runs is cut.
+  // After the last send, also of what a concurrency held back, or the end of the duration where
+  // that is later; then what still runs is cut.
   double drain_seconds = 60;
   uint32_t max_retries = 0;  // of a refused request that says when to come again
 };

@@ -94,7 +94,9 @@ void AddLoadFlags(CLI::App& app, Flags& f) {
              "Send for so long after the warm-up (30s, unless --requests is given)")
       ->group(group);
   app.add_option("--requests", f.requests, "Send so many requests after the warm-up")->group(group);
-  AddSeconds(app, "--warmup", f.warmup, "Requests due in this time at the start do not count")
+  AddSeconds(
+      app, "--warmup", f.warmup,
+      "Requests due in this time at the start count for throughput alone, by what comes after it")
       ->check(CLI::NonNegativeNumber)
       ->group(group);
   AddSeconds(app, "--drain", f.drain, "Wait so long for the last streams, then cut them (60s)")

@@ -51,6 +51,7 @@ void StreamCall::Start(v1::Generation::Stub& stub, const std::string& key) {
 }
 
 void StreamCall::Cut() {
+  cut_seconds_ = host_.clock().Now();
   was_cut_ = true;
   context_.TryCancel();
 }
@@ -127,7 +128,9 @@ void StreamCall::OnDone(const grpc::Status& status) {
   record_.e2e_seconds = record_.end_seconds - record_.intended_seconds;
   record_.was_cancelled = was_cancelled_;
   record_.was_cut = was_cut_;
-  record_.silence_seconds = has_finished_ ? 0 : record_.end_seconds - last_message_seconds_;
+  // How long gRPC takes to end a call is nobody's silence.
+  const double until = was_cut_ ? cut_seconds_.load() : record_.end_seconds;
+  record_.silence_seconds = has_finished_ ? 0 : std::max(0.0, until - last_message_seconds_);
   // What came in one message has no time per token.
   if (record_.gaps > 0) {
     record_.tpot_seconds = (last_token_seconds_ - first_token_seconds_) /

@@ -80,6 +80,7 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateEvent>,
   grpc::ClientContext context_;
   v1::GenerateEvent event_;
   std::atomic<bool> was_cancelled_ = false, was_cut_ = false;
+  std::atomic<double> cut_seconds_ = 0;  // when was_cut_
 
   RequestRecord record_;
   bool has_finished_ = false;

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <string>
@@ -13,7 +14,8 @@ using testing::HasSubstr;
 using testing::Not;
 
 std::string WriteTemporary(const std::string& name, const std::string& text) {
-  const std::string path = testing::TempDir() + "connection_test_" + name;
+  const std::string path =
+      testing::TempDir() + "/bst_connection_test_" + std::to_string(getpid()) + "_" + name;
   std::ofstream(path, std::ios::binary) << text;
   return path;
 }
@@ -45,7 +47,7 @@ TEST(ConnectionTest, AKeyThatIsNoHeaderIsRefusedAndNotShown) {
   for (const char* const text :
        {"s3\tcret", "s3 cret", "\xef\xbb\xbfs3cret", "s3cret\x7f", "\x01"}) {
     const std::string complaint = Complaint([text] { KeyOf(text); });
-    EXPECT_THAT(complaint, HasSubstr("connection_test_key is no key")) << text;
+    EXPECT_THAT(complaint, HasSubstr("_key is no key")) << text;
     EXPECT_THAT(complaint, Not(HasSubstr("cret")));
   }
   for (const char* const text : {"", "\nkey", " \t \n"})
@@ -72,7 +74,7 @@ TEST(ConnectionTest, WhatIsNoPemIsRefusedByItsName) {
   no_cert.tls_key = no_key.tls_cert = pem;
   for (const Connection* const connection : {&no_ca, &no_cert, &no_key}) {
     EXPECT_THAT(Complaint([connection] { connection->MakeChannel(); }),
-                HasSubstr("connection_test_other is no PEM file"));
+                HasSubstr("_other is no PEM file"));
   }
 }
 

@@ -167,6 +167,9 @@ class Trainer:
             raise ValueError(f"{self._checkpoint} holds another model configuration")
         _check_digest(self._checkpoint, state, self._tokenizer.digest)
         self.model.load_state_dict(state["model"])
+        groups = [len(optimizer.param_groups) for optimizer in self._optimizers]
+        if groups != [len(saved["param_groups"]) for saved in state["optimizers"]]:
+            raise ValueError(f"{self._checkpoint} is of a run with another --optimizer")
         for optimizer, saved in zip(self._optimizers, state["optimizers"]):
             # The moments are the run's, the settings are the arguments', which train.json records.
             settings = [

@@ -47,7 +47,7 @@ class InvalidArgumentError(BstError):
 
 
 class ResourceExhaustedError(BstError):
-    """The queue is full: see `retry_delay`."""
+    """The queue is full: see `retry_delay`. Without it: more than 64 MB of the output was not read."""
 
 
 class MessageTooLargeError(ResourceExhaustedError):
