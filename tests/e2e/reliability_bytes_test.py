@@ -12,7 +12,7 @@ import threading
 import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable
+from typing import Any, Callable
 
 import bst_process
 from bst_process import ServerProcess, arguments
@@ -88,6 +88,29 @@ class BytesTest(unittest.TestCase):
             client.send(Http2.opening() + self.call)
             # Beside an open connection: without one the call would be cancelled if it still ran.
             self.server.wait_for('bst_requests_total{code="OK",finish_reason="MAX_TOKENS",rpc="Generate"}', 2)
+
+    def test_a_request_that_runs_or_waits_does_not_keep_its_bytes(self) -> None:
+        """8 MB each in a field that no one knows, so that nothing is tokenised."""
+        request = message("GenerateRequest", {"text": "x", "stopping": {"max_new_tokens": 1_000_000, "ignore_eos": True}})
+        request.MergeFromString(b"\xfa\x7f" + b"\x80\x80\x80\x04" + bytes(8 << 20))  # number 2047, of 2^23 bytes
+
+        def start(calls: int) -> list[Any]:
+            started = [self.api.call("Generation/Generate", request, timeout=None) for _ in range(calls)]
+            for call in started:
+                next(call)  # Accepted: it has been read
+            return started
+
+        calls = start(4)  # what malloc keeps for the next
+        before = self.server.resident_bytes
+        for _ in range(10):
+            calls += start(4)
+        grown = self.server.resident_bytes - before
+        print(f"40 requests of 8 MB run and wait: resident memory {grown / 1e6:+.1f} MB", flush=True)
+        if not arguments.sanitized:
+            self.assertLess(grown, 160e6)
+        for call in calls:
+            call.cancel()
+        self.assert_clean()
 
     def test_random_bytes(self) -> None:
         ports = [self.server.addresses[name] for name in ("grpc", "metrics", "control")]
