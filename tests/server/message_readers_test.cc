@@ -15,18 +15,33 @@ namespace {
 
 constexpr size_t kLarge = MessageReaders::kSmallBytes + 1;
 
+// Keeps a thread of `readers` until it is destroyed, which may be before they have noticed.
+class LongReading {
+ public:
+  explicit LongReading(MessageReaders& readers) {
+    readers.Read(kLarge, [state = state_] {
+      state->began.Notify();
+      state->let_go.WaitForNotification();
+    });
+    state_->began.WaitForNotification();
+  }
+  ~LongReading() { state_->let_go.Notify(); }
+  LongReading(const LongReading&) = delete;
+  LongReading& operator=(const LongReading&) = delete;
+
+ private:
+  struct State {
+    absl::Notification began, let_go;
+  };
+  const std::shared_ptr<State> state_ = std::make_shared<State>();
+};
+
 TEST(MessageReaders, ReadsWhatIsSmallAtOnceAndHere) {
   MessageReaders readers(1, 1);
-  absl::Notification began, let_go;
-  readers.Read(kLarge, [&] {
-    began.Notify();
-    let_go.WaitForNotification();
-  });
-  began.WaitForNotification();
+  const LongReading other(readers);
   std::thread::id reader;
   readers.Read(MessageReaders::kSmallBytes, [&] { reader = std::this_thread::get_id(); });
   EXPECT_EQ(reader, std::this_thread::get_id());
-  let_go.Notify();
 }
 
 TEST(MessageReaders, ReadsWhatIsLargeElsewhereInOrder) {
@@ -43,42 +58,34 @@ TEST(MessageReaders, ReadsMoreOfWhatHasBegunFirst) {
   std::vector<int> order;
   {
     MessageReaders readers(1, 1);
-    absl::Notification began, let_go;
-    readers.Read(kLarge, [&] {
-      began.Notify();
-      let_go.WaitForNotification();
-    });
-    began.WaitForNotification();
+    const LongReading other(readers);
     for (int i = 0; i < 2; ++i) readers.Read(kLarge, [&order, i] { order.push_back(2 + i); });
     for (int i = 0; i < 2; ++i) {
       readers.Read(
           kLarge, [&order, i] { order.push_back(i); }, MessageReaders::Order::kBegun);
     }
-    let_go.Notify();
   }
   EXPECT_EQ(order, (std::vector<int>{0, 1, 2, 3}));
 }
 
 TEST(MessageReaders, OneLongReadingLeavesTheOtherThreads) {
+  absl::Notification other;  // the readers, which use it, are gone before
   MessageReaders readers(2, 1);
-  absl::Notification let_go, other;
-  readers.Read(kLarge, [&] { let_go.WaitForNotification(); });
+  const LongReading first(readers);
   readers.Read(kLarge, [&] { other.Notify(); });
   other.WaitForNotification();
-  let_go.Notify();
 }
 
 TEST(MessageReaders, CountsWhatWaitsAndWhatIsBeingRead) {
   MessageReaders readers(1, 2 * kLarge);
-  absl::Notification let_go;
   EXPECT_TRUE(readers.MayTakeMore());
-  readers.Read(kLarge, [&] { let_go.WaitForNotification(); });
+  auto first = std::make_unique<LongReading>(readers);
   EXPECT_TRUE(readers.MayTakeMore());
   auto kept = std::make_shared<int>(0);
   readers.Read(kLarge, [kept] {});
   EXPECT_FALSE(readers.MayTakeMore());
   const std::weak_ptr<int> weak = std::exchange(kept, nullptr);
-  let_go.Notify();
+  first.reset();
   EXPECT_TRUE(WaitUntil([&] { return readers.MayTakeMore(); }));
   EXPECT_TRUE(WaitUntil([&] { return weak.expired(); }));
 }
