@@ -9,6 +9,8 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "server/grpc_status.h"
+#include "server/message_readers.h"
+#include "server/wire_message.h"
 
 namespace bst {
 namespace {
@@ -41,6 +43,25 @@ void EngineCall::Cancel(CancelCause cause) {
     id = id_;
   }
   if (id.has_value()) engine_->Cancel(*id);
+}
+
+void EngineCall::ReadRequest(
+    const grpc::CallbackServerContext& context, const grpc::ByteBuffer& message,
+    std::function<void(const ServedModel&, const grpc::ByteBuffer&)> read) {
+  const grpc::ByteBuffer bytes = TakeBytes(message);
+  const absl::StatusOr<const ServedModel*> model = frontend_.Admit(context);
+  if (!model.ok()) return Reject(model.status());
+  // Of a small one CheckBeforeReading asks at once.
+  const bool waits = bytes.Length() > MessageReaders::kSmallBytes;
+  absl::Status may_wait = waits ? frontend_.CheckQueue() : absl::OkStatus();
+  if (may_wait.ok()) may_wait = frontend_.CheckReaders(bytes.Length());
+  if (!may_wait.ok()) return Reject(may_wait);
+  frontend_.readers().Read(bytes.Length(), [this, self = shared_from_this(), &context,
+                                            model = *model, bytes, read = std::move(read)] {
+    const absl::Status admitted = CheckBeforeReading(context);
+    if (!admitted.ok()) return Reject(admitted);
+    read(*model, bytes);
+  });
 }
 
 template <typename Request>

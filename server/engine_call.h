@@ -19,7 +19,10 @@
 // Tested by   tests/server/generation_service_test.cc, tests/server/server_test.cc
 #pragma once
 
+#include <grpcpp/support/byte_buffer.h>
+
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -77,6 +80,15 @@ class EngineCall : public TokenSink,
   void AccountUnread(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   // The RPC is done (gRPC's OnDone): the frontend may be gone afterwards.
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Refuses the RPC before it was queued.
+  virtual void Reject(const absl::Status& status) = 0;
+
+  // The request that comes in one `message`, which is gRPC's: past the gate to `read`. At once, or
+  // if it is large when its turn comes on a thread of MessageReaders, and it can still be served;
+  // else to Reject.
+  void ReadRequest(const grpc::CallbackServerContext& context, const grpc::ByteBuffer& message,
+                   std::function<void(const ServedModel&, const grpc::ByteBuffer&)> read);
 
   // Hands the request to the engine.
   // Errors: those of Engine::Submit; kAlreadyExists for a request id in flight.

@@ -19,21 +19,14 @@ class GenerateReactor final : public GenerateStream<grpc::ServerWriteReactor<grp
       : GenerateStream(frontend, context, "Generate") {}
 
   void Start(std::shared_ptr<GenerateReactor> self, const grpc::ByteBuffer& message) {
-    OwnItself(self);
-    const grpc::ByteBuffer bytes = TakeBytes(message);
-    const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
-    if (!model.ok()) return Reject(model.status());
-    const absl::Status may_read = frontend().CheckReaders(bytes.Length());
-    if (!may_read.ok()) return Reject(may_read);
-    frontend().readers().Read(bytes.Length(), [self = std::move(self), model = *model, bytes] {
-      self->Read(*model, bytes);
-    });
+    OwnItself(std::move(self));
+    ReadRequest(
+        context(), message,
+        [this](const ServedModel& model, const grpc::ByteBuffer& bytes) { Read(model, bytes); });
   }
 
  private:
   void Read(const ServedModel& model, const grpc::ByteBuffer& bytes) {
-    const absl::Status admitted = CheckBeforeReading(context());
-    if (!admitted.ok()) return Reject(admitted);
     const auto request = ParseMessage<v1::GenerateRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
     PromptReader prompt(model.engine->info(), *model.tokenizer);
@@ -78,15 +71,10 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
                                             [this] { EndForWriteTimeout(); })) {}
 
   void Start(std::shared_ptr<GenerateOnceReactor> self, const grpc::ByteBuffer& message) {
-    self_ = self;
-    const grpc::ByteBuffer bytes = TakeBytes(message);
-    const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context_);
-    if (!model.ok()) return Reject(model.status());
-    const absl::Status may_read = frontend().CheckReaders(bytes.Length());
-    if (!may_read.ok()) return Reject(may_read);
-    frontend().readers().Read(bytes.Length(), [self = std::move(self), model = *model, bytes] {
-      const absl::Status status = self->Submit(*model, bytes);
-      if (!status.ok()) self->Reject(status);
+    self_ = std::move(self);
+    ReadRequest(context_, message, [this](const ServedModel& model, const grpc::ByteBuffer& bytes) {
+      const absl::Status status = Submit(model, bytes);
+      if (!status.ok()) Reject(status);
     });
   }
 
@@ -119,7 +107,6 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
 
  private:
   absl::Status Submit(const ServedModel& model, const grpc::ByteBuffer& bytes) {
-    BST_RETURN_IF_ERROR(CheckBeforeReading(context_));
     BST_ASSIGN_OR_RETURN(const v1::GenerateRequest request,
                          ParseMessage<v1::GenerateRequest>(bytes, "request"));
     const ModelInfo& info = model.engine->info();
@@ -141,7 +128,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     return EngineCall::Submit(model, std::move(valid.request));
   }
 
-  void Reject(const absl::Status& status) {
+  void Reject(const absl::Status& status) override {
     AccountRejected(status);
     Finish(ToGrpcStatus(status, context_));
   }

@@ -22,21 +22,14 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
       : StreamReactor(frontend, context, "Score") {}
 
   void Start(std::shared_ptr<ScoreReactor> self, const grpc::ByteBuffer& message) {
-    OwnItself(self);
-    const grpc::ByteBuffer bytes = TakeBytes(message);
-    const absl::StatusOr<const ServedModel*> model = frontend().AdmitToQueue(context());
-    if (!model.ok()) return Reject(model.status());
-    const absl::Status may_read = frontend().CheckReaders(bytes.Length());
-    if (!may_read.ok()) return Reject(may_read);
-    frontend().readers().Read(bytes.Length(), [self = std::move(self), model = *model, bytes] {
-      self->Read(*model, bytes);
-    });
+    OwnItself(std::move(self));
+    ReadRequest(
+        context(), message,
+        [this](const ServedModel& model, const grpc::ByteBuffer& bytes) { Read(model, bytes); });
   }
 
  private:
   void Read(const ServedModel& model, const grpc::ByteBuffer& bytes) {
-    const absl::Status admitted = CheckBeforeReading(context());
-    if (!admitted.ok()) return Reject(admitted);
     const auto request = ParseMessage<v1::ScoreRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
     absl::StatusOr<ScoreRequest> valid =

@@ -95,8 +95,7 @@ class StreamReactor : public Base, public EngineCall {
   // From now on the reactor lives until OnDone.
   void OwnItself(std::shared_ptr<StreamReactor> self) { self_ = std::move(self); }
 
-  // Refuses the RPC before it was queued.
-  void Reject(const absl::Status& status) ABSL_LOCKS_EXCLUDED(write_mutex_) {
+  void Reject(const absl::Status& status) override ABSL_LOCKS_EXCLUDED(write_mutex_) {
     AccountRejected(status);
     {
       absl::MutexLock lock(&write_mutex_);

@@ -44,9 +44,9 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   void OnReadDone(bool ok) override {
     // A client that leaves looks like the end of its parts. What has begun OnCancel ends.
     if (!ok && context().IsCancelled()) return GiveUp(LeftBefore("the first part", context()));
-    if (!prompt_.has_value() && !EndAwaiting()) return;  // given up
-    if (!HoldFinish()) return ForgetPrompt();            // it has ended
     const bool is_first = !prompt_.has_value();
+    if (is_first && !EndAwaiting()) return;    // given up
+    if (!HoldFinish()) return ForgetPrompt();  // it has ended
     const size_t held_bytes = is_first ? 0 : static_cast<size_t>(prompt_->held_bytes());
     const absl::Status may_read =
         is_first ? frontend().CheckReaders(bytes_.Length()) : absl::OkStatus();
