@@ -196,7 +196,8 @@ MachineLimits Best(const MachineLimits& a, const MachineLimits& b) {
           .bf16_operations = std::max(a.bf16_operations, b.bf16_operations),
           .int8_operations = std::max(a.int8_operations, b.int8_operations),
           .read_bytes = std::max(a.read_bytes, b.read_bytes),
-          .loaded_tile_operations = b.loaded_tile_operations};  // a median: the latest
+          .loaded_tile_operations = b.loaded_tile_operations,  // medians: the latest
+          .freed_tile_operations = b.freed_tile_operations};
 }
 
 void PrintLimits(const Backend& backend, const MachineLimits& limits) {
@@ -204,8 +205,8 @@ void PrintLimits(const Backend& backend, const MachineLimits& limits) {
               backend.name().c_str(), limits.f32_operations / 1e12, limits.bf16_operations / 1e12,
               limits.int8_operations / 1e12, limits.read_bytes / 1e9);
   if (limits.loaded_tile_operations > 0) {
-    std::printf("; BF16 with tiles from the first-level cache: %.2f",
-                limits.loaded_tile_operations / 1e12);
+    std::printf("; BF16 with tiles from the first-level cache: %.2f, set to zero after use: %.2f",
+                limits.loaded_tile_operations / 1e12, limits.freed_tile_operations / 1e12);
   }
   std::printf("\n\n");
 }
@@ -381,7 +382,8 @@ absl::Status Run(const TargetBenchOptions& options) {
                        {"bf16_operations", limits.bf16_operations},
                        {"int8_operations", limits.int8_operations},
                        {"read_bytes", limits.read_bytes},
-                       {"loaded_tile_operations", limits.loaded_tile_operations}});
+                       {"loaded_tile_operations", limits.loaded_tile_operations},
+                       {"freed_tile_operations", limits.freed_tile_operations}});
   }
   if (options.json.empty()) return absl::OkStatus();
   std::ofstream file(options.json);

@@ -426,7 +426,7 @@ class ByteGroup {
 template <typename Products>
 void AttendBytesKernel(const AttendTask& task) {
   const ByteScratch scratch(task);
-  Products products;
+  Products products(2 * task.num_queries);
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
   ForEachGroup<ByteScratch::kQueries>(task, group, [&](const Fetches& far, int n) {

@@ -5,6 +5,8 @@ class DotProducts {
  public:
   static constexpr bool kFetchesAhead = std::is_same_v<typename Dot::Sum, __v16si>;  // bytes
 
+  explicit DotProducts(int /*rows*/) {}
+
   void Multiply(const Product& product) { Rows<kRows>(product, 0, product.num_rows); }
 
  private:

@@ -4,6 +4,7 @@
 // Both halves of attention are products of a few rows with a packed matrix: scores, of queries
 // (rounded to BF16) with keys, and outputs, of weights (rounded to BF16 too) with values. Sums are
 // float32. The kernel is written over a `Products` type, which multiplies up to kProductRows rows:
+//   explicit Products(int rows): that any product has at most, or more than sixteen
 //   void Multiply(const Product&)
 //   static constexpr bool kFetchesAhead: see Product::ahead
 // and makes each output one chain of additions along K that no other row has a part in.
@@ -66,7 +67,7 @@ inline void PackQueries(const AttendTask& task, const PairScratch& scratch, int 
 // Products of the queries with tiles [first, end) of the keys.
 template <typename Products>
 inline void PairScores(Products& products, const PairScratch& scratch, int num_rows,
-                       const void* keys, int64_t first, int64_t end, float* out,
+                       const void* keys, int64_t first, int64_t end, int64_t ahead, float* out,
                        int64_t out_stride) {
   if (first >= end) return;
   const int64_t tile_bytes = 2 * kLanes * scratch.dims;
@@ -81,7 +82,8 @@ inline void PairScores(Products& products, const PairScratch& scratch, int num_r
                      .group_stride = 4 * kLanes,
                      .vector_stride = tile_bytes,
                      .out = out,
-                     .out_stride = out_stride});
+                     .out_stride = out_stride,
+                     .ahead = ahead});
 }
 
 // Numbers in [0, 1] to the nearest BF16, ties up.
@@ -118,9 +120,17 @@ struct PairScoresOfRow {
   const float* bias = nullptr;
 };
 
-// The largest of a row's first `visible` scores of a chunk, lane by lane.
+// The largest of a row's first `visible` scores of a chunk, lane by lane. A whole chunk is most.
 template <bool kBias>
 inline V16 LargestPairScores(const PairScoresOfRow<kBias>& scores, int visible) {
+  if (visible == kChunkIndices) {
+    V16 two[2] = {scores.Whole(0), scores.Whole(kLanes)};
+    for (int j = 2 * kLanes; j < kChunkIndices; j += 2 * kLanes) {
+      two[0] = Max(two[0], scores.Whole(j));
+      two[1] = Max(two[1], scores.Whole(j + kLanes));
+    }
+    return Max(Set1(Softmax::kLeast), Max(two[0], two[1]));
+  }
   V16 largest = Set1(Softmax::kLeast);
   int j = 0;
   for (; j + kLanes <= visible; j += kLanes) largest = Max(largest, scores.Whole(j));
@@ -253,7 +263,8 @@ class PairGroup {
     }
   }
   void MakeScores(const void* keys, int64_t first, int64_t end, float* out, int64_t out_stride) {
-    PairScores(products_, scratch_, indices_.num_rows, keys, first, end, out, out_stride);
+    PairScores(products_, scratch_, indices_.num_rows, keys, first, end, task_.next_ring, out,
+               out_stride);
   }
 
   // Where a chunk's scores begin, and its weights.
@@ -322,7 +333,8 @@ class PairGroup {
                         .group_stride = 4 * columns_,
                         .vector_stride = 4 * kLanes,
                         .out = chunk.first == 0 ? scratch_.outputs : scratch_.products,
-                        .out_stride = scratch_.dims});
+                        .out_stride = scratch_.dims,
+                        .ahead = task_.next_ring});
     if (chunk.first == 0) return;
     const float* factors = Factors(chunk);
     for (int r = 0; r < indices_.num_rows; ++r) {
@@ -363,7 +375,7 @@ inline void ForEachGroup(const AttendTask& task, AttendTask& group, const Attend
 template <typename Products>
 void AttendPairsKernel(const AttendTask& task) {
   const PairScratch scratch(task);
-  Products products;
+  Products products(task.num_queries);
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
   ForEachGroup<kProductRows>(task, group, [&](const Fetches& far, int n) {

@@ -19,6 +19,6 @@ struct Product {
   float* out;  // or int32
   int64_t out_stride;
   // What lies so many bytes behind the matrix comes to the second-level cache meanwhile, if
-  // Products::kFetchesAhead and there are two rows, those of one query on bytes; 0: nothing.
+  // Products::kFetchesAhead and the rows are those of one query; 0: nothing.
   int64_t ahead = 0;
 };

@@ -1,29 +1,53 @@
 // Products of packed groups on AMX tiles, for attention_pairs.inl and attention_bytes.inl: 32 rows
-// by 32 outputs at a time, so that every tile that is loaded is multiplied twice. Included by
-// kernels_avx512.cc after linear_tiles.inl, whose tiles and formats these are.
+// by 32 outputs at a time, or by 16, so that every tile that is loaded is multiplied twice; few
+// rows by 64. Included by kernels_avx512.cc after linear_tiles.inl, whose tiles and formats these
+// are, and whose use of zeros.
 template <typename Format, typename Tiles>
 class TileProducts {
  public:
-  static constexpr bool kFetchesAhead = false;
+  // Single queries on bytes go through dot products.
+  static constexpr bool kFetchesAhead = std::is_same_v<Format, Bf16Tiles>;
+
+  // For up to so many rows, or more than sixteen.
+  explicit TileProducts(int rows) : tiles_(std::min(rows, kTileRows)) {}
 
   // One copy of its loops, not one for each call.
   [[gnu::noinline]] void Multiply(const Product& product) {
-    if (product.num_rows > kTileRows) {
-      Rows<2>(product);
-    } else {
-      Rows<1>(product);
+    if (product.num_rows > kTileRows) return Rows<2, false>(product);
+    if constexpr (kFetchesAhead) {
+      if (product.ahead != 0) return Rows<1, true>(product);
     }
+    Rows<1, false>(product);
   }
 
  private:
-  template <int RowTiles>
+  template <int RowTiles, bool Fetching>
   void Rows(const Product& product) {
+    const int64_t groups = product.num_runs == 1 ? product.runs[0].groups : 0;
+    if (groups == kStepGroups) return Held<RowTiles, 1, Fetching>(product);
+    if (groups == 2 * kStepGroups) return Held<RowTiles, 2, Fetching>(product);
     int vector = 0;
-    for (; vector + 2 <= product.num_vectors; vector += 2) Block<RowTiles, 2>(product, vector);
-    if (vector < product.num_vectors) Block<RowTiles, 1>(product, vector);
+    if constexpr (RowTiles == 1) {
+      for (; vector + 4 <= product.num_vectors; vector += 4) Wide<Fetching>(product, vector);
+    }
+    for (; vector + 2 <= product.num_vectors; vector += 2)
+      Block<RowTiles, 2, Fetching>(product, vector);
+    if (vector < product.num_vectors) Block<RowTiles, 1, Fetching>(product, vector);
   }
 
-  template <int RowTiles, int Vectors>
+  // A tile of the matrix. Meanwhile what lies product.ahead bytes behind comes to the second-level
+  // cache.
+  template <int T, bool Fetching>
+  void LoadMatrix(const Product& product, const char* from) {
+    if constexpr (Fetching) {
+      const char* line = from + product.ahead;
+      for (int g = 0; g < kTileRows; ++g, line += product.group_stride)
+        _mm_prefetch(line, _MM_HINT_T1);
+    }
+    tiles_.template Load<T>(from, product.group_stride);
+  }
+
+  template <int RowTiles, int Vectors, bool Fetching>
   void Block(const Product& product, int vector) {
     constexpr bool kRows = RowTiles == 2, kVectors = Vectors == 2;
     tiles_.template Zero<0>();
@@ -37,17 +61,23 @@ class TileProducts {
       const char* const end = rows + 4 * run.groups;
       for (; rows < end; rows += 4 * kStepGroups, matrix += kStepGroups * product.group_stride) {
         tiles_.template Load<4>(rows, run.row_stride);
-        tiles_.template Load<6>(matrix, product.group_stride);
-        Format::template MultiplyAdd<0>(tiles_);
+        LoadMatrix<6, Fetching>(product, matrix);
+        Format::template MultiplyAdd<0, 4, 6>(tiles_);
         if constexpr (kVectors) {
-          tiles_.template Load<7>(matrix + product.vector_stride, product.group_stride);
-          Format::template MultiplyAdd<1>(tiles_);
+          LoadMatrix<7, Fetching>(product, matrix + product.vector_stride);
+          Format::template MultiplyAdd<1, 4, 7>(tiles_);
         }
+        tiles_.template Zero<4>();
         if constexpr (kRows) {
           tiles_.template Load<5>(rows + kTileRows * run.row_stride, run.row_stride);
-          Format::template MultiplyAdd<2>(tiles_);
-          if constexpr (kVectors) Format::template MultiplyAdd<3>(tiles_);
+          Format::template MultiplyAdd<2, 5, 6>(tiles_);
         }
+        tiles_.template Zero<6>();
+        if constexpr (kRows) {
+          if constexpr (kVectors) Format::template MultiplyAdd<3, 5, 7>(tiles_);
+          tiles_.template Zero<5>();
+        }
+        if constexpr (kVectors) tiles_.template Zero<7>();
       }
     }
     float* out = product.out + vector * kLanes;
@@ -57,6 +87,81 @@ class TileProducts {
     if constexpr (kVectors) tiles_.template Store<1>(out + kLanes, out_bytes);
     if constexpr (kRows) tiles_.template Store<2>(below, out_bytes);
     if constexpr (kRows && kVectors) tiles_.template Store<3>(below + kLanes, out_bytes);
+  }
+
+  // Up to sixteen rows by four vectors.
+  template <bool Fetching>
+  void Wide(const Product& product, int vector) {
+    tiles_.template Zero<0>();
+    tiles_.template Zero<1>();
+    tiles_.template Zero<2>();
+    tiles_.template Zero<3>();
+    for (int n = 0; n < product.num_runs; ++n) {
+      const ProductRun& run = product.runs[n];
+      const char* rows = run.rows;
+      const char* matrix = run.matrix + vector * product.vector_stride;
+      const char* const end = rows + 4 * run.groups;
+      for (; rows < end; rows += 4 * kStepGroups, matrix += kStepGroups * product.group_stride) {
+        tiles_.template Load<4>(rows, run.row_stride);
+        LoadMatrix<6, Fetching>(product, matrix);
+        Format::template MultiplyAdd<0, 4, 6>(tiles_);
+        LoadMatrix<7, Fetching>(product, matrix + product.vector_stride);
+        Format::template MultiplyAdd<1, 4, 7>(tiles_);
+        LoadMatrix<6, Fetching>(product, matrix + 2 * product.vector_stride);
+        Format::template MultiplyAdd<2, 4, 6>(tiles_);
+        tiles_.template Zero<6>();
+        LoadMatrix<7, Fetching>(product, matrix + 3 * product.vector_stride);
+        Format::template MultiplyAdd<3, 4, 7>(tiles_);
+        tiles_.template Zero<4>();
+        tiles_.template Zero<7>();
+      }
+    }
+    float* out = product.out + vector * kLanes;
+    const int64_t out_bytes = product.out_stride * static_cast<int64_t>(sizeof(float));
+    tiles_.template Store<0>(out, out_bytes);
+    tiles_.template Store<1>(out + kLanes, out_bytes);
+    tiles_.template Store<2>(out + 2 * kLanes, out_bytes);
+    tiles_.template Store<3>(out + 3 * kLanes, out_bytes);
+  }
+
+  // A product of one or two steps: the rows' tiles stay, and each of the matrix is loaded once. The
+  // same additions in the same order.
+  template <int RowTiles, int Steps, bool Fetching>
+  void Held(const Product& product) {
+    constexpr bool kRows = RowTiles == 2, kSteps = Steps == 2;
+    const ProductRun& run = product.runs[0];
+    const char* const below = run.rows + kTileRows * run.row_stride;
+    tiles_.template Load<2>(run.rows, run.row_stride);
+    if constexpr (kRows) tiles_.template Load<3>(below, run.row_stride);
+    if constexpr (kSteps) tiles_.template Load<4>(run.rows + kLineBytes, run.row_stride);
+    if constexpr (kRows && kSteps) tiles_.template Load<5>(below + kLineBytes, run.row_stride);
+    const char* matrix = run.matrix;
+    float* out = product.out;
+    const int64_t out_bytes = product.out_stride * static_cast<int64_t>(sizeof(float));
+    for (int vector = 0; vector < product.num_vectors; ++vector) {
+      tiles_.template Zero<0>();
+      if constexpr (kRows) tiles_.template Zero<1>();
+      LoadMatrix<6, Fetching>(product, matrix);
+      Format::template MultiplyAdd<0, 2, 6>(tiles_);
+      if constexpr (kRows) Format::template MultiplyAdd<1, 3, 6>(tiles_);
+      tiles_.template Zero<6>();
+      if constexpr (kSteps) {
+        LoadMatrix<7, Fetching>(product, matrix + kStepGroups * product.group_stride);
+        Format::template MultiplyAdd<0, 4, 7>(tiles_);
+        if constexpr (kRows) Format::template MultiplyAdd<1, 5, 7>(tiles_);
+        tiles_.template Zero<7>();
+      }
+      tiles_.template Store<0>(out, out_bytes);
+      if constexpr (kRows)
+        tiles_.template Store<1>(out + kTileRows * product.out_stride, out_bytes);
+      matrix += product.vector_stride;
+      out += kLanes;
+    }
+    // Tiles of zeros take no register from what comes next.
+    tiles_.template Zero<2>();
+    if constexpr (kRows) tiles_.template Zero<3>();
+    if constexpr (kSteps) tiles_.template Zero<4>();
+    if constexpr (kRows && kSteps) tiles_.template Zero<5>();
   }
 
   Tiles tiles_;

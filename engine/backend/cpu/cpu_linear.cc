@@ -15,15 +15,17 @@ constexpr int kTaskRows = 48;
 // Rows whose inputs are prepared (rounded or quantised) before tasks share them.
 constexpr int kBlockRows = 5 * kTaskRows;
 // Rows of a task that takes all of a layer's outputs, or of two feed-forward layers': as many as
-// the second-level cache holds. On AMX tiles 1.5 MB at K = 3072 in BF16: products are fast there,
-// so what binds is how often memory brings the weights. On dot products 740 KB with both layers'
-// inputs. In whole tiles of rows.
-constexpr int kTileTaskRows = 256, kTileUnit = 2 * kTileRows;
+// the second-level cache holds. On AMX tiles (kTileTaskRows) 1.5 MB at K = 3072 in BF16: products
+// are fast there, so what binds is how often memory brings the weights. On dot products 740 KB with
+// both layers' inputs. In whole tiles of rows.
+constexpr int kTileUnit = 2 * kTileRows;
 constexpr int kDotTaskRows = 96, kDotUnit = 12;
-static_assert(kTileTaskRows % kTileUnit == 0 && kDotTaskRows % kDotUnit == 0);
-// The part of them that feed-forward layers take in INT8: a token's hidden numbers are float32
-// until its largest is known.
-constexpr int kHiddenPart = 2;
+// Of INT8 feed-forward layers on dot products, whose hidden numbers are float32 until a token's
+// largest is known. On tiles those of 256 rows leave the second-level cache, which costs less than
+// to read the weights twice as often.
+constexpr int kDotHiddenRows = 48;
+static_assert(kTileTaskRows % kTileUnit == 0 && kDotTaskRows % kDotUnit == 0 &&
+              kDotHiddenRows % kDotUnit == 0);
 // Panels that one task takes when there are many rows.
 constexpr int kTaskPanels = 8;
 // Below so many multiplications waking another thread costs more than it saves.
@@ -105,10 +107,10 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context,
   if (layer->takes_packed_inputs()) {
     // For RunFeedForward: what the one layer and the other prepare, each no more than the larger of
     // them needs for both; hidden rows in float32, and a row of normalised inputs. Which layers are
-    // such a pair is not known yet: at K = 3072 that is 3 MB of a thread on tiles and 1.2 MB
+    // such a pair is not known yet: at K = 3072 that is 5 MB of a thread on tiles and 1.2 MB
     // otherwise, once for all layers.
     const int64_t most = layer->most_task_rows();
-    const int64_t float_rows = 1 + (type == DType::kI8 ? most / kHiddenPart : 0);
+    const int64_t float_rows = 1 + (type == DType::kI8 ? layer->most_hidden_rows() : 0);
     BST_RETURN_IF_ERROR(
         context.ReserveScratch(2 * PreparedBytes(most, layer->row_bytes_) +
                                static_cast<size_t>(float_rows * in) * sizeof(float)));
@@ -167,6 +169,8 @@ void CpuLinear::Run(CpuContext& context, TensorView x, const LinearOptions& opti
 int64_t CpuLinear::block_rows() const { return in_tiles_ ? kTileTaskRows : kBlockRows; }
 
 int64_t CpuLinear::most_task_rows() const { return in_tiles_ ? kTileTaskRows : kDotTaskRows; }
+
+int64_t CpuLinear::most_hidden_rows() const { return in_tiles_ ? kTileTaskRows : kDotHiddenRows; }
 
 int64_t CpuLinear::RowsApart(int64_t rows, int64_t threads, int64_t most) const {
   if (!takes_packed_inputs() || rows <= block_rows()) return 0;
@@ -240,6 +244,7 @@ LinearTask CpuLinear::TaskOf(const LinearOptions& options) const {
 
 void CpuLinear::RunTask(const CpuKernels& kernels, LinearTask task, TensorView x,
                         const Prepared& prepared) const {
+  BST_CHECK(!in_tiles_ || task.num_rows <= kTileTaskRows, task.num_rows, " rows for tiles");
   switch (inputs_) {
     case Inputs::kAsTheyAre:
       task.x = x.as<float>();
@@ -329,7 +334,7 @@ bool CpuLinear::RunFeedForward(CpuContext& context, TensorView x, TensorView gai
             down.in_features(), " x ", down.out_features(), " for inputs ", x.dim(1));
   BST_CHECK_SHAPE(gain, {x.dim(1)});
   const bool is_int8 = up.inputs_ == Inputs::kInt8;
-  const int64_t most = up.most_task_rows() / (is_int8 ? kHiddenPart : 1);
+  const int64_t most = is_int8 ? up.most_hidden_rows() : up.most_task_rows();
   const int64_t task_rows = up.RowsApart(rows, context.pool().num_threads(), most);
   if (task_rows == 0 || up.inputs_ != down.inputs_) return false;
   const CpuKernels& kernels = context.kernels();

@@ -24,8 +24,8 @@ class CpuLinear : public LinearWeights {
   void Run(CpuContext& context, TensorView x, const LinearOptions& options, TensorView out) const;
 
   // See Backend::FeedForward: rows, in groups, go through both layers before others do. Hidden rows
-  // stay in the second-level cache then, as the down layer takes them. Returns false where it is
-  // not worth it or inputs are float32, and has done nothing.
+  // stay in the second-level cache then, as the down layer takes them (of INT8 on tiles, most of
+  // them). Returns false where it is not worth it or inputs are float32, and has done nothing.
   static bool RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,
                              const CpuLinear& up, LinearEpilogue act, const CpuLinear& down);
 
@@ -41,6 +41,8 @@ class CpuLinear : public LinearWeights {
   int64_t block_rows() const;
   // Of a task that takes all of a layer's outputs.
   int64_t most_task_rows() const;
+  // Of one that takes them through both feed-forward layers in INT8.
+  int64_t most_hidden_rows() const;
   // Rows of each such task, `most` at most, where they keep the threads busy; 0 where they do not,
   // and threads share the panels of some rows after the others.
   int64_t RowsApart(int64_t rows, int64_t threads, int64_t most) const;

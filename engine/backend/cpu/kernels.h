@@ -106,8 +106,8 @@ struct AttendTask {
   const float* next_v;
   int64_t next_k_stride, next_v_stride;
   int num_next;
-  // Of one query on bytes: the ring that this thread reads next lies so many bytes behind this one;
-  // 0: not known. Dot products fetch it meanwhile.
+  // Of one query: the ring that this thread reads next lies so many bytes behind this one; 0: not
+  // known. Dot products of bytes and tiles of BF16 fetch it meanwhile.
   int64_t next_ring;
   float* scores;  // scratch, [kMaxQueries][W padded to 16], or *ScratchBytes
 };
@@ -190,6 +190,8 @@ struct ConvolveEndsTask {
 // Of prepared inputs: rows of a tile, bytes of a line.
 inline constexpr int kTileRows = 16;
 inline constexpr int64_t kLineBytes = 64;
+// Rows of a LinearTask whose inputs lie in tiles, at most.
+inline constexpr int kTileTaskRows = 256;
 
 // K of the packed BF16 layouts.
 inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
@@ -308,9 +310,9 @@ const CpuKernels& Avx512Kernels();
 const CpuKernels& Avx512VnniKernels();
 // Those besides, BF16 layers and attention on BF16 dot products.
 const CpuKernels& Avx512Bf16Kernels();
-// Those of AVX-512, BF16 and INT8 layers and attention on AMX tiles.
+// Those of AVX-512 with VNNI, BF16 and INT8 layers and attention on AMX tiles.
 const CpuKernels& AmxKernels();
-// The same with the tiles emulated: slow, for tests on machines without AMX.
+// The same with the tiles emulated: slow, for tests on machines with AVX-512 alone.
 const CpuKernels& EmulatedAmxKernels();
 
 }  // namespace bst

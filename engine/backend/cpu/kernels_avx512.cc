@@ -1,6 +1,5 @@
 // The kernels compiled for AVX-512, and with dot products or AMX tiles for linear layers and
-// attention. (The compiler emits no tile instruction of its own, so naming AMX here costs the
-// AVX-512 kernels nothing; dot products have a region of their own.)
+// attention. (Tile instructions are assembly; dot products have a region of their own.)
 //
 // Standard headers come before the target region: a function they define must not be compiled for
 // this instruction set, lest the linker keeps that copy for all.
@@ -14,7 +13,7 @@
 #include "engine/backend/cpu/kernels.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prfchw,amx-tile,amx-bf16,amx-int8")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prfchw")
 
 namespace bst {
 namespace {
@@ -77,12 +76,21 @@ constexpr CpuKernels WithPairs(CpuKernels kernels, void (*linear_bf16)(const Lin
   return kernels;
 }
 
+// A single query's time is that of memory, where dot products have less between the loads. Their
+// sums are the same integers; where tiles are emulated there may be no such instruction.
+template <typename Tiles>
+void AttendBytesTilesKernel(const AttendTask& task) {
+  if constexpr (std::is_same_v<Tiles, HardwareTiles>) {
+    if (task.num_queries == 1) return AttendBytesKernel<DotProducts<Int8DotVnni>>(task);
+  }
+  AttendBytesKernel<TileProducts<Int8Tiles, Tiles>>(task);
+}
+
 template <typename Tiles>
 constexpr CpuKernels MakeTileKernels() {
-  CpuKernels kernels = WithPairs(MakeByteKernels(LinearTilesKernel<Int8Tiles, Tiles>,
-                                                 AttendBytesKernel<TileProducts<Int8Tiles, Tiles>>),
-                                 LinearTilesKernel<Bf16Tiles, Tiles>,
-                                 AttendPairsKernel<TileProducts<Bf16Tiles, Tiles>>);
+  CpuKernels kernels = WithPairs(
+      MakeByteKernels(LinearTilesKernel<Int8Tiles, Tiles>, AttendBytesTilesKernel<Tiles>),
+      LinearTilesKernel<Bf16Tiles, Tiles>, AttendPairsKernel<TileProducts<Bf16Tiles, Tiles>>);
   kernels.linear_takes_tiles = true;
   return kernels;
 }

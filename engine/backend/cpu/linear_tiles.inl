@@ -11,65 +11,65 @@
 // Batch law: a row of sums depends on its own row of inputs; along K the order is the tile's,
 // always one tile at a time from the start.
 
-// Lines of the next panel that a step along K fetches, of as many as the panel has outputs: the
-// whole of it while so many pairs of tiles pass.
-constexpr int kLinesAhead = 4;
-constexpr int kPassesAhead = kPanelOutputs / kLinesAhead;
+// Tiles 0 to 3 hold sums. A processor seems to have twenty registers for the contents of eight
+// tiles, and ten while the core's other thread runs (README.md). A tile of zeros takes none: inputs
+// and weights are set to zero where they were used last, and the next ones come one product early.
+constexpr int kFirstWeights = 6;  // tiles of sums or inputs before, of weights from here on
 
-// The instruction set's registers. One thread configures them for the length of a kernel.
+// Steps along K whose weights stay in the first-level cache: of a panel they are 32 KB.
+constexpr int64_t kMostBlockSteps = 16;
+
+// The instruction set's registers. One thread configures them for the length of a kernel: tiles of
+// sums and inputs have `rows` rows, as multiplying and storing take as long as those are high.
 class HardwareTiles {
  public:
-  HardwareTiles() {
+  explicit HardwareTiles(int rows) {
     alignas(64) Config config = {};
     config.palette = 1;
     for (int t = 0; t < 8; ++t) {
       config.row_bytes[t] = 64;
-      config.rows[t] = kTileRows;
+      config.rows[t] = static_cast<uint8_t>(t < kFirstWeights ? rows : kTileRows);
     }
-    // g++ 12 does not see that the instruction reads the object and may drop the stores above.
-    asm volatile("" : : "r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    asm volatile("ldtilecfg %0" : : "m"(config));
   }
-  ~HardwareTiles() { _tile_release(); }
+  ~HardwareTiles() { asm volatile("tilerelease"); }
   HardwareTiles(const HardwareTiles&) = delete;
   HardwareTiles& operator=(const HardwareTiles&) = delete;
 
-  // The intrinsics spell the register into the instruction: it must be a literal.
+  // Assembly: g++ 12's intrinsics do not say which memory they read.
   template <int T>
   void Zero() {
-    if constexpr (T == 0) _tile_zero(0);
-    if constexpr (T == 1) _tile_zero(1);
-    if constexpr (T == 2) _tile_zero(2);
-    if constexpr (T == 3) _tile_zero(3);
+    asm volatile("tilezero %%tmm%c0" : : "i"(T));
   }
   template <int T>
-  void Load(const char* from, int64_t stride_bytes) {
-    if constexpr (T == 4) _tile_loadd(4, from, stride_bytes);
-    if constexpr (T == 5) _tile_loadd(5, from, stride_bytes);
-    if constexpr (T == 6) _tile_loadd(6, from, stride_bytes);
-    if constexpr (T == 7) _tile_loadd(7, from, stride_bytes);
+  void Load(const void* from, int64_t stride_bytes) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0"
+                 :
+                 : "i"(T), "r"(from), "r"(stride_bytes)
+                 : "memory");
   }
-  // Tiles 4 and 5 hold inputs, 6 and 7 weights.
-  template <int Sum>
+  // What is not read again soon: it should not push what is out of the first-level cache.
+  template <int T>
+  void LoadOnce(const void* from, int64_t stride_bytes) {
+    asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0"
+                 :
+                 : "i"(T), "r"(from), "r"(stride_bytes)
+                 : "memory");
+  }
+  template <int Sum, int Inputs, int Weights>
   void MultiplyAdd() {
-    if constexpr (Sum == 0) _tile_dpbf16ps(0, 4, 6);
-    if constexpr (Sum == 1) _tile_dpbf16ps(1, 4, 7);
-    if constexpr (Sum == 2) _tile_dpbf16ps(2, 5, 6);
-    if constexpr (Sum == 3) _tile_dpbf16ps(3, 5, 7);
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Inputs), "i"(Weights));
   }
-  template <int Sum>
+  template <int Sum, int Inputs, int Weights>
   void MultiplyAddBytes() {
-    if constexpr (Sum == 0) _tile_dpbusd(0, 4, 6);
-    if constexpr (Sum == 1) _tile_dpbusd(1, 4, 7);
-    if constexpr (Sum == 2) _tile_dpbusd(2, 5, 6);
-    if constexpr (Sum == 3) _tile_dpbusd(3, 5, 7);
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Inputs), "i"(Weights));
   }
   template <int T>
   void Store(float* to, int64_t stride_bytes = 64) {
-    if constexpr (T == 0) _tile_stored(0, to, stride_bytes);
-    if constexpr (T == 1) _tile_stored(1, to, stride_bytes);
-    if constexpr (T == 2) _tile_stored(2, to, stride_bytes);
-    if constexpr (T == 3) _tile_stored(3, to, stride_bytes);
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)"
+                 :
+                 : "i"(T), "r"(to), "r"(stride_bytes)
+                 : "memory");
   }
 
  private:
@@ -87,48 +87,54 @@ class HardwareTiles {
 // then adds both to the destination (Intel's instruction set reference).
 class EmulatedTiles {
  public:
+  explicit EmulatedTiles(int rows) : rows_(rows) {}
+
   template <int T>
   void Zero() {
     std::memset(tiles_[T], 0, sizeof(tiles_[T]));
   }
   template <int T>
-  void Load(const char* from, int64_t stride_bytes) {
-    for (int r = 0; r < kTileRows; ++r) std::memcpy(tiles_[T][r], from + r * stride_bytes, 64);
+  void Load(const void* from, int64_t stride_bytes) {
+    const char* row = static_cast<const char*>(from);
+    const int rows = T < kFirstWeights ? rows_ : kTileRows;
+    for (int r = 0; r < rows; ++r) std::memcpy(tiles_[T][r], row + r * stride_bytes, 64);
   }
-  template <int Sum>
+  template <int T>
+  void LoadOnce(const void* from, int64_t stride_bytes) {
+    Load<T>(from, stride_bytes);
+  }
+  template <int Sum, int Inputs, int Weights>
   void MultiplyAdd() {
-    constexpr int kInputs = 4 + Sum / 2, kWeights = 6 + Sum % 2;
     V16Pair inputs[kTileRows], sums[kTileRows];
-    for (int m = 0; m < kTileRows; ++m) {
-      inputs[m] = Pairs(kInputs, m);
+    for (int m = 0; m < rows_; ++m) {
+      inputs[m] = Pairs(Inputs, m);
       sums[m] = {bst::Zero(), bst::Zero()};
     }
     for (int k = 0; k < kTileRows; ++k) {
-      const V16Pair weights = Pairs(kWeights, k);
+      const V16Pair weights = Pairs(Weights, k);
       const __m512i lane = _mm512_set1_epi32(k);
-      for (int m = 0; m < kTileRows; ++m) {
+      for (int m = 0; m < rows_; ++m) {
         const V16 even = {_mm512_permutexvar_ps(lane, inputs[m].low.v)};
         const V16 odd = {_mm512_permutexvar_ps(lane, inputs[m].high.v)};
         sums[m] = {Fma(even, weights.low, sums[m].low), Fma(odd, weights.high, sums[m].high)};
       }
     }
-    for (int m = 0; m < kTileRows; ++m) {
+    for (int m = 0; m < rows_; ++m) {
       float* const row = reinterpret_cast<float*>(tiles_[Sum][m]);
       bst::Store(row, bst::Load(row) + (sums[m].low + sums[m].high));
     }
   }
-  template <int Sum>
+  template <int Sum, int Inputs, int Weights>
   void MultiplyAddBytes() {
-    constexpr int kInputs = 4 + Sum / 2, kWeights = 6 + Sum % 2;
     // Two sums for each output, those of eight outputs beside one another.
     __m512i sums[kTileRows][2] = {};
     for (int k = 0; k < kTileRows; ++k) {
-      const __m512i bytes = _mm512_loadu_si512(tiles_[kWeights][k]);
+      const __m512i bytes = _mm512_loadu_si512(tiles_[Weights][k]);
       const __m512i weights[] = {_mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes)),
                                  _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1))};
-      for (int m = 0; m < kTileRows; ++m) {
+      for (int m = 0; m < rows_; ++m) {
         int32_t group;
-        std::memcpy(&group, tiles_[kInputs][m] + 4 * k, sizeof(group));
+        std::memcpy(&group, tiles_[Inputs][m] + 4 * k, sizeof(group));
         const __m512i inputs = _mm512_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(group)));
         for (int half = 0; half < 2; ++half) {
           sums[m][half] = _mm512_add_epi32(sums[m][half], _mm512_madd_epi16(weights[half], inputs));
@@ -138,7 +144,7 @@ class EmulatedTiles {
     const __m512i even =
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    for (int m = 0; m < kTileRows; ++m) {
+    for (int m = 0; m < rows_; ++m) {
       const __m512i sum = _mm512_add_epi32(_mm512_permutex2var_epi32(sums[m][0], even, sums[m][1]),
                                            _mm512_permutex2var_epi32(sums[m][0], odd, sums[m][1]));
       char* const row = tiles_[Sum][m];
@@ -147,7 +153,7 @@ class EmulatedTiles {
   }
   template <int T>
   void Store(float* to, int64_t stride_bytes = 64) {
-    for (int r = 0; r < kTileRows; ++r)
+    for (int r = 0; r < rows_; ++r)
       std::memcpy(reinterpret_cast<char*>(to) + r * stride_bytes, tiles_[T][r], 64);
   }
 
@@ -155,84 +161,44 @@ class EmulatedTiles {
   V16Pair Pairs(int tile, int row) const {
     return LoadPairs(reinterpret_cast<const BFloat16*>(tiles_[tile][row]));
   }
+  int rows_;
   alignas(64) char tiles_[8][kTileRows][64];
 };
 
 // A tile of products and what becomes of a vector of sums, for each type of weights.
 struct Bf16Tiles : Bf16Rows {
-  template <int Sum, typename Tiles>
+  template <int Sum, int Inputs, int Weights, typename Tiles>
   static void MultiplyAdd(Tiles& tiles) {
-    tiles.template MultiplyAdd<Sum>();
+    tiles.template MultiplyAdd<Sum, Inputs, Weights>();
   }
   static V16 Finish(const LinearTask&, int, int, const float* sums) { return Load(sums); }
 };
 struct Int8Tiles : Int8Rows {
-  template <int Sum, typename Tiles>
+  template <int Sum, int Inputs, int Weights, typename Tiles>
   static void MultiplyAdd(Tiles& tiles) {
-    tiles.template MultiplyAddBytes<Sum>();
+    tiles.template MultiplyAddBytes<Sum, Inputs, Weights>();
   }
   static V16 Finish(const LinearTask& task, int row, int first, const float* sums) {
     return Dequantize(task, row, first, LoadInts(reinterpret_cast<const int32_t*>(sums)));
   }
 };
 
-// Rows [row, row + 16 * RowTiles) of one panel; rows past num_rows are computed from whatever the
-// caller's padding holds and not stored. Meanwhile kLinesAhead lines of `ahead` for each step along
-// K come to the second-level cache, if there are two tiles of rows.
-template <typename Format, int RowTiles, typename Tiles>
-inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int panel,
-                            const char* ahead) {
-  const int64_t row_bytes = Format::RowBytes(task);
-  // 64 bytes of a row meet sixteen groups of four bytes of each of the panel's outputs.
-  constexpr int64_t kWeightStride = 4 * kPanelOutputs;
-  const char* w = static_cast<const char*>(task.weights) + panel * (row_bytes / 4 * kWeightStride);
-  const char* x = Format::Row(task, row);
-  const char* const x_end = x + kTileRows * row_bytes;
-  tiles.template Zero<0>();
-  tiles.template Zero<1>();
-  if constexpr (RowTiles == 2) {
-    tiles.template Zero<2>();
-    tiles.template Zero<3>();
-  }
-  // The outputs' places come meanwhile too, some rows at a time: all at once they would keep what
-  // the tiles wait for from coming.
+// Where a panel is along K.
+struct TileSteps {
+  int64_t first, last;  // of all `count`, 64 bytes of a row each
+  int64_t count;
+};
+
+// Of rows [row, row + 16 * RowTiles), outputs of one panel.
+template <typename Format, int RowTiles>
+inline void FinishTiles(const LinearTask& task, int row, int panel, const float* sums) {
   const int rows = std::min(RowTiles * kTileRows, task.num_rows - row);
-  const int steps = static_cast<int>(row_bytes / kLineBytes);
-  const int rows_a_step = task.packed_out == nullptr ? (rows + steps - 1) / steps : 0;
-  int prefetched = 0;
-  for (; x != x_end; x += kTileRows * kLineBytes) {
-    if (prefetched < rows) {
-      const int last = std::min(rows, prefetched + rows_a_step);
-      PrefetchOutputs(task, row + prefetched, last - prefetched, panel * kPanelOutputs, 2);
-      prefetched = last;
-    }
-    tiles.template Load<6>(w, kWeightStride);
-    tiles.template Load<7>(w + kWeightStride / 2, kWeightStride);
-    tiles.template Load<4>(x, kLineBytes);
-    Format::template MultiplyAdd<0>(tiles);
-    Format::template MultiplyAdd<1>(tiles);
-    if constexpr (RowTiles == 2) {
-      tiles.template Load<5>(x + kTileRows * row_bytes, kLineBytes);
-      for (int line = 0; line < kLinesAhead; ++line)
-        _mm_prefetch(ahead + line * kLineBytes, _MM_HINT_T1);
-      ahead += kLinesAhead * kLineBytes;
-      Format::template MultiplyAdd<2>(tiles);
-      Format::template MultiplyAdd<3>(tiles);
-    }
-    w += kTileRows * kWeightStride;
-  }
-  alignas(64) float sums[2 * RowTiles][kTileRows][kLanes];  // or int32
-  tiles.template Store<0>(&sums[0][0][0]);
-  tiles.template Store<1>(&sums[1][0][0]);
-  if constexpr (RowTiles == 2) {
-    tiles.template Store<2>(&sums[2][0][0]);
-    tiles.template Store<3>(&sums[3][0][0]);
-  }
   for (int r = 0; r < rows; ++r) {
     V16 out[2];
     for (int half = 0; half < 2; ++half) {
+      const int tile = r / kTileRows * 2 + half;
       out[half] = Format::Finish(task, row + r, panel * kPanelOutputs + half * kLanes,
-                                 sums[r / kTileRows * 2 + half][r % kTileRows]);
+                                 sums + (tile * kTileRows + r % kTileRows) * kLanes);
     }
     if (task.packed_out != nullptr) {
       char* const line = reinterpret_cast<char*>(task.packed_out) +
@@ -251,20 +217,146 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
   }
 }
 
-// A panel stays in the second-level cache while the rows pass over it, and the task's next one
-// comes; beside the last, itself, which is there.
-template <typename Format, typename Tiles>
-void LinearTilesKernel(const LinearTask& task) {
-  Tiles tiles;
+// Rows [row, row + 16 * RowTiles) of one panel, some steps along K; rows past num_rows may be
+// computed from whatever the caller's padding holds and are not finished. `sums` hold what earlier
+// steps came to, then that of these: four tiles, or two. Meanwhile Lines lines of `ahead` for each
+// step along K come to the second-level cache, if there are two tiles of rows. kMany: other rows
+// take the same weights next.
+template <typename Format, int RowTiles, int Lines, bool kMany, typename Tiles>
+inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int panel,
+                            const TileSteps& steps, float* sums, const char* ahead) {
+  constexpr bool kTwo = RowTiles == 2;
+  constexpr int kTileSums = kTileRows * kLanes;
+  const int64_t row_bytes = Format::RowBytes(task);
+  // 64 bytes of a row meet sixteen groups of four bytes of each of the panel's outputs.
+  constexpr int64_t kWeightStride = 4 * kPanelOutputs, kWeightStep = kTileRows * kWeightStride;
+  constexpr int64_t kInputStep = kTileRows * kLineBytes;
+  const char* w =
+      static_cast<const char*>(task.weights) + (panel * steps.count + steps.first) * kWeightStep;
+  const char* x = Format::Row(task, row) + steps.first * kInputStep;
+  const char* const x_last = x + (steps.last - steps.first - 1) * kInputStep;
+  const int64_t below = kTileRows * row_bytes;
+  if (steps.first == 0) {
+    tiles.template Zero<0>();
+    tiles.template Zero<1>();
+    if constexpr (kTwo) tiles.template Zero<2>();
+    if constexpr (kTwo) tiles.template Zero<3>();
+  } else {
+    tiles.template Load<0>(sums, kLineBytes);
+    tiles.template Load<1>(sums + kTileSums, kLineBytes);
+    if constexpr (kTwo) tiles.template Load<2>(sums + 2 * kTileSums, kLineBytes);
+    if constexpr (kTwo) tiles.template Load<3>(sums + 3 * kTileSums, kLineBytes);
+  }
+  const auto load_inputs = [&](auto tile, const char* from) __attribute__((always_inline)) {
+    if constexpr (kMany) {
+      tiles.template LoadOnce<tile>(from, kLineBytes);
+    } else {
+      tiles.template Load<tile>(from, kLineBytes);
+    }
+  };
+  constexpr std::integral_constant<int, 4> kUpper;
+  constexpr std::integral_constant<int, 5> kLower;
+  // The step whose tiles are there, and unless it is the last the next one's loads.
+  const auto multiply = [&](auto is_last) __attribute__((always_inline)) {
+    Format::template MultiplyAdd<0, 4, 6>(tiles);
+    Format::template MultiplyAdd<1, 4, 7>(tiles);
+    tiles.template Zero<4>();
+    if constexpr (kTwo) Format::template MultiplyAdd<2, 5, 6>(tiles);
+    tiles.template Zero<6>();
+    if constexpr (!is_last) {
+      x += kInputStep, w += kWeightStep;
+      load_inputs(kUpper, x);
+      tiles.template Load<6>(w, kWeightStride);
+    }
+    if constexpr (kTwo) Format::template MultiplyAdd<3, 5, 7>(tiles);
+    if constexpr (kTwo) tiles.template Zero<5>();
+    tiles.template Zero<7>();
+    if constexpr (!is_last) {
+      tiles.template Load<7>(w + kWeightStride / 2, kWeightStride);
+      if constexpr (kTwo) load_inputs(kLower, x + below);
+    }
+  };
+  load_inputs(kUpper, x);
+  tiles.template Load<6>(w, kWeightStride);
+  tiles.template Load<7>(w + kWeightStride / 2, kWeightStride);
+  if constexpr (kTwo) load_inputs(kLower, x + below);
+  // The outputs' places come meanwhile too, some rows at a time: all at once they would keep what
+  // the tiles wait for from coming.
+  const bool finishes = steps.last == steps.count;
+  const int rows = std::min(RowTiles * kTileRows, task.num_rows - row);
+  const int places = finishes && task.packed_out == nullptr ? rows : 0;
+  const auto places_a_step =
+      static_cast<int>((places + steps.last - steps.first - 1) / (steps.last - steps.first));
+  int prefetched = 0;
+  const auto fetch = [&] {
+    if (prefetched < places) {
+      const int last = std::min(places, prefetched + places_a_step);
+      PrefetchOutputs(task, row + prefetched, last - prefetched, panel * kPanelOutputs, 2);
+      prefetched = last;
+    }
+    if constexpr (kTwo) {
+      for (int line = 0; line < Lines; ++line) _mm_prefetch(ahead + line * kLineBytes, _MM_HINT_T1);
+      ahead += Lines * kLineBytes;
+    }
+  };
+  while (x != x_last) {
+    multiply(std::false_type());
+    fetch();
+  }
+  multiply(std::true_type());
+  fetch();
+  tiles.template Store<0>(sums, kLineBytes);
+  tiles.template Store<1>(sums + kTileSums, kLineBytes);
+  if constexpr (kTwo) tiles.template Store<2>(sums + 2 * kTileSums, kLineBytes);
+  if constexpr (kTwo) tiles.template Store<3>(sums + 3 * kTileSums, kLineBytes);
+  if (finishes) FinishTiles<Format, RowTiles>(task, row, panel, sums);
+}
+
+// All rows of a panel, `block` steps along K at a time: so much of its weights stays in the
+// first-level cache while the rows pass over it, and their sums wait in the second-level one. The
+// next panel comes there meanwhile; beside the task's last, that one again, which is there.
+template <typename Format, int Lines, bool kMany, typename Tiles>
+inline void LinearTilePanels(const LinearTask& task, int64_t count, int64_t block) {
+  Tiles tiles(std::min(task.num_rows, kTileRows));
+  alignas(kLineBytes) float sums[kTileTaskRows * kPanelOutputs];
   const int64_t panel_bytes = Format::RowBytes(task) * kPanelOutputs;
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
     const int next_panel = std::min(panel + 1, task.last_panel - 1);
-    const char* next = static_cast<const char*>(task.weights) + next_panel * panel_bytes;
-    int row = 0;
-    for (; row + kTileRows < task.num_rows; row += 2 * kTileRows) {
-      LinearTileBlock<Format, 2>(tiles, task, row, panel, next);
-      next += panel_bytes / kPassesAhead;
+    const char* ahead = static_cast<const char*>(task.weights) + next_panel * panel_bytes;
+    const char* const ahead_end = ahead + panel_bytes;
+    for (TileSteps steps = {0, 0, count}; steps.first < count; steps.first = steps.last) {
+      steps.last = std::min(count, steps.first + block);
+      const int64_t ahead_bytes = (steps.last - steps.first) * Lines * kLineBytes;
+      int row = 0;
+      for (; row + kTileRows < task.num_rows; row += 2 * kTileRows) {
+        ahead = std::min(ahead, ahead_end - ahead_bytes);
+        LinearTileBlock<Format, 2, Lines, kMany>(tiles, task, row, panel, steps,
+                                                 sums + row * kPanelOutputs, ahead);
+        ahead += ahead_bytes;
+      }
+      if (row < task.num_rows) {
+        LinearTileBlock<Format, 1, Lines, kMany>(tiles, task, row, panel, steps,
+                                                 sums + row * kPanelOutputs, ahead);
+      }
     }
-    if (row < task.num_rows) LinearTileBlock<Format, 1>(tiles, task, row, panel, nullptr);
   }
+}
+
+// Up to kTileTaskRows rows.
+template <typename Format, typename Tiles>
+void LinearTilesKernel(const LinearTask& task) {
+  const int64_t count = Format::RowBytes(task) / kLineBytes;
+  const int64_t blocks = (count + kMostBlockSteps - 1) / kMostBlockSteps;
+  const int64_t block = (count + blocks - 1) / blocks;
+  const auto run = [&](auto lines) {
+    LinearTilePanels<Format, lines, true, Tiles>(task, count, block);
+  };
+  if (task.num_rows <= 2 * kTileRows)
+    return LinearTilePanels<Format, kPanelOutputs, false, Tiles>(task, count, count);
+  // As many lines ahead as bring a panel while all rows pass, two tiles of them at a time.
+  const int pairs = (task.num_rows + kTileRows - 1) / (2 * kTileRows);
+  if (pairs >= 8) return run(std::integral_constant<int, kPanelOutputs / 8>());
+  if (pairs >= 4) return run(std::integral_constant<int, kPanelOutputs / 4>());
+  if (pairs >= 2) return run(std::integral_constant<int, kPanelOutputs / 2>());
+  run(std::integral_constant<int, kPanelOutputs>());
 }

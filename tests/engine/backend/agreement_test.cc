@@ -54,6 +54,24 @@ TEST_P(AgreementTest, Linear) {
   }
 }
 
+// Some of K at a time, where that is what a backend does.
+TEST_P(AgreementTest, LinearInBlocksOfInputs) {
+  std::vector<float> w = RandomVector(70 * 1100, 7, 1 / std::sqrt(1100.0f));
+  for (const DType type : Types()) {
+    for (const int rows : {1, 17, 40, 150, 300}) {
+      if (LeftOutUnderSanitizers(static_cast<uint32_t>(rows))) continue;
+      ExpectAgreement(
+          [&](Backend& backend) {
+            const auto packed = *backend.PackLinear({Contiguous(w, {70, 1100})}, type);
+            Matrix x = Matrix::Random(rows, 1100, 8), y(rows, 70);
+            backend.Linear(x.view(), *packed, {}, y.view());
+            return y;
+          },
+          absl::StrCat(rows, " rows ", std::string(Name(type))));
+    }
+  }
+}
+
 TEST_P(AgreementTest, LinearStacksItsPartsInOrder) {
   std::vector<float> a = RandomVector(7 * 20, 1), b = RandomVector(40 * 20, 2);
   for (const DType type : Types()) {
@@ -72,20 +90,24 @@ TEST_P(AgreementTest, LinearStacksItsPartsInOrder) {
 // A row's result must not depend on how many rows there are: the batch law at its root.
 TEST_P(AgreementTest, LinearRowsDoNotDependOnTheirNumber) {
   constexpr int kRows = 600;
-  for (const DType type : Types()) {
-    std::vector<float> w = RandomVector(333 * 90, 4);
-    const auto packed = *tested_->PackLinear({Contiguous(w, {90, 333})}, type);
-    Matrix x = Matrix::Random(kRows, 333, 5);
-    Matrix all(kRows, 90);
-    tested_->Linear(x.view(), *packed, {}, all.view());
-    uint32_t number = 0;
-    for (const int rows : {1, 2, 3, 4, 6, 7, 12, 13, 37, 49, 97, 256, 257, 331}) {
-      if (LeftOutUnderSanitizers(++number)) continue;
-      Matrix some(rows, 90);
-      tested_->Linear(x.view().Rows(kRows - rows, kRows), *packed, {}, some.view());
-      for (int r = 0; r < rows; ++r) {
-        ASSERT_EQ(std::memcmp(&some.at(r, 0), &all.at(kRows - rows + r, 0), 90 * sizeof(float)), 0)
-            << rows << " rows, row " << r << " " << std::string(Name(type));
+  for (const int in : {333, 1100}) {
+    for (const DType type : Types()) {
+      std::vector<float> w = RandomVector(static_cast<size_t>(in * 90), 4);
+      const auto packed = *tested_->PackLinear({Contiguous(w, {90, in})}, type);
+      Matrix x = Matrix::Random(kRows, in, 5);
+      Matrix all(kRows, 90);
+      tested_->Linear(x.view(), *packed, {}, all.view());
+      uint32_t number = 0;
+      for (const int rows :
+           {1, 2, 3, 4, 6, 7, 12, 13, 16, 17, 32, 33, 37, 48, 49, 97, 128, 241, 256, 257, 331}) {
+        if (LeftOutUnderSanitizers(++number)) continue;
+        Matrix some(rows, 90);
+        tested_->Linear(x.view().Rows(kRows - rows, kRows), *packed, {}, some.view());
+        for (int r = 0; r < rows; ++r) {
+          ASSERT_EQ(std::memcmp(&some.at(r, 0), &all.at(kRows - rows + r, 0), 90 * sizeof(float)),
+                    0)
+              << in << " inputs, " << rows << " rows, row " << r << " " << std::string(Name(type));
+        }
       }
     }
   }

@@ -29,6 +29,8 @@ class Kernel(NamedTuple):
     multiplies: int  # per turn
     instructions: int  # per turn, at most
     fetches: Optional[int] = None  # per turn; None: any
+    zeros: int = 0  # tiles set to zero, per turn
+    loads: int = 0  # of tiles, per turn
 
 
 # Multiplies are rows times vectors of the register tile. Besides: loads of weights, broadcasts of inputs, and what
@@ -44,10 +46,15 @@ KERNELS = [
     Kernel("DotProducts<Int8DotVnni>::Tile<8, 2>", "vpdpbusd", 16, 31),
     Kernel("DotProducts<Int8DotVnni>::Tile<2, 4>", "vpdpbusd", 8, 19, fetches=0),
     Kernel("DotProducts<Int8DotVnni>::Tile<2, 4>", "vpdpbusd", 8, 24, fetches=4),  # of the next head's ring
-    Kernel("LinearTileBlock<Bf16Tiles, 2, HardwareTiles>", "tdpbf16ps", 4, 19, fetches=4),  # of the next panel
-    Kernel("LinearTileBlock<Int8Tiles, 2, HardwareTiles>", "tdpbusd", 4, 19, fetches=4),
-    Kernel("TileProducts<Bf16Tiles, HardwareTiles>::Multiply", "tdpbf16ps", 4, 14),
-    Kernel("TileProducts<Int8Tiles, HardwareTiles>::Multiply", "tdpbusd", 4, 14),
+    # Of the next panel a step fetches as much as brings it while 256 rows pass.
+    Kernel("LinearTilePanels<Bf16Tiles, 4, true, HardwareTiles>", "tdpbf16ps", 4, 23, fetches=4, zeros=4, loads=4),
+    Kernel("LinearTilePanels<Int8Tiles, 4, true, HardwareTiles>", "tdpbusd", 4, 23, fetches=4, zeros=4, loads=4),
+    # Values; scores, whose queries' tiles stay; a single query's values.
+    Kernel("TileProducts<Bf16Tiles, HardwareTiles>::Multiply", "tdpbf16ps", 4, 27, fetches=0, zeros=4, loads=4),
+    Kernel("TileProducts<Bf16Tiles, HardwareTiles>::Multiply", "tdpbf16ps", 4, 25, fetches=0, zeros=4, loads=2),
+    Kernel("TileProducts<Bf16Tiles, HardwareTiles>::Multiply", "tdpbf16ps", 4, 30, fetches=0, zeros=3, loads=5),
+    Kernel("TileProducts<Int8Tiles, HardwareTiles>::Multiply", "tdpbusd", 4, 27, fetches=0, zeros=4, loads=4),
+    Kernel("TileProducts<Int8Tiles, HardwareTiles>::Multiply", "tdpbusd", 4, 25, fetches=0, zeros=4, loads=2),
     Kernel("LinearTile<float, 12>", "vfmadd231ps", 24, 42),
     Kernel("LinearTile<float, 3>", "vfmadd231ps", 12, 22),  # AVX2: a vector is two registers
 ]
@@ -96,6 +103,12 @@ def faults(loop: List[Instruction], kernel: Kernel) -> List[str]:
     fetches = sum(instruction.name.startswith("prefetch") for instruction in loop)
     if kernel.fetches not in (None, fetches):
         found.append(f"{fetches} fetches, not {kernel.fetches}")
+    zeros = sum(instruction.name == "tilezero" for instruction in loop)
+    if zeros != kernel.zeros:
+        found.append(f"{zeros} tiles set to zero, not {kernel.zeros}")
+    loads = sum(instruction.name.startswith("tileload") for instruction in loop)
+    if loads != kernel.loads:
+        found.append(f"{loads} tiles loaded, not {kernel.loads}")
     if len(loop) > kernel.instructions:
         found.append(f"{len(loop)} instructions, more than {kernel.instructions}")
     found += [f"{i.name} {i.operands}" for i in loop
@@ -133,6 +146,12 @@ class InnerLoopsTest(unittest.TestCase):
         fetch = Instruction(4, "prefetcht1", "(%rax)")
         self.assertEqual(faults([multiply, multiply, fetch, jump], kernel._replace(fetches=1)), [])
         self.assertTrue(faults([multiply, multiply, jump], kernel._replace(fetches=1)))
+        zero = Instruction(4, "tilezero", "%tmm4")
+        self.assertEqual(faults([multiply, multiply, zero, jump], kernel._replace(zeros=1)), [])
+        self.assertTrue(faults([multiply, multiply, jump], kernel._replace(zeros=1)))
+        load = Instruction(4, "tileloaddt1", "(%rax,%rdx,1),%tmm4")
+        self.assertEqual(faults([multiply, multiply, load, jump], kernel._replace(loads=1)), [])
+        self.assertTrue(faults([multiply, multiply, load, jump], kernel))
 
 
 if __name__ == "__main__":
