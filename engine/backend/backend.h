@@ -100,6 +100,13 @@ struct LinearOptions {
   float scale = 1.0f;  // kStore only
 };
 
+// What ProjectHeads does with its first columns.
+struct HeadOptions {
+  int64_t normalized = 0;  // so many columns are heads to normalise; 0: none
+  int head_dim = 0;        // where there are some
+  TensorView rotary = {};  // as for NormalizeHeads
+};
+
 enum class GateActivation { kGelu, kSilu };
 
 class Backend {
@@ -187,6 +194,18 @@ class Backend {
   // Where `rotary` is not empty it is then rotated: as by Rotate, bit for bit, in one pass.
   // REQUIRES there: head_dim is even.
   virtual void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) = 0;
+
+  // heads = RmsNorm(x) W^T, its first columns then by NormalizeHeads: the operators above one after
+  // the other, bit for bit. x [T, D]; heads [T, out]; must not overlap. normed [T, D] is theirs, of
+  // any value afterwards; a backend may keep rows in its caches instead.
+  virtual void ProjectHeads(TensorView x, TensorView gain, float epsilon,
+                            const LinearWeights& weights, const HeadOptions& options,
+                            TensorView normed, TensorView heads) {
+    RmsNorm(x, gain, epsilon, normed);
+    Linear(normed, weights, {}, heads);
+    if (options.normalized == 0) return;
+    NormalizeHeads(heads.Columns(0, options.normalized), options.head_dim, options.rotary);
+  }
 
   // cosines and sines of the angles position * theta^(-2j / dh), computed in float64.
   // table [T, dh]: first the dh / 2 cosines, then the sines.

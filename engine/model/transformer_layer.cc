@@ -55,16 +55,14 @@ void TransformerLayer::Forward(Backend& backend, const Step& step) const {
   const TensorView n = step.workspace->normed.Matrix(tokens, dim);
   const TensorView heads = step.workspace->heads.Matrix(tokens, heads_->out_features());
   const TensorView attended = step.workspace->attended.Matrix(tokens, output_->in_features());
-  backend.RmsNorm(step.x, attn_norm_.View(DType::kF32, {dim}), norm_eps_, n);
-  backend.Linear(n, *heads_, {}, heads);
-
-  const TensorView queries_keys = heads.Columns(0, 2 * a);
   // A context takes its keys before they are rotated.
   const bool rotates = !step.rotary.empty();
   const bool rotates_at_once = rotates && qk_norm_ && context_ == nullptr;
-  if (qk_norm_) {
-    backend.NormalizeHeads(queries_keys, head_dim_, rotates_at_once ? step.rotary : TensorView());
-  }
+  backend.ProjectHeads(step.x, attn_norm_.View(DType::kF32, {dim}), norm_eps_, *heads_,
+                       {.normalized = qk_norm_ ? 2 * a : 0,
+                        .head_dim = head_dim_,
+                        .rotary = rotates_at_once ? step.rotary : TensorView()},
+                       n, heads);
   if (context_ != nullptr) {
     context_->Forward(backend, step,
                       {.queries = heads.Columns(3 * a, 4 * a),
@@ -72,7 +70,7 @@ void TransformerLayer::Forward(Backend& backend, const Step& step) const {
                        .values = heads.Columns(2 * a, 3 * a)},
                       attended.Columns(a, 2 * a));
   }
-  if (rotates && !rotates_at_once) backend.Rotate(queries_keys, head_dim_, step.rotary);
+  if (rotates && !rotates_at_once) backend.Rotate(heads.Columns(0, 2 * a), head_dim_, step.rotary);
   backend.Attention(*attention_, heads.Columns(0, a), heads.Columns(a, 2 * a),
                     heads.Columns(2 * a, 3 * a), step.rows, step.pool->region(ring_region_),
                     attended.Columns(0, a));

@@ -447,6 +447,24 @@ void MeteredBackend::NormalizeHeads(TensorView x, int head_dim, TensorView rotar
       [&](Backend& inner) { inner.NormalizeHeads(x, head_dim, rotary); });
 }
 
+void MeteredBackend::ProjectHeads(TensorView x, TensorView gain, float epsilon,
+                                  const LinearWeights& weights, const HeadOptions& options,
+                                  TensorView normed, TensorView heads) {
+  if (counted_ == CountedBackend::kCuda)
+    return Backend::ProjectHeads(x, gain, epsilon, weights, options, normed, heads);
+  const auto& w = AsMetered(weights);
+  const double rotary = options.rotary.empty() ? 0 : Elements(options.rotary);
+  Run(absl::StrCat("norm and heads ", w.in_features(), " x ", w.out_features()),
+      {.bytes = static_cast<double>(w.in_features()) * w.out_features() * w.facts.element_bytes +
+                (Elements(x) + Elements(heads) + rotary) * kFloat,
+       .operations = 2 * Elements(x) * w.out_features(),
+       .unit =
+           w.facts.element_bytes == kFloat ? RooflineUnit::kFloat32 : RooflineUnit::kTensorBf16},
+      [&](Backend& inner) {
+        inner.ProjectHeads(x, gain, epsilon, *w.inner, options, normed, heads);
+      });
+}
+
 void MeteredBackend::RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) {
   Run("rotary table", {.bytes = Elements(table) * kFloat, .operations = 2 * Elements(table)},
       [&](Backend& inner) { inner.RotaryTable(rows, theta, table); });

@@ -101,6 +101,9 @@ class MeteredBackend final : public Backend {
                    TensorView hidden) override;
   void Gate(TensorView x, GateActivation activation, TensorView out) override;
   void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override;
+  // Likewise one and three.
+  void ProjectHeads(TensorView x, TensorView gain, float epsilon, const LinearWeights& weights,
+                    const HeadOptions& options, TensorView normed, TensorView heads) override;
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override;
   void Rotate(TensorView x, int head_dim, TensorView table) override;
   void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,

@@ -173,15 +173,18 @@ class CpuBackend : public Backend {
   }
 
   void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override {
-    BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
-    if (!rotary.empty()) {
-      BST_CHECK(head_dim % 2 == 0, "heads of ", head_dim, " cannot be rotated");
-      BST_CHECK_SHAPE(rotary, {x.dim(0), head_dim});
-    }
-    ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) {
-      kernels().normalize_heads(x.row<float>(t), static_cast<int>(x.dim(1) / head_dim), head_dim);
-      if (!rotary.empty()) RotateRow(x, head_dim, rotary, t);
-    });
+    CheckHeads(x, head_dim, rotary);
+    ForEachRow(x.dim(0), x.dim(1), [&](int64_t t) { NormalizeRow(x, head_dim, rotary, t); });
+  }
+
+  void ProjectHeads(TensorView x, TensorView gain, float epsilon, const LinearWeights& weights,
+                    const HeadOptions& options, TensorView normed, TensorView heads) override {
+    const TensorView first = heads.Columns(0, options.normalized);
+    if (options.normalized > 0) CheckHeads(first, options.head_dim, options.rotary);
+    const bool done = dynamic_cast<const CpuLinear&>(weights).RunNormed(
+        context_, x, gain, epsilon, options.normalized,
+        [&](int64_t t) { NormalizeRow(first, options.head_dim, options.rotary, t); }, heads);
+    if (!done) Backend::ProjectHeads(x, gain, epsilon, weights, options, normed, heads);
   }
 
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override {
@@ -297,6 +300,16 @@ class CpuBackend : public Backend {
   absl::Status Sync() override { return absl::OkStatus(); }
 
  private:
+  static void CheckHeads(TensorView x, int head_dim, TensorView rotary) {
+    BST_CHECK(x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ", head_dim);
+    if (rotary.empty()) return;
+    BST_CHECK(head_dim % 2 == 0, "heads of ", head_dim, " cannot be rotated");
+    BST_CHECK_SHAPE(rotary, {x.dim(0), head_dim});
+  }
+  void NormalizeRow(TensorView x, int head_dim, TensorView rotary, int64_t t) const {
+    kernels().normalize_heads(x.row<float>(t), static_cast<int>(x.dim(1) / head_dim), head_dim);
+    if (!rotary.empty()) RotateRow(x, head_dim, rotary, t);
+  }
   static void RotateRow(TensorView x, int head_dim, TensorView table, int64_t t) {
     const int64_t half = head_dim / 2;
     const float* cosines = table.row<float>(t);

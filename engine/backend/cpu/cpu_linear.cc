@@ -105,10 +105,10 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context,
         context.ReserveShared(PreparedBytes(layer->block_rows(), layer->row_bytes_)));
   }
   if (layer->takes_packed_inputs()) {
-    // For RunFeedForward: what the one layer and the other prepare, each no more than the larger of
-    // them needs for both; hidden rows in float32, and a row of normalised inputs. Which layers are
-    // such a pair is not known yet: at K = 3072 that is 5 MB of a thread on tiles and 1.2 MB
-    // otherwise, once for all layers.
+    // For RunFeedForward, which needs more than RunNormed: what the one layer and the other
+    // prepare, each no more than the larger of them needs for both; hidden rows in float32, and a
+    // row of normalised inputs. Which layers are such a pair is not known yet: at K = 3072 that is
+    // 5 MB of a thread on tiles and 1.2 MB otherwise, once for all layers.
     const int64_t most = layer->most_task_rows();
     const int64_t float_rows = 1 + (type == DType::kI8 ? layer->most_hidden_rows() : 0);
     BST_RETURN_IF_ERROR(
@@ -226,6 +226,15 @@ void CpuLinear::Prepare(const CpuKernels& kernels, const float* inputs, const Pr
   }
 }
 
+void CpuLinear::PrepareNormed(const CpuKernels& kernels, TensorView x, int64_t first, int64_t n,
+                              TensorView gain, float epsilon, float* normed,
+                              const Prepared& prepared) const {
+  for (int64_t r = 0; r < n; ++r) {
+    kernels.rms_norm(x.row<float>(first + r), gain.as<float>(), epsilon, in_features(), normed);
+    Prepare(kernels, normed, prepared, r);
+  }
+}
+
 LinearTask CpuLinear::TaskOf(const LinearOptions& options) const {
   LinearTask task = {};
   task.weights = packed_.data();
@@ -325,6 +334,42 @@ void CpuLinear::RunApart(CpuContext& context, TensorView x, const LinearOptions&
   });
 }
 
+bool CpuLinear::RunNormed(CpuContext& context, TensorView x, TensorView gain, float epsilon,
+                          int64_t columns, absl::FunctionRef<void(int64_t row)> finish,
+                          TensorView out) const {
+  const int64_t rows = x.dim(0);
+  BST_CHECK(x.dim(1) == in_features(), "inputs ", x.dim(1), ", weights take ", in_features());
+  BST_CHECK(columns <= out_features(), columns, " of ", out_features(), " columns");
+  BST_CHECK_SHAPE(gain, {x.dim(1)});
+  BST_CHECK_SHAPE(out, {rows, out_features()});
+  const int64_t task_rows = RowsApart(rows, context.pool().num_threads(), most_task_rows());
+  if (task_rows == 0) return false;
+  const CpuKernels& kernels = context.kernels();
+  LinearTask common = TaskOf({});
+  common.out_stride = out.row_stride();
+  const auto first_panels = static_cast<int>(Quotient(columns, kPanelOutputs));
+  context.pool().Run(static_cast<int>(Quotient(rows, task_rows)), [&](int index, int thread) {
+    const int64_t first = index * task_rows, last = std::min(rows, first + task_rows);
+    const int64_t n = last - first;
+    auto* const memory = reinterpret_cast<std::byte*>(context.scratch(thread));
+    const Prepared inputs = PreparedIn(memory, n);
+    auto* const normed = reinterpret_cast<float*>(memory + PreparedBytes(n, row_bytes_));
+    PrepareNormed(kernels, x, first, n, gain, epsilon, normed, inputs);
+    LinearTask task = common;
+    task.num_rows = static_cast<int>(n);
+    task.out = out.row<float>(first);
+    if (first_panels > 0) {
+      task.last_panel = first_panels;
+      RunTask(kernels, task, {}, inputs);
+      for (int64_t r = first; r < last; ++r) finish(r);
+    }
+    task.first_panel = first_panels;
+    task.last_panel = num_panels();
+    if (task.first_panel < task.last_panel) RunTask(kernels, task, {}, inputs);
+  });
+  return true;
+}
+
 bool CpuLinear::RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,
                                const CpuLinear& up, LinearEpilogue act, const CpuLinear& down) {
   const int64_t rows = x.dim(0);
@@ -350,11 +395,7 @@ bool CpuLinear::RunFeedForward(CpuContext& context, TensorView x, TensorView gai
     const Prepared hidden = PreparedIn(memory, n);
     memory += PreparedBytes(n, down.row_bytes_);
     auto* const floats = reinterpret_cast<float*>(memory);
-    for (int64_t r = 0; r < n; ++r) {
-      kernels.rms_norm(x.row<float>(first + r), gain.as<float>(), epsilon, up.in_features(),
-                       floats);
-      up.Prepare(kernels, floats, inputs, r);
-    }
+    up.PrepareNormed(kernels, x, first, n, gain, epsilon, floats, inputs);
     LinearTask task = first_task;
     task.num_rows = static_cast<int>(n);
     if (is_int8) {

@@ -6,6 +6,7 @@
 
 #include <memory>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "engine/backend/backend.h"
@@ -28,6 +29,13 @@ class CpuLinear : public LinearWeights {
   // them). Returns false where it is not worth it or inputs are float32, and has done nothing.
   static bool RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,
                              const CpuLinear& up, LinearEpilogue act, const CpuLinear& down);
+
+  // See Backend::ProjectHeads: rows, in groups, go through the norm and this layer before others
+  // do. The task that made the first `columns` of its rows calls `finish` with each row, from its
+  // thread, while they are in its cache, and only then makes the others. Returns false where rows
+  // are too few or inputs are float32, and has done nothing.
+  bool RunNormed(CpuContext& context, TensorView x, TensorView gain, float epsilon, int64_t columns,
+                 absl::FunctionRef<void(int64_t row)> finish, TensorView out) const;
 
   size_t bytes() const override { return packed_.bytes() + channels_.bytes(); }
 
@@ -58,6 +66,9 @@ class CpuLinear : public LinearWeights {
   // One row's inputs, to row `row`.
   void Prepare(const CpuKernels& kernels, const float* inputs, const Prepared& prepared,
                int64_t row) const;
+  // The same of rows [first, first + n) of x, normalised; to rows [0, n). `normed` [in] is scratch.
+  void PrepareNormed(const CpuKernels& kernels, TensorView x, int64_t first, int64_t n,
+                     TensorView gain, float epsilon, float* normed, const Prepared& prepared) const;
   LinearTask TaskOf(const LinearOptions& options) const;  // all panels; but for outputs
   // `x` are the task's rows, `prepared` too.
   void RunTask(const CpuKernels& kernels, LinearTask task, TensorView x,

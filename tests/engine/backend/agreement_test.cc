@@ -180,6 +180,83 @@ TEST_P(AgreementTest, FeedForwardIsItsOperators) {
       IsFused(GetParam(), 300, DType::kBF16));
 }
 
+// A layer's heads, by ProjectHeads and by the operators it stands for.
+struct HeadsProblem {
+  int rows, dim, head_dim;
+  int normalized, others;  // heads
+  DType type;
+  bool rotates = false;
+};
+std::string Description(const HeadsProblem& p) {
+  return absl::StrCat(p.rows, " rows, ", p.dim, " x (", p.normalized, " + ", p.others,
+                      ") heads of ", p.head_dim, " ", std::string(Name(p.type)),
+                      p.rotates ? " rotated" : "");
+}
+Matrix Project(Backend& backend, const HeadsProblem& p, bool apart, bool* left_normed_alone) {
+  const int columns = p.normalized * p.head_dim, out = columns + p.others * p.head_dim;
+  std::vector<float> w = RandomVector(static_cast<size_t>(out * p.dim), 1),
+                     gain = RandomVector(static_cast<size_t>(p.dim), 2);
+  const auto packed = *backend.PackLinear({Contiguous(w, {out, p.dim})}, p.type);
+  Matrix x = Matrix::Random(p.rows, p.dim, 3), normed(p.rows, p.dim), heads(p.rows, out),
+         table(p.rows, p.head_dim);
+  HeadOptions options = {.normalized = columns, .head_dim = p.head_dim};
+  if (p.rotates) {
+    const Row row = {.slot = SlotId(0), .begin = 0, .end = p.rows, .position = 1'003};
+    backend.RotaryTable({row}, 10000.0, table.view());
+    options.rotary = table.view();
+  }
+  const TensorView gains = Contiguous(gain, {p.dim});
+  if (apart) {
+    backend.RmsNorm(x.view(), gains, 1e-6f, normed.view());
+    backend.Linear(normed.view(), *packed, {}, heads.view());
+    const TensorView first = heads.view().Columns(0, columns);
+    if (columns > 0) backend.NormalizeHeads(first, p.head_dim, options.rotary);
+  } else {
+    backend.ProjectHeads(x.view(), gains, 1e-6f, *packed, options, normed.view(), heads.view());
+  }
+  EXPECT_TRUE(backend.Sync().ok());
+  EXPECT_TRUE(normed.SentinelsIntact()) << Description(p);
+  *left_normed_alone = normed.at(0, 0) == kSentinel && normed.at(p.rows - 1, 0) == kSentinel;
+  return heads;
+}
+void ExpectHeadsAreTheirOperators(Backend& backend, const HeadsProblem& problem, bool is_fused) {
+  const std::string what = absl::StrCat(backend.name(), ": ", Description(problem));
+  bool got_fused = false, unused = false;
+  Matrix got = Project(backend, problem, /*apart=*/false, &got_fused);
+  Matrix expected = Project(backend, problem, /*apart=*/true, &unused);
+  EXPECT_EQ(got_fused, is_fused) << what;
+  EXPECT_TRUE(got.SentinelsIntact()) << what;
+  const std::vector<float> bits = got.values(), expected_bits = expected.values();
+  EXPECT_EQ(std::memcmp(bits.data(), expected_bits.data(), bits.size() * sizeof(float)), 0) << what;
+}
+
+// Normalised heads that end with a panel of 32, within one, and with the layer.
+TEST_P(AgreementTest, ProjectedHeadsAreTheirOperators) {
+  struct Heads {
+    int head_dim, normalized, others;
+  };
+  uint32_t shape = 0;
+  for (const int rows : {1, 7, 33, 240, 241, 256, 257, 300, 520}) {
+    for (const Heads& heads : {Heads{24, 3, 2}, Heads{24, 0, 3}, Heads{24, 3, 0}, Heads{32, 2, 1},
+                               Heads{2, 1, 1}, Heads{70, 2, 1}}) {
+      for (const DType type : Types()) {
+        for (const bool rotates : {false, true}) {
+          if ((rotates && heads.normalized == 0) || LeftOutUnderSanitizers(++shape)) continue;
+          const HeadsProblem problem = {rows,         45,   heads.head_dim, heads.normalized,
+                                        heads.others, type, rotates};
+          ExpectHeadsAreTheirOperators(*tested_, problem, IsFused(GetParam(), rows, type));
+          ExpectAgreement(
+              [&](Backend& backend) {
+                bool unused = false;
+                return Project(backend, problem, /*apart=*/false, &unused);
+              },
+              Description(problem));
+        }
+      }
+    }
+  }
+}
+
 // Threads that have rows of their own, and threads that share the panels of the same rows.
 TEST(LinearThreadsTest, BitsDoNotDependOnTheNumberOfThreads) {
   std::vector<std::string> levels = {"cpu:avx2"};
@@ -213,6 +290,10 @@ TEST(LinearThreadsTest, BitsDoNotDependOnTheNumberOfThreads) {
                                         threads < many && IsFused(level, 300, type));
         ExpectFeedForwardIsItsOperators(*backend, {1100, 70, 24, type, type},
                                         IsFused(level, 1100, type));
+        ExpectHeadsAreTheirOperators(*backend, {300, 70, 24, 3, 2, type, /*rotates=*/true},
+                                     threads < many && IsFused(level, 300, type));
+        ExpectHeadsAreTheirOperators(*backend, {1100, 70, 24, 3, 2, type, /*rotates=*/true},
+                                     IsFused(level, 1100, type));
       }
     }
   }
