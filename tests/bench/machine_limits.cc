@@ -66,7 +66,10 @@ struct TileConfig {
 void RepeatBf16Tiles(int64_t count) { BST_REPEAT_TILES("tdpbf16ps"); }
 void RepeatInt8Tiles(int64_t count) { BST_REPEAT_TILES("tdpbusd"); }
 
-// Tiles 4 to 7 are loaded anew for every four multiplications, from 16 KB.
+// Tiles 4 to 7 are loaded anew for every four multiplications, from 16 KB. kFrees: they are set to
+// zero where they were used last, as linear layers do, and the next ones loaded one multiplication
+// before they are wanted; a tile of zeros takes no register that a load could have.
+template <bool kFrees>
 void RepeatLoadedTiles(int64_t count) {
   constexpr int64_t kBytes = 16 * 1024;
   alignas(64) thread_local char tiles[kBytes];
@@ -74,41 +77,33 @@ void RepeatLoadedTiles(int64_t count) {
   const TileConfig config;
   const int64_t stride = 64;
   int64_t at = 0;
-  asm volatile(
-      "ldtilecfg %2\n tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3\n"
-      "1:\n lea (%3, %1), %%rax\n tileloadd (%%rax, %4), %%tmm4\n"
-      "tileloadd 1024(%%rax, %4), %%tmm6\n tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n"
-      "tileloadd 2048(%%rax, %4), %%tmm7\n tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n"
-      "tileloadd 3072(%%rax, %4), %%tmm5\n tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n"
-      "tdpbf16ps %%tmm7, %%tmm5, %%tmm3\n"
-      "add $4096, %1\n and %5, %1\n dec %0\n jnz 1b\n tilerelease\n"
-      : "+r"(count), "+r"(at)
-      : "m"(config), "r"(&tiles[0]), "r"(stride), "i"(kBytes - 1)
-      : "rax", "cc", "memory");
-}
-
-// The same, and tiles 4 to 7 are set to zero where they were used last, as linear layers do: a tile
-// of zeros takes no register that a load could have.
-void RepeatFreedTiles(int64_t count) {
-  constexpr int64_t kBytes = 16 * 1024;
-  alignas(64) thread_local char tiles[kBytes];
-  std::memset(tiles, 0x3c, sizeof(tiles));
-  const TileConfig config;
-  const int64_t stride = 64;
-  int64_t at = 0;
-  asm volatile(
-      "ldtilecfg %2\n tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3\n"
-      "tileloadd (%3, %4), %%tmm4\n tileloadd 1024(%3, %4), %%tmm6\n"
-      "tileloadd 2048(%3, %4), %%tmm7\n tileloadd 3072(%3, %4), %%tmm5\n"
-      "1:\n add $4096, %1\n and %5, %1\n lea (%3, %1), %%rax\n"
-      "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n tilezero %%tmm4\n"
-      "tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n tilezero %%tmm6\n tileloadd (%%rax, %4), %%tmm4\n"
-      "tileloadd 1024(%%rax, %4), %%tmm6\n tdpbf16ps %%tmm7, %%tmm5, %%tmm3\n tilezero %%tmm5\n"
-      "tilezero %%tmm7\n tileloadd 2048(%%rax, %4), %%tmm7\n tileloadd 3072(%%rax, %4), %%tmm5\n"
-      "dec %0\n jnz 1b\n tilerelease\n"
-      : "+r"(count), "+r"(at)
-      : "m"(config), "r"(&tiles[0]), "r"(stride), "i"(kBytes - 1)
-      : "rax", "cc", "memory");
+#define BST_REPEAT_LOADED_TILES(before, loop)                        \
+  asm volatile(                                                      \
+      "ldtilecfg %2\n tilezero %%tmm0\n tilezero %%tmm1\n"           \
+      "tilezero %%tmm2\n tilezero %%tmm3\n" before                   \
+      "1:\n add $4096, %1\n and %5, %1\n lea (%3, %1), %%rax\n" loop \
+      "dec %0\n jnz 1b\n tilerelease\n"                              \
+      : "+r"(count), "+r"(at)                                        \
+      : "m"(config), "r"(&tiles[0]), "r"(stride), "i"(kBytes - 1)    \
+      : "rax", "cc", "memory")
+  if constexpr (kFrees) {
+    BST_REPEAT_LOADED_TILES(
+        "tileloadd (%3, %4), %%tmm4\n tileloadd 1024(%3, %4), %%tmm6\n"
+        "tileloadd 2048(%3, %4), %%tmm7\n tileloadd 3072(%3, %4), %%tmm5\n",
+        "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n"
+        "tilezero %%tmm4\n tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n tilezero %%tmm6\n"
+        "tileloadd (%%rax, %4), %%tmm4\n tileloadd 1024(%%rax, %4), %%tmm6\n"
+        "tdpbf16ps %%tmm7, %%tmm5, %%tmm3\n tilezero %%tmm5\n tilezero %%tmm7\n"
+        "tileloadd 2048(%%rax, %4), %%tmm7\n tileloadd 3072(%%rax, %4), %%tmm5\n");
+  } else {
+    BST_REPEAT_LOADED_TILES("",
+                            "tileloadd (%%rax, %4), %%tmm4\n"
+                            "tileloadd 1024(%%rax, %4), %%tmm6\n tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n"
+                            "tileloadd 2048(%%rax, %4), %%tmm7\n tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n"
+                            "tileloadd 3072(%%rax, %4), %%tmm5\n tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n"
+                            "tdpbf16ps %%tmm7, %%tmm5, %%tmm3\n");
+  }
+#undef BST_REPEAT_LOADED_TILES
 }
 
 // The rates of runs in which every thread does `work(thread)` and counts `amount` each, ascending.
@@ -180,8 +175,8 @@ MachineLimits MeasureMachineLimits(int threads) {
       return Rates(kLoadedRuns, threads, kLoadedCount * kTileSums * 2.0 * 16 * 16 * 32,
                    [repeat](int) { repeat(kLoadedCount); })[kLoadedRuns / 2];
     };
-    limits.loaded_tile_operations = median(RepeatLoadedTiles);
-    limits.freed_tile_operations = median(RepeatFreedTiles);
+    limits.loaded_tile_operations = median(RepeatLoadedTiles<false>);
+    limits.freed_tile_operations = median(RepeatLoadedTiles<true>);
   } else {
     limits.bf16_operations = isa == CpuIsa::kAvx512Bf16
                                  ? OperationRate(threads, RepeatBf16Zmm, kSums * 2.0 * 32)
