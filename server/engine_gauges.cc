@@ -49,6 +49,10 @@ std::vector<prometheus::MetricFamily> EngineGauges::Collect() const {
   };
   single("bst_requests_running", "Requests that hold a slot.", load.running);
   single("bst_requests_waiting", "Requests that wait for a slot.", load.waiting);
+  single("bst_awaiting_input",
+         "1 while nothing can run: all requests wait for more of their prompts, or for slots that "
+         "such ones hold. Else 0.",
+         load.awaiting_input ? 1 : 0);
   single("bst_queue_tokens", "Prompt tokens of waiting requests.",
          static_cast<double>(load.queue_tokens));
   // The engine keeps no state of a finished sequence, and knows one tier: its backend's memory.

@@ -154,8 +154,10 @@ class UploadTest(unittest.TestCase):
         upload.send([1] * 800)
         upload.progress(700)
         self.assertEqual(self.server.metric("bst_requests_running"), 1)
+        wait_for(self.server, "bst_awaiting_input", 1)
         upload.call.cancel()
         wait_for(self.server, "bst_requests_running", 0)
+        wait_for(self.server, "bst_awaiting_input", 0)
         wait_for(self.server, 'bst_state_slots{state="used"}', 0)
         upload.end()
 

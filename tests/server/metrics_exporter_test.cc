@@ -62,8 +62,8 @@ TEST_F(MetricsExporterTest, Gauges) {
   metrics_.Publish(engine_);
   const std::string text = metrics_.Render();
   for (const char* const line :
-       {"bst_requests_running 0\n", "bst_requests_waiting 0\n", "bst_queue_tokens 0\n",
-        "bst_state_slots{state=\"used\",tier=\"device\"} 0\n",
+       {"bst_requests_running 0\n", "bst_requests_waiting 0\n", "bst_awaiting_input 0\n",
+        "bst_queue_tokens 0\n", "bst_state_slots{state=\"used\",tier=\"device\"} 0\n",
         "bst_state_slots{state=\"cached\",tier=\"device\"} 0\n",
         "bst_state_slots{state=\"free\",tier=\"device\"} 4\n",
         "bst_state_bytes{state=\"used\",tier=\"device\"} 0\n",
