@@ -109,6 +109,15 @@ WeightFacts RecurrenceFacts(const SsmSpec& spec, int64_t modes, bool dplr) {
   return facts;
 }
 
+// Beside the weights `numbers` float32 numbers are read or written.
+OperatorCost LinearCost(const Metered<LinearWeights>& w, TensorView x, double numbers) {
+  const double in = w.in_features(), features = w.out_features();
+  return {
+      .bytes = in * features * w.facts.element_bytes + numbers * kFloat,
+      .operations = 2 * Elements(x) * features,
+      .unit = w.facts.element_bytes == kFloat ? RooflineUnit::kFloat32 : RooflineUnit::kTensorBf16};
+}
+
 // But for u and y.
 OperatorCost RecurrenceCost(const SsmSpec& spec, const WeightFacts& facts,
                             absl::Span<const Row> rows) {
@@ -403,14 +412,9 @@ void MeteredBackend::RmsNorm(TensorView x, TensorView gain, float epsilon, Tenso
 void MeteredBackend::Linear(TensorView x, const LinearWeights& weights,
                             const LinearOptions& options, TensorView out) {
   const auto& w = AsMetered(weights);
-  const double in = w.in_features(), features = w.out_features();
   const double out_passes = options.epilogue == LinearEpilogue::kAdd ? 2 : 1;
   Run(absl::StrCat("linear ", w.in_features(), " x ", w.out_features()),
-      {.bytes = in * features * w.facts.element_bytes +
-                (Elements(x) + out_passes * Elements(out)) * kFloat,
-       .operations = 2 * Elements(x) * features,
-       .unit =
-           w.facts.element_bytes == kFloat ? RooflineUnit::kFloat32 : RooflineUnit::kTensorBf16},
+      LinearCost(w, x, Elements(x) + out_passes * Elements(out)),
       [&](Backend& inner) { inner.Linear(x, *w.inner, options, out); });
 }
 
@@ -455,12 +459,7 @@ void MeteredBackend::ProjectHeads(TensorView x, TensorView gain, float epsilon,
   const auto& w = AsMetered(weights);
   const double rotary = options.rotary.empty() ? 0 : Elements(options.rotary);
   Run(absl::StrCat("norm and heads ", w.in_features(), " x ", w.out_features()),
-      {.bytes = static_cast<double>(w.in_features()) * w.out_features() * w.facts.element_bytes +
-                (Elements(x) + Elements(heads) + rotary) * kFloat,
-       .operations = 2 * Elements(x) * w.out_features(),
-       .unit =
-           w.facts.element_bytes == kFloat ? RooflineUnit::kFloat32 : RooflineUnit::kTensorBf16},
-      [&](Backend& inner) {
+      LinearCost(w, x, Elements(x) + Elements(heads) + rotary), [&](Backend& inner) {
         inner.ProjectHeads(x, gain, epsilon, *w.inner, options, normed, heads);
       });
 }

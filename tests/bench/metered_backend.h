@@ -101,7 +101,7 @@ class MeteredBackend final : public Backend {
                    TensorView hidden) override;
   void Gate(TensorView x, GateActivation activation, TensorView out) override;
   void NormalizeHeads(TensorView x, int head_dim, TensorView rotary) override;
-  // Likewise one and three.
+  // One operator of the CPU backend, three of CUDA's.
   void ProjectHeads(TensorView x, TensorView gain, float epsilon, const LinearWeights& weights,
                     const HeadOptions& options, TensorView normed, TensorView heads) override;
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override;

@@ -166,19 +166,6 @@ struct ByteScoresOfRow {
   V16 query_scale;
 };
 
-// The largest of a row's first `visible` scores of a chunk, lane by lane.
-template <bool kBias>
-inline V16 LargestByteScores(const ByteScoresOfRow<kBias>& scores, int visible) {
-  V16 largest = Set1(Softmax::kLeast);
-  int j = 0;
-  for (; j + kLanes <= visible; j += kLanes) largest = Max(largest, scores.At(j, kLanes));
-  if (j < visible) {
-    const int rest = visible - j;
-    largest = Max(largest, SelectFirst(rest, scores.At(j, rest), Set1(Softmax::kLeast)));
-  }
-  return largest;
-}
-
 // A row's scores of a chunk to weights in their place, the values' scales in them: of the first
 // `visible`, zeros up to `end`, a multiple of 64; as digits. The first `own` meet `own_scales`, the
 // others `previous_scales`. Adds up the weights without scales in `sum`, lane by lane; returns a
@@ -247,7 +234,7 @@ inline void WeighByteChunk(const AttendTask& task, const float* query_scales, So
     return ByteScoresOfRow<kBias>(task, first_scores + r * stride, query_scales, r, begin);
   };
   for (int r = 0; r < softmax.num_rows; ++r)
-    softmax.maxima[r] = LargestByteScores(scores(r), in_chunk(visible + more_visible * r));
+    softmax.maxima[r] = LargestScores(scores(r), in_chunk(visible + more_visible * r));
   softmax.Raise();
   for (int r = 0; r < softmax.num_rows; ++r) {
     auto* low = reinterpret_cast<uint8_t*>(first_scores + r * stride + stride / 2);

@@ -107,39 +107,18 @@ struct PairScoresOfRow {
       bias = task.bias + task.window - offset - (task.include_self ? 1 : 0) + begin;
     }
   }
-  V16 Whole(int64_t j) const {
-    if constexpr (kBias) return Load(products + j) + Load(bias + j);
-    return Load(products + j);
-  }
-  V16 First(int64_t j, int n) const {
-    if constexpr (kBias) return LoadPartial(products + j, n) + LoadPartial(bias + j, n);
-    return LoadPartial(products + j, n);
+  // n of them.
+  V16 At(int64_t j, int n) const {
+    const auto load = [&](const float* p) {
+      return n == kLanes ? Load(p + j) : LoadPartial(p + j, n);
+    };
+    if constexpr (kBias) return load(products) + load(bias);
+    return load(products);
   }
 
   float* products;
   const float* bias = nullptr;
 };
-
-// The largest of a row's first `visible` scores of a chunk, lane by lane. A whole chunk is most.
-template <bool kBias>
-inline V16 LargestPairScores(const PairScoresOfRow<kBias>& scores, int visible) {
-  if (visible == kChunkIndices) {
-    V16 two[2] = {scores.Whole(0), scores.Whole(kLanes)};
-    for (int j = 2 * kLanes; j < kChunkIndices; j += 2 * kLanes) {
-      two[0] = Max(two[0], scores.Whole(j));
-      two[1] = Max(two[1], scores.Whole(j + kLanes));
-    }
-    return Max(Set1(Softmax::kLeast), Max(two[0], two[1]));
-  }
-  V16 largest = Set1(Softmax::kLeast);
-  int j = 0;
-  for (; j + kLanes <= visible; j += kLanes) largest = Max(largest, scores.Whole(j));
-  if (j < visible) {
-    const int rest = visible - j;
-    largest = Max(largest, SelectFirst(rest, scores.First(j, rest), Set1(Softmax::kLeast)));
-  }
-  return largest;
-}
 
 // A row's scores of a chunk to weights in their place: of the first `visible`, zeros up to `end`, a
 // multiple of 32. Returns their sum, lane by lane. Scores are scaled once more, which costs less
@@ -153,7 +132,7 @@ inline V16 PairWeights(const PairScoresOfRow<kBias>& scores, float row_scale, fl
   V16 sum = Zero();
   int64_t j = 0;
   for (; j + 2 * kLanes <= visible; j += 2 * kLanes) {
-    const V16 a = weight(scores.Whole(j)), b = weight(scores.Whole(j + kLanes));
+    const V16 a = weight(scores.At(j, kLanes)), b = weight(scores.At(j + kLanes, kLanes));
     sum = sum + a;
     sum = sum + b;
     StoreWeights(weights + j, a, b);
@@ -163,7 +142,7 @@ inline V16 PairWeights(const PairScoresOfRow<kBias>& scores, float row_scale, fl
     for (int h = 0; h < 2; ++h) {
       const int64_t first = j + h * kLanes;
       const int n = static_cast<int>(std::clamp<int64_t>(visible - first, 0, kLanes));
-      p[h] = SelectFirst(n, weight(scores.First(first, n)), Zero());
+      p[h] = SelectFirst(n, weight(scores.At(first, n)), Zero());
       sum = sum + p[h];
     }
     StoreWeights(weights + j, p[0], p[1]);
@@ -183,7 +162,7 @@ inline void WeighPairChunk(const AttendTask& task, Softmax& softmax, Fetches& fa
     return PairScoresOfRow<kBias>(task, scores + r * stride, r, begin);
   };
   for (int r = 0; r < softmax.num_rows; ++r)
-    softmax.maxima[r] = LargestPairScores(row_scores(r), seen(r));
+    softmax.maxima[r] = LargestScores(row_scores(r), seen(r));
   softmax.Raise();
   for (int r = 0; r < softmax.num_rows; ++r) {
     const V16 sum = PairWeights(row_scores(r), task.scale, softmax.tops[r], seen(r), end - begin);

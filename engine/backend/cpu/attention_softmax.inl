@@ -91,6 +91,28 @@ struct Softmax {
   }
 };
 
+// The largest of a row's first `visible` scores of a chunk, lane by lane; scores.At(j, n) are n of
+// them from j on. A whole chunk is most.
+template <typename Scores>
+inline V16 LargestScores(const Scores& scores, int visible) {
+  V16 largest = Set1(Softmax::kLeast);
+  if (visible == kChunkIndices) {
+    V16 other = largest;
+    for (int j = 0; j < kChunkIndices; j += 2 * kLanes) {
+      largest = Max(largest, scores.At(j, kLanes));
+      other = Max(other, scores.At(j + kLanes, kLanes));
+    }
+    return Max(largest, other);
+  }
+  int j = 0;
+  for (; j + kLanes <= visible; j += kLanes) largest = Max(largest, scores.At(j, kLanes));
+  if (j < visible) {
+    const int rest = visible - j;
+    largest = Max(largest, SelectFirst(rest, scores.At(j, rest), Set1(Softmax::kLeast)));
+  }
+  return largest;
+}
+
 // Memory on its way to the first-level cache. It is asked for row by row while weights are made:
 // all at once would stand in the way of what is needed now.
 class Fetches {

@@ -35,6 +35,19 @@ class TileProducts {
     if (vector < product.num_vectors) Block<RowTiles, 1, Fetching>(product, vector);
   }
 
+  // multiply(rows, their stride, matrix) for each step along K, the matrix from `vector` on.
+  template <typename Multiply>
+  static void ForEachStep(const Product& product, int vector, const Multiply& multiply) {
+    for (int n = 0; n < product.num_runs; ++n) {
+      const ProductRun& run = product.runs[n];
+      const char* rows = run.rows;
+      const char* matrix = run.matrix + vector * product.vector_stride;
+      const char* const end = rows + 4 * run.groups;
+      for (; rows < end; rows += 4 * kStepGroups, matrix += kStepGroups * product.group_stride)
+        multiply(rows, run.row_stride, matrix);
+    }
+  }
+
   // A tile of the matrix. Meanwhile what lies product.ahead bytes behind comes to the second-level
   // cache.
   template <int T, bool Fetching>
@@ -54,32 +67,26 @@ class TileProducts {
     if constexpr (kVectors) tiles_.template Zero<1>();
     if constexpr (kRows) tiles_.template Zero<2>();
     if constexpr (kRows && kVectors) tiles_.template Zero<3>();
-    for (int n = 0; n < product.num_runs; ++n) {
-      const ProductRun& run = product.runs[n];
-      const char* rows = run.rows;
-      const char* matrix = run.matrix + vector * product.vector_stride;
-      const char* const end = rows + 4 * run.groups;
-      for (; rows < end; rows += 4 * kStepGroups, matrix += kStepGroups * product.group_stride) {
-        tiles_.template Load<4>(rows, run.row_stride);
-        LoadMatrix<6, Fetching>(product, matrix);
-        Format::template MultiplyAdd<0, 4, 6>(tiles_);
-        if constexpr (kVectors) {
-          LoadMatrix<7, Fetching>(product, matrix + product.vector_stride);
-          Format::template MultiplyAdd<1, 4, 7>(tiles_);
-        }
-        tiles_.template Zero<4>();
-        if constexpr (kRows) {
-          tiles_.template Load<5>(rows + kTileRows * run.row_stride, run.row_stride);
-          Format::template MultiplyAdd<2, 5, 6>(tiles_);
-        }
-        tiles_.template Zero<6>();
-        if constexpr (kRows) {
-          if constexpr (kVectors) Format::template MultiplyAdd<3, 5, 7>(tiles_);
-          tiles_.template Zero<5>();
-        }
-        if constexpr (kVectors) tiles_.template Zero<7>();
+    ForEachStep(product, vector, [&](const char* rows, int64_t row_stride, const char* matrix) {
+      tiles_.template Load<4>(rows, row_stride);
+      LoadMatrix<6, Fetching>(product, matrix);
+      Format::template MultiplyAdd<0, 4, 6>(tiles_);
+      if constexpr (kVectors) {
+        LoadMatrix<7, Fetching>(product, matrix + product.vector_stride);
+        Format::template MultiplyAdd<1, 4, 7>(tiles_);
       }
-    }
+      tiles_.template Zero<4>();
+      if constexpr (kRows) {
+        tiles_.template Load<5>(rows + kTileRows * row_stride, row_stride);
+        Format::template MultiplyAdd<2, 5, 6>(tiles_);
+      }
+      tiles_.template Zero<6>();
+      if constexpr (kRows) {
+        if constexpr (kVectors) Format::template MultiplyAdd<3, 5, 7>(tiles_);
+        tiles_.template Zero<5>();
+      }
+      if constexpr (kVectors) tiles_.template Zero<7>();
+    });
     float* out = product.out + vector * kLanes;
     float* below = out + kTileRows * product.out_stride;
     const int64_t out_bytes = product.out_stride * static_cast<int64_t>(sizeof(float));
@@ -96,26 +103,20 @@ class TileProducts {
     tiles_.template Zero<1>();
     tiles_.template Zero<2>();
     tiles_.template Zero<3>();
-    for (int n = 0; n < product.num_runs; ++n) {
-      const ProductRun& run = product.runs[n];
-      const char* rows = run.rows;
-      const char* matrix = run.matrix + vector * product.vector_stride;
-      const char* const end = rows + 4 * run.groups;
-      for (; rows < end; rows += 4 * kStepGroups, matrix += kStepGroups * product.group_stride) {
-        tiles_.template Load<4>(rows, run.row_stride);
-        LoadMatrix<6, Fetching>(product, matrix);
-        Format::template MultiplyAdd<0, 4, 6>(tiles_);
-        LoadMatrix<7, Fetching>(product, matrix + product.vector_stride);
-        Format::template MultiplyAdd<1, 4, 7>(tiles_);
-        LoadMatrix<6, Fetching>(product, matrix + 2 * product.vector_stride);
-        Format::template MultiplyAdd<2, 4, 6>(tiles_);
-        tiles_.template Zero<6>();
-        LoadMatrix<7, Fetching>(product, matrix + 3 * product.vector_stride);
-        Format::template MultiplyAdd<3, 4, 7>(tiles_);
-        tiles_.template Zero<4>();
-        tiles_.template Zero<7>();
-      }
-    }
+    ForEachStep(product, vector, [&](const char* rows, int64_t row_stride, const char* matrix) {
+      tiles_.template Load<4>(rows, row_stride);
+      LoadMatrix<6, Fetching>(product, matrix);
+      Format::template MultiplyAdd<0, 4, 6>(tiles_);
+      LoadMatrix<7, Fetching>(product, matrix + product.vector_stride);
+      Format::template MultiplyAdd<1, 4, 7>(tiles_);
+      LoadMatrix<6, Fetching>(product, matrix + 2 * product.vector_stride);
+      Format::template MultiplyAdd<2, 4, 6>(tiles_);
+      tiles_.template Zero<6>();
+      LoadMatrix<7, Fetching>(product, matrix + 3 * product.vector_stride);
+      Format::template MultiplyAdd<3, 4, 7>(tiles_);
+      tiles_.template Zero<4>();
+      tiles_.template Zero<7>();
+    });
     float* out = product.out + vector * kLanes;
     const int64_t out_bytes = product.out_stride * static_cast<int64_t>(sizeof(float));
     tiles_.template Store<0>(out, out_bytes);

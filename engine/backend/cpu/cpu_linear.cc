@@ -49,6 +49,17 @@ CpuEpilogue Epilogue(LinearEpilogue epilogue) {
 
 int64_t Quotient(int64_t n, int64_t of) { return (n + of - 1) / of; }  // rounded up
 
+// run(first, n, memory) of tasks that take rows [first, first + n) each, with their thread's
+// scratch.
+template <typename Run>
+void ForEachRowTask(CpuContext& context, int64_t rows, int64_t task_rows, const Run& run) {
+  context.pool().Run(static_cast<int>(Quotient(rows, task_rows)), [&](int index, int thread) {
+    const int64_t first = index * task_rows;
+    run(first, std::min(task_rows, rows - first),
+        reinterpret_cast<std::byte*>(context.scratch(thread)));
+  });
+}
+
 }  // namespace
 
 CpuLinear::CpuLinear(int in, int out, DType type, const CpuKernels& kernels)
@@ -322,15 +333,14 @@ void CpuLinear::RunApart(CpuContext& context, TensorView x, const LinearOptions&
   const int64_t rows = x.dim(0);
   LinearTask common = TaskOf(options);
   common.out_stride = out.row_stride();
-  context.pool().Run(static_cast<int>(Quotient(rows, task_rows)), [&](int index, int thread) {
+  ForEachRowTask(context, rows, task_rows, [&](int64_t first, int64_t n, std::byte* memory) {
     LinearTask task = common;
-    const int64_t first = index * task_rows, last = std::min(rows, first + task_rows);
-    task.num_rows = static_cast<int>(last - first);
+    task.num_rows = static_cast<int>(n);
     task.out = out.row<float>(first);
-    const Prepared prepared = PreparedIn(context.scratch(thread), task.num_rows);
-    for (int64_t r = first; r < last; ++r)
-      Prepare(context.kernels(), x.row<float>(r), prepared, r - first);
-    RunTask(context.kernels(), task, x.Rows(first, last), prepared);
+    const Prepared prepared = PreparedIn(memory, n);
+    for (int64_t r = 0; r < n; ++r)
+      Prepare(context.kernels(), x.row<float>(first + r), prepared, r);
+    RunTask(context.kernels(), task, x.Rows(first, first + n), prepared);
   });
 }
 
@@ -348,24 +358,19 @@ bool CpuLinear::RunNormed(CpuContext& context, TensorView x, TensorView gain, fl
   LinearTask common = TaskOf({});
   common.out_stride = out.row_stride();
   const auto first_panels = static_cast<int>(Quotient(columns, kPanelOutputs));
-  context.pool().Run(static_cast<int>(Quotient(rows, task_rows)), [&](int index, int thread) {
-    const int64_t first = index * task_rows, last = std::min(rows, first + task_rows);
-    const int64_t n = last - first;
-    auto* const memory = reinterpret_cast<std::byte*>(context.scratch(thread));
+  ForEachRowTask(context, rows, task_rows, [&](int64_t first, int64_t n, std::byte* memory) {
     const Prepared inputs = PreparedIn(memory, n);
     auto* const normed = reinterpret_cast<float*>(memory + PreparedBytes(n, row_bytes_));
     PrepareNormed(kernels, x, first, n, gain, epsilon, normed, inputs);
     LinearTask task = common;
     task.num_rows = static_cast<int>(n);
     task.out = out.row<float>(first);
-    if (first_panels > 0) {
-      task.last_panel = first_panels;
-      RunTask(kernels, task, {}, inputs);
-      for (int64_t r = first; r < last; ++r) finish(r);
-    }
+    task.last_panel = first_panels;
+    RunTask(kernels, task, {}, inputs);
+    for (int64_t r = 0; columns > 0 && r < n; ++r) finish(first + r);
     task.first_panel = first_panels;
     task.last_panel = num_panels();
-    if (task.first_panel < task.last_panel) RunTask(kernels, task, {}, inputs);
+    RunTask(kernels, task, {}, inputs);
   });
   return true;
 }
@@ -386,10 +391,7 @@ bool CpuLinear::RunFeedForward(CpuContext& context, TensorView x, TensorView gai
   LinearTask first_task = up.TaskOf({.epilogue = act});
   LinearTask second_task = down.TaskOf({.epilogue = LinearEpilogue::kAdd});
   second_task.out_stride = x.row_stride();
-  context.pool().Run(static_cast<int>(Quotient(rows, task_rows)), [&](int index, int thread) {
-    const int64_t first = index * task_rows, last = std::min(rows, first + task_rows);
-    const int64_t n = last - first;
-    auto* memory = reinterpret_cast<std::byte*>(context.scratch(thread));
+  ForEachRowTask(context, rows, task_rows, [&](int64_t first, int64_t n, std::byte* memory) {
     const Prepared inputs = PreparedIn(memory, n);
     memory += PreparedBytes(n, up.row_bytes_);
     const Prepared hidden = PreparedIn(memory, n);

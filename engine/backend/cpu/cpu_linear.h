@@ -25,8 +25,8 @@ class CpuLinear : public LinearWeights {
   void Run(CpuContext& context, TensorView x, const LinearOptions& options, TensorView out) const;
 
   // See Backend::FeedForward: rows, in groups, go through both layers before others do. Hidden rows
-  // stay in the second-level cache then, as the down layer takes them (of INT8 on tiles, most of
-  // them). Returns false where it is not worth it or inputs are float32, and has done nothing.
+  // stay in the second-level cache then, but for INT8 on tiles, which overflow it. Returns false
+  // where it is not worth it or inputs are float32, and has done nothing.
   static bool RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,
                              const CpuLinear& up, LinearEpilogue act, const CpuLinear& down);
 

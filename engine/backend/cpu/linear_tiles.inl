@@ -41,20 +41,20 @@ class HardwareTiles {
   void Zero() {
     asm volatile("tilezero %%tmm%c0" : : "i"(T));
   }
-  template <int T>
+  // Once: what is not read again soon should not push what is out of the first-level cache.
+  template <int T, bool Once = false>
   void Load(const void* from, int64_t stride_bytes) {
-    asm volatile("tileloadd (%1,%2,1), %%tmm%c0"
-                 :
-                 : "i"(T), "r"(from), "r"(stride_bytes)
-                 : "memory");
-  }
-  // What is not read again soon: it should not push what is out of the first-level cache.
-  template <int T>
-  void LoadOnce(const void* from, int64_t stride_bytes) {
-    asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0"
-                 :
-                 : "i"(T), "r"(from), "r"(stride_bytes)
-                 : "memory");
+    if constexpr (Once) {
+      asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0"
+                   :
+                   : "i"(T), "r"(from), "r"(stride_bytes)
+                   : "memory");
+    } else {
+      asm volatile("tileloadd (%1,%2,1), %%tmm%c0"
+                   :
+                   : "i"(T), "r"(from), "r"(stride_bytes)
+                   : "memory");
+    }
   }
   template <int Sum, int Inputs, int Weights>
   void MultiplyAdd() {
@@ -65,7 +65,7 @@ class HardwareTiles {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Inputs), "i"(Weights));
   }
   template <int T>
-  void Store(float* to, int64_t stride_bytes = 64) {
+  void Store(float* to, int64_t stride_bytes) {
     asm volatile("tilestored %%tmm%c0, (%1,%2,1)"
                  :
                  : "i"(T), "r"(to), "r"(stride_bytes)
@@ -93,15 +93,11 @@ class EmulatedTiles {
   void Zero() {
     std::memset(tiles_[T], 0, sizeof(tiles_[T]));
   }
-  template <int T>
+  template <int T, bool Once = false>
   void Load(const void* from, int64_t stride_bytes) {
     const char* row = static_cast<const char*>(from);
     const int rows = T < kFirstWeights ? rows_ : kTileRows;
     for (int r = 0; r < rows; ++r) std::memcpy(tiles_[T][r], row + r * stride_bytes, 64);
-  }
-  template <int T>
-  void LoadOnce(const void* from, int64_t stride_bytes) {
-    Load<T>(from, stride_bytes);
   }
   template <int Sum, int Inputs, int Weights>
   void MultiplyAdd() {
@@ -152,7 +148,7 @@ class EmulatedTiles {
     }
   }
   template <int T>
-  void Store(float* to, int64_t stride_bytes = 64) {
+  void Store(float* to, int64_t stride_bytes) {
     for (int r = 0; r < rows_; ++r)
       std::memcpy(reinterpret_cast<char*>(to) + r * stride_bytes, tiles_[T][r], 64);
   }
@@ -183,10 +179,9 @@ struct Int8Tiles : Int8Rows {
   }
 };
 
-// Where a panel is along K.
+// Where a panel is along K, in 64 bytes of a row.
 struct TileSteps {
-  int64_t first, last;  // of all `count`, 64 bytes of a row each
-  int64_t count;
+  int64_t first, last;
 };
 
 // Of rows [row, row + 16 * RowTiles), outputs of one panel.
@@ -227,12 +222,12 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
                             const TileSteps& steps, float* sums, const char* ahead) {
   constexpr bool kTwo = RowTiles == 2;
   constexpr int kTileSums = kTileRows * kLanes;
-  const int64_t row_bytes = Format::RowBytes(task);
+  const int64_t row_bytes = Format::RowBytes(task), count = row_bytes / kLineBytes;
   // 64 bytes of a row meet sixteen groups of four bytes of each of the panel's outputs.
   constexpr int64_t kWeightStride = 4 * kPanelOutputs, kWeightStep = kTileRows * kWeightStride;
   constexpr int64_t kInputStep = kTileRows * kLineBytes;
   const char* w =
-      static_cast<const char*>(task.weights) + (panel * steps.count + steps.first) * kWeightStep;
+      static_cast<const char*>(task.weights) + (panel * count + steps.first) * kWeightStep;
   const char* x = Format::Row(task, row) + steps.first * kInputStep;
   const char* const x_last = x + (steps.last - steps.first - 1) * kInputStep;
   const int64_t below = kTileRows * row_bytes;
@@ -247,15 +242,6 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
     if constexpr (kTwo) tiles.template Load<2>(sums + 2 * kTileSums, kLineBytes);
     if constexpr (kTwo) tiles.template Load<3>(sums + 3 * kTileSums, kLineBytes);
   }
-  const auto load_inputs = [&](auto tile, const char* from) __attribute__((always_inline)) {
-    if constexpr (kMany) {
-      tiles.template LoadOnce<tile>(from, kLineBytes);
-    } else {
-      tiles.template Load<tile>(from, kLineBytes);
-    }
-  };
-  constexpr std::integral_constant<int, 4> kUpper;
-  constexpr std::integral_constant<int, 5> kLower;
   // The step whose tiles are there, and unless it is the last the next one's loads.
   const auto multiply = [&](auto is_last) __attribute__((always_inline)) {
     Format::template MultiplyAdd<0, 4, 6>(tiles);
@@ -265,7 +251,7 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
     tiles.template Zero<6>();
     if constexpr (!is_last) {
       x += kInputStep, w += kWeightStep;
-      load_inputs(kUpper, x);
+      tiles.template Load<4, kMany>(x, kLineBytes);
       tiles.template Load<6>(w, kWeightStride);
     }
     if constexpr (kTwo) Format::template MultiplyAdd<3, 5, 7>(tiles);
@@ -273,16 +259,16 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
     tiles.template Zero<7>();
     if constexpr (!is_last) {
       tiles.template Load<7>(w + kWeightStride / 2, kWeightStride);
-      if constexpr (kTwo) load_inputs(kLower, x + below);
+      if constexpr (kTwo) tiles.template Load<5, kMany>(x + below, kLineBytes);
     }
   };
-  load_inputs(kUpper, x);
+  tiles.template Load<4, kMany>(x, kLineBytes);
   tiles.template Load<6>(w, kWeightStride);
   tiles.template Load<7>(w + kWeightStride / 2, kWeightStride);
-  if constexpr (kTwo) load_inputs(kLower, x + below);
+  if constexpr (kTwo) tiles.template Load<5, kMany>(x + below, kLineBytes);
   // The outputs' places come meanwhile too, some rows at a time: all at once they would keep what
   // the tiles wait for from coming.
-  const bool finishes = steps.last == steps.count;
+  const bool finishes = steps.last == count;
   const int rows = std::min(RowTiles * kTileRows, task.num_rows - row);
   const int places = finishes && task.packed_out == nullptr ? rows : 0;
   const auto places_a_step =
@@ -316,15 +302,16 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
 // first-level cache while the rows pass over it, and their sums wait in the second-level one. The
 // next panel comes there meanwhile; beside the task's last, that one again, which is there.
 template <typename Format, int Lines, bool kMany, typename Tiles>
-inline void LinearTilePanels(const LinearTask& task, int64_t count, int64_t block) {
+inline void LinearTilePanels(const LinearTask& task, int64_t block) {
   Tiles tiles(std::min(task.num_rows, kTileRows));
   alignas(kLineBytes) float sums[kTileTaskRows * kPanelOutputs];
-  const int64_t panel_bytes = Format::RowBytes(task) * kPanelOutputs;
+  const int64_t row_bytes = Format::RowBytes(task), count = row_bytes / kLineBytes;
+  const int64_t panel_bytes = row_bytes * kPanelOutputs;
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
     const int next_panel = std::min(panel + 1, task.last_panel - 1);
     const char* ahead = static_cast<const char*>(task.weights) + next_panel * panel_bytes;
     const char* const ahead_end = ahead + panel_bytes;
-    for (TileSteps steps = {0, 0, count}; steps.first < count; steps.first = steps.last) {
+    for (TileSteps steps = {0, 0}; steps.first < count; steps.first = steps.last) {
       steps.last = std::min(count, steps.first + block);
       const int64_t ahead_bytes = (steps.last - steps.first) * Lines * kLineBytes;
       int row = 0;
@@ -348,11 +335,9 @@ void LinearTilesKernel(const LinearTask& task) {
   const int64_t count = Format::RowBytes(task) / kLineBytes;
   const int64_t blocks = (count + kMostBlockSteps - 1) / kMostBlockSteps;
   const int64_t block = (count + blocks - 1) / blocks;
-  const auto run = [&](auto lines) {
-    LinearTilePanels<Format, lines, true, Tiles>(task, count, block);
-  };
+  const auto run = [&](auto lines) { LinearTilePanels<Format, lines, true, Tiles>(task, block); };
   if (task.num_rows <= 2 * kTileRows)
-    return LinearTilePanels<Format, kPanelOutputs, false, Tiles>(task, count, count);
+    return LinearTilePanels<Format, kPanelOutputs, false, Tiles>(task, count);
   // As many lines ahead as bring a panel while all rows pass, two tiles of them at a time.
   const int pairs = (task.num_rows + kTileRows - 1) / (2 * kTileRows);
   if (pairs >= 8) return run(std::integral_constant<int, kPanelOutputs / 8>());
