@@ -39,7 +39,7 @@ struct ActiveRequest {
   bool prompt_progress = false;  // kGenerate; always for an open prompt
   int top_logprobs = 0;
   Priority priority = Priority::kNormal;
-  absl::Time submitted;
+  absl::Time arrived;
   absl::Time start_by = absl::InfiniteFuture();
   absl::Time finish_by = absl::InfiniteFuture();
   std::shared_ptr<TokenSink> sink;

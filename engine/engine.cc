@@ -131,9 +131,9 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(GenerateRequest request,
   active->priority = request.priority;
   active->continuations.resize(static_cast<size_t>(request.num_sequences));
   active->top_logprobs = request.top_logprobs;
-  active->submitted = clock_.Now();
-  active->start_by = active->submitted + request.queue_timeout;
-  active->finish_by = active->submitted + request.time_limit;
+  active->arrived = clock_.Now() - request.age;
+  active->start_by = active->arrived + request.queue_timeout;
+  active->finish_by = active->arrived + request.time_limit;
   active->sink = std::move(sink);
   if (!request.stopping.ignore_eos && !info_.eos.empty()) active->eos = info_.eos.front();
   active->ending = request.stopping.stop_token_ids;
@@ -158,7 +158,7 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(ScoreRequest request,
   active->prompt_tokens = static_cast<int64_t>(request.tokens.size());
   active->priority = request.priority;
   active->top_logprobs = request.top_logprobs;
-  active->submitted = clock_.Now();
+  active->arrived = clock_.Now() - request.age;
   active->sink = std::move(sink);
   active->prompt = std::move(request.tokens);
   return inbox_.Submit(std::move(active));

@@ -128,7 +128,7 @@ class EngineObserver {
   // One call per token. `since_previous`: the gap in its continuation; none for the first of it.
   virtual void OnToken(SequenceId id, std::optional<absl::Duration> since_previous) = 0;
   // One call per request, before OnToken, at the first token of any continuation.
-  virtual void OnFirstToken(SequenceId id, absl::Duration since_submission) = 0;
+  virtual void OnFirstToken(SequenceId id, absl::Duration since_arrival) = 0;
   virtual void OnFinished(const std::string& request_id, const RequestStats& request) = 0;
 };
 

@@ -37,9 +37,11 @@ struct GenerateRequest {
   StoppingParams stopping;
   int top_logprobs = 0;          // alternatives per generated token, 0 .. 20
   bool prompt_progress = false;  // send PrefillProgress events
+  // How long ago it came: its submission may have taken long. All its times count from there.
+  absl::Duration age = absl::ZeroDuration();  // >= 0
   // The request ends with kDeadlineExceeded if it has not started by then; infinite: never.
   absl::Duration queue_timeout = absl::InfiniteDuration();
-  // Time from submission after which the stream finishes with kTimeLimit, text kept; with
+  // Time after which the stream finishes with kTimeLimit, text kept; with
   // kDeadlineExceeded if it has no token by then.
   absl::Duration time_limit = absl::InfiniteDuration();
 };
@@ -65,6 +67,7 @@ struct ScoreRequest {
   std::vector<TokenId> tokens;  // not empty
   int top_logprobs = 0;         // alternatives per position, 0 .. 20
   Priority priority = Priority::kNormal;
+  absl::Duration age = absl::ZeroDuration();  // as of a GenerateRequest
 };
 
 }  // namespace bst

@@ -77,6 +77,11 @@ absl::Status CheckDuration(absl::string_view field, absl::Duration duration) {
   return Invalid(field, absl::StrCat("is ", absl::FormatDuration(duration), ", must be positive"));
 }
 
+absl::Status CheckAge(absl::Duration age) {
+  if (age >= absl::ZeroDuration() && age < absl::InfiniteDuration()) return absl::OkStatus();
+  return Invalid("age", absl::StrCat("is ", absl::FormatDuration(age), ", must be 0 or more"));
+}
+
 }  // namespace
 
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits) {
@@ -87,6 +92,7 @@ absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& l
                                                  : limits.max_sequences));
   BST_RETURN_IF_ERROR(CheckStopping(request.stopping, limits.vocab_size));
   BST_RETURN_IF_ERROR(CheckTopLogprobs(request.top_logprobs));
+  BST_RETURN_IF_ERROR(CheckAge(request.age));
   BST_RETURN_IF_ERROR(CheckDuration("queue_timeout", request.queue_timeout));
   BST_RETURN_IF_ERROR(CheckDuration("time_limit", request.time_limit));
   BST_RETURN_IF_ERROR(Validate(request.sampling, limits.vocab_size));
@@ -96,6 +102,7 @@ absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& l
 absl::Status CheckRequest(const ScoreRequest& request, const RequestLimits& limits) {
   if (request.tokens.empty()) return Invalid("tokens", "is empty");
   BST_RETURN_IF_ERROR(CheckPrompt("tokens", request.tokens, limits));
+  BST_RETURN_IF_ERROR(CheckAge(request.age));
   return CheckTopLogprobs(request.top_logprobs);
 }
 

@@ -41,10 +41,10 @@ RequestStats::Stage StageOf(const ActiveRequest& request) {
 // `now`, the end. Zero for what has not happened; one that never started waited all the time.
 Timings TimingsOf(const ActiveRequest& request, absl::Time now) {
   Timings timings;
-  timings.queue = (request.has_started() ? request.started : now) - request.submitted;
+  timings.queue = (request.has_started() ? request.started : now) - request.arrived;
   if (request.has_read_prompt()) timings.prefill = request.prompt_read - request.started;
   if (request.generated_tokens > 0) {
-    timings.time_to_first_token = request.first_token - request.submitted;
+    timings.time_to_first_token = request.first_token - request.arrived;
     timings.decode = request.last_token - request.first_token;
   }
   return timings;
@@ -169,7 +169,7 @@ void StepRunner::Accept(std::unique_ptr<ActiveRequest> owned) {
                       .max_new_tokens = samples ? request.stopping.max_new_tokens : 0,
                       .logits_everywhere = !samples,
                       .priority = request.priority,
-                      .arrival = request.submitted,
+                      .arrival = request.arrived,
                       .start_by = request.start_by,
                       .finish_by = request.finish_by});
   request.sink->Push(AcceptedEvent{.prompt_tokens = request.prompt_tokens,
@@ -456,7 +456,7 @@ void StepRunner::ReportTokens(absl::Time now) {
         request.continuations[static_cast<size_t>(drawn_[i].event.sequence_index)];
     if (observer_ != nullptr) {
       if (request.generated_tokens == 0) {
-        observer_->OnFirstToken(request.id, now - request.submitted);
+        observer_->OnFirstToken(request.id, now - request.arrived);
       }
       std::optional<absl::Duration> gap;
       if (continuation.generated_tokens > 0) gap = now - continuation.last_token;
@@ -518,7 +518,7 @@ void StepRunner::Finish(ActiveRequest& request, SequenceEnd end, absl::Time now)
                                                .stage = StageOf(request),
                                                .finished = finished,
                                                .longest_tokens = LongestOf(request),
-                                               .total = now - request.submitted});
+                                               .total = now - request.arrived});
   }
   // The request is forgotten first: a sink may hold what its owner waits for.
   const std::unique_ptr<ActiveRequest> owned = std::move(requests_.extract(request.id).mapped());

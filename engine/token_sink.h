@@ -77,9 +77,9 @@ struct ScoredEvent {
 };
 
 struct Timings {
-  absl::Duration queue;    // submission to the first step; if there was none, to the end
-  absl::Duration prefill;  // first step to the end of the prompt
-  absl::Duration time_to_first_token;  // submission to the first token
+  absl::Duration queue;                // arrival to the first step; if there was none, to the end
+  absl::Duration prefill;              // first step to the end of the prompt
+  absl::Duration time_to_first_token;  // arrival to the first token
   absl::Duration decode;               // first token of any continuation to the last of all
 };
 

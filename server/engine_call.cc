@@ -48,6 +48,7 @@ void EngineCall::Cancel(CancelCause cause) {
 void EngineCall::ReadRequest(
     const grpc::CallbackServerContext& context, const grpc::ByteBuffer& message,
     std::function<void(const ServedModel&, const grpc::ByteBuffer&)> read) {
+  came_ = std::chrono::steady_clock::now();
   const grpc::ByteBuffer bytes = TakeBytes(message);
   const absl::StatusOr<const ServedModel*> model = frontend_.Admit(context);
   if (!model.ok()) return Reject(model.status());
@@ -66,6 +67,7 @@ void EngineCall::ReadRequest(
 
 template <typename Request>
 absl::Status EngineCall::Submit(const ServedModel& model, Request request) {
+  if (came_.has_value()) request.age = absl::FromChrono(std::chrono::steady_clock::now() - *came_);
   request_id_ = request.request_id;
   engine_ = model.engine.get();
   if (!frontend_.active().Add(request_id_, weak_from_this())) {

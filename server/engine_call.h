@@ -90,7 +90,7 @@ class EngineCall : public TokenSink,
   void ReadRequest(const grpc::CallbackServerContext& context, const grpc::ByteBuffer& message,
                    std::function<void(const ServedModel&, const grpc::ByteBuffer&)> read);
 
-  // Hands the request to the engine.
+  // Hands the request to the engine. One that ReadRequest read came when its message did.
   // Errors: those of Engine::Submit; kAlreadyExists for a request id in flight.
   template <typename Request>
   absl::Status Submit(const ServedModel& model, Request request) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -140,6 +140,8 @@ class EngineCall : public TokenSink,
   Frontend& frontend_;
   const char* const rpc_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  // When the request came, in one message: by ReadRequest, before it is read.
+  std::optional<std::chrono::steady_clock::time_point> came_;
   std::string request_id_;    // set by Submit, constant afterwards
   Engine* engine_ = nullptr;  // likewise
 

@@ -41,7 +41,8 @@ Frontend::Frontend(ServerConfig config, AuthTokens auth)
       auth_(std::move(auth)),
       held_text_(BytesOf(config_.engine.max_queue_tokens)),
       metrics_(active_),
-      readers_(MessageReaders::DefaultThreads(), ReadersLimit(config_)) {}
+      readers_(MessageReaders::DefaultThreads(), ReadersLimit(config_),
+               [this](MessageReaders::Load load) { metrics_.SetReadersLoad(load); }) {}
 
 // The metrics outlive the engine, which reports to them to its end, but must not read it any more.
 Frontend::~Frontend() { metrics_.Unpublish(); }

@@ -9,7 +9,9 @@ int MessageReaders::DefaultThreads() {
   return static_cast<int>(std::clamp(std::thread::hardware_concurrency() / 4, 2U, 8U));
 }
 
-MessageReaders::MessageReaders(int num_threads, size_t limit_bytes) : limit_bytes_(limit_bytes) {
+MessageReaders::MessageReaders(int num_threads, size_t limit_bytes,
+                               std::function<void(Load)> on_load)
+    : limit_bytes_(limit_bytes), on_load_(std::move(on_load)) {
   for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { Run(); });
 }
 
@@ -24,13 +26,14 @@ MessageReaders::~MessageReaders() {
 void MessageReaders::Read(size_t bytes, std::function<void()> read, Order order) {
   if (bytes <= kSmallBytes) return read();
   absl::MutexLock lock(&mutex_);
-  bytes_ += bytes;
+  load_ = {load_.messages + 1, load_.bytes + bytes};
+  on_load_(load_);
   (order == Order::kBegun ? begun_ : new_).push_back({bytes, std::move(read)});
 }
 
 bool MessageReaders::MayTakeMore() const {
   absl::MutexLock lock(&mutex_);
-  return bytes_ < limit_bytes_;
+  return load_.bytes < limit_bytes_;
 }
 
 void MessageReaders::Run() {
@@ -50,7 +53,8 @@ void MessageReaders::Run() {
     next.read();
     next.read = nullptr;  // and what it kept, before the bytes count as gone
     absl::MutexLock lock(&mutex_);
-    bytes_ -= next.bytes;
+    load_ = {load_.messages - 1, load_.bytes - next.bytes};
+    on_load_(load_);
   }
 }
 

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <thread>
@@ -32,8 +33,16 @@ class MessageReaders {
   // A quarter of the machine's hardware threads, from 2 to 8.
   static int DefaultThreads();
 
-  // `limit_bytes`: of messages that wait or are being read, where MayTakeMore turns false.
-  MessageReaders(int num_threads, size_t limit_bytes);
+  // Messages that wait or are being read.
+  struct Load {
+    int64_t messages = 0;
+    size_t bytes = 0;
+  };
+
+  // `limit_bytes`: of the load, where MayTakeMore turns false. `on_load` hears of each change of
+  // it, one after the other, and must be quick.
+  MessageReaders(
+      int num_threads, size_t limit_bytes, std::function<void(Load)> on_load = [](Load) {});
   // Reads what waits, then joins.
   ~MessageReaders();
 
@@ -53,9 +62,10 @@ class MessageReaders {
   void Run();
 
   const size_t limit_bytes_;
+  const std::function<void(Load)> on_load_;
   mutable absl::Mutex mutex_;
   std::deque<Reading> new_ ABSL_GUARDED_BY(mutex_), begun_ ABSL_GUARDED_BY(mutex_);
-  size_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // of those, and of what is being read
+  Load load_ ABSL_GUARDED_BY(mutex_);
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;  // last: they use the others
 };

@@ -67,6 +67,10 @@ prometheus::Histogram* Histogram(prometheus::Registry& registry, const char* nam
   return &HistogramFamily(registry, name, help).Add({}, buckets);
 }
 
+prometheus::Gauge* Gauge(prometheus::Registry& registry, const char* name, const char* help) {
+  return &prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add({});
+}
+
 prometheus::Counter* Counter(prometheus::Registry& registry, const char* name, const char* help) {
   return &prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add({});
 }
@@ -132,6 +136,10 @@ void MetricsExporter::BuildRequestMetrics() {
           &cancelled.Add({{"stage", kStageNames[stage]}, {"cause", kCauseNames[cause]}});
     }
   }
+  messages_to_read_ = Gauge(*registry_, "bst_messages_to_read",
+                            "Large messages whose text waits to be tokenised, or is: the requests "
+                            "among them are not queued yet.");
+  bytes_to_read_ = Gauge(*registry_, "bst_messages_to_read_bytes", "Bytes of them.");
   prompt_tokens_ =
       Counter(*registry_, "bst_prompt_tokens_total", "Prompt tokens that were computed.");
   generation_tokens_ =
@@ -147,7 +155,7 @@ void MetricsExporter::BuildLatencyMetrics() {
   prometheus::Registry& registry = *registry_;
   time_to_first_token_ =
       Histogram(registry, "bst_time_to_first_token_seconds",
-                "From submission to the first token of a request.", FirstTokenBuckets());
+                "From arrival to the first token of a request.", FirstTokenBuckets());
   inter_token_latency_ =
       Histogram(registry, "bst_inter_token_latency_seconds",
                 "Between two tokens of a stream, each gap.", InterTokenBuckets());
@@ -157,13 +165,13 @@ void MetricsExporter::BuildLatencyMetrics() {
                 InterTokenBuckets());
   queue_time_ =
       Histogram(registry, "bst_request_queue_seconds",
-                "From submission to the first step, or to the end without one.", RequestBuckets());
+                "From arrival to the first step, or to the end without one.", RequestBuckets());
   prefill_time_ = Histogram(registry, "bst_request_prefill_seconds",
                             "From the first step to the end of the prompt.", RequestBuckets());
   decode_time_ = Histogram(registry, "bst_request_decode_seconds",
                            "From the first token to the last.", RequestBuckets());
-  end_to_end_ = Histogram(registry, "bst_e2e_request_latency_seconds",
-                          "From submission to the end.", RequestBuckets());
+  end_to_end_ = Histogram(registry, "bst_e2e_request_latency_seconds", "From arrival to the end.",
+                          RequestBuckets());
   decode_stall_ = Histogram(registry, "bst_decode_stall_seconds",
                             "Gap that a decoding stream saw while a prompt chunk shared its step.",
                             InterTokenBuckets());
@@ -216,6 +224,11 @@ void MetricsExporter::CountRejected(RejectReason reason) {
   rejected_[static_cast<size_t>(reason)]->Increment();
 }
 
+void MetricsExporter::SetReadersLoad(MessageReaders::Load load) {
+  messages_to_read_->Set(static_cast<double>(load.messages));
+  bytes_to_read_->Set(static_cast<double>(load.bytes));
+}
+
 std::string MetricsExporter::Render() const {
   std::vector<prometheus::MetricFamily> families = registry_->Collect();
   for (const prometheus::Collectable* source :
@@ -248,9 +261,9 @@ void MetricsExporter::OnToken(SequenceId, std::optional<absl::Duration> since_pr
   inter_token_latency_->Observe(absl::ToDoubleSeconds(*since_previous));
 }
 
-void MetricsExporter::OnFirstToken(SequenceId, absl::Duration since_submission) {
+void MetricsExporter::OnFirstToken(SequenceId, absl::Duration since_arrival) {
   if (!published_.load(std::memory_order_acquire)) return;
-  time_to_first_token_->Observe(absl::ToDoubleSeconds(since_submission));
+  time_to_first_token_->Observe(absl::ToDoubleSeconds(since_arrival));
 }
 
 void MetricsExporter::OnFinished(const std::string& request_id, const RequestStats& request) {

@@ -12,6 +12,7 @@
 
 #include <prometheus/counter.h>
 #include <prometheus/exposer.h>
+#include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
@@ -25,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "server/active_requests.h"
+#include "server/message_readers.h"
 
 namespace bst {
 
@@ -53,13 +55,14 @@ class MetricsExporter : public EngineObserver {
   void CountRequest(const std::string& rpc, absl::StatusCode code,
                     const std::string& finish_reason);
   void CountRejected(RejectReason reason);
+  void SetReadersLoad(MessageReaders::Load load);
 
   // The text that /metrics answers.
   std::string Render() const;
 
   void OnStep(const StepStats& step) override;
   void OnToken(SequenceId id, std::optional<absl::Duration> since_previous) override;
-  void OnFirstToken(SequenceId id, absl::Duration since_submission) override;
+  void OnFirstToken(SequenceId id, absl::Duration since_arrival) override;
   void OnFinished(const std::string& request_id, const RequestStats& request) override;
 
  private:
@@ -79,6 +82,8 @@ class MetricsExporter : public EngineObserver {
   prometheus::Family<prometheus::Counter>* requests_;
   std::array<prometheus::Counter*, kRejectReasons> rejected_;
   std::array<std::array<prometheus::Counter*, kCauses>, kStages> cancelled_;
+  prometheus::Gauge* messages_to_read_;
+  prometheus::Gauge* bytes_to_read_;
   prometheus::Counter* prompt_tokens_;
   prometheus::Counter* generation_tokens_;
   prometheus::Histogram* time_to_first_token_;

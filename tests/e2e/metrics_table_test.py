@@ -28,6 +28,8 @@ METRICS: dict[str, tuple[str, dict[str, set[str] | None], str]] = {
     "bst_requests_running": ("gauge", {}, ""),
     "bst_requests_waiting": ("gauge", {}, ""),
     "bst_awaiting_input": ("gauge", {}, ""),
+    "bst_messages_to_read": ("gauge", {}, ""),
+    "bst_messages_to_read_bytes": ("gauge", {}, ""),
     "bst_queue_tokens": ("gauge", {}, ""),
     "bst_time_to_first_token_seconds": ("histogram", {}, FIRST_TOKEN),
     "bst_inter_token_latency_seconds": ("histogram", {}, INTER_TOKEN),

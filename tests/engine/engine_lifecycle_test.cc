@@ -42,8 +42,8 @@ class CountingObserver final : public EngineObserver {
     ++num_tokens;
     if (since_previous.has_value()) gaps[id].push_back(*since_previous);
   }
-  void OnFirstToken(SequenceId id, absl::Duration since_submission) override {
-    first_tokens[id] = since_submission;
+  void OnFirstToken(SequenceId id, absl::Duration since_arrival) override {
+    first_tokens[id] = since_arrival;
     ++num_first_tokens;
   }
   void OnFinished(const std::string& request_id, const RequestStats& request) override {
@@ -640,6 +640,25 @@ TEST_F(EngineLifecycleTest, QueueTimeoutEndsWhatHasNotStarted) {
   EXPECT_THAT(TokensOf(late), IsEmpty());
   engine_->Cancel(held.id);
   EXPECT_EQ(StatsOf("late").stage, RequestStats::Stage::kQueued);
+}
+
+TEST_F(EngineLifecycleTest, TimesCountFromArrivalHoweverLongTheSubmissionTook) {
+  OneSlot();
+  const auto start = [this](const std::string& name, absl::Duration age) {
+    GenerateRequest request = Named(name, Greedy(Tokens("x"), 1));
+    request.queue_timeout = absl::Seconds(10);
+    request.age = age;
+    return Start(*engine_, request);
+  };
+  const FinishedEvent in_time = start("in time", absl::Seconds(9)).sink->WaitFinished();
+  EXPECT_TRUE(in_time.status.ok());
+  EXPECT_EQ(in_time.timings.queue, absl::Seconds(9));
+  EXPECT_EQ(in_time.timings.time_to_first_token, absl::Seconds(9));
+  const FinishedEvent late = start("late", absl::Seconds(10)).sink->WaitFinished();
+  EXPECT_EQ(late.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(late.timings.queue, absl::Seconds(10));
+  EXPECT_EQ(StatsOf("late").stage, RequestStats::Stage::kQueued);
+  EXPECT_EQ(StatsOf("in time").total, absl::Seconds(9));
 }
 
 TEST_F(EngineLifecycleTest, QueueTimeoutDoesNotTouchWhatRuns) {

@@ -72,6 +72,8 @@ TEST(RequestCheckTest, NamesTheFieldTheValueAndTheLimit) {
        "is 4, not in 1 .. 3"},
       {[](auto& r) { r.top_logprobs = 21; }, "top_logprobs ", "21"},
       {[](auto& r) { r.top_logprobs = -1; }, "top_logprobs ", "-1"},
+      {[](auto& r) { r.age = -absl::Seconds(1); }, "age ", "-1s"},
+      {[](auto& r) { r.age = absl::InfiniteDuration(); }, "age ", "inf"},
       {[](auto& r) { r.queue_timeout = absl::ZeroDuration(); }, "queue_timeout ", "0"},
       {[](auto& r) { r.time_limit = -absl::Seconds(1); }, "time_limit ", "-1s"},
       {[](auto& r) { r.sampling.temperature = -1; }, "temperature ", "-1"},

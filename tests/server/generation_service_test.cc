@@ -15,6 +15,8 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "server/engine_call.h"
 #include "server/message_readers.h"
@@ -542,8 +544,8 @@ TEST(UnreadOutput, ThePromptSentBackCountsToo) {
 class LargeMessagesTest : public testing::Test {
  protected:
   static ServerConfig Config() {
-    ServerConfig config = LoopbackConfig();
-    config.max_message_bytes = int64_t{2} * MessageReaders::kSmallBytes;
+    ServerConfig config = ConfigWithMetrics();
+    config.max_message_bytes = int64_t{4} * MessageReaders::kSmallBytes;  // 15 may wait, not 20
     return config;
   }
 
@@ -592,6 +594,25 @@ TEST_F(LargeMessagesTest, LeaveGrpcsThreadsToOthers) {
     const grpc::Status status = server_.generation().GetModelInfo(&context, {}, &info);
     ASSERT_TRUE(status.ok()) << status.error_message();
   }
+}
+
+TEST_F(LargeMessagesTest, WaitingToBeReadIsSeenAndCounted) {
+  constexpr absl::Duration kWait = absl::Milliseconds(200);
+  const int held = MessageReaders::DefaultThreads();
+  const auto to_read = [this] { return HttpGet(server_.server().addresses().metrics, "/metrics"); };
+  Call(held);
+  clients_.emplace_back([this] { server_.Generate(TextRequest(LargeText())); });
+  const std::string line = absl::StrCat("bst_messages_to_read ", held + 1, "\n");
+  EXPECT_TRUE(WaitUntil([&] { return absl::StrContains(to_read(), line); }));
+  absl::SleepFor(kWait);
+  LetGo();
+  absl::Duration longest;
+  for (int n = 0; n <= held; ++n) {
+    longest =
+        std::max(longest, server_.engine().WaitForRequest(static_cast<size_t>(n)).generate->age);
+  }
+  EXPECT_GE(longest, kWait);
+  EXPECT_TRUE(WaitUntil([&] { return absl::StrContains(to_read(), "bst_messages_to_read 0\n"); }));
 }
 
 TEST_F(LargeMessagesTest, OfWhichTooManyWaitAreRefused) {

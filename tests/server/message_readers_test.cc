@@ -90,5 +90,18 @@ TEST(MessageReaders, CountsWhatWaitsAndWhatIsBeingRead) {
   EXPECT_TRUE(WaitUntil([&] { return weak.expired(); }));
 }
 
+TEST(MessageReaders, SaysWhatItsLoadIs) {
+  std::vector<std::pair<int64_t, size_t>> loads;
+  {
+    MessageReaders readers(
+        1, 1, [&](MessageReaders::Load load) { loads.emplace_back(load.messages, load.bytes); });
+    const LongReading first(readers);
+    readers.Read(kLarge + 5, [] {});
+    readers.Read(MessageReaders::kSmallBytes, [] {});  // never waits
+  }
+  using Load = std::pair<int64_t, size_t>;
+  EXPECT_EQ(loads, (std::vector<Load>{{1, kLarge}, {2, 2 * kLarge + 5}, {1, kLarge + 5}, {0, 0}}));
+}
+
 }  // namespace
 }  // namespace bst

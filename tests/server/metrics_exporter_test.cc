@@ -92,6 +92,14 @@ TEST_F(MetricsExporterTest, MemoryOfTheGpu) {
   }
 }
 
+TEST_F(MetricsExporterTest, MessagesToRead) {
+  EXPECT_THAT(metrics_.Render(), HasSubstr("bst_messages_to_read 0\n"));
+  metrics_.SetReadersLoad({.messages = 2, .bytes = 40'000});
+  const std::string text = metrics_.Render();
+  EXPECT_THAT(text, HasSubstr("bst_messages_to_read 2\n"));
+  EXPECT_THAT(text, HasSubstr("bst_messages_to_read_bytes 40000\n"));
+}
+
 TEST_F(MetricsExporterTest, ProcessMetrics) {
   const std::string text = metrics_.Render();
   for (const char* const name : {"process_resident_memory_bytes", "process_virtual_memory_bytes",
