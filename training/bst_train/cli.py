@@ -17,7 +17,7 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_argument
     commands("--corpus", action="append", required=True, metavar="PATH[:MEGABYTES]",
              help="JSON lines with a \"text\" each, plain, .xz or .gz; take this many megabytes "
-                  "of it (default: all). May be repeated.")
+                  "of it, a positive number (default: all). May be repeated.")
     commands("--vocab_size", type=int, default=4096, help="pieces (default %(default)s)")
     commands("--max_document_bytes", type=int, default=400_000,
              help="use this much of each document, so that no author dominates "
@@ -60,8 +60,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--run_dir", type=Path, required=True,
         help="checkpoints, curve; a run that is there is resumed")
     add("--corpus", action="append", required=True, metavar="PATH[:WEIGHT]",
-        help="training text, JSON lines, plain, .xz or .gz, with its share of the tokens "
-             "(default 1). May be repeated.")
+        help="training text, JSON lines, plain, .xz or .gz, with its share of the tokens: a "
+             "positive number, relative to those of the other corpora (default 1). May be "
+             "repeated.")
     add("--valid", type=Path, help="held-out text for the validation curve")
     add("--tokenizer", default="byte",
         help="\"byte\" or a SentencePiece model file (default %(default)s)")

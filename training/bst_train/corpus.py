@@ -19,6 +19,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, TextIO, Tuple, Union
 
@@ -63,14 +64,25 @@ class Source:
 
     @staticmethod
     def parse(argument: str, default: float = 1.0) -> "Source":
-        """Parses `PATH:WEIGHT`, or `PATH`, which has the weight `default`."""
-        path, separator, weight = argument.rpartition(":")
+        """Parses `PATH:WEIGHT`, or `PATH`, which has the weight `default`.
+
+        What stands behind the last colon is a weight if it is a number. Raises ValueError unless
+        it is positive and finite: who wants nothing of a corpus leaves it out.
+        """
+        path, separator, text = argument.rpartition(":")
         if not separator:
             return Source(argument, default)
         try:
-            return Source(path, float(weight))
+            weight = float(text)
         except ValueError:
             return Source(argument, default)
+        if not 0.0 < weight < math.inf:
+            raise ValueError(
+                f"{argument}: {text!r} behind the colon must be a positive, finite number"
+            )
+        if not path:
+            raise ValueError(f"{argument}: no path in front of the colon")
+        return Source(path, weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +207,14 @@ class LaneSampler:
     ) -> None:
         if lanes < sequences:
             raise ValueError(f"{lanes} lanes cannot feed {sequences} sequences per step")
-        if len(corpora) != len(weights) or min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError("every corpus needs a weight >= 0, and one must be positive")
+        if len(corpora) != len(weights):
+            raise ValueError(f"{len(corpora)} corpora need as many weights, not {len(weights)}")
+        for index, (corpus, weight) in enumerate(zip(corpora, weights)):
+            # At 0 a corpus would still be dealt wherever the others have just had their share.
+            if not 0.0 < weight < math.inf:
+                raise ValueError(f"corpus {index + 1}: the weight {weight} is not positive and finite")
+            if not (np.diff(corpus.bounds) > 1).any():
+                raise ValueError(f"corpus {index + 1}: no document has a token to predict")
         self._corpora = list(corpora)
         self._weights = np.array(weights, dtype=np.float64) / float(sum(weights))
         self._bos = tokenizer.bos_id

@@ -112,6 +112,27 @@ class CorpusTest(TemporaryDirectoryTest):
         self.assertEqual(Source.parse("a:b.jsonl", math.inf), Source("a:b.jsonl", math.inf))
         self.assertEqual(Source.parse("a.jsonl:1", math.inf), Source("a.jsonl", 1.0))
 
+    def test_a_weight_is_positive_and_finite(self) -> None:
+        for weight in ("0", "-0.0", "-1", "nan", "inf", "-inf", "1e999"):
+            for default in (1.0, math.inf):
+                with self.assertRaisesRegex(ValueError, f"a.jsonl:{weight}: '{weight}' behind"):
+                    Source.parse(f"a.jsonl:{weight}", default)
+        with self.assertRaisesRegex(ValueError, ":0.5: no path"):
+            Source.parse(":0.5")
+        corpora = [self._corpus([40], 0), self._corpus([90], 100)]
+        options = dict(segment=16, sequences=1, lanes=1, max_segments=0, min_tail=0, seed=1)
+        for weight in (0.0, -1.0, math.nan, math.inf):
+            with self.assertRaisesRegex(ValueError, f"corpus 2: the weight {weight} is not"):
+                LaneSampler(corpora, [1.0, weight], ByteTokenizer(), **options)
+        with self.assertRaisesRegex(ValueError, "2 corpora need as many weights, not 1"):
+            LaneSampler(corpora, [1.0], ByteTokenizer(), **options)
+
+    def test_a_corpus_without_anything_to_predict_is_refused(self) -> None:
+        """As empty texts are without bos and eos; there would be no piece to deal."""
+        one_token = TokenizedCorpus(np.array([7]), np.array([0, 1, 1]), np.array([1, 0]))
+        with self.assertRaisesRegex(ValueError, "corpus 2: no document has a token to predict"):
+            self._sampler([self._corpus([40], 0), one_token])
+
     def _sampler(self, corpora: List[TokenizedCorpus], **changes: int) -> LaneSampler:
         options = dict(segment=16, sequences=2, lanes=4, max_segments=0, min_tail=0, seed=3)
         options.update(changes)
