@@ -29,7 +29,7 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 PathLike = Union[str, Path]
 
-_INDEX = "model.safetensors.index.json"   # of a checkpoint in several files
+INDEX = "model.safetensors.index.json"   # of a checkpoint in several files
 
 _DTYPES: Dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -106,7 +106,7 @@ def read_safetensors(path: PathLike) -> Dict[str, torch.Tensor]:
 
 
 def _read_all(directory: Path) -> Dict[str, torch.Tensor]:
-    index = directory / _INDEX
+    index = directory / INDEX
     if not index.exists():
         return read_safetensors(directory / "model.safetensors")
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -129,8 +129,8 @@ def export_model(
     finite, or the directory holds an index, which readers would follow to other weights.
     """
     directory = Path(directory)
-    if (directory / _INDEX).exists():
-        raise ValueError(f"{directory / _INDEX}: holds a checkpoint in several files; remove it")
+    if (directory / INDEX).exists():
+        raise ValueError(f"{directory / INDEX}: holds a checkpoint in several files; remove it")
     config = model.config
     tensors = {
         name: tensor.to(torch.float32 if is_float32_only(name) else dtype)

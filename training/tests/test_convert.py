@@ -425,6 +425,32 @@ class S4Test(unittest.TestCase):
                 1, "error: layer 1 is transformer, which has no s4d kernel\n"))
             self.assertEqual((directory / "model.safetensors").read_bytes(), before)
 
+    def test_into_a_checkpoint_in_several_files(self) -> None:
+        """Refused, whether or not model.safetensors is there, too; and nothing is written."""
+        arrays = v4_arrays(self.rng, features=32, n_ssm=2, channels=4, rank=1)
+        with tempfile.TemporaryDirectory() as scratch:
+            directory, source = Path(scratch) / "checkpoint", Path(scratch) / "a.npz"
+            np.savez(source, **arrays)
+            shutil.copytree(GOLDEN / "bst_multi_head_s4", directory)
+            index = directory / "model.safetensors.index.json"
+            index.write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+            for remove in (False, True):
+                if remove:
+                    (directory / "model.safetensors").unlink()
+                before = {path.name: path.read_bytes() for path in directory.iterdir()}
+                status, text = run_main("s4", source, "--layer", 0, "--dt_transform", "exp",
+                                        "--into", directory)
+                self.assertEqual(status, 1)
+                self.assertIn(f"error: {index}: holds a checkpoint in several files", text)
+                self.assertEqual(
+                    {path.name: path.read_bytes() for path in directory.iterdir()}, before)
+            index.unlink()
+            status, text = run_main("s4", source, "--layer", 0, "--dt_transform", "exp",
+                                    "--into", directory)
+            self.assertEqual((status, text), (
+                1, f"error: {directory / 'model.safetensors'}: missing; a checkpoint directory is "
+                   "needed\n"))
+
 
 # ---- meliad as upstream defines it ---------------------------------------------------------------
 

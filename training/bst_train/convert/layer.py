@@ -12,7 +12,7 @@ from typing import Any, Dict, Mapping, Tuple
 import numpy as np
 import torch
 
-from ..checkpoint import is_float32_only, read_safetensors, write_safetensors
+from ..checkpoint import INDEX, is_float32_only, read_safetensors, write_safetensors
 from ..durable import replace_durably, write_durably
 
 _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
@@ -114,11 +114,17 @@ def replace_layer(
     """Puts the layer, or its part, in the place of layer `number` of a checkpoint directory.
 
     Raises ConversionError, before anything is written, where the checkpoint's configuration
-    disagrees with what the layer needs. Everything else in the checkpoint stays as it is.
+    disagrees with what the layer needs, or where it is in several files: readers would follow its
+    index to the old layer. Everything else in the checkpoint stays as it is.
     """
-    file = directory / "model.safetensors"
+    index, file = directory / INDEX, directory / "model.safetensors"
+    if index.exists():
+        raise ConversionError(
+            f"{index}: holds a checkpoint in several files; merge them into {file.name} and remove "
+            "the index first"
+        )
     if not file.exists():
-        raise ConversionError(f"{file}: missing; merge a sharded checkpoint into one file first")
+        raise ConversionError(f"{file}: missing; a checkpoint directory is needed")
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if not 0 <= number < len(config["layers"]):
         raise ConversionError(f"layer {number}: the checkpoint has {len(config['layers'])} layers")
