@@ -210,7 +210,11 @@ class ModelConfig:
 
     @staticmethod
     def load(path: Union[str, Path]) -> "ModelConfig":
-        return ModelConfig.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        """Raises ConfigError naming the file, and the key if it is one's fault."""
+        try:
+            return ModelConfig.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
 
 class _Reader:

@@ -349,6 +349,23 @@ class CheckpointTest(TemporaryDirectoryTest):
             self.assertEqual(loaded[name].dtype, tensor.dtype)
             self.assertTrue(torch.equal(loaded[name], tensor))
 
+    def test_damaged_safetensors_are_named(self) -> None:
+        path = self.directory / "x.safetensors"
+        write_safetensors(path, {"a": torch.randn(3, 5), "b": torch.randn(4)})
+        whole = path.read_bytes()
+        for content, pattern in (
+            (b"", "not a safetensors file"),
+            (whole[:60], "not a safetensors file"),
+            (whole[:8] + whole[8:].replace(b"{", b"[", 1), "not a safetensors file"),
+            (whole[:-1], "b is bytes 60 to 76 of 75, which are not a F32"),
+            (whole.replace(b"[3,5]", b"[3,4]"), r"a is bytes .* not a F32 of shape \[3, 4\]"),
+            (whole.replace(b'"F32"', b'"I32"', 1), "a has type I32, not one of F32, F16, BF16"),
+            (whole.replace(b'"shape"', b'"shapE"', 1), "a lacks a type, a shape or its offsets"),
+        ):
+            path.write_bytes(content)
+            with self.assertRaisesRegex(ValueError, f"^{path}: {pattern}"):
+                read_safetensors(path)
+
     def test_export_and_import(self) -> None:
         config = tiny_config(
             (TRANSFORMER, bst()), AttentionConfig(position="t5"), ffn_activation="swiglu",
