@@ -48,7 +48,7 @@ from .optimizer import (
     set_learning_rates,
 )
 from .plot import plot_curves
-from .tokenizer import BYTE_DIGEST, Tokenizer, tokenizer_digest
+from .tokenizer import BYTE_DIGEST, Tokenizer, load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,6 +364,13 @@ def _check_digest(path: Path, state: Dict[str, Any], digest: str) -> None:
         raise ValueError(f"{path} was trained with the vocabulary {trained}, not {digest}")
 
 
+def check_run_tokenizer(path: Path, state: Dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Raises ValueError unless the run of the checkpoint `path`, which holds `state`, has that
+    vocabulary: with another one its model would be judged, or served, on meaningless ids."""
+    check_tokenizer(ModelConfig.from_json(state["model_config"]), tokenizer)
+    _check_digest(path, state, tokenizer.digest)
+
+
 def load_training_checkpoint(path: Path) -> Dict[str, Any]:
     """The contents of a run's checkpoint.pt. Only for files one has written oneself (pickle)."""
     try:
@@ -383,13 +390,13 @@ def export_run(
 ) -> LanguageModel:
     """Writes the model of a run directory as a checkpoint directory (see export_model).
 
-    Raises ValueError where the run was trained with another vocabulary.
+    Raises ValueError where the vocabulary is not the configuration's, or the run's.
     """
     path = Path(run_dir) / "checkpoint.pt"
     state = load_training_checkpoint(path)
     model = _model_of(state)
     if model.config.tokenizer_file is None or tokenizer_model is not None:
-        _check_digest(path, state, tokenizer_digest(tokenizer_model))
+        check_run_tokenizer(path, state, load_tokenizer(tokenizer_model))
     export_model(model, directory, tokenizer_model, dtype)
     return model
 
