@@ -132,7 +132,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise FloatingPointError(f"step {self.step}: {name} is not finite; nothing is saved")
-        own = self._group.own(self.config.lanes)
+        own = self._group.own_lanes(self.config.lanes)
         states = self._group.collect(dict(list(enumerate(self._states))[own]))
         if not self._group.is_first:
             return
@@ -212,8 +212,11 @@ class Trainer:
     def _train_step(self) -> Tuple[float, int, float]:
         """One update. Returns the mean loss, the tokens counted and the relative learning rate."""
         whole = self._sampler.next_batch()
-        own = self._group.own(self.config.sequences)
-        batch = Batch(whole.lanes[own], whole.fresh[own], whole.inputs[own], whole.targets[own])
+        own = self._group.own_rows(whole.lanes)
+        batch = Batch(
+            [whole.lanes[row] for row in own], whole.fresh[own], whole.inputs[own],
+            whole.targets[own],
+        )
         inputs = torch.from_numpy(batch.inputs).to(self._device)
         targets = torch.from_numpy(batch.targets).to(self._device)
         fresh = torch.from_numpy(batch.fresh).to(self._device)
