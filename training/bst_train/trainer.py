@@ -39,7 +39,7 @@ from .durable import replace_durably
 from .evaluate import evaluate
 from .kernels import SsmOptions
 from .loss import token_losses
-from .model import LanguageModel, ModelState, split_state, stack_states
+from .model import LanguageModel, ModelState, move_state, split_state, stack_states
 from .optimizer import (
     OptimizerConfig,
     make_optimizers,
@@ -166,6 +166,12 @@ class Trainer:
         if state["model_config"] != self.model.config.to_json():
             raise ValueError(f"{self._checkpoint} holds another model configuration")
         _check_digest(self._checkpoint, state, self._tokenizer.digest)
+        # Nothing else that may change between a run's starts has a part in the names.
+        for name in sorted(set(self.model.state_dict()) ^ set(state["model"])):
+            raise ValueError(
+                f"{self._checkpoint} is of a run with another --ssm_init: {name} is "
+                f"{'in it' if name in state['model'] else 'not in it'}"
+            )
         self.model.load_state_dict(state["model"])
         groups = [len(optimizer.param_groups) for optimizer in self._optimizers]
         if groups != [len(saved["param_groups"]) for saved in state["optimizers"]]:
@@ -180,7 +186,8 @@ class Trainer:
             for group, setting in zip(optimizer.param_groups, settings):
                 group.update(setting)
         self._sampler.load_state_dict(state["sampler"])
-        self._states = state["states"]
+        # The file is read into main memory, wherever its tensors were.
+        self._states = [move_state(lane, self._device) for lane in state["states"]]
         self._template = next((s for s in self._states if s is not None), None)
         self.step = state["step"]
         self.tokens = state["tokens"]

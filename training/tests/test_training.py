@@ -518,7 +518,8 @@ class OptimizerTest(unittest.TestCase):
 
 class TrainerTest(TemporaryDirectoryTest):
     def _trainer(
-        self, name: str, layers: Tuple[LayerConfig, ...] = (TRANSFORMER, bst()), **changes: object
+        self, name: str, layers: Tuple[LayerConfig, ...] = (TRANSFORMER, bst()),
+        device: str = "cpu", **changes: object
     ) -> Trainer:
         path = self.directory / "text.jsonl"
         if not path.exists():
@@ -531,7 +532,8 @@ class TrainerTest(TemporaryDirectoryTest):
         )
         config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
         return Trainer(
-            tiny_config(layers), config, [corpus], [1.0], corpus, tokenizer, self.directory / name
+            tiny_config(layers), config, [corpus], [1.0], corpus, tokenizer, self.directory / name,
+            device,
         )
 
     def test_resume_is_exact(self) -> None:
@@ -545,6 +547,24 @@ class TrainerTest(TemporaryDirectoryTest):
         for name, tensor in straight.model.state_dict().items():
             self.assertTrue(torch.equal(tensor, resumed.model.state_dict()[name]), name)
         self.assertTrue((self.directory / "stopped" / "curve.csv").exists())
+
+    def test_resume_puts_the_states_where_the_model_is(self) -> None:
+        self._trainer("moved").run(max_steps=2)
+        resumed = self._trainer("moved", device="meta")   # stands for an accelerator
+        states = [state for state in resumed._states if state is not None]
+        self.assertEqual(len(states), 3)
+        for tensor in (tensor for state in states for layer in state for tensor in layer):
+            self.assertEqual(tensor.device.type, "meta")
+
+    def test_resume_with_another_initialisation_is_refused(self) -> None:
+        """Where it changes what there is to train; it cannot change what is trained already."""
+        for name, initial, pattern in (
+            ("legs", "", "another --ssm_init: layers.1.ssm.b is in it"),
+            ("lin", "legs", "another --ssm_init: layers.1.ssm.b is not in it"),
+        ):
+            self._trainer(name, ssm_init=name).run(max_steps=1)
+            with self.assertRaisesRegex(ValueError, pattern):
+                self._trainer(name, ssm_init=initial)
 
     def test_resume_takes_the_settings_of_its_arguments(self) -> None:
         def settings(trainer: Trainer) -> List[dict]:
