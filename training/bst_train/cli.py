@@ -84,8 +84,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                          "rate annealed to match; 0: no limit",
         "checkpoint_every_s": "seconds between checkpoints",
         "log_every": "steps between progress lines",
-        "valid_every": "tokens between validations; 0: never",
-        "valid_tokens": "tokens of each held-out document that a validation reads",
+        "valid_every": "tokens between validations; 0: only at the end",
+        "valid_tokens": "tokens of each held-out document that a validation reads; 0: all",
     })
     _add_fields(parser, OptimizerConfig, {
         "optimizer": "of the hidden matrices: muon or adamw",
@@ -140,15 +140,14 @@ def _run_train(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.tokenizer)
     check_tokenizer(model_config, tokenizer)   # before hours of tokenising
     sources = [Source.parse(argument) for argument in args.corpus]
-    optimizer = OptimizerConfig(**_fields(OptimizerConfig, args))
     parameters = _fields(TrainConfig, args)
-    parameters["optimizer"] = optimizer
+    parameters["optimizer"] = OptimizerConfig(**_fields(OptimizerConfig, args))
+    config = TrainConfig(**parameters)
     corpora = prepare_corpora(sources, tokenizer, args.cache_dir)
     valid = tokenize(args.valid, tokenizer, args.cache_dir) if args.valid else None
     trainer = Trainer(
-        model_config, TrainConfig(**parameters), corpora,
-        [source.weight for source in sources], valid, tokenizer, args.run_dir, args.device,
-        Group(),
+        model_config, config, corpora, [source.weight for source in sources], valid, tokenizer,
+        args.run_dir, args.device, Group(),
     )
     trainer.run()
     return 0

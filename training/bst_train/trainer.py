@@ -67,9 +67,20 @@ class TrainConfig:
     time_budget_s: float = 0.0        # 0: none
     checkpoint_every_s: float = 300.0
     log_every: int = 10               # steps
-    valid_every: int = 0              # tokens; 0: never
-    valid_tokens: int = 16384         # of each held-out document
+    valid_every: int = 0              # tokens; 0: at the end only
+    valid_tokens: int = 16384         # of each held-out document; 0: all of them
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self) -> None:
+        for key in ("max_tokens", "segment", "sequences", "lanes", "log_every"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"{key}: {getattr(self, key)} is not positive")
+        for key in (
+            "max_segments", "min_tail", "seed", "time_budget_s", "checkpoint_every_s",
+            "valid_every", "valid_tokens",
+        ):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"{key}: {getattr(self, key)} is not 0 or more")
 
 
 class Trainer:
@@ -206,7 +217,10 @@ class Trainer:
         if not self._group.is_first or not path.exists():
             return
         text = path.read_text(encoding="utf-8").strip()
-        if text.isdigit() and int(text) > 0 and int(text) != self._max_tokens:
+        if not (text.isdecimal() and int(text) > 0):
+            print(f"{path}: {text!r} is not a number of tokens; the budget stays "
+                  f"{self._max_tokens}", flush=True)
+        elif int(text) != self._max_tokens:
             self._max_tokens = int(text)
             print(f"{path}: the budget is {text} tokens from now on", flush=True)
 

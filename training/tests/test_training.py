@@ -516,6 +516,26 @@ class OptimizerTest(unittest.TestCase):
         self.assertAlmostEqual(schedule(99, 1.5, config), 0.1)
 
 
+class TrainConfigTest(unittest.TestCase):
+    def test_what_cannot_be_trained_is_named(self) -> None:
+        """A budget of -1 was never used up, a segment of 0 never had a loss, and so on."""
+        for key in ("max_tokens", "segment", "sequences", "lanes", "log_every"):
+            for value in (0, -1):
+                with self.assertRaisesRegex(ValueError, f"^{key}: {value} is not positive"):
+                    TrainConfig(**{"max_tokens": 1, key: value})
+        for key in ("max_segments", "min_tail", "seed", "valid_every", "valid_tokens"):
+            TrainConfig(**{"max_tokens": 1, key: 0})
+            with self.assertRaisesRegex(ValueError, f"^{key}: -1 is not 0 or more"):
+                TrainConfig(**{"max_tokens": 1, key: -1})
+        for value in (-1.0, math.nan):
+            with self.assertRaisesRegex(ValueError, f"^time_budget_s: {value} is not 0 or more"):
+                TrainConfig(max_tokens=1, time_budget_s=value)
+
+    def test_an_unknown_optimizer_is_refused(self) -> None:
+        with self.assertRaisesRegex(ValueError, "optimizer: 'moun' is not one of muon, adamw"):
+            OptimizerConfig(optimizer="moun")
+
+
 class TrainerTest(TemporaryDirectoryTest):
     def _trainer(
         self, name: str, layers: Tuple[LayerConfig, ...] = (TRANSFORMER, bst()),
@@ -640,7 +660,14 @@ class TrainerTest(TemporaryDirectoryTest):
 
     def test_budget_file_replaces_the_budget(self) -> None:
         trainer = self._trainer("shortened")
-        (self.directory / "shortened" / "max_tokens").write_text("200\n", encoding="utf-8")
+        file = self.directory / "shortened" / "max_tokens"
+        for text in ("2e2", "0", ""):
+            file.write_text(text, encoding="utf-8")
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                trainer._read_budget()
+            self.assertIn(f"{file}: '{text}' is not a number of tokens; the budget stays 2560",
+                          output.getvalue())
+        file.write_text("200\n", encoding="utf-8")
         trainer.run()
         self.assertGreaterEqual(trainer.tokens, 200)
         self.assertLess(trainer.tokens, 200 + 64)
