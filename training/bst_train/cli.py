@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
-from .corpus import Source, read_texts, tokenize
+from .corpus import Source, count_shared, read_texts, tokenize
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +145,11 @@ def _run_train(args: argparse.Namespace) -> int:
     config = TrainConfig(**parameters)
     corpora = prepare_corpora(sources, tokenizer, args.cache_dir)
     valid = tokenize(args.valid, tokenizer, args.cache_dir) if args.valid else None
+    shared = count_shared(corpora, valid) if valid else 0
+    if valid and shared:
+        print(f"warning: --valid {args.valid}: {shared} of {len(valid)} documents are trained on, "
+              "too; the validation curve does not show what the model makes of unseen text",
+              file=sys.stderr)
     trainer = Trainer(
         model_config, config, corpora, [source.weight for source in sources], valid, tokenizer,
         args.run_dir, args.device, Group(),

@@ -142,6 +142,16 @@ def tokenize(path: PathLike, tokenizer: Tokenizer, cache_dir: PathLike) -> Token
     return corpus
 
 
+def count_shared(corpora: Sequence[TokenizedCorpus], held_out: TokenizedCorpus) -> int:
+    """How many documents of `held_out` are, token for token, documents of `corpora`, too."""
+    def digests(corpus: TokenizedCorpus) -> Iterator[bytes]:
+        for index in range(len(corpus)):
+            yield hashlib.sha256(corpus.document(index).astype("<i4").tobytes()).digest()
+
+    known = {digest for corpus in corpora for digest in digests(corpus)}
+    return sum(digest in known for digest in digests(held_out))
+
+
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """A stretch of a document that is trained on as a document of its own."""

@@ -64,6 +64,7 @@ class DistributedTest(unittest.TestCase):
     def _train(self, launcher: List[str], name: str, max_tokens: int, *more: str) -> Path:
         result = self._run(launcher, name, max_tokens, *more)
         self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("6 of 6 documents are trained on, too", result.stdout + result.stderr)
         return self.directory / name
 
     def _torchrun(self) -> List[str]:

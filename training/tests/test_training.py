@@ -28,7 +28,14 @@ from training.bst_train.checkpoint import (
     write_safetensors,
 )
 from training.bst_train.config import AttentionConfig, ConfigError, LayerConfig
-from training.bst_train.corpus import LaneSampler, Source, TokenizedCorpus, read_texts, tokenize
+from training.bst_train.corpus import (
+    LaneSampler,
+    Source,
+    TokenizedCorpus,
+    count_shared,
+    read_texts,
+    tokenize,
+)
 from training.bst_train.evaluate import document_losses, evaluate, token_byte_lengths
 from training.bst_train.generate import sample
 from training.bst_train.kernels import SsmOptions
@@ -98,6 +105,13 @@ class CorpusTest(TemporaryDirectoryTest):
             path = write_corpus(self.directory / text / "a.jsonl", [text])
             corpus = tokenize(path, ByteTokenizer(), self.directory / "cache")
             self.assertEqual(bytes(corpus.document(0)[1:-1].tolist()).decode(), text)
+
+    def test_held_out_documents_that_are_trained_on_are_counted(self) -> None:
+        train = [self._corpus([40, 70], 0), self._corpus([15, 20], 100)]
+        self.assertEqual(count_shared(train, self._corpus([40, 70], 200)), 0)
+        self.assertEqual(count_shared(train, self._corpus([15, 21, 30], 100)), 1)
+        wide = dataclasses.replace(train[1], ids=train[1].ids.astype(np.int32))
+        self.assertEqual(count_shared(train, wide), 2)
 
     def test_names_a_bad_line(self) -> None:
         path = self.directory / "bad.jsonl"
