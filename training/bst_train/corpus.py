@@ -20,11 +20,13 @@ import hashlib
 import json
 import lzma
 import math
+import zlib
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, TextIO, Tuple, Union
 
 import numpy as np
 
+from .durable import replace_durably
 from .tokenizer import Tokenizer
 
 PathLike = Union[str, Path]
@@ -42,17 +44,31 @@ def open_text(path: PathLike) -> TextIO:
 
 def read_texts(path: PathLike) -> Iterator[str]:
     """The documents of a JSON-lines file, in file order. Raises ValueError naming a bad line."""
+    number = 0
     with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: not a JSON object with a \"text\"") from error
-            if not isinstance(text, str):
-                raise ValueError(f"{path}:{number}: \"text\" is not a string")
-            yield text
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _text_of(line, f"{path}:{number}")
+        except (EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path}: cannot be read behind line {number}: {error}") from error
+
+
+def _text_of(line: str, place: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{place}: not a JSON object with a \"text\"") from error
+    if not isinstance(text, str):
+        raise ValueError(f"{place}: \"text\" is not a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{place}: character {error.start + 1} of \"text\" is half of a surrogate pair, which "
+            "UTF-8 cannot hold"
+        ) from error
+    return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +154,7 @@ def tokenize(path: PathLike, tokenizer: Tokenizer, cache_dir: PathLike) -> Token
     # Several trainers may fill the same cache at once: write aside, then rename.
     scratch = cache.with_suffix(f".{np.random.default_rng().integers(1 << 62)}.npz")
     np.savez(scratch, ids=corpus.ids, bounds=corpus.bounds, bytes=corpus.bytes)
-    scratch.replace(cache)
+    replace_durably(scratch, cache)
     return corpus
 
 

@@ -119,6 +119,29 @@ class CorpusTest(TemporaryDirectoryTest):
         with self.assertRaisesRegex(ValueError, "bad.jsonl:2"):
             list(read_texts(path))
 
+    def test_names_a_text_that_utf8_cannot_hold(self) -> None:
+        path = self.directory / "half.jsonl"
+        path.write_text('{"text": "a"}\n{"text": "b\\ud83d"}\n', encoding="utf-8")
+        with self.assertRaisesRegex(ValueError, f"^{path}:2: character 2 of .* surrogate"):
+            list(read_texts(path))
+
+    def test_names_a_damaged_file(self) -> None:
+        texts = [random_text(seed, 3000) for seed in range(3)]
+        for name in ("a.jsonl.xz", "a.jsonl.gz", "a.jsonl"):
+            path = write_corpus(self.directory / name, texts)
+            whole = path.read_bytes()
+            middle = len(whole) // 2
+            damages = {"another kind": b"\xff" + whole, "flipped": whole[:middle] + bytes(
+                b ^ 0xFF for b in whole[middle : middle + 200]) + whole[middle + 200 :]}
+            if name != "a.jsonl":
+                damages["cut off"] = whole[:middle]
+            for damage, content in damages.items():
+                path.write_bytes(content)
+                with self.subTest(name, damage=damage), self.assertRaisesRegex(
+                    ValueError, f"^{path}: cannot be read behind line [0-2]: "
+                ):
+                    list(read_texts(path))
+
     def test_source_argument(self) -> None:
         self.assertEqual(Source.parse("a.jsonl:0.25"), Source("a.jsonl", 0.25))
         self.assertEqual(Source.parse("a:b.jsonl"), Source("a:b.jsonl", 1.0))
