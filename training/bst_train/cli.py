@@ -20,8 +20,8 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
                   "of it, a positive number (default: all). May be repeated.")
     commands("--vocab_size", type=int, default=4096, help="pieces (default %(default)s)")
     commands("--max_document_bytes", type=int, default=400_000,
-             help="use this much of each document, so that no author dominates "
-                  "(default %(default)s)")
+             help="use this many characters of each document, which are as many bytes of ASCII, "
+                  "so that no author dominates (default %(default)s)")
     commands("--seed", type=int, default=1, help="order of the documents (default %(default)s)")
     commands("--output", type=Path, required=True, help="the tokenizer.model to write")
 

@@ -288,6 +288,20 @@ class TokenizerTest(TemporaryDirectoryTest):
             self.assertEqual(int(lengths.sum()), len(text.encode("utf-8")))
 
 
+    def test_what_makes_no_vocabulary_is_said(self) -> None:
+        path = self.directory / "tokenizer.model"
+        for texts, size, pattern in (
+            ([random_text(1, 40)], 30000, "vocab_size 30000: Vocabulary size too high"),
+            ([random_text(1, 40)], 10, "vocab_size 10: Vocabulary size is smaller than required"),
+            (["", "\n"], 300, "vocab_size 300: there is no text"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                train_sentencepiece(texts, path, size, 1 << 20)
+            self.assertFalse(path.exists())
+        path.write_text("not one")
+        with self.assertRaisesRegex(ValueError, f"{path}: not a SentencePiece model"):
+            SentencePieceTokenizer(path)
+
     def test_one_megabyte_is_not_the_whole_file(self) -> None:
         path = write_corpus(self.directory / "text.jsonl", ["a b\n" * 75_000] * 6)
         module = "training.bst_train.tokenizer"
