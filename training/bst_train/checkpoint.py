@@ -207,7 +207,24 @@ def load_model(directory: PathLike) -> LanguageModel:
 
 
 def load_model_and_tokenizer(directory: PathLike) -> Tuple[LanguageModel, Tokenizer]:
-    """The model of a checkpoint directory with its vocabulary."""
+    """The model of a checkpoint directory with its vocabulary.
+
+    The special tokens are those of the configuration, as they are in serving. Raises ValueError
+    where the vocabulary has ids that the model does not have.
+    """
     model = load_model(directory)
-    file = model.config.tokenizer_file
-    return model, load_tokenizer(None if file is None else Path(directory) / file)
+    config = model.config
+    if config.tokenizer_file is None:
+        tokenizer = load_tokenizer(None)
+        tokenizer.vocab_size = config.vocab_size
+    else:
+        path = Path(directory) / config.tokenizer_file
+        tokenizer = load_tokenizer(path)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"{path}: has {tokenizer.vocab_size} pieces, the model {config.vocab_size}"
+            )
+    tokenizer.bos_id = config.bos_token_id
+    tokenizer.eos_id = config.eos_token_id
+    tokenizer.pad_id = config.pad_token_id
+    return model, tokenizer

@@ -186,7 +186,10 @@ def _run_eval(args: argparse.Namespace) -> int:
         corpus = tokenize(path, tokenizer, args.cache_dir)
         result = evaluate(model, corpus, tokenizer, args.segment, args.batch,
                           args.max_tokens_per_document)
-        results[path.name] = result.to_json()
+        # The name alone, unless another file has it, too.
+        names = [other.name for other in args.corpus]
+        key = path.name if names.count(path.name) == 1 else str(path)
+        results[key] = result.to_json()
         print(f"{path.name}\n{result.table()}\n", flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -219,8 +222,10 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, required=True, help="an exported checkpoint directory")
     add("--prompt", required=True, help="text to continue")
     add("--max_new_tokens", type=int, default=200, help="(default %(default)s)")
-    add("--temperature", type=float, default=0.8, help="(default %(default)s)")
-    add("--top_p", type=float, default=0.95, help="(default %(default)s)")
+    add("--temperature", type=float, default=0.8,
+        help="logits are divided by it; 0: always the likeliest token (default %(default)s)")
+    add("--top_p", type=float, default=0.95,
+        help="draw from the likeliest tokens that hold this share, up to 1 (default %(default)s)")
     add("--seed", type=int, default=1, help="(default %(default)s)")
 
 
@@ -242,8 +247,14 @@ def _add_plot(parser: argparse.ArgumentParser) -> None:
 def _run_plot(args: argparse.Namespace) -> int:
     from .plot import plot_curves
 
-    curves = dict(argument.split("=", 1) for argument in args.curves)
-    plot_curves({name: Path(path) for name, path in curves.items()}, args.output)
+    curves = {}
+    for argument in args.curves:
+        name, separator, path = argument.partition("=")
+        if not separator or not name or name in curves:
+            reason = "is drawn already" if name in curves else "NAME=CSV is needed"
+            raise ValueError(f"{argument}: {reason}")
+        curves[name] = Path(path)
+    plot_curves(curves, args.output)
     return 0
 
 

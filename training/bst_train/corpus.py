@@ -125,7 +125,8 @@ class TokenizedCorpus:
 
 
 def _cache_key(path: PathLike, tokenizer: Tokenizer) -> str:
-    digest = hashlib.sha256(f"{tokenizer.vocab_size} {tokenizer.digest} ".encode())
+    kind = (tokenizer.vocab_size, tokenizer.digest, tokenizer.bos_id, tokenizer.eos_id)
+    digest = hashlib.sha256(f"{kind} ".encode())
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)

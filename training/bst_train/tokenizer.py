@@ -49,7 +49,8 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Token id = byte value; bos, eos and pad follow at 256, 257 and 258."""
+    """Token id = byte value; bos, eos and pad follow at 256, 257 and 258 where nothing else is said,
+    as a checkpoint's configuration may."""
 
     def __init__(self) -> None:
         self.vocab_size = 259

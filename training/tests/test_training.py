@@ -24,6 +24,7 @@ from training.bst_train.checkpoint import (
     export_model,
     is_float32_only,
     load_model,
+    load_model_and_tokenizer,
     read_safetensors,
     write_safetensors,
 )
@@ -783,6 +784,62 @@ class EvaluatorTest(TemporaryDirectoryTest):
         self.assertEqual(result.by_position[2][1].tokens, 0)
         self.assertIn("| all |", result.table())
 
+    def test_what_cannot_be_read_is_named(self) -> None:
+        """A batch of 0 read nothing and said so of all documents."""
+        model = LanguageModel(tiny_config((TRANSFORMER,)))
+        for segment, batch, pattern in ((0, 1, "segment: 0"), (8, 0, "batch: 0"), (8, -1, "batch: -1")):
+            with self.assertRaisesRegex(ValueError, f"^{pattern} is not positive"):
+                document_losses(model, [np.arange(9)], segment, batch)
+
+    def _eval(self, model: LanguageModel, *paths: Path) -> dict:
+        """What the command writes as JSON, read without Python's leniency."""
+        export_model(model, self.directory / "checkpoint", dtype=torch.float32)
+        options = [f"--corpus={path}" for path in paths]
+        with contextlib.redirect_stdout(io.StringIO()):
+            status = cli.main([
+                "eval", "--checkpoint", str(self.directory / "checkpoint"), *options, "--cache_dir",
+                str(self.directory / "cache"), "--json", str(self.directory / "e.json"),
+            ])
+        self.assertEqual(status, 0)
+        def refuse(constant: str) -> None:
+            self.fail(f"{constant} is not JSON")
+        return json.loads((self.directory / "e.json").read_text(), parse_constant=refuse)
+
+    def test_every_corpus_is_in_the_json(self) -> None:
+        """Under its name, or its path where names are alike; positions without tokens have null."""
+        paths = [self.directory / place / "v.jsonl" for place in ("a", "b")]
+        for seed, path in enumerate(paths):
+            path.parent.mkdir()
+            write_corpus(path, [random_text(seed, 20 + 30 * seed)])
+        other = write_corpus(self.directory / "w.jsonl", ["a"])
+        results = self._eval(random_model(tiny_config((TRANSFORMER,)), 1), *paths, other)
+        self.assertEqual(list(results), [str(paths[0]), str(paths[1]), "w.jsonl"])
+        self.assertLess(results[str(paths[0])]["bytes"], results[str(paths[1])]["bytes"])
+        self.assertIsNone(results["w.jsonl"]["by_position"]["512-4096"]["perplexity"])
+
+    def test_special_tokens_are_the_configurations(self) -> None:
+        """As in serving: here bos elsewhere, then none at all in a vocabulary of bytes alone."""
+        path = write_corpus(self.directory / "v.jsonl", ["abc"])
+        for changes, expected in (
+            (dict(vocab_size=300, bos_token_id=290, eos_token_id=None, pad_token_id=None),
+             [290, 97, 98, 99]),
+            (dict(vocab_size=256, bos_token_id=None, eos_token_id=None, pad_token_id=None),
+             [97, 98, 99]),
+        ):
+            model = random_model(tiny_config((TRANSFORMER,), **changes), 1)
+            result = self._eval(model, path)["v.jsonl"]
+            nats = document_losses(model, [np.array(expected)], 4096, 1)[0]
+            self.assertEqual(result["tokens"], len(nats))
+            self.assertAlmostEqual(result["nats_per_token"], float(nats.mean()), delta=1e-4)
+
+    def test_a_vocabulary_beyond_the_models_is_refused(self) -> None:
+        tokenizer = self.directory / "t.model"
+        train_sentencepiece([random_text(1, 400)], tokenizer, 300, 1 << 20)
+        config = tiny_config((TRANSFORMER,), vocab_size=299, tokenizer_file="t.model")
+        export_model(random_model(config, 1), self.directory / "checkpoint", tokenizer)
+        with self.assertRaisesRegex(ValueError, "t.model: has 300 pieces, the model 299"):
+            load_model_and_tokenizer(self.directory / "checkpoint")
+
     def test_batching_and_segments_do_not_matter(self) -> None:
         model = random_model(tiny_config(), 3)
         rng = np.random.default_rng(1)
@@ -803,6 +860,38 @@ class GenerateTest(unittest.TestCase):
             with torch.no_grad():
                 tokens.append(int(model(torch.tensor([tokens]))[0][0, -1].argmax()))
         self.assertEqual(sample(model, prompt, 20, 0.0, 1.0, 1), tokens[len(prompt) :])
+
+    def test_settings_out_of_range_are_named(self) -> None:
+        model = random_model(tiny_config((TRANSFORMER,)), 5)
+        for prompt, count, temperature, top_p, pattern in (
+            ([], 1, 1.0, 1.0, "prompt: empty"),
+            ([256], -1, 1.0, 1.0, "max_new_tokens: -1"),
+            ([256], 1, -0.5, 1.0, "temperature: -0.5"),
+            ([256], 1, math.nan, 1.0, "temperature: nan"),
+            ([256], 1, 1.0, 0.0, "top_p: 0.0"),
+            ([256], 1, 1.0, 1.1, "top_p: 1.1"),
+            ([256], 1, 1.0, math.nan, "top_p: nan"),
+        ):
+            with self.assertRaisesRegex(ValueError, f"^{pattern}"):
+                sample(model, prompt, count, temperature, top_p, 1)
+
+
+class PlotTest(TemporaryDirectoryTest):
+    def test_arguments_that_are_no_curves_are_named(self) -> None:
+        curve, other = self.directory / "curve.csv", self.directory / "other.csv"
+        curve.write_text("step,tokens,loss\n1,64,5.5\n2,128,5.0\n")
+        other.write_text("step,value\n1,2\n")
+        output = self.directory / "curves.png"
+        for arguments, pattern in (
+            ([str(curve)], f"{curve}: NAME=CSV is needed"),
+            ([f"a={curve}", f"a={other}"], f"a={other}: is drawn already"),
+            ([f"a={other}"], f"{other}: not a curve"),
+        ):
+            with contextlib.redirect_stderr(io.StringIO()) as errors:
+                self.assertEqual(cli.main(["plot", *arguments, "--output", str(output)]), 1)
+            self.assertIn(f"error: {pattern}", errors.getvalue())
+        self.assertEqual(cli.main(["plot", f"a={curve}", "--output", str(output)]), 0)
+        self.assertTrue(output.exists())
 
 
 if __name__ == "__main__":
