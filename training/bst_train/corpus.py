@@ -325,8 +325,12 @@ class LaneSampler:
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        if len(state["lanes"]) != len(self._lanes) or len(state["queues"]) != len(self._queues):
-            raise ValueError("the checkpoint was made with other corpora or lanes")
+        for what, made, now in (
+            ("lanes", len(state["lanes"]), len(self._lanes)),
+            ("corpora", len(state["queues"]), len(self._queues)),
+        ):
+            if made != now:
+                raise ValueError(f"the checkpoint was made with {made} {what}, not {now}")
         # Older states do not say what they were made with.
         if state.get("segment", self._segment) != self._segment:
             raise ValueError(

@@ -239,7 +239,6 @@ class CorpusTest(TemporaryDirectoryTest):
             self.assertTrue(np.array_equal(a.targets, b.targets))
             self.assertTrue(np.array_equal(a.fresh, b.fresh))
 
-
     def test_state_fits_only_its_corpora(self) -> None:
         corpora = [self._corpus([40, 70, 15], 0), self._corpus([90, 20], 100)]
         sampler = self._sampler(corpora)
@@ -253,6 +252,10 @@ class CorpusTest(TemporaryDirectoryTest):
         ):
             with self.assertRaisesRegex(ValueError, pattern):
                 self._sampler([corpora[0], other]).load_state_dict(state)
+        with self.assertRaisesRegex(ValueError, "made with 4 lanes, not 6"):
+            self._sampler(corpora, lanes=6).load_state_dict(state)
+        with self.assertRaisesRegex(ValueError, "made with 2 corpora, not 1"):
+            self._sampler(corpora[:1]).load_state_dict(state)
         with self.assertRaisesRegex(ValueError, "segments of 16 tokens, not 32"):
             self._sampler(corpora, segment=32).load_state_dict(state)
         narrow = TokenizedCorpus(
