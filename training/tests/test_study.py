@@ -1,5 +1,5 @@
-"""The length study: its figures, on results small enough to be worked out by hand, and which
-vocabulary its models are judged and exported with."""
+"""The length study: its figures, on results small enough to be worked out by hand; its code corpus;
+and which vocabulary its models are judged and exported with."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from unittest import mock
 
 import torch
 
-from training.bst_train.corpus import tokenize
+from training.bst_train.corpus import read_texts, tokenize
 from training.bst_train.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from training.bst_train.trainer import TrainConfig, Trainer, load_training_checkpoint
-from training.study import report, study
+from training.study import make_code_corpus, report, study
 from training.tests.tiny import TRANSFORMER, random_text, tiny_config
 
 EDGES = (0, 512, 4096, 16384, 65536)
@@ -82,6 +82,55 @@ class ReportTest(unittest.TestCase):
             self.assertTrue(text.startswith("before\n") and text.endswith("after\n"))
             self.assertNotIn("old", text)
             self.assertIn("| other |", text)
+
+
+class CodeCorpusTest(unittest.TestCase):
+    def setUp(self) -> None:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.root, self.output = Path(directory.name) / "lib", Path(directory.name) / "corpus"
+        self.seen = ["kept.py", "package/a.py", "package/deep/b.py"]
+        self.held_out = [
+            name if name.endswith(".py") else f"{name}/__init__.py"
+            for name in make_code_corpus.HELD_OUT
+        ]
+        for name in self.seen + self.held_out + ["package/test/c.py", "small.py"]:
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = 100 if name == "small.py" else make_code_corpus.MIN_BYTES
+            path.write_text(f"# body of {name}\n" + "x" * size)
+
+    def _make(self) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            make_code_corpus.main(["--root", str(self.root), "--output", str(self.output)])
+
+    def test_no_file_is_in_both(self) -> None:
+        self._make()
+        for split, names, others in (
+            ("train", self.seen, self.held_out), ("valid", self.held_out, self.seen),
+        ):
+            text = "\n".join(read_texts(self.output / f"code.{split}.jsonl.xz"))
+            for name in names:
+                self.assertEqual(text.count(f"# body of {name}\n"), 1, name)
+            for name in others + ["package/test/c.py", "small.py"]:
+                self.assertNotIn(f"# body of {name}\n", text)
+
+    def test_a_file_is_there_when_it_is_whole(self) -> None:
+        """The study takes what is there; what an interruption left must not be."""
+        written = []
+
+        def dumps(document: Dict[str, str], **options: Any) -> str:
+            written.append(document["title"])
+            if document["title"] in make_code_corpus.HELD_OUT[1:]:
+                raise KeyboardInterrupt
+            return json.JSONEncoder(**options).encode(document)
+
+        with mock.patch.object(make_code_corpus.json, "dumps", dumps):
+            with self.assertRaises(KeyboardInterrupt):
+                self._make()
+        self.assertGreater(len(written), 2)
+        self.assertTrue((self.output / "code.train.jsonl.xz").exists())
+        self.assertFalse((self.output / "code.valid.jsonl.xz").exists())
 
 
 class VocabularyTest(unittest.TestCase):
