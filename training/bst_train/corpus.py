@@ -31,6 +31,9 @@ from .tokenizer import Tokenizer
 
 PathLike = Union[str, Path]
 
+# What reading a file raises that is cut off, damaged or of another kind.
+_DAMAGED = (EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
+
 
 def open_text(path: PathLike) -> TextIO:
     """Opens a plain, .xz or .gz file for reading as UTF-8 text."""
@@ -50,7 +53,7 @@ def read_texts(path: PathLike) -> Iterator[str]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _text_of(line, f"{path}:{number}")
-        except (EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        except _DAMAGED as error:
             raise ValueError(f"{path}: cannot be read behind line {number}: {error}") from error
 
 
@@ -239,7 +242,9 @@ class LaneSampler:
         for index, (corpus, weight) in enumerate(zip(corpora, weights)):
             # At 0 a corpus would still be dealt wherever the others have just had their share.
             if not 0.0 < weight < math.inf:
-                raise ValueError(f"corpus {index + 1}: the weight {weight} is not positive and finite")
+                raise ValueError(
+                    f"corpus {index + 1}: the weight {weight} is not positive and finite"
+                )
             if not (np.diff(corpus.bounds) > 1).any():
                 raise ValueError(f"corpus {index + 1}: no document has a token to predict")
         self._corpora = list(corpora)

@@ -36,7 +36,8 @@ def sample(
 ) -> List[int]:
     """Token ids behind `prompt` (which holds bos already); ends in front of eos.
 
-    Temperature 0 takes the likeliest token every time. Raises ValueError naming what is out of range.
+    Temperature 0 takes the likeliest token every time. Raises ValueError naming what is out of
+    range.
     """
     if not prompt:
         raise ValueError("prompt: empty, and the model has no bos that could stand for it")

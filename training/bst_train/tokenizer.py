@@ -49,8 +49,8 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Token id = byte value; bos, eos and pad follow at 256, 257 and 258 where nothing else is said,
-    as a checkpoint's configuration may."""
+    """Token id = byte value; bos, eos and pad follow at 256, 257 and 258. A checkpoint may have
+    them elsewhere, see load_model_and_tokenizer."""
 
     def __init__(self) -> None:
         self.vocab_size = 259

@@ -790,7 +790,9 @@ class EvaluatorTest(TemporaryDirectoryTest):
     def test_what_cannot_be_read_is_named(self) -> None:
         """A batch of 0 read nothing and said so of all documents."""
         model = LanguageModel(tiny_config((TRANSFORMER,)))
-        for segment, batch, pattern in ((0, 1, "segment: 0"), (8, 0, "batch: 0"), (8, -1, "batch: -1")):
+        for segment, batch, pattern in (
+            (0, 1, "segment: 0"), (8, 0, "batch: 0"), (8, -1, "batch: -1"),
+        ):
             with self.assertRaisesRegex(ValueError, f"^{pattern} is not positive"):
                 document_losses(model, [np.arange(9)], segment, batch)
 
