@@ -13,9 +13,10 @@ in the run directory.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 PathLike = Union[str, Path]
 
-_INDEX = "model.safetensors.index.json"   # of a checkpoint in several files
+INDEX = "model.safetensors.index.json"   # of a checkpoint in several files
 
 _DTYPES: Dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -84,29 +85,54 @@ def write_safetensors(
             file.write(blob)
 
 
+def safetensors_entries(
+    path: PathLike, types: Mapping[str, int]
+) -> Iterator[Tuple[str, str, List[int], memoryview]]:
+    """(name, type, shape, bytes) of every tensor of a safetensors file, in the header's order.
+
+    `types` are the types that the caller takes, with the bytes of a number. Raises ValueError
+    naming the file, and the tensor if it is one's fault.
+    """
+    data = memoryview(Path(path).read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    try:
+        if len(data) < 8 + size:
+            raise ValueError("shorter than its header")
+        header = json.loads(bytes(data[8 : 8 + size]))
+        header.pop("__metadata__", None)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not a safetensors file") from error
+    body = data[8 + size :]
+    for name, entry in header.items():
+        try:
+            kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            count = math.prod(shape)
+            within = 0 <= begin <= end <= len(body)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {name} lacks a type, a shape or its offsets") from error
+        if kind not in types:
+            raise ValueError(f"{path}: {name} has type {kind}, not one of {', '.join(types)}")
+        if not within or end - begin != count * types[kind]:
+            raise ValueError(
+                f"{path}: {name} is bytes {begin} to {end} of {len(body)}, which are not a {kind} "
+                f"of shape {shape}"
+            )
+        yield name, kind, shape, body[begin:end]
+
+
 def read_safetensors(path: PathLike) -> Dict[str, torch.Tensor]:
     """The tensors of a safetensors file, in their stored types."""
-    data = Path(path).read_bytes()
-    if len(data) < 8:
-        raise ValueError(f"{path}: not a safetensors file")
-    (size,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + size])
-    header.pop("__metadata__", None)
-    body = memoryview(data)[8 + size :]
     tensors: Dict[str, torch.Tensor] = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{path}: {name} has type {entry['dtype']}, not F32, F16 or BF16")
-        begin, end = entry["data_offsets"]
-        dtype = _DTYPES[entry["dtype"]]
-        bits = np.int32 if dtype == torch.float32 else np.int16
-        array = np.frombuffer(body[begin:end], dtype=bits).copy()
-        tensors[name] = torch.from_numpy(array).view(dtype).reshape(entry["shape"])
+    types = {name: 4 if dtype == torch.float32 else 2 for name, dtype in _DTYPES.items()}
+    for name, kind, shape, blob in safetensors_entries(path, types):
+        bits = np.int32 if types[kind] == 4 else np.int16
+        array = np.frombuffer(blob, dtype=bits).copy()
+        tensors[name] = torch.from_numpy(array).view(_DTYPES[kind]).reshape(shape)
     return tensors
 
 
 def _read_all(directory: Path) -> Dict[str, torch.Tensor]:
-    index = directory / _INDEX
+    index = directory / INDEX
     if not index.exists():
         return read_safetensors(directory / "model.safetensors")
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -129,8 +155,8 @@ def export_model(
     finite, or the directory holds an index, which readers would follow to other weights.
     """
     directory = Path(directory)
-    if (directory / _INDEX).exists():
-        raise ValueError(f"{directory / _INDEX}: holds a checkpoint in several files; remove it")
+    if (directory / INDEX).exists():
+        raise ValueError(f"{directory / INDEX}: holds a checkpoint in several files; remove it")
     config = model.config
     tensors = {
         name: tensor.to(torch.float32 if is_float32_only(name) else dtype)
@@ -181,7 +207,24 @@ def load_model(directory: PathLike) -> LanguageModel:
 
 
 def load_model_and_tokenizer(directory: PathLike) -> Tuple[LanguageModel, Tokenizer]:
-    """The model of a checkpoint directory with its vocabulary."""
+    """The model of a checkpoint directory with its vocabulary.
+
+    The special tokens are those of the configuration, as they are in serving. Raises ValueError
+    where the vocabulary has ids that the model does not have.
+    """
     model = load_model(directory)
-    file = model.config.tokenizer_file
-    return model, load_tokenizer(None if file is None else Path(directory) / file)
+    config = model.config
+    if config.tokenizer_file is None:
+        tokenizer = load_tokenizer(None)
+        tokenizer.vocab_size = config.vocab_size
+    else:
+        path = Path(directory) / config.tokenizer_file
+        tokenizer = load_tokenizer(path)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"{path}: has {tokenizer.vocab_size} pieces, the model {config.vocab_size}"
+            )
+    tokenizer.bos_id = config.bos_token_id
+    tokenizer.eos_id = config.eos_token_id
+    tokenizer.pad_id = config.pad_token_id
+    return model, tokenizer

@@ -10,18 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
-from .corpus import Source, read_texts, tokenize
+from .corpus import Source, count_shared, read_texts, tokenize
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_argument
     commands("--corpus", action="append", required=True, metavar="PATH[:MEGABYTES]",
              help="JSON lines with a \"text\" each, plain, .xz or .gz; take this many megabytes "
-                  "of it (default: all). May be repeated.")
+                  "of it, a positive number (default: all). May be repeated.")
     commands("--vocab_size", type=int, default=4096, help="pieces (default %(default)s)")
     commands("--max_document_bytes", type=int, default=400_000,
-             help="use this much of each document, so that no author dominates "
-                  "(default %(default)s)")
+             help="use this many characters of each document, which are as many bytes of ASCII, "
+                  "so that no author dominates (default %(default)s)")
     commands("--seed", type=int, default=1, help="order of the documents (default %(default)s)")
     commands("--output", type=Path, required=True, help="the tokenizer.model to write")
 
@@ -60,8 +60,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--run_dir", type=Path, required=True,
         help="checkpoints, curve; a run that is there is resumed")
     add("--corpus", action="append", required=True, metavar="PATH[:WEIGHT]",
-        help="training text, JSON lines, plain, .xz or .gz, with its share of the tokens "
-             "(default 1). May be repeated.")
+        help="training text, JSON lines, plain, .xz or .gz, with its share of the tokens: a "
+             "positive number, relative to those of the other corpora (default 1). May be "
+             "repeated.")
     add("--valid", type=Path, help="held-out text for the validation curve")
     add("--tokenizer", default="byte",
         help="\"byte\" or a SentencePiece model file (default %(default)s)")
@@ -83,8 +84,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                          "rate annealed to match; 0: no limit",
         "checkpoint_every_s": "seconds between checkpoints",
         "log_every": "steps between progress lines",
-        "valid_every": "tokens between validations; 0: never",
-        "valid_tokens": "tokens of each held-out document that a validation reads",
+        "valid_every": "tokens between validations; 0: only at the end",
+        "valid_tokens": "tokens of each held-out document that a validation reads; 0: all",
     })
     _add_fields(parser, OptimizerConfig, {
         "optimizer": "of the hidden matrices: muon or adamw",
@@ -139,15 +140,19 @@ def _run_train(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.tokenizer)
     check_tokenizer(model_config, tokenizer)   # before hours of tokenising
     sources = [Source.parse(argument) for argument in args.corpus]
-    optimizer = OptimizerConfig(**_fields(OptimizerConfig, args))
     parameters = _fields(TrainConfig, args)
-    parameters["optimizer"] = optimizer
+    parameters["optimizer"] = OptimizerConfig(**_fields(OptimizerConfig, args))
+    config = TrainConfig(**parameters)
     corpora = prepare_corpora(sources, tokenizer, args.cache_dir)
     valid = tokenize(args.valid, tokenizer, args.cache_dir) if args.valid else None
+    shared = count_shared(corpora, valid) if valid else 0
+    if valid and shared:
+        print(f"warning: --valid {args.valid}: {shared} of {len(valid)} documents are trained on, "
+              "too; the validation curve does not show what the model makes of unseen text",
+              file=sys.stderr)
     trainer = Trainer(
-        model_config, TrainConfig(**parameters), corpora,
-        [source.weight for source in sources], valid, tokenizer, args.run_dir, args.device,
-        Group(),
+        model_config, config, corpora, [source.weight for source in sources], valid, tokenizer,
+        args.run_dir, args.device, Group(),
     )
     trainer.run()
     return 0
@@ -181,7 +186,10 @@ def _run_eval(args: argparse.Namespace) -> int:
         corpus = tokenize(path, tokenizer, args.cache_dir)
         result = evaluate(model, corpus, tokenizer, args.segment, args.batch,
                           args.max_tokens_per_document)
-        results[path.name] = result.to_json()
+        # The name alone, unless another file has it, too.
+        names = [other.name for other in args.corpus]
+        key = path.name if names.count(path.name) == 1 else str(path)
+        results[key] = result.to_json()
         print(f"{path.name}\n{result.table()}\n", flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -214,8 +222,10 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, required=True, help="an exported checkpoint directory")
     add("--prompt", required=True, help="text to continue")
     add("--max_new_tokens", type=int, default=200, help="(default %(default)s)")
-    add("--temperature", type=float, default=0.8, help="(default %(default)s)")
-    add("--top_p", type=float, default=0.95, help="(default %(default)s)")
+    add("--temperature", type=float, default=0.8,
+        help="logits are divided by it; 0: always the likeliest token (default %(default)s)")
+    add("--top_p", type=float, default=0.95,
+        help="draw from the likeliest tokens that hold this share, up to 1 (default %(default)s)")
     add("--seed", type=int, default=1, help="(default %(default)s)")
 
 
@@ -237,8 +247,14 @@ def _add_plot(parser: argparse.ArgumentParser) -> None:
 def _run_plot(args: argparse.Namespace) -> int:
     from .plot import plot_curves
 
-    curves = dict(argument.split("=", 1) for argument in args.curves)
-    plot_curves({name: Path(path) for name, path in curves.items()}, args.output)
+    curves = {}
+    for argument in args.curves:
+        name, separator, path = argument.partition("=")
+        if not separator or not name or name in curves:
+            reason = "is drawn already" if name in curves else "NAME=CSV is needed"
+            raise ValueError(f"{argument}: {reason}")
+        curves[name] = Path(path)
+    plot_curves(curves, args.output)
     return 0
 
 

@@ -36,6 +36,7 @@ DISCRETIZATIONS: Dict[str, Tuple[str, ...]] = {
 }
 KERNELS = (*DISCRETIZATIONS, "explicit")
 GSS_KERNELS = ("s4d", "dss")
+MAX_ROPE_THETA = 1e15
 
 
 class ConfigError(ValueError):
@@ -210,7 +211,11 @@ class ModelConfig:
 
     @staticmethod
     def load(path: Union[str, Path]) -> "ModelConfig":
-        return ModelConfig.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        """Raises ConfigError naming the file, and the key if it is one's fault."""
+        try:
+            return ModelConfig.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
 
 class _Reader:
@@ -346,7 +351,11 @@ def _validate(config: ModelConfig) -> None:
     buckets, reach = attention.t5_num_buckets, attention.t5_max_distance
     require(buckets > 0 and buckets % 2 == 0, "attention.t5_num_buckets: must be even")
     require(buckets // 2 < reach, "attention.t5_max_distance: must exceed t5_num_buckets / 2")
-    require(attention.rope_theta > 0, "attention.rope_theta: must be positive")
+    require(
+        0 < _as_float32(attention.rope_theta) and attention.rope_theta <= MAX_ROPE_THETA,
+        f"attention.rope_theta: {attention.rope_theta} is not positive in float32 and at most "
+        f"{MAX_ROPE_THETA:g}",
+    )
     require(
         attention.position != "rope" or config.head_dim % 2 == 0,
         "head_dim: RoPE needs an even one",
@@ -354,6 +363,12 @@ def _validate(config: ModelConfig) -> None:
     require(
         config.tokenizer_file is not None or config.vocab_size >= 256,
         "vocab_size: a byte vocabulary has at least 256 tokens",
+    )
+    # It is written to, and read from, the checkpoint directory and nowhere else.
+    file = config.tokenizer_file
+    require(
+        file is None or (file not in ("", ".", "..") and not set(file) & set("/\\\0")),
+        f"tokenizer.file: {file!r} is not the name of a file in the checkpoint directory",
     )
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         token = getattr(config, key)

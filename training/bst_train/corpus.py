@@ -19,14 +19,20 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
+import zlib
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, TextIO, Tuple, Union
 
 import numpy as np
 
+from .durable import replace_durably
 from .tokenizer import Tokenizer
 
 PathLike = Union[str, Path]
+
+# What reading a file raises that is cut off, damaged or of another kind.
+_DAMAGED = (EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 
 
 def open_text(path: PathLike) -> TextIO:
@@ -41,17 +47,31 @@ def open_text(path: PathLike) -> TextIO:
 
 def read_texts(path: PathLike) -> Iterator[str]:
     """The documents of a JSON-lines file, in file order. Raises ValueError naming a bad line."""
+    number = 0
     with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: not a JSON object with a \"text\"") from error
-            if not isinstance(text, str):
-                raise ValueError(f"{path}:{number}: \"text\" is not a string")
-            yield text
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _text_of(line, f"{path}:{number}")
+        except _DAMAGED as error:
+            raise ValueError(f"{path}: cannot be read behind line {number}: {error}") from error
+
+
+def _text_of(line: str, place: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{place}: not a JSON object with a \"text\"") from error
+    if not isinstance(text, str):
+        raise ValueError(f"{place}: \"text\" is not a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{place}: character {error.start + 1} of \"text\" is half of a surrogate pair, which "
+            "UTF-8 cannot hold"
+        ) from error
+    return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +83,25 @@ class Source:
 
     @staticmethod
     def parse(argument: str, default: float = 1.0) -> "Source":
-        """Parses `PATH:WEIGHT`, or `PATH`, which has the weight `default`."""
-        path, separator, weight = argument.rpartition(":")
+        """Parses `PATH:WEIGHT`, or `PATH`, which has the weight `default`.
+
+        What stands behind the last colon is a weight if it is a number. Raises ValueError unless
+        it is positive and finite: who wants nothing of a corpus leaves it out.
+        """
+        path, separator, text = argument.rpartition(":")
         if not separator:
             return Source(argument, default)
         try:
-            return Source(path, float(weight))
+            weight = float(text)
         except ValueError:
             return Source(argument, default)
+        if not 0.0 < weight < math.inf:
+            raise ValueError(
+                f"{argument}: {text!r} behind the colon must be a positive, finite number"
+            )
+        if not path:
+            raise ValueError(f"{argument}: no path in front of the colon")
+        return Source(path, weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +128,8 @@ class TokenizedCorpus:
 
 
 def _cache_key(path: PathLike, tokenizer: Tokenizer) -> str:
-    digest = hashlib.sha256(f"{tokenizer.vocab_size} {tokenizer.digest} ".encode())
+    kind = (tokenizer.vocab_size, tokenizer.digest, tokenizer.bos_id, tokenizer.eos_id)
+    digest = hashlib.sha256(f"{kind} ".encode())
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -126,8 +158,18 @@ def tokenize(path: PathLike, tokenizer: Tokenizer, cache_dir: PathLike) -> Token
     # Several trainers may fill the same cache at once: write aside, then rename.
     scratch = cache.with_suffix(f".{np.random.default_rng().integers(1 << 62)}.npz")
     np.savez(scratch, ids=corpus.ids, bounds=corpus.bounds, bytes=corpus.bytes)
-    scratch.replace(cache)
+    replace_durably(scratch, cache)
     return corpus
+
+
+def count_shared(corpora: Sequence[TokenizedCorpus], held_out: TokenizedCorpus) -> int:
+    """How many documents of `held_out` are, token for token, documents of `corpora`, too."""
+    def digests(corpus: TokenizedCorpus) -> Iterator[bytes]:
+        for index in range(len(corpus)):
+            yield hashlib.sha256(corpus.document(index).astype("<i4").tobytes()).digest()
+
+    known = {digest for corpus in corpora for digest in digests(corpus)}
+    return sum(digest in known for digest in digests(held_out))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +237,16 @@ class LaneSampler:
     ) -> None:
         if lanes < sequences:
             raise ValueError(f"{lanes} lanes cannot feed {sequences} sequences per step")
-        if len(corpora) != len(weights) or min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError("every corpus needs a weight >= 0, and one must be positive")
+        if len(corpora) != len(weights):
+            raise ValueError(f"{len(corpora)} corpora need as many weights, not {len(weights)}")
+        for index, (corpus, weight) in enumerate(zip(corpora, weights)):
+            # At 0 a corpus would still be dealt wherever the others have just had their share.
+            if not 0.0 < weight < math.inf:
+                raise ValueError(
+                    f"corpus {index + 1}: the weight {weight} is not positive and finite"
+                )
+            if not (np.diff(corpus.bounds) > 1).any():
+                raise ValueError(f"corpus {index + 1}: no document has a token to predict")
         self._corpora = list(corpora)
         self._weights = np.array(weights, dtype=np.float64) / float(sum(weights))
         self._bos = tokenizer.bos_id
@@ -280,8 +330,12 @@ class LaneSampler:
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        if len(state["lanes"]) != len(self._lanes) or len(state["queues"]) != len(self._queues):
-            raise ValueError("the checkpoint was made with other corpora or lanes")
+        for what, made, now in (
+            ("lanes", len(state["lanes"]), len(self._lanes)),
+            ("corpora", len(state["queues"]), len(self._queues)),
+        ):
+            if made != now:
+                raise ValueError(f"the checkpoint was made with {made} {what}, not {now}")
         # Older states do not say what they were made with.
         if state.get("segment", self._segment) != self._segment:
             raise ValueError(

@@ -2,8 +2,8 @@
 
 Processes are started by torchrun (`python3 -m torch.distributed.run --nproc_per_node 2 -m
 training.bst_train train ...`) and talk by gloo. All of them deal the same batches, because the
-sampler depends on the seed alone; a process computes the rows whose number leaves its rank when
-divided by the number of processes. Lanes go with rows, so a lane's carried state never moves. The
+sampler depends on the seed alone; a process computes the rows of the lanes whose number leaves its
+rank when divided by the number of processes, so a lane's carried state never moves. The
 gradients are added up, and the weights stay equal, as every process makes the same update.
 
 A step is the same function whatever the number of processes: the loss is divided by the tokens of
@@ -44,9 +44,14 @@ class Group:
             if count % self.size != 0:
                 raise ValueError(f"{name}: {count} cannot be shared by {self.size} processes")
 
-    def own(self, count: int) -> slice:
-        """This process's part of `count` rows."""
-        return slice(self.rank, count, self.size)
+    def own_lanes(self, lanes: int) -> slice:
+        """Those of all lanes whose state this process keeps."""
+        return slice(self.rank, lanes, self.size)
+
+    def own_rows(self, lanes: Sequence[int]) -> List[int]:
+        """This process's rows of a step that reads `lanes`. They follow on one another, so that
+        every process has as many, wherever a resumed run begins in the rotation."""
+        return [row for row, lane in enumerate(lanes) if lane % self.size == self.rank]
 
     def broadcast_parameters(self, parameters: Iterable[torch.Tensor]) -> None:
         """Gives everybody the first process's values."""

@@ -45,12 +45,16 @@ class Score:
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
     def to_json(self) -> Dict[str, Any]:
+        """Null stands for a mean over nothing: JSON has no NaN."""
+        def rounded(value: float, digits: int) -> Optional[float]:
+            return None if math.isnan(value) else round(value, digits)
+
         return {
             "tokens": self.tokens,
             "bytes": self.bytes,
-            "nats_per_token": round(self.nats_per_token, 5),
-            "perplexity": round(self.perplexity, 3),
-            "bits_per_byte": round(self.bits_per_byte, 5),
+            "nats_per_token": rounded(self.nats_per_token, 5),
+            "perplexity": rounded(self.perplexity, 3),
+            "bits_per_byte": rounded(self.bits_per_byte, 5),
         }
 
 
@@ -110,6 +114,9 @@ def document_losses(
     `batch` documents are read side by side, `segment` tokens at a time (rounded up to whole
     blocks).
     """
+    for key, value in (("segment", segment), ("batch", batch)):
+        if value <= 0:
+            raise ValueError(f"{key}: {value} is not positive")
     window = model.config.window
     segment = -(-segment // window) * window
     device = next(model.parameters()).device

@@ -6,6 +6,7 @@ the state at the block's start: at most W tokens of work for each.
 
 from __future__ import annotations
 
+import math
 from typing import List, Optional
 
 import torch
@@ -33,7 +34,19 @@ def sample(
     top_p: float,
     seed: int,
 ) -> List[int]:
-    """Token ids behind `prompt` (which holds bos already); ends in front of eos."""
+    """Token ids behind `prompt` (which holds bos already); ends in front of eos.
+
+    Temperature 0 takes the likeliest token every time. Raises ValueError naming what is out of
+    range.
+    """
+    if not prompt:
+        raise ValueError("prompt: empty, and the model has no bos that could stand for it")
+    if not 0.0 <= temperature < math.inf:
+        raise ValueError(f"temperature: {temperature} is not a finite number, 0 or more")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p: {top_p} is not above 0 and at most 1")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens: {max_new_tokens} is negative")
     model.eval()
     window = model.config.window
     rng = torch.Generator().manual_seed(seed)

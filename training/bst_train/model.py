@@ -56,6 +56,13 @@ def split_state(state: ModelState) -> List[ModelState]:
     ]
 
 
+def move_state(state: Optional[ModelState], device: torch.device) -> Optional[ModelState]:
+    """The state on that device."""
+    if state is None:
+        return None
+    return [tuple(tensor.to(device) for tensor in layer) for layer in state]
+
+
 def make_layer(config: ModelConfig, layer: LayerConfig, options: SsmOptions) -> nn.Module:
     if layer.type == "bst":
         return BstLayer(config, layer, options)

@@ -22,6 +22,9 @@ from torch import nn
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
 
+# Of the hidden matrices.
+OPTIMIZERS = ("muon", "adamw")
+
 
 def orthogonalize(x: torch.Tensor, steps: int = _NEWTON_SCHULZ_STEPS) -> torch.Tensor:
     """Approximately U Vᵀ of each matrix U Σ Vᵀ in x [..., rows, columns]."""
@@ -87,6 +90,12 @@ class OptimizerConfig:
     clip: float = 1.0
     warmup_steps: int = 50
     final_lr: float = 0.1              # at the end of the cosine, relative to the peak
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}"
+            )
 
 
 def _group_of(name: str) -> str:

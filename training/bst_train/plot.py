@@ -11,7 +11,12 @@ def _read(path: Path) -> Tuple[List[float], List[float]]:
     with open(path, newline="", encoding="utf-8") as file:
         rows: List[Dict[str, str]] = list(csv.DictReader(file))
     column = "loss" if rows and "loss" in rows[0] else "nats_per_token"
-    return [float(r["tokens"]) / 1e6 for r in rows], [float(r[column]) for r in rows]
+    try:
+        return [float(r["tokens"]) / 1e6 for r in rows], [float(r[column]) for r in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a curve, columns of numbers named tokens and loss or nats_per_token"
+        ) from error
 
 
 def _smooth(values: List[float], weight: float) -> List[float]:

@@ -1,8 +1,9 @@
 """Text <-> token ids: raw bytes, or a SentencePiece BPE vocabulary.
 
-Both are lossless: `decode(encode(text)) == text` for every text. The SentencePiece vocabularies
-trained here use identity normalisation, no dummy prefix, no whitespace collapsing and byte
-fallback; line breaks are pieces of their own, so encoding never looks across one.
+Both are lossless, `decode(encode(text)) == text`, but for one character: SentencePiece writes a
+blank as U+2581, and so reads that character as a blank. The vocabularies trained here use identity
+normalisation, no dummy prefix, no whitespace collapsing and byte fallback; line breaks are pieces
+of their own, so encoding never looks across one.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Token id = byte value; bos, eos and pad follow at 256, 257 and 258."""
+    """Token id = byte value; bos, eos and pad follow at 256, 257 and 258. A checkpoint may have
+    them elsewhere, see load_model_and_tokenizer."""
 
     def __init__(self) -> None:
         self.vocab_size = 259
@@ -71,7 +73,10 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         self.digest = tokenizer_digest(path)
-        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path}: not a SentencePiece model") from error
         self.vocab_size = self._processor.vocab_size()
 
         def known(token_id: int) -> Optional[int]:
@@ -116,32 +121,38 @@ def train_sentencepiece(
     """Trains a BPE vocabulary of `vocab_size` pieces on `texts` and writes it to `output`.
 
     Only the first `max_bytes` bytes of text are used; shuffle `texts` beforehand. Memory grows
-    with them (about 20 bytes per byte of text).
+    with them (about 20 bytes per byte of text). Raises ValueError where the texts do not make a
+    vocabulary of that size.
     """
     import io
 
     import sentencepiece
 
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_sentences(texts, max_bytes),
-        model_writer=model,
-        vocab_size=vocab_size,
-        model_type="bpe",
-        character_coverage=0.9999,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        user_defined_symbols=["\n", "\n\n"],
-        pad_id=PAD_ID,
-        bos_id=BOS_ID,
-        eos_id=EOS_ID,
-        unk_id=UNK_ID,
-        max_sentence_length=1 << 20,
-        num_threads=2,
-        minloglevel=1,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(texts, max_bytes),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            character_coverage=0.9999,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=["\n", "\n\n"],
+            pad_id=PAD_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            max_sentence_length=1 << 20,
+            num_threads=2,
+            minloglevel=1,
+        )
+    except RuntimeError as error:
+        # "Internal: FILE(LINE) [CONDITION] MESSAGE", of which the last part alone tells anything.
+        reason = str(error).rpartition("] ")[2] or "there is no text"
+        raise ValueError(f"vocab_size {vocab_size}: {reason}") from error
     Path(output).write_bytes(model.getvalue())

@@ -39,7 +39,7 @@ from .durable import replace_durably
 from .evaluate import evaluate
 from .kernels import SsmOptions
 from .loss import token_losses
-from .model import LanguageModel, ModelState, split_state, stack_states
+from .model import LanguageModel, ModelState, move_state, split_state, stack_states
 from .optimizer import (
     OptimizerConfig,
     make_optimizers,
@@ -48,7 +48,7 @@ from .optimizer import (
     set_learning_rates,
 )
 from .plot import plot_curves
-from .tokenizer import BYTE_DIGEST, Tokenizer, tokenizer_digest
+from .tokenizer import BYTE_DIGEST, Tokenizer, load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +67,20 @@ class TrainConfig:
     time_budget_s: float = 0.0        # 0: none
     checkpoint_every_s: float = 300.0
     log_every: int = 10               # steps
-    valid_every: int = 0              # tokens; 0: never
-    valid_tokens: int = 16384         # of each held-out document
+    valid_every: int = 0              # tokens; 0: at the end only
+    valid_tokens: int = 16384         # of each held-out document; 0: all of them
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self) -> None:
+        for key in ("max_tokens", "segment", "sequences", "lanes", "log_every"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"{key}: {getattr(self, key)} is not positive")
+        for key in (
+            "max_segments", "min_tail", "seed", "time_budget_s", "checkpoint_every_s",
+            "valid_every", "valid_tokens",
+        ):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"{key}: {getattr(self, key)} is not 0 or more")
 
 
 class Trainer:
@@ -132,7 +143,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise FloatingPointError(f"step {self.step}: {name} is not finite; nothing is saved")
-        own = self._group.own(self.config.lanes)
+        own = self._group.own_lanes(self.config.lanes)
         states = self._group.collect(dict(list(enumerate(self._states))[own]))
         if not self._group.is_first:
             return
@@ -166,6 +177,12 @@ class Trainer:
         if state["model_config"] != self.model.config.to_json():
             raise ValueError(f"{self._checkpoint} holds another model configuration")
         _check_digest(self._checkpoint, state, self._tokenizer.digest)
+        # Nothing else that may change between a run's starts has a part in the names.
+        for name in sorted(set(self.model.state_dict()) ^ set(state["model"])):
+            raise ValueError(
+                f"{self._checkpoint} is of a run with another --ssm_init: {name} is "
+                f"{'in it' if name in state['model'] else 'not in it'}"
+            )
         self.model.load_state_dict(state["model"])
         groups = [len(optimizer.param_groups) for optimizer in self._optimizers]
         if groups != [len(saved["param_groups"]) for saved in state["optimizers"]]:
@@ -180,7 +197,8 @@ class Trainer:
             for group, setting in zip(optimizer.param_groups, settings):
                 group.update(setting)
         self._sampler.load_state_dict(state["sampler"])
-        self._states = state["states"]
+        # The file is read into main memory, wherever its tensors were.
+        self._states = [move_state(lane, self._device) for lane in state["states"]]
         self._template = next((s for s in self._states if s is not None), None)
         self.step = state["step"]
         self.tokens = state["tokens"]
@@ -199,7 +217,10 @@ class Trainer:
         if not self._group.is_first or not path.exists():
             return
         text = path.read_text(encoding="utf-8").strip()
-        if text.isdigit() and int(text) > 0 and int(text) != self._max_tokens:
+        if not (text.isdecimal() and int(text) > 0):
+            print(f"{path}: {text!r} is not a number of tokens; the budget stays "
+                  f"{self._max_tokens}", flush=True)
+        elif int(text) != self._max_tokens:
             self._max_tokens = int(text)
             print(f"{path}: the budget is {text} tokens from now on", flush=True)
 
@@ -212,8 +233,11 @@ class Trainer:
     def _train_step(self) -> Tuple[float, int, float]:
         """One update. Returns the mean loss, the tokens counted and the relative learning rate."""
         whole = self._sampler.next_batch()
-        own = self._group.own(self.config.sequences)
-        batch = Batch(whole.lanes[own], whole.fresh[own], whole.inputs[own], whole.targets[own])
+        own = self._group.own_rows(whole.lanes)
+        batch = Batch(
+            [whole.lanes[row] for row in own], whole.fresh[own], whole.inputs[own],
+            whole.targets[own],
+        )
         inputs = torch.from_numpy(batch.inputs).to(self._device)
         targets = torch.from_numpy(batch.targets).to(self._device)
         fresh = torch.from_numpy(batch.fresh).to(self._device)
@@ -364,6 +388,13 @@ def _check_digest(path: Path, state: Dict[str, Any], digest: str) -> None:
         raise ValueError(f"{path} was trained with the vocabulary {trained}, not {digest}")
 
 
+def check_run_tokenizer(path: Path, state: Dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Raises ValueError unless the run of the checkpoint `path`, which holds `state`, has that
+    vocabulary: with another one its model would be judged, or served, on meaningless ids."""
+    check_tokenizer(ModelConfig.from_json(state["model_config"]), tokenizer)
+    _check_digest(path, state, tokenizer.digest)
+
+
 def load_training_checkpoint(path: Path) -> Dict[str, Any]:
     """The contents of a run's checkpoint.pt. Only for files one has written oneself (pickle)."""
     try:
@@ -383,13 +414,13 @@ def export_run(
 ) -> LanguageModel:
     """Writes the model of a run directory as a checkpoint directory (see export_model).
 
-    Raises ValueError where the run was trained with another vocabulary.
+    Raises ValueError where the vocabulary is not the configuration's, or the run's.
     """
     path = Path(run_dir) / "checkpoint.pt"
     state = load_training_checkpoint(path)
     model = _model_of(state)
     if model.config.tokenizer_file is None or tokenizer_model is not None:
-        _check_digest(path, state, tokenizer_digest(tokenizer_model))
+        check_run_tokenizer(path, state, load_tokenizer(tokenizer_model))
     export_model(model, directory, tokenizer_model, dtype)
     return model
 

@@ -13,7 +13,7 @@ import argparse
 import json
 import lzma
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional, Sequence
 
 # Long enough to be read at 16k tokens and more, and unlike one another.
 HELD_OUT = ("asyncio", "email", "unittest", "turtle.py", "tarfile.py", "_pydecimal.py")
@@ -36,12 +36,12 @@ def documents(root: Path) -> Dict[str, str]:
     return {name: "\n".join(texts) for name, texts in found.items()}
 
 
-def main() -> None:
+def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--root", type=Path, default=Path("/usr/lib/python3.11"),
                         help="the library (default %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the two files")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
     texts = documents(args.root)
     missing = [name for name in HELD_OUT if name not in texts]
@@ -50,13 +50,16 @@ def main() -> None:
     for split in ("train", "valid"):
         path = args.output / f"code.{split}.jsonl.xz"
         size = count = 0
-        with lzma.open(path, "wt", encoding="utf-8") as file:
+        # A file that is there is whole: the study does not make it again.
+        scratch = path.with_name(path.name + ".partial")
+        with lzma.open(scratch, "wt", encoding="utf-8") as file:
             for name, text in texts.items():
                 if (name in HELD_OUT) != (split == "valid") or len(text) < MIN_BYTES:
                     continue
                 file.write(json.dumps({"title": name, "text": text}, ensure_ascii=False) + "\n")
                 size += len(text)
                 count += 1
+        scratch.replace(path)
         print(f"{path}: {count} documents, {size / 1e6:.1f} MB")
 
 

@@ -34,7 +34,11 @@ from training.bst_train.checkpoint import export_model  # noqa: E402
 from training.bst_train.corpus import tokenize  # noqa: E402
 from training.bst_train.evaluate import document_losses, token_byte_lengths  # noqa: E402
 from training.bst_train.tokenizer import load_tokenizer  # noqa: E402
-from training.bst_train.trainer import load_training_checkpoint, model_from_run  # noqa: E402
+from training.bst_train.trainer import (  # noqa: E402
+    check_run_tokenizer,
+    load_training_checkpoint,
+    model_from_run,
+)
 from training.study import report  # noqa: E402
 
 DOMAINS = ("books", "latex", "code")
@@ -109,14 +113,19 @@ def engine_losses(
 
 
 def evaluate(args: argparse.Namespace, name: str) -> None:
-    """Reads every held-out document from its start and writes results/NAME.json and its curve."""
+    """Reads every held-out document from its start and writes results/NAME.json and its curve.
+
+    Raises ValueError, before anything is read or exported, where --tokenizer is not the vocabulary
+    that the run was trained with.
+    """
     run_dir = args.work / "runs" / name
     state = load_training_checkpoint(run_dir / "checkpoint.pt")
     if state["tokens"] < args.max_tokens:
         print(f"{name}: {state['tokens']} of {args.max_tokens} tokens, not evaluated")
         return
-    model = model_from_run(run_dir).eval()
     tokenizer = load_tokenizer(str(args.tokenizer))
+    check_run_tokenizer(run_dir / "checkpoint.pt", state, tokenizer)
+    model = model_from_run(run_dir).eval()
     if args.engine is not None:
         export_model(model, args.work / "export" / name, args.tokenizer, torch.float32)
     documents: List[Dict[str, Any]] = []
@@ -172,7 +181,9 @@ def main() -> None:
     add("--work", type=Path, help="folder for runs, caches and the code corpus")
     add("--steps", default=",".join(STEPS), help="default: %(default)s")
     add("--models", default=",".join(names), help="default: %(default)s")
-    add("--tokenizer", type=Path, default=ROOT / "models" / "bst-books-4m" / "tokenizer.model")
+    add("--tokenizer", type=Path, default=ROOT / "models" / "bst-books-4m" / "tokenizer.model",
+        help="the SentencePiece model of all of it; runs keep the one that they were started with "
+             "(default %(default)s)")
     add("--max_tokens", type=int, default=4_000_000, help="of training (default %(default)s)")
     add("--engine", type=Path, metavar="DIR",
         help="score with the bst-server and bst of this folder (build/release/bin), several times "

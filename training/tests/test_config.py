@@ -44,6 +44,11 @@ class ConfigTest(unittest.TestCase):
             self._refused("norm_eps", {"norm_eps": value})
         for value in (1e39, -1e300, math.inf, math.nan):
             self._refused("logit_scale", {"logit_scale": value})
+        for theta in (0.0, -1.0, 1e-60, 1e16, math.inf, math.nan):
+            attention = {**tiny_config().to_json()["attention"], "rope_theta": theta}
+            self._refused("attention.rope_theta", {"attention": attention})
+        for file in ("", ".", "..", "../tokenizer.model", "/tmp/t", "a\\b", "a\0"):
+            self._refused("tokenizer.file", {"tokenizer": {"type": "sentencepiece", "file": file}})
         missing = tiny_config().to_json()
         del missing["norm_eps"]
         with self.assertRaisesRegex(ConfigError, "norm_eps"):

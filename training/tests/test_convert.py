@@ -425,6 +425,95 @@ class S4Test(unittest.TestCase):
                 1, "error: layer 1 is transformer, which has no s4d kernel\n"))
             self.assertEqual((directory / "model.safetensors").read_bytes(), before)
 
+    def test_into_a_checkpoint_in_several_files(self) -> None:
+        """Refused, whether or not model.safetensors is there, too; and nothing is written."""
+        arrays = v4_arrays(self.rng, features=32, n_ssm=2, channels=4, rank=1)
+        with tempfile.TemporaryDirectory() as scratch:
+            directory, source = Path(scratch) / "checkpoint", Path(scratch) / "a.npz"
+            np.savez(source, **arrays)
+            shutil.copytree(GOLDEN / "bst_multi_head_s4", directory)
+            index = directory / "model.safetensors.index.json"
+            index.write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+            for remove in (False, True):
+                if remove:
+                    (directory / "model.safetensors").unlink()
+                before = {path.name: path.read_bytes() for path in directory.iterdir()}
+                status, text = run_main("s4", source, "--layer", 0, "--dt_transform", "exp",
+                                        "--into", directory)
+                self.assertEqual(status, 1)
+                self.assertIn(f"error: {index}: holds a checkpoint in several files", text)
+                self.assertEqual(
+                    {path.name: path.read_bytes() for path in directory.iterdir()}, before)
+            index.unlink()
+            status, text = run_main("s4", source, "--layer", 0, "--dt_transform", "exp",
+                                    "--into", directory)
+            self.assertEqual((status, text), (
+                1, f"error: {directory / 'model.safetensors'}: missing; a checkpoint directory is "
+                   "needed\n"))
+
+    def test_files_that_cannot_be_read(self) -> None:
+        """One line that names the file, and what is wrong with it, of whatever kind it is."""
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(scratch)
+            np.savez(directory / "cut.npz", a=np.zeros(100))
+            whole = (directory / "cut.npz").read_bytes()
+            (directory / "cut.npz").write_bytes(whole[:300])
+            np.savez(directory / "objects.npz", a=np.array([None], dtype=object))
+            with open(directory / "array.npz", "wb") as file:
+                np.save(file, np.zeros(3))
+            for name in ("junk.pt", "junk.safetensors", "empty.pt", "empty.safetensors"):
+                (directory / name).write_bytes(b"junk" if "junk" in name else b"")
+            torch.save(torch.zeros(3), directory / "tensor.pt")
+            torch.save({"state_dict": [1]}, directory / "list.pt")
+            for name, pattern in (
+                ("cut.npz", r"cannot be read as .npz \(File is not a zip file\)"),
+                ("objects.npz", r"cannot be read as .npz \(Object arrays"),
+                ("array.npz", "one array without a name"),
+                ("junk.pt", "cannot be read as a PyTorch file"),
+                ("empty.pt", "cannot be read as a PyTorch file"),
+                ("tensor.pt", "a Tensor, not tensors by name"),
+                ("list.pt", "a list, not tensors by name"),
+                ("junk.safetensors", "not a safetensors file"),
+                ("empty.safetensors", "not a safetensors file"),
+            ):
+                status, text = run_main("s4", directory / name, "--layer", 0,
+                                        "--output", directory / "out.safetensors")
+                self.assertEqual(status, 1, name)
+                self.assertRegex(text, f"^error: {directory / name}: {pattern}")
+
+    def test_a_configuration_that_is_not_one(self) -> None:
+        arrays = v4_arrays(self.rng, features=32, n_ssm=2, channels=4, rank=1)
+        with tempfile.TemporaryDirectory() as scratch:
+            directory, source = Path(scratch) / "checkpoint", Path(scratch) / "a.npz"
+            np.savez(source, **arrays)
+            shutil.copytree(GOLDEN / "bst_multi_head_s4", directory)
+            file = directory / "config.json"
+            config = json.loads(file.read_text())
+            del config["num_heads"]
+            for content, pattern in (
+                (json.dumps(config), "config.num_heads: missing"), ("{", "Expecting property name"),
+            ):
+                file.write_text(content)
+                status, text = run_main("s4", source, "--layer", 0, "--dt_transform", "exp",
+                                        "--into", directory)
+                self.assertEqual(status, 1)
+                self.assertRegex(text, f"^error: {file}: {pattern}")
+                self.assertEqual(file.read_text(), content)
+
+    def test_where_the_output_goes(self) -> None:
+        """FILE.json belongs to the piece of config.json, and layers count from 0."""
+        with tempfile.TemporaryDirectory() as scratch:
+            source, target = Path(scratch) / "a.npz", Path(scratch) / "layer.json"
+            np.savez(source, **v4_arrays(self.rng))
+            options = ("--dt_transform", "exp", "--discretization", "zoh", "--output", target)
+            status, text = run_main("s4", source, "--layer", 0, *options)
+            self.assertEqual(status, 1)
+            self.assertIn(f"error: {target}: the place of the piece of config.json", text)
+            self.assertFalse(target.exists())
+            with self.assertRaises(SystemExit), contextlib.redirect_stderr(io.StringIO()) as text:
+                main(["s4", str(source), "--layer", "-1", *map(str, options)])
+            self.assertIn("--layer: -1 is negative", text.getvalue())
+
 
 # ---- meliad as upstream defines it ---------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -60,9 +61,10 @@ class DistributedTest(unittest.TestCase):
             timeout=300,
         )
 
-    def _train(self, launcher: List[str], name: str, max_tokens: int) -> Path:
-        result = self._run(launcher, name, max_tokens)
+    def _train(self, launcher: List[str], name: str, max_tokens: int, *more: str) -> Path:
+        result = self._run(launcher, name, max_tokens, *more)
         self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("6 of 6 documents are trained on, too", result.stdout + result.stderr)
         return self.directory / name
 
     def _torchrun(self) -> List[str]:
@@ -88,8 +90,24 @@ class DistributedTest(unittest.TestCase):
     def test_two_processes_equal_one(self) -> None:
         one = self._train([sys.executable], "one", STEPS * 128)
         two = self._train(self._torchrun(), "two", STEPS * 128)
+        self.assertGreaterEqual(len(self._losses(one)), STEPS)
+        self._assert_equal(one, two)
+
+    def test_two_processes_resume_anywhere_in_the_rotation(self) -> None:
+        """Here after an odd number of lanes, of which a single process took one at a time."""
+        start = self._train([sys.executable], "start", 3 * 32, "--sequences", "1")
+        state = load_training_checkpoint(start / "checkpoint.pt")
+        self.assertEqual(state["sampler"]["next_lane"] % 2, 1)
+        for name in ("one", "two"):
+            shutil.copytree(start, self.directory / name)
+        self._assert_equal(
+            self._train([sys.executable], "one", STEPS * 128),
+            self._train(self._torchrun(), "two", STEPS * 128),
+        )
+
+    def _assert_equal(self, one: Path, two: Path) -> None:
+        """The runs had the same losses, and have the same weights and states, up to rounding."""
         expected, actual = self._losses(one), self._losses(two)
-        self.assertGreaterEqual(len(expected), STEPS)
         self.assertEqual(len(actual), len(expected))
         for a, b in zip(actual, expected):
             self.assertAlmostEqual(a, b, delta=2e-4)

@@ -24,11 +24,19 @@ from training.bst_train.checkpoint import (
     export_model,
     is_float32_only,
     load_model,
+    load_model_and_tokenizer,
     read_safetensors,
     write_safetensors,
 )
 from training.bst_train.config import AttentionConfig, ConfigError, LayerConfig
-from training.bst_train.corpus import LaneSampler, Source, TokenizedCorpus, read_texts, tokenize
+from training.bst_train.corpus import (
+    LaneSampler,
+    Source,
+    TokenizedCorpus,
+    count_shared,
+    read_texts,
+    tokenize,
+)
 from training.bst_train.evaluate import document_losses, evaluate, token_byte_lengths
 from training.bst_train.generate import sample
 from training.bst_train.kernels import SsmOptions
@@ -99,11 +107,41 @@ class CorpusTest(TemporaryDirectoryTest):
             corpus = tokenize(path, ByteTokenizer(), self.directory / "cache")
             self.assertEqual(bytes(corpus.document(0)[1:-1].tolist()).decode(), text)
 
+    def test_held_out_documents_that_are_trained_on_are_counted(self) -> None:
+        train = [self._corpus([40, 70], 0), self._corpus([15, 20], 100)]
+        self.assertEqual(count_shared(train, self._corpus([40, 70], 200)), 0)
+        self.assertEqual(count_shared(train, self._corpus([15, 21, 30], 100)), 1)
+        wide = dataclasses.replace(train[1], ids=train[1].ids.astype(np.int32))
+        self.assertEqual(count_shared(train, wide), 2)
+
     def test_names_a_bad_line(self) -> None:
         path = self.directory / "bad.jsonl"
         path.write_text('{"text": "a"}\n{"body": "b"}\n', encoding="utf-8")
         with self.assertRaisesRegex(ValueError, "bad.jsonl:2"):
             list(read_texts(path))
+
+    def test_names_a_text_that_utf8_cannot_hold(self) -> None:
+        path = self.directory / "half.jsonl"
+        path.write_text('{"text": "a"}\n{"text": "b\\ud83d"}\n', encoding="utf-8")
+        with self.assertRaisesRegex(ValueError, f"^{path}:2: character 2 of .* surrogate"):
+            list(read_texts(path))
+
+    def test_names_a_damaged_file(self) -> None:
+        texts = [random_text(seed, 3000) for seed in range(3)]
+        for name in ("a.jsonl.xz", "a.jsonl.gz", "a.jsonl"):
+            path = write_corpus(self.directory / name, texts)
+            whole = path.read_bytes()
+            middle = len(whole) // 2
+            damages = {"another kind": b"\xff" + whole, "flipped": whole[:middle] + bytes(
+                b ^ 0xFF for b in whole[middle : middle + 200]) + whole[middle + 200 :]}
+            if name != "a.jsonl":
+                damages["cut off"] = whole[:middle]
+            for damage, content in damages.items():
+                path.write_bytes(content)
+                with self.subTest(name, damage=damage), self.assertRaisesRegex(
+                    ValueError, f"^{path}: cannot be read behind line [0-2]: "
+                ):
+                    list(read_texts(path))
 
     def test_source_argument(self) -> None:
         self.assertEqual(Source.parse("a.jsonl:0.25"), Source("a.jsonl", 0.25))
@@ -111,6 +149,27 @@ class CorpusTest(TemporaryDirectoryTest):
         self.assertEqual(Source.parse("a.jsonl", math.inf), Source("a.jsonl", math.inf))
         self.assertEqual(Source.parse("a:b.jsonl", math.inf), Source("a:b.jsonl", math.inf))
         self.assertEqual(Source.parse("a.jsonl:1", math.inf), Source("a.jsonl", 1.0))
+
+    def test_a_weight_is_positive_and_finite(self) -> None:
+        for weight in ("0", "-0.0", "-1", "nan", "inf", "-inf", "1e999"):
+            for default in (1.0, math.inf):
+                with self.assertRaisesRegex(ValueError, f"a.jsonl:{weight}: '{weight}' behind"):
+                    Source.parse(f"a.jsonl:{weight}", default)
+        with self.assertRaisesRegex(ValueError, ":0.5: no path"):
+            Source.parse(":0.5")
+        corpora = [self._corpus([40], 0), self._corpus([90], 100)]
+        options = dict(segment=16, sequences=1, lanes=1, max_segments=0, min_tail=0, seed=1)
+        for weight in (0.0, -1.0, math.nan, math.inf):
+            with self.assertRaisesRegex(ValueError, f"corpus 2: the weight {weight} is not"):
+                LaneSampler(corpora, [1.0, weight], ByteTokenizer(), **options)
+        with self.assertRaisesRegex(ValueError, "2 corpora need as many weights, not 1"):
+            LaneSampler(corpora, [1.0], ByteTokenizer(), **options)
+
+    def test_a_corpus_without_anything_to_predict_is_refused(self) -> None:
+        """As empty texts are without bos and eos; there would be no piece to deal."""
+        one_token = TokenizedCorpus(np.array([7]), np.array([0, 1, 1]), np.array([1, 0]))
+        with self.assertRaisesRegex(ValueError, "corpus 2: no document has a token to predict"):
+            self._sampler([self._corpus([40], 0), one_token])
 
     def _sampler(self, corpora: List[TokenizedCorpus], **changes: int) -> LaneSampler:
         options = dict(segment=16, sequences=2, lanes=4, max_segments=0, min_tail=0, seed=3)
@@ -180,7 +239,6 @@ class CorpusTest(TemporaryDirectoryTest):
             self.assertTrue(np.array_equal(a.targets, b.targets))
             self.assertTrue(np.array_equal(a.fresh, b.fresh))
 
-
     def test_state_fits_only_its_corpora(self) -> None:
         corpora = [self._corpus([40, 70, 15], 0), self._corpus([90, 20], 100)]
         sampler = self._sampler(corpora)
@@ -194,6 +252,10 @@ class CorpusTest(TemporaryDirectoryTest):
         ):
             with self.assertRaisesRegex(ValueError, pattern):
                 self._sampler([corpora[0], other]).load_state_dict(state)
+        with self.assertRaisesRegex(ValueError, "made with 4 lanes, not 6"):
+            self._sampler(corpora, lanes=6).load_state_dict(state)
+        with self.assertRaisesRegex(ValueError, "made with 2 corpora, not 1"):
+            self._sampler(corpora[:1]).load_state_dict(state)
         with self.assertRaisesRegex(ValueError, "segments of 16 tokens, not 32"):
             self._sampler(corpora, segment=32).load_state_dict(state)
         narrow = TokenizedCorpus(
@@ -229,6 +291,20 @@ class TokenizerTest(TemporaryDirectoryTest):
             lengths = token_byte_lengths(tokenizer, np.array(ids, dtype=np.int64))
             self.assertEqual(int(lengths.sum()), len(text.encode("utf-8")))
 
+
+    def test_what_makes_no_vocabulary_is_said(self) -> None:
+        path = self.directory / "tokenizer.model"
+        for texts, size, pattern in (
+            ([random_text(1, 40)], 30000, "vocab_size 30000: Vocabulary size too high"),
+            ([random_text(1, 40)], 10, "vocab_size 10: Vocabulary size is smaller than required"),
+            (["", "\n"], 300, "vocab_size 300: there is no text"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                train_sentencepiece(texts, path, size, 1 << 20)
+            self.assertFalse(path.exists())
+        path.write_text("not one")
+        with self.assertRaisesRegex(ValueError, f"{path}: not a SentencePiece model"):
+            SentencePieceTokenizer(path)
 
     def test_one_megabyte_is_not_the_whole_file(self) -> None:
         path = write_corpus(self.directory / "text.jsonl", ["a b\n" * 75_000] * 6)
@@ -327,6 +403,23 @@ class CheckpointTest(TemporaryDirectoryTest):
         for name, tensor in tensors.items():
             self.assertEqual(loaded[name].dtype, tensor.dtype)
             self.assertTrue(torch.equal(loaded[name], tensor))
+
+    def test_damaged_safetensors_are_named(self) -> None:
+        path = self.directory / "x.safetensors"
+        write_safetensors(path, {"a": torch.randn(3, 5), "b": torch.randn(4)})
+        whole = path.read_bytes()
+        for content, pattern in (
+            (b"", "not a safetensors file"),
+            (whole[:60], "not a safetensors file"),
+            (whole[:8] + whole[8:].replace(b"{", b"[", 1), "not a safetensors file"),
+            (whole[:-1], "b is bytes 60 to 76 of 75, which are not a F32"),
+            (whole.replace(b"[3,5]", b"[3,4]"), r"a is bytes .* not a F32 of shape \[3, 4\]"),
+            (whole.replace(b'"F32"', b'"I32"', 1), "a has type I32, not one of F32, F16, BF16"),
+            (whole.replace(b'"shape"', b'"shapE"', 1), "a lacks a type, a shape or its offsets"),
+        ):
+            path.write_bytes(content)
+            with self.assertRaisesRegex(ValueError, f"^{path}: {pattern}"):
+                read_safetensors(path)
 
     def test_export_and_import(self) -> None:
         config = tiny_config(
@@ -478,9 +571,30 @@ class OptimizerTest(unittest.TestCase):
         self.assertAlmostEqual(schedule(99, 1.5, config), 0.1)
 
 
+class TrainConfigTest(unittest.TestCase):
+    def test_what_cannot_be_trained_is_named(self) -> None:
+        """A budget of -1 was never used up, a segment of 0 never had a loss, and so on."""
+        for key in ("max_tokens", "segment", "sequences", "lanes", "log_every"):
+            for value in (0, -1):
+                with self.assertRaisesRegex(ValueError, f"^{key}: {value} is not positive"):
+                    TrainConfig(**{"max_tokens": 1, key: value})
+        for key in ("max_segments", "min_tail", "seed", "valid_every", "valid_tokens"):
+            TrainConfig(**{"max_tokens": 1, key: 0})
+            with self.assertRaisesRegex(ValueError, f"^{key}: -1 is not 0 or more"):
+                TrainConfig(**{"max_tokens": 1, key: -1})
+        for value in (-1.0, math.nan):
+            with self.assertRaisesRegex(ValueError, f"^time_budget_s: {value} is not 0 or more"):
+                TrainConfig(max_tokens=1, time_budget_s=value)
+
+    def test_an_unknown_optimizer_is_refused(self) -> None:
+        with self.assertRaisesRegex(ValueError, "optimizer: 'moun' is not one of muon, adamw"):
+            OptimizerConfig(optimizer="moun")
+
+
 class TrainerTest(TemporaryDirectoryTest):
     def _trainer(
-        self, name: str, layers: Tuple[LayerConfig, ...] = (TRANSFORMER, bst()), **changes: object
+        self, name: str, layers: Tuple[LayerConfig, ...] = (TRANSFORMER, bst()),
+        device: str = "cpu", **changes: object
     ) -> Trainer:
         path = self.directory / "text.jsonl"
         if not path.exists():
@@ -493,7 +607,8 @@ class TrainerTest(TemporaryDirectoryTest):
         )
         config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
         return Trainer(
-            tiny_config(layers), config, [corpus], [1.0], corpus, tokenizer, self.directory / name
+            tiny_config(layers), config, [corpus], [1.0], corpus, tokenizer, self.directory / name,
+            device,
         )
 
     def test_resume_is_exact(self) -> None:
@@ -507,6 +622,24 @@ class TrainerTest(TemporaryDirectoryTest):
         for name, tensor in straight.model.state_dict().items():
             self.assertTrue(torch.equal(tensor, resumed.model.state_dict()[name]), name)
         self.assertTrue((self.directory / "stopped" / "curve.csv").exists())
+
+    def test_resume_puts_the_states_where_the_model_is(self) -> None:
+        self._trainer("moved").run(max_steps=2)
+        resumed = self._trainer("moved", device="meta")   # stands for an accelerator
+        states = [state for state in resumed._states if state is not None]
+        self.assertEqual(len(states), 3)
+        for tensor in (tensor for state in states for layer in state for tensor in layer):
+            self.assertEqual(tensor.device.type, "meta")
+
+    def test_resume_with_another_initialisation_is_refused(self) -> None:
+        """Where it changes what there is to train; it cannot change what is trained already."""
+        for name, initial, pattern in (
+            ("legs", "", "another --ssm_init: layers.1.ssm.b is in it"),
+            ("lin", "legs", "another --ssm_init: layers.1.ssm.b is not in it"),
+        ):
+            self._trainer(name, ssm_init=name).run(max_steps=1)
+            with self.assertRaisesRegex(ValueError, pattern):
+                self._trainer(name, ssm_init=initial)
 
     def test_resume_takes_the_settings_of_its_arguments(self) -> None:
         def settings(trainer: Trainer) -> List[dict]:
@@ -582,7 +715,14 @@ class TrainerTest(TemporaryDirectoryTest):
 
     def test_budget_file_replaces_the_budget(self) -> None:
         trainer = self._trainer("shortened")
-        (self.directory / "shortened" / "max_tokens").write_text("200\n", encoding="utf-8")
+        file = self.directory / "shortened" / "max_tokens"
+        for text in ("2e2", "0", ""):
+            file.write_text(text, encoding="utf-8")
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                trainer._read_budget()
+            self.assertIn(f"{file}: '{text}' is not a number of tokens; the budget stays 2560",
+                          output.getvalue())
+        file.write_text("200\n", encoding="utf-8")
         trainer.run()
         self.assertGreaterEqual(trainer.tokens, 200)
         self.assertLess(trainer.tokens, 200 + 64)
@@ -647,6 +787,64 @@ class EvaluatorTest(TemporaryDirectoryTest):
         self.assertEqual(result.by_position[2][1].tokens, 0)
         self.assertIn("| all |", result.table())
 
+    def test_what_cannot_be_read_is_named(self) -> None:
+        """A batch of 0 read nothing and said so of all documents."""
+        model = LanguageModel(tiny_config((TRANSFORMER,)))
+        for segment, batch, pattern in (
+            (0, 1, "segment: 0"), (8, 0, "batch: 0"), (8, -1, "batch: -1"),
+        ):
+            with self.assertRaisesRegex(ValueError, f"^{pattern} is not positive"):
+                document_losses(model, [np.arange(9)], segment, batch)
+
+    def _eval(self, model: LanguageModel, *paths: Path) -> dict:
+        """What the command writes as JSON, read without Python's leniency."""
+        export_model(model, self.directory / "checkpoint", dtype=torch.float32)
+        options = [f"--corpus={path}" for path in paths]
+        with contextlib.redirect_stdout(io.StringIO()):
+            status = cli.main([
+                "eval", "--checkpoint", str(self.directory / "checkpoint"), *options, "--cache_dir",
+                str(self.directory / "cache"), "--json", str(self.directory / "e.json"),
+            ])
+        self.assertEqual(status, 0)
+        def refuse(constant: str) -> None:
+            self.fail(f"{constant} is not JSON")
+        return json.loads((self.directory / "e.json").read_text(), parse_constant=refuse)
+
+    def test_every_corpus_is_in_the_json(self) -> None:
+        """Under its name, or its path where names are alike; positions without tokens have null."""
+        paths = [self.directory / place / "v.jsonl" for place in ("a", "b")]
+        for seed, path in enumerate(paths):
+            path.parent.mkdir()
+            write_corpus(path, [random_text(seed, 20 + 30 * seed)])
+        other = write_corpus(self.directory / "w.jsonl", ["a"])
+        results = self._eval(random_model(tiny_config((TRANSFORMER,)), 1), *paths, other)
+        self.assertEqual(list(results), [str(paths[0]), str(paths[1]), "w.jsonl"])
+        self.assertLess(results[str(paths[0])]["bytes"], results[str(paths[1])]["bytes"])
+        self.assertIsNone(results["w.jsonl"]["by_position"]["512-4096"]["perplexity"])
+
+    def test_special_tokens_are_the_configurations(self) -> None:
+        """As in serving: here bos elsewhere, then none at all in a vocabulary of bytes alone."""
+        path = write_corpus(self.directory / "v.jsonl", ["abc"])
+        for changes, expected in (
+            (dict(vocab_size=300, bos_token_id=290, eos_token_id=None, pad_token_id=None),
+             [290, 97, 98, 99]),
+            (dict(vocab_size=256, bos_token_id=None, eos_token_id=None, pad_token_id=None),
+             [97, 98, 99]),
+        ):
+            model = random_model(tiny_config((TRANSFORMER,), **changes), 1)
+            result = self._eval(model, path)["v.jsonl"]
+            nats = document_losses(model, [np.array(expected)], 4096, 1)[0]
+            self.assertEqual(result["tokens"], len(nats))
+            self.assertAlmostEqual(result["nats_per_token"], float(nats.mean()), delta=1e-4)
+
+    def test_a_vocabulary_beyond_the_models_is_refused(self) -> None:
+        tokenizer = self.directory / "t.model"
+        train_sentencepiece([random_text(1, 400)], tokenizer, 300, 1 << 20)
+        config = tiny_config((TRANSFORMER,), vocab_size=299, tokenizer_file="t.model")
+        export_model(random_model(config, 1), self.directory / "checkpoint", tokenizer)
+        with self.assertRaisesRegex(ValueError, "t.model: has 300 pieces, the model 299"):
+            load_model_and_tokenizer(self.directory / "checkpoint")
+
     def test_batching_and_segments_do_not_matter(self) -> None:
         model = random_model(tiny_config(), 3)
         rng = np.random.default_rng(1)
@@ -667,6 +865,38 @@ class GenerateTest(unittest.TestCase):
             with torch.no_grad():
                 tokens.append(int(model(torch.tensor([tokens]))[0][0, -1].argmax()))
         self.assertEqual(sample(model, prompt, 20, 0.0, 1.0, 1), tokens[len(prompt) :])
+
+    def test_settings_out_of_range_are_named(self) -> None:
+        model = random_model(tiny_config((TRANSFORMER,)), 5)
+        for prompt, count, temperature, top_p, pattern in (
+            ([], 1, 1.0, 1.0, "prompt: empty"),
+            ([256], -1, 1.0, 1.0, "max_new_tokens: -1"),
+            ([256], 1, -0.5, 1.0, "temperature: -0.5"),
+            ([256], 1, math.nan, 1.0, "temperature: nan"),
+            ([256], 1, 1.0, 0.0, "top_p: 0.0"),
+            ([256], 1, 1.0, 1.1, "top_p: 1.1"),
+            ([256], 1, 1.0, math.nan, "top_p: nan"),
+        ):
+            with self.assertRaisesRegex(ValueError, f"^{pattern}"):
+                sample(model, prompt, count, temperature, top_p, 1)
+
+
+class PlotTest(TemporaryDirectoryTest):
+    def test_arguments_that_are_no_curves_are_named(self) -> None:
+        curve, other = self.directory / "curve.csv", self.directory / "other.csv"
+        curve.write_text("step,tokens,loss\n1,64,5.5\n2,128,5.0\n")
+        other.write_text("step,value\n1,2\n")
+        output = self.directory / "curves.png"
+        for arguments, pattern in (
+            ([str(curve)], f"{curve}: NAME=CSV is needed"),
+            ([f"a={curve}", f"a={other}"], f"a={other}: is drawn already"),
+            ([f"a={other}"], f"{other}: not a curve"),
+        ):
+            with contextlib.redirect_stderr(io.StringIO()) as errors:
+                self.assertEqual(cli.main(["plot", *arguments, "--output", str(output)]), 1)
+            self.assertIn(f"error: {pattern}", errors.getvalue())
+        self.assertEqual(cli.main(["plot", f"a={curve}", "--output", str(output)]), 0)
+        self.assertTrue(output.exists())
 
 
 if __name__ == "__main__":

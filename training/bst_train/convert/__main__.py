@@ -10,7 +10,7 @@ from typing import Optional, Sequence
 import torch
 
 from . import meliad, s4
-from .layer import ConversionError, read_arrays, replace_layer, write_layer
+from .layer import read_arrays, replace_layer, write_layer
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +65,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         _add_common(command)
         add_options(command)
     options = vars(parser.parse_args(arguments))
+    if options["layer"] < 0:
+        parser.error(f"--layer: {options['layer']} is negative")
     path, number, into = options.pop("input"), options.pop("layer"), options.pop("into")
     output, dtype = options.pop("output"), getattr(torch, options.pop("dtype"))
     convert = {"s4": s4.convert, "meliad": meliad.convert}[options.pop("command")]
@@ -74,7 +76,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             write_layer(output, converted, number, dtype)
         else:
             replace_layer(into, converted, number, dtype)
-    except (ConversionError, OSError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name in converted.left_out:

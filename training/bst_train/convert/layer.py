@@ -6,14 +6,25 @@ import dataclasses
 import json
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any, Dict, Mapping, Tuple
 
 import numpy as np
 import torch
 
-from ..checkpoint import is_float32_only, read_safetensors, write_safetensors
+from ..checkpoint import (
+    INDEX,
+    is_float32_only,
+    read_safetensors,
+    safetensors_entries,
+    write_safetensors,
+)
+from ..config import ModelConfig
 from ..durable import replace_durably, write_durably
+
+# What NumPy and PyTorch raise at a file that is cut off or of another kind.
+_UNREADABLE = (ValueError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile)
 
 _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
 
@@ -39,23 +50,8 @@ def read_arrays(path: Path) -> Dict[str, np.ndarray]:
     PyTorch files are read without running code they contain; a Lightning checkpoint with other
     objects in it must be reduced to its `state_dict` first.
     """
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    elif path.suffix == ".safetensors":
-        arrays = _read_safetensors(path)
-    else:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ConversionError(f"{path}: holds more than tensors ({error})") from error
-        loaded = loaded.get("state_dict", loaded)
-        # NumPy has no bfloat16; float64 holds every other type exactly, too.
-        arrays = {
-            name: (value.double() if value.is_floating_point() else value).detach().numpy()
-            for name, value in loaded.items()
-            if isinstance(value, torch.Tensor)
-        }
+    read = {".npz": _read_npz, ".safetensors": _read_safetensors}.get(path.suffix, _read_torch)
+    arrays = read(path)
     for name, array in arrays.items():
         if array.dtype.kind == "f":
             arrays[name] = array.astype(np.float64)
@@ -64,23 +60,46 @@ def read_arrays(path: Path) -> Dict[str, np.ndarray]:
     return arrays
 
 
+def _read_npz(path: Path) -> Dict[str, np.ndarray]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.ndarray):
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except _UNREADABLE as error:
+        raise ConversionError(f"{path}: cannot be read as .npz ({error})") from error
+    raise ConversionError(f"{path}: one array without a name; save it with np.savez")
+
+
+def _read_torch(path: Path) -> Dict[str, np.ndarray]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(f"{path}: holds more than tensors ({error})") from error
+    except _UNREADABLE as error:
+        raise ConversionError(f"{path}: cannot be read as a PyTorch file ({error})") from error
+    if isinstance(loaded, dict):
+        loaded = loaded.get("state_dict", loaded)
+    if not isinstance(loaded, dict):
+        raise ConversionError(f"{path}: a {type(loaded).__name__}, not tensors by name")
+    # NumPy has no bfloat16; float64 holds every other type exactly, too.
+    return {
+        name: (value.double() if value.is_floating_point() else value).detach().numpy()
+        for name, value in loaded.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
 def _read_safetensors(path: Path) -> Dict[str, np.ndarray]:
     """More types than our own format has: upstream counters are integers."""
-    data = path.read_bytes()
-    (size,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + size])
-    header.pop("__metadata__", None)
     arrays = {}
-    for name, entry in header.items():
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        if entry["dtype"] == "BF16":
-            upper = np.frombuffer(data[begin:end], "<u2").astype(np.uint32)
-            values = (upper << 16).view(np.float32)
-        elif entry["dtype"] in _NUMPY_TYPES:
-            values = np.frombuffer(data[begin:end], _NUMPY_TYPES[entry["dtype"]])
+    types = {"BF16": 2, **{kind: np.dtype(t).itemsize for kind, t in _NUMPY_TYPES.items()}}
+    for name, kind, shape, blob in safetensors_entries(path, types):
+        if kind == "BF16":
+            values = (np.frombuffer(blob, "<u2").astype(np.uint32) << 16).view(np.float32)
         else:
-            raise ConversionError(f"{path}: {name} has type {entry['dtype']}")
-        arrays[name] = values.reshape(entry["shape"])
+            values = np.frombuffer(blob, _NUMPY_TYPES[kind])
+        arrays[name] = values.reshape(shape)
     return arrays
 
 
@@ -103,6 +122,8 @@ def write_layer(
 ) -> None:
     """Writes the tensors of layer `number` to `path`, and beside it, as .json, what config.json
     must say: {"number": n, "layer": its keys of layers[n], "model": keys outside `layers`}."""
+    if path.suffix == ".json":
+        raise ConversionError(f"{path}: the place of the piece of config.json, not of the tensors")
     write_safetensors(path, _stored(converted, number, dtype), {"format": "pt"})
     fragment = {"number": number, "layer": converted.layer, "model": converted.model}
     path.with_suffix(".json").write_text(json.dumps(fragment, indent=1) + "\n", encoding="utf-8")
@@ -114,11 +135,18 @@ def replace_layer(
     """Puts the layer, or its part, in the place of layer `number` of a checkpoint directory.
 
     Raises ConversionError, before anything is written, where the checkpoint's configuration
-    disagrees with what the layer needs. Everything else in the checkpoint stays as it is.
+    disagrees with what the layer needs, or where it is in several files: readers would follow its
+    index to the old layer. Everything else in the checkpoint stays as it is.
     """
-    file = directory / "model.safetensors"
+    index, file = directory / INDEX, directory / "model.safetensors"
+    if index.exists():
+        raise ConversionError(
+            f"{index}: holds a checkpoint in several files; merge them into {file.name} and remove "
+            "the index first"
+        )
     if not file.exists():
-        raise ConversionError(f"{file}: missing; merge a sharded checkpoint into one file first")
+        raise ConversionError(f"{file}: missing; a checkpoint directory is needed")
+    ModelConfig.load(directory / "config.json")   # so that every key is there from here on
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if not 0 <= number < len(config["layers"]):
         raise ConversionError(f"layer {number}: the checkpoint has {len(config['layers'])} layers")
@@ -128,6 +156,7 @@ def replace_layer(
         config["layers"][number].update(converted.layer)
     else:
         config["layers"][number] = converted.layer
+    ModelConfig.from_json(config)
     replaced = f"layers.{number}.{converted.part}"
     tensors = {
         name: tensor
