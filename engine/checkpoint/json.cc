@@ -117,6 +117,10 @@ class StrictBuilder final : public nlohmann::json_sax<json> {
 }  // namespace
 
 absl::StatusOr<json> ParseJson(std::string_view text) {
+  // The library takes it for the end of the text.
+  if (const size_t at = text.find('\0'); at != std::string_view::npos) {
+    return absl::FailedPreconditionError(absl::StrCat("not JSON at byte ", at + 1, ": a NUL byte"));
+  }
   StrictBuilder builder;
   if (!json::sax_parse(text.begin(), text.end(), &builder)) return builder.status();
   return builder.TakeRoot();

@@ -73,7 +73,7 @@ class ObjectReader {
     BST_ASSIGN_OR_RETURN(const json* value, Find(key));
     if (!value->is_number() || value->get<double>() > max ||
         !(static_cast<float>(value->get<double>()) > 0.0f)) {
-      return Bad(key, absl::StrCat("a number above 0, at most ", max));
+      return Bad(key, absl::StrCat("a number above 0 in float32, at most ", max));
     }
     return value->get<double>();
   }

@@ -8,6 +8,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/npy.h"
@@ -35,15 +36,22 @@ absl::Status Run(const Options& options, const std::string& directory) {
   }
   BST_ASSIGN_OR_RETURN(const std::unique_ptr<ModelRunner> runner,
                        ModelRunner::Create(directory, *backend, type, options.chunk));
-  const int total = static_cast<int>(tokens.size());
-  const int prompt = options.split > 0 ? std::min(options.split, total) : total;
+  const int total = static_cast<int>(tokens.size()), vocab_size = runner->config().vocab_size;
+  for (const TokenId token : tokens) {
+    if (token.value() < vocab_size) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("tokens.json: ", token.value(), " is not in the vocabulary of ", vocab_size));
+  }
+  if (options.split > total) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--split=", options.split, " of ", total, " tokens"));
+  }
+  const int prompt = options.split > 0 ? options.split : total;
   std::vector<int> lengths;
   for (int done = 0; done < prompt; done += lengths.back())
     lengths.push_back(std::min(options.chunk, prompt - done));
   lengths.insert(lengths.end(), static_cast<size_t>(total - prompt), 1);
-  NpyMatrix logits{.rows = total,
-                   .columns = runner->config().vocab_size,
-                   .values = runner->Logits(tokens, lengths)};
+  NpyMatrix logits{.rows = total, .columns = vocab_size, .values = runner->Logits(tokens, lengths)};
   return WriteNpy(directory + "/logits." + options.backend + ".npy", logits);
 }
 
@@ -61,9 +69,10 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"f32", "bf16", "int8", "auto"}))
       ->capture_default_str();
   app.add_option("--split", options.split,
-                 "tokens of the prompt; the others are fed one by one (0: all are prompt)");
+                 "tokens of the prompt; the others are fed one by one (0: all are prompt)")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--chunk", options.chunk, "largest prompt chunk in tokens")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("DIR", options.directories, "checkpoint directories")->required();
   CLI11_PARSE(app, argc, argv);

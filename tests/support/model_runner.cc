@@ -86,10 +86,14 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path) {
     return absl::InvalidArgumentError(absl::StrCat(path, " holds no JSON list of token ids"));
   std::vector<TokenId> tokens;
   for (const auto& id : json) {
-    if (!id.is_number_integer())
-      return absl::InvalidArgumentError(absl::StrCat(path, " holds something else than integers"));
-    tokens.emplace_back(id.get<int32_t>());
+    const auto value = id.is_number_integer() ? id.get<int64_t>() : -1;
+    if (value < 0 || value > std::numeric_limits<int32_t>::max()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": token ", tokens.size(), " is ", id.dump(), ", no token id"));
+    }
+    tokens.emplace_back(static_cast<int32_t>(value));
   }
+  if (tokens.empty()) return absl::InvalidArgumentError(absl::StrCat(path, " holds no tokens"));
   return tokens;
 }
 

@@ -48,7 +48,7 @@ class ModelRunner {
 // sqrt(sum (x - y)^2 / sum y^2); infinite if the sizes differ or anything is NaN.
 double RelativeRms(absl::Span<const float> x, absl::Span<const float> y);
 
-// Reads a JSON list of token ids.
+// Reads a JSON list of token ids, at least one, which need not be in a vocabulary.
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path);
 
 // "cuda", on the emulated device (support/cuda_on_cpu), or "cuda:blocking" (CudaOptions::blocking);

@@ -32,6 +32,12 @@ TEST(ParseJsonTest, RefusesWhatIsNotJson) {
   }
 }
 
+TEST(ParseJsonTest, RefusesWhatIsBehindANulByte) {
+  using namespace std::string_view_literals;
+  EXPECT_THAT(ParseJson("{}\0garbage"sv), StatusIs(kBad, HasSubstr("not JSON at byte 3: a NUL")));
+  EXPECT_THAT(ParseJson("{}\0"sv), StatusIs(kBad, HasSubstr("not JSON at byte 3: a NUL")));
+}
+
 TEST(ParseJsonTest, NamesThePlaceOfWhatIsNotJson) {
   EXPECT_THAT(ParseJson(R"({"attention": {}, "norm_eps": NaN})"),
               StatusIs(kBad, AllOf(HasSubstr("at `norm_eps`: "), HasSubstr("\"norm_eps\": N'"))));
