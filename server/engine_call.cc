@@ -49,6 +49,8 @@ void EngineCall::ReadRequest(
     const grpc::CallbackServerContext& context, const grpc::ByteBuffer& message,
     std::function<void(const ServedModel&, const grpc::ByteBuffer&)> read) {
   came_ = std::chrono::steady_clock::now();
+  // What gRPC calls a message of a stream that was reset.
+  if (!message.Valid()) return Reject(LeftBefore("its request came", context));
   const grpc::ByteBuffer bytes = TakeBytes(message);
   const absl::StatusOr<const ServedModel*> model = frontend_.Admit(context);
   if (!model.ok()) return Reject(model.status());

@@ -112,7 +112,7 @@ class EngineCall : public TokenSink,
   // The status of such a call that the engine has not heard of; `event`: what had not happened yet.
   absl::Status LeftBefore(const char* event, const grpc::CallbackServerContext& context) const;
   // Whether a request that was admitted is still to be read, which may come much later.
-  // Errors: those of Frontend::CheckQueue; LeftBefore.
+  // Asked again while a long text is tokenised. Errors: those of Frontend::CheckQueue; LeftBefore.
   absl::Status CheckBeforeReading(const grpc::CallbackServerContext& context) const;
 
   // Ends the request if its reader is too far behind. `bytes`: what was taken and not written.

@@ -67,6 +67,13 @@ void FillModelInfo(const ModelInfo& info, const ServerConfig& config, v1::ModelI
   proto.set_config_json(info.config_json);
 }
 
+absl::Status CheckWanted(const grpc::CallbackServerContext& context) {
+  if (context.deadline() <= std::chrono::system_clock::now()) {
+    return absl::DeadlineExceededError("the call's deadline passed");
+  }
+  return context.IsCancelled() ? absl::CancelledError("the client left") : absl::OkStatus();
+}
+
 }  // namespace
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
@@ -97,9 +104,14 @@ grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body)
   const auto start = std::chrono::steady_clock::now();
   grpc::ServerUnaryReactor* const reactor = call.context.DefaultReactor();
   const auto finish = [this, call, start, reactor](const absl::Status& status) {
+    if (!status.ok()) frontend_.CountRejected(status);
     frontend_.AccountCall(call.rpc, "", status, start);
     reactor->Finish(ToGrpcStatus(status, call.context));
   };
+  if (!call.request.Valid()) {  // of a stream that was reset
+    finish(absl::CancelledError("the client left"));
+    return reactor;
+  }
   const grpc::ByteBuffer bytes = TakeBytes(call.request);
   const auto model = frontend_.Admit(call.context);
   const absl::Status admitted =
@@ -109,10 +121,7 @@ grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body)
     return reactor;
   }
   const auto run = [call, body, model = *model](const grpc::ByteBuffer& message) -> absl::Status {
-    if (call.context.deadline() <= std::chrono::system_clock::now()) {
-      return absl::DeadlineExceededError("the call's deadline passed");
-    }
-    if (call.context.IsCancelled()) return absl::CancelledError("the client left");
+    BST_RETURN_IF_ERROR(CheckWanted(call.context));
     BST_ASSIGN_OR_RETURN(const Request request, ParseMessage<Request>(message, "request"));
     Response response;
     BST_RETURN_IF_ERROR(body(*model, request, response));
@@ -126,10 +135,11 @@ grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body)
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* bytes,
                                                       grpc::ByteBuffer* answer) {
-  const auto tokenize = [](const ServedModel& model, const v1::TokenizeRequest& request,
-                           v1::TokenizeResponse& response) -> absl::Status {
+  const auto tokenize = [context](const ServedModel& model, const v1::TokenizeRequest& request,
+                                  v1::TokenizeResponse& response) -> absl::Status {
     BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
-                         EncodeText(request.text(), model.engine->info(), *model.tokenizer));
+                         EncodeText(request.text(), model.engine->info(), *model.tokenizer,
+                                    [context] { return CheckWanted(*context); }));
     if (request.add_bos()) {
       for (const TokenId bos : model.engine->info().bos)
         response.add_token_ids(static_cast<uint32_t>(bos.value()));

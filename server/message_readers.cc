@@ -12,7 +12,10 @@ int MessageReaders::DefaultThreads() {
 MessageReaders::MessageReaders(int num_threads, size_t limit_bytes,
                                std::function<void(Load)> on_load)
     : limit_bytes_(limit_bytes), on_load_(std::move(on_load)) {
-  for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { Run(); });
+  for (int i = 0; i < num_threads; ++i) {
+    const bool takes_long = i > 0 || num_threads == 1;
+    threads_.emplace_back([this, takes_long] { Run(takes_long); });
+  }
 }
 
 MessageReaders::~MessageReaders() {
@@ -28,7 +31,8 @@ void MessageReaders::Read(size_t bytes, std::function<void()> read, Order order)
   absl::MutexLock lock(&mutex_);
   load_ = {load_.messages + 1, load_.bytes + bytes};
   on_load_(load_);
-  (order == Order::kBegun ? begun_ : new_).push_back({bytes, std::move(read)});
+  Waiting& waiting = order == Order::kBegun ? begun_ : new_;
+  (bytes > kLongBytes ? waiting.long_ones : waiting.others).push_back({bytes, std::move(read)});
 }
 
 bool MessageReaders::MayTakeMore() const {
@@ -36,19 +40,28 @@ bool MessageReaders::MayTakeMore() const {
   return load_.bytes < limit_bytes_;
 }
 
-void MessageReaders::Run() {
+std::deque<MessageReaders::Reading>* MessageReaders::Next(bool takes_long) {
+  for (Waiting* const waiting : {&begun_, &new_}) {
+    // Long ones first: the others have a thread that takes nothing else.
+    if (takes_long && !waiting->long_ones.empty()) return &waiting->long_ones;
+    if (!waiting->others.empty()) return &waiting->others;
+  }
+  return nullptr;
+}
+
+void MessageReaders::Run(bool takes_long) {
   while (true) {
     Reading next;
     {
       absl::MutexLock lock(&mutex_);
-      const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return stop_ || !new_.empty() || !begun_.empty();
+      const auto has_work = [this, takes_long]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stop_ || Next(takes_long) != nullptr;
       };
       mutex_.Await(absl::Condition(&has_work));
-      std::deque<Reading>& waiting = begun_.empty() ? new_ : begun_;
-      if (waiting.empty()) return;
-      next = std::move(waiting.front());
-      waiting.pop_front();
+      std::deque<Reading>* const waiting = Next(takes_long);
+      if (waiting == nullptr) return;
+      next = std::move(waiting->front());
+      waiting->pop_front();
     }
     next.read();
     next.read = nullptr;  // and what it kept, before the bytes count as gone

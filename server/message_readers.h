@@ -2,11 +2,12 @@
 //
 // gRPC has few threads, and they serve all connections: while each of them tokenises megabytes no
 // probe is answered, no stream goes on and no cancellation is seen. So they read small messages
-// alone. What waits here has been received: MayTakeMore bounds the bytes of it.
+// alone. What waits here has been received: MayTakeMore bounds the bytes of it. One thread of
+// several leaves long messages, seconds of tokenising each, to the others.
 //
 // Ownership   Keeps what was to be read until it has been.
-// Threads     Thread-safe. One reading may run beside another; those of one order begin as they
-//             came.
+// Threads     Thread-safe. One reading may run beside another. Of one order the long ones, and the
+//             others, begin as they came.
 // Tested by   tests/server/message_readers_test.cc, tests/server/generation_service_test.cc
 #pragma once
 
@@ -29,6 +30,8 @@ class MessageReaders {
 
   // The largest message that is read where it arrives: some milliseconds of tokenising.
   static constexpr size_t kSmallBytes = size_t{16} << 10;
+
+  static constexpr size_t kLongBytes = size_t{256} << 10;
 
   // A quarter of the machine's hardware threads, from 2 to 8.
   static int DefaultThreads();
@@ -59,12 +62,19 @@ class MessageReaders {
     std::function<void()> read;
   };
 
-  void Run();
+  // Of one order.
+  struct Waiting {
+    std::deque<Reading> long_ones, others;
+  };
+
+  void Run(bool takes_long);
+  // From where such a thread takes its next reading; nullptr: nothing waits for it.
+  std::deque<Reading>* Next(bool takes_long) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const size_t limit_bytes_;
   const std::function<void(Load)> on_load_;
   mutable absl::Mutex mutex_;
-  std::deque<Reading> new_ ABSL_GUARDED_BY(mutex_), begun_ ABSL_GUARDED_BY(mutex_);
+  Waiting begun_ ABSL_GUARDED_BY(mutex_), new_ ABSL_GUARDED_BY(mutex_);
   Load load_ ABSL_GUARDED_BY(mutex_);
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;  // last: they use the others

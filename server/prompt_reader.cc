@@ -17,6 +17,14 @@ bool CheckTextBytes(size_t bytes, const ModelInfo& info, const Tokenizer& tokeni
   return false;
 }
 
+void AddEncodeError(const absl::Status& error, Violations& violations) {
+  if (absl::IsInvalidArgument(error)) {
+    violations.Add("text", std::string(error.message()));
+  } else {
+    violations.Fail(error);
+  }
+}
+
 bool PromptReader::Become(Kind kind, Violations& violations) {
   if (kind_ != Kind::kNone && kind_ != kind) {
     const bool text = kind == Kind::kText;
@@ -36,7 +44,7 @@ std::vector<TokenId> PromptReader::AddText(const std::string& text, PromptEnd en
   std::vector<TokenId> tokens;
   const auto take = [&](const absl::StatusOr<std::vector<TokenId>>& encoded) {
     if (!encoded.ok()) {
-      violations.Add("text", std::string(encoded.status().message()));
+      AddEncodeError(encoded.status(), violations);
       return false;
     }
     // The empty text is an error even where bos would make it one token.

@@ -7,7 +7,8 @@
 //             one. Texts of more than max_prompt_tokens times max_token_bytes() bytes are refused
 //             before they are tokenised: no token covers more, and so what a request can cost is
 //             bounded before any work. So is the memory for what the tokenizer holds back; of
-//             many prompts together HeldText bounds it.
+//             many prompts together HeldText bounds it. What else ends the reading, GoOn among it,
+//             is a failure of the Violations.
 // Threads     Thread-compatible.
 // Tested by   tests/server/prompt_reader_test.cc, tests/server/request_validation_test.cc
 #pragma once
@@ -15,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bst/v1/generation.pb.h"
@@ -27,9 +29,11 @@ namespace bst {
 
 class PromptReader {
  public:
-  // Both outlive the reader.
-  PromptReader(const ModelInfo& info, const Tokenizer& tokenizer)
-      : info_(info), tokenizer_(tokenizer), encoder_(tokenizer) {}
+  using GoOn = StreamEncoder::GoOn;
+
+  // `info` and `tokenizer` outlive the reader. A long text asks `go_on` now and then.
+  PromptReader(const ModelInfo& info, const Tokenizer& tokenizer, GoOn go_on = absl::OkStatus)
+      : info_(info), tokenizer_(tokenizer), encoder_(tokenizer, std::move(go_on)) {}
 
   // Takes the prompt in `part`, if it has one: a GenerateRequest, ScoreRequest or
   // GenerateUploadPart. Returns the tokens that are certain now; with kComplete all the rest.
@@ -62,6 +66,9 @@ class PromptReader {
   size_t text_bytes_ = 0;
   size_t num_tokens_ = 0;
 };
+
+// Says in `violations` why a text was not tokenised.
+void AddEncodeError(const absl::Status& error, Violations& violations);
 
 // Refuses a text that no max_prompt_tokens tokens can stand for. True: it may fit.
 bool CheckTextBytes(size_t bytes, const ModelInfo& info, const Tokenizer& tokenizer,

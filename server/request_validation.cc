@@ -193,12 +193,13 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
 }
 
 absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const ModelInfo& info,
-                                           const Tokenizer& tokenizer) {
+                                           const Tokenizer& tokenizer, PromptReader::GoOn go_on) {
   Violations violations;
   absl::BitGen random;
   ScoreRequest request;
   request.request_id = RequestId(proto, random, violations);
-  request.tokens = PromptReader(info, tokenizer).Add(proto, PromptEnd::kComplete, violations);
+  PromptReader prompt(info, tokenizer, std::move(go_on));
+  request.tokens = prompt.Add(proto, PromptEnd::kComplete, violations);
   request.priority = PriorityOf(proto.priority(), violations);
   violations.Between("top_logprobs", proto.top_logprobs(), uint32_t{0}, kMaxTopLogprobs);
   request.top_logprobs = static_cast<int>(proto.top_logprobs());
@@ -207,12 +208,18 @@ absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const 
 }
 
 absl::StatusOr<std::vector<TokenId>> EncodeText(const std::string& text, const ModelInfo& info,
-                                                const Tokenizer& tokenizer) {
+                                                const Tokenizer& tokenizer,
+                                                PromptReader::GoOn go_on) {
   Violations violations;
   if (!CheckTextBytes(text.size(), info, tokenizer, violations)) return violations.status();
-  absl::StatusOr<std::vector<TokenId>> tokens = tokenizer.Encode(text);
-  if (!tokens.ok()) violations.Add("text", std::string(tokens.status().message()));
-  BST_RETURN_IF_ERROR(violations.status());
+  StreamEncoder encoder(tokenizer, std::move(go_on));
+  absl::StatusOr<std::vector<TokenId>> tokens = encoder.Push(text);
+  const absl::StatusOr<std::vector<TokenId>> rest = tokens.ok() ? encoder.Finish() : tokens;
+  if (!rest.ok()) {
+    AddEncodeError(rest.status(), violations);
+    return violations.status();
+  }
+  tokens->insert(tokens->end(), rest->begin(), rest->end());
   return tokens;
 }
 

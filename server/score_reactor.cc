@@ -33,7 +33,8 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
     const auto request = ParseMessage<v1::ScoreRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
     absl::StatusOr<ScoreRequest> valid =
-        ValidateScore(*request, model.engine->info(), *model.tokenizer);
+        ValidateScore(*request, model.engine->info(), *model.tokenizer,
+                      [this] { return CheckBeforeReading(context()); });
     if (!valid.ok()) return Reject(valid.status());
     first_token_ = valid->tokens.front();
     has_top_ = valid->top_logprobs > 0;

@@ -54,8 +54,11 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
       Reject(may_read);
       return ReleaseFinish();
     }
+    const size_t bytes = bytes_.Length() + held_bytes;
+    // It may wait to be read for longer than the engine waits for a sign of life.
+    if (!is_first && ok && bytes > MessageReaders::kSmallBytes) SayThatItGoesOn();
     frontend().readers().Read(
-        bytes_.Length() + held_bytes, [this, self = shared_from_this(), ok] { ReadPart(ok); },
+        bytes, [this, self = shared_from_this(), ok] { ReadPart(ok); },
         is_first ? MessageReaders::Order::kNew : MessageReaders::Order::kBegun);
   }
 
@@ -104,7 +107,8 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
 
   // What a read brought, while Finish is held.
   void ReadPart(bool ok) {
-    // Bytes cannot be wrong, so not ok is the end of the parts and nothing else.
+    // Not ok is the end of the parts. (Or of a part that the client cut short and ended its stream
+    // behind, as if it were whole: gRPC does not tell the two apart.)
     const bool goes_on = !prompt_.has_value() ? ReadFirst(ok)
                          : HasEnded()         ? false  // while this waited
                          : ok                 ? ReadMore()
@@ -118,6 +122,12 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     ReleaseFinish();
   }
 
+  // Whether a long part is still to be read on.
+  absl::Status CheckWanted() {
+    if (HasEnded()) return absl::CancelledError("the request has ended");
+    return context().IsCancelled() ? LeftBefore("its part was read", context()) : absl::OkStatus();
+  }
+
   // The parts of the prompt, one at a time. True: the next one may come.
   bool ReadFirst(bool ok) {
     const absl::Status admitted = CheckBeforeReading(context());
@@ -126,7 +136,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     const absl::StatusOr<v1::GenerateUploadPart> part = Parse();
     if (!part.ok()) return Rejected(part.status());
     if (!part->has_request()) return Rejected(InvalidPart("is not request, the first must be"));
-    prompt_.emplace(model_->engine->info(), *model_->tokenizer);
+    prompt_.emplace(model_->engine->info(), *model_->tokenizer, [this] { return CheckWanted(); });
     return Begin(*model_, part->request(), *prompt_, PromptEnd::kMoreFollows);
   }
   bool ReadMore() {
@@ -164,6 +174,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     unsaid_bytes_ = 0;
     return HandOver({}, PromptEnd::kMoreFollows);
   }
+  void SayThatItGoesOn() { HandOver({}, PromptEnd::kMoreFollows); }
   bool HandOver(std::vector<TokenId> tokens, PromptEnd end) {
     {
       absl::MutexLock lock(&write_mutex_);

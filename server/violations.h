@@ -25,7 +25,9 @@ class Violations {
       ++num_omitted_;
     }
   }
-  bool empty() const { return violations_.empty(); }
+  // What is no fault of the request, and ends it nevertheless.
+  void Fail(absl::Status failure) { failure_ = std::move(failure); }
+  bool empty() const { return violations_.empty() && failure_.ok(); }
 
   // Unless `value` lies in [low, high]; NaN does not.
   template <typename Number>
@@ -45,8 +47,9 @@ class Violations {
   // One of them is a prompt over the limit.
   void set_too_long() { too_long_ = true; }
 
-  // OK, or kInvalidArgument with all of them.
+  // OK, what Fail was told, or kInvalidArgument with all of them.
   absl::Status status() const {
+    if (!failure_.ok()) return failure_;
     if (violations_.empty()) return absl::OkStatus();
     absl::Status status = InvalidFields(violations_, num_omitted_);
     if (too_long_) status.SetPayload(kTooLongPayload, absl::Cord());
@@ -63,6 +66,7 @@ class Violations {
   static constexpr int kMaxViolations = 8;
   static constexpr char kTooLongPayload[] = "bst/prompt-too-long";
 
+  absl::Status failure_;
   std::vector<FieldViolation> violations_;
   int num_omitted_ = 0;
   bool too_long_ = false;

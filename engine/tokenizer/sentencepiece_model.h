@@ -24,6 +24,7 @@ class SentencePieceModel {
  public:
   struct Failure {
     std::string message;
+    bool is_out_of_memory = false;
   };
   template <typename T>
   using Result = std::variant<T, Failure>;

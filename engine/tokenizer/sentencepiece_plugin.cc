@@ -2,6 +2,7 @@
 #include <sentencepiece_processor.h>
 
 #include <exception>
+#include <new>
 #include <utility>
 
 #include "engine/tokenizer/sentencepiece_model.h"
@@ -43,6 +44,8 @@ SentencePieceModel::Result<std::vector<int>> ProcessorModel::Encode(std::string_
     const auto status = processor_->Encode(text, &ids);
     if (!status.ok()) return Failure{status.ToString()};
     return ids;
+  } catch (const std::bad_alloc&) {
+    return Failure{"not enough memory", /*is_out_of_memory=*/true};
   } catch (const std::exception& error) {
     return Failure{error.what()};
   }

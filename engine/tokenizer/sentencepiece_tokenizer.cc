@@ -1,8 +1,11 @@
+#include <malloc.h>
+
 #include <algorithm>
 #include <utility>
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "engine/base/out_of_memory.h"
 #include "engine/base/read_file.h"
 #include "engine/base/status_macros.h"
@@ -27,9 +30,11 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
   absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text) const override {
-    const auto encoded = model_->Encode(DecodeUtf8(text, Utf8Tail::kReplace).text);
+    const Encoded encoded = EncodeOrWait(DecodeUtf8(text, Utf8Tail::kReplace).text);
     if (const auto* failure = std::get_if<SentencePieceModel::Failure>(&encoded)) {
-      return absl::InternalError(absl::StrCat("SentencePiece cannot encode: ", failure->message));
+      const std::string message = absl::StrCat("SentencePiece cannot encode: ", failure->message);
+      return failure->is_out_of_memory ? absl::ResourceExhaustedError(message)
+                                       : absl::InternalError(message);
     }
     std::vector<TokenId> tokens;
     for (const int id : std::get<std::vector<int>>(encoded)) tokens.emplace_back(id);
@@ -52,6 +57,18 @@ class SentencePieceTokenizer final : public Tokenizer {
   int max_token_bytes() const override { return max_token_bytes_; }
 
  private:
+  using Encoded = SentencePieceModel::Result<std::vector<int>>;
+
+  // Long texts one at a time, for the memory that each takes, which the C library would keep.
+  Encoded EncodeOrWait(const std::string& text) const {
+    constexpr size_t kLongBytes = size_t{256} << 10;
+    if (text.size() <= kLongBytes) return model_->Encode(text);
+    absl::MutexLock lock(&long_text_);
+    Encoded encoded = model_->Encode(text);
+    malloc_trim(0);
+    return encoded;
+  }
+
   struct Piece {
     std::string bytes;
     bool drops_space;  // its first byte, a space, is dropped at the start of a text
@@ -59,6 +76,7 @@ class SentencePieceTokenizer final : public Tokenizer {
 
   std::unique_ptr<const SentencePieceModel> model_;
   const SpaceCuts cuts_;
+  mutable absl::Mutex long_text_;
   std::vector<Piece> pieces_;
   int max_token_bytes_ = 1;
   const int vocab_size_;

@@ -6,18 +6,23 @@
 //                 that the text may be cut. The byte tokenizer holds nothing back, a SentencePiece
 //                 BPE model at most from the last space between two words on; where the model has
 //                 no such places everything is held back to the end.
-// Memory      The text that is held back, up to twice: the caller bounds the whole text, and what
-//             many encoders hold together by held_bytes(). Each byte is looked at a bounded number
-//             of times.
+//             (3) The tokenizer gets kPieceBytes at a time, where the text can be cut: what it
+//                 takes does not grow with the text, and GoOn is asked between the pieces.
+// Memory      The text that is held back, up to twice, kMostUncutBytes at most: the caller bounds
+//             what many encoders hold together by held_bytes(). Each byte is looked at a bounded
+//             number of times.
 // Threads     Thread-compatible.
 // Tested by   tests/engine/tokenizer/stream_encoder_test.cc, tests/fuzz/stream_encode_fuzz.cc
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/base/ids.h"
 #include "engine/tokenizer/tokenizer.h"
@@ -26,10 +31,19 @@ namespace bst {
 
 class StreamEncoder {
  public:
-  // `tokenizer` outlives the encoder.
-  explicit StreamEncoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  // Whether the tokens are still wanted; an error is the caller's to make.
+  using GoOn = std::function<absl::Status()>;
 
-  // The tokens that are certain now. Errors: those of Tokenizer::Encode; the encoder is of no use
+  static constexpr size_t kPieceBytes = size_t{64} << 10;
+  // SentencePiece takes some 250 bytes of memory for one that it cannot merge with another.
+  static constexpr size_t kMostUncutBytes = size_t{2} << 20;
+
+  // `tokenizer` outlives the encoder.
+  explicit StreamEncoder(const Tokenizer& tokenizer, GoOn go_on = absl::OkStatus)
+      : tokenizer_(tokenizer), go_on_(std::move(go_on)) {}
+
+  // The tokens that are certain now. Errors: those of Tokenizer::Encode and of GoOn;
+  // kInvalidArgument for more than kMostUncutBytes that cannot be cut. The encoder is of no use
   // then.
   absl::StatusOr<std::vector<TokenId>> Push(std::string_view text);
   // The end of the text: the tokens of what was held back.
@@ -39,7 +53,10 @@ class StreamEncoder {
   size_t held_bytes() const { return held_.size(); }
 
  private:
+  absl::Status PushPiece(std::string_view text, std::vector<TokenId>& tokens);
+
   const Tokenizer& tokenizer_;
+  const GoOn go_on_;
   std::string held_;
   size_t searched_ = 0;  // no cut in front of this place of held_
 };

@@ -34,7 +34,8 @@ class Tokenizer {
 
   // The tokens of `text` alone: no bos. Any bytes are accepted: what is not UTF-8 is replaced by
   // U+FFFD first, except by the byte tokenizer, which takes bytes as they are.
-  // Errors: kInternal when the SentencePiece library fails.
+  // Errors: kInternal when the SentencePiece library fails, kResourceExhausted when it runs out of
+  // memory.
   virtual absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text) const = 0;
 
   // Where a text may be cut: Encode(text) is Encode of [0, end) and then of [next, ...), whatever

@@ -165,6 +165,24 @@ TEST(GenerationService, AMalformedRequestIsAnInvalidArgument) {
               HasSubstr("bst_requests_rejected_total{reason=\"invalid\"} 4"));
 }
 
+// A client that cancels at once resets the stream; its request, if it comes at all, is no mistake.
+TEST(GenerationService, ARequestOfAClientThatHasLeftIsNotInvalid) {
+  RunningServer server(ConfigWithMetrics());
+  server.engine().AnswerWith({'y'});
+  for (int i = 0; i < 300; ++i) {
+    grpc::ClientContext context;
+    const auto reader = server.generation().Generate(&context, TextRequest("x"));
+    context.TryCancel();
+    v1::GenerateEvent event;
+    while (reader->Read(&event)) {
+    }
+    EXPECT_NE(reader->Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+  const std::string metrics = HttpGet(server.server().addresses().metrics, "/metrics");
+  EXPECT_THAT(metrics, HasSubstr("bst_requests_rejected_total{reason=\"invalid\"} 0\n"));
+  EXPECT_THAT(metrics, testing::Not(HasSubstr("code=\"INVALID_ARGUMENT\"")));
+}
+
 TEST_F(GenerationServiceTest, SoItIsWithTheSmallCalls) {
   v1::TokenizeRequest text;
   text.set_text("\xff");

@@ -18,8 +18,8 @@ constexpr size_t kLarge = MessageReaders::kSmallBytes + 1;
 // Keeps a thread of `readers` until it is destroyed, which may be before they have noticed.
 class LongReading {
  public:
-  explicit LongReading(MessageReaders& readers) {
-    readers.Read(kLarge, [state = state_] {
+  explicit LongReading(MessageReaders& readers, size_t bytes = kLarge) {
+    readers.Read(bytes, [state = state_] {
       state->began.Notify();
       state->let_go.WaitForNotification();
     });
@@ -74,6 +74,20 @@ TEST(MessageReaders, OneLongReadingLeavesTheOtherThreads) {
   const LongReading first(readers);
   readers.Read(kLarge, [&] { other.Notify(); });
   other.WaitForNotification();
+}
+
+TEST(MessageReaders, LongMessagesLeaveOneThread) {
+  constexpr size_t kLong = MessageReaders::kLongBytes + 1;
+  absl::Notification second, other;
+  {
+    MessageReaders readers(2, 1);
+    const LongReading first(readers, kLong);
+    readers.Read(kLong, [&] { second.Notify(); });
+    readers.Read(MessageReaders::kLongBytes, [&] { other.Notify(); });
+    other.WaitForNotification();
+    EXPECT_FALSE(second.HasBeenNotified());
+  }
+  EXPECT_TRUE(second.HasBeenNotified());
 }
 
 TEST(MessageReaders, CountsWhatWaitsAndWhatIsBeingRead) {

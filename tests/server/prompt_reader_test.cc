@@ -52,6 +52,19 @@ class PromptReaderTest : public testing::Test {
   }
 };
 
+TEST_F(PromptReaderTest, WhatEndsALongTextIsItsStatus) {
+  int asked = 0;
+  PromptReader reader(info_, *tokenizer_, [&asked] {
+    return ++asked < 3 ? absl::OkStatus() : absl::CancelledError("the client left");
+  });
+  info_.max_prompt_tokens = 1'000'000;
+  reader.Add(Text(std::string(3 * StreamEncoder::kPieceBytes, 'x')), PromptEnd::kComplete,
+             violations_);
+  EXPECT_EQ(asked, 3);
+  EXPECT_FALSE(violations_.empty());
+  EXPECT_EQ(violations_.status(), absl::CancelledError("the client left"));
+}
+
 TEST_F(PromptReaderTest, ATextGetsBosOnceInFrontOfItsFirstToken) {
   EXPECT_THAT(Add(Text("")), IsEmpty());
   EXPECT_THAT(Add(Text("a")), ElementsAre(256, 'a'));

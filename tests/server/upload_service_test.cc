@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <fstream>
 #include <memory>
@@ -9,12 +10,15 @@
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/generation_service.h"
+#include "server/message_readers.h"
 #include "server/upload_reactor.h"
 #include "tests/server/http_get.h"
 #include "tests/server/running_server.h"
 #include "tests/support/sanitized.h"
+#include "tests/support/wait_until.h"
 
 namespace bst {
 namespace {
@@ -133,19 +137,20 @@ TEST_F(UploadServiceTest, ReadsNoMoreWhileTooMuchIsUnread) {
     stream->WritesDone();
   });
   const SequenceId id = server.engine().WaitForRequest(0).id;
-  // Three parts are more than may be unread; the fourth has to wait.
-  EXPECT_EQ(server.engine().WaitForAppended(id, 3).size(), 3u);
+  // Three parts are more than may be unread; the fourth has to wait. Each is large: a sign of life
+  // when it came, and its tokens.
+  EXPECT_EQ(server.engine().WaitForAppended(id, 6).size(), 6u);
   absl::SleepFor(absl::Milliseconds(200));
-  EXPECT_EQ(server.engine().AppendedTo(id).size(), 3u);
+  EXPECT_EQ(server.engine().AppendedTo(id).size(), 6u);
   server.engine().Progress(id, 3 * kPart - kMaxUnreadTokens - 1, 3 * kPart);
   absl::SleepFor(absl::Milliseconds(50));
-  EXPECT_EQ(server.engine().AppendedTo(id).size(), 3u);
+  EXPECT_EQ(server.engine().AppendedTo(id).size(), 6u);
   server.engine().Progress(id, 3 * kPart - kMaxUnreadTokens, 3 * kPart);
-  EXPECT_EQ(server.engine().WaitForAppended(id, 4).size(), 4u);
+  EXPECT_EQ(server.engine().WaitForAppended(id, 8).size(), 8u);
   for (size_t read = 4; read <= 6; ++read) {
     server.engine().Progress(id, static_cast<int64_t>(read * kPart), 6 * kPart);
   }
-  EXPECT_EQ(server.engine().WaitForAppended(id, 7).back().end, PromptEnd::kComplete);
+  EXPECT_EQ(server.engine().WaitForAppended(id, 13).back().end, PromptEnd::kComplete);
   server.engine().Finish(id, FinishReason::kMaxTokens);
   writer.join();
   v1::GenerateEvent event;
@@ -304,12 +309,40 @@ TEST_F(UploadServiceTest, TextThatCannotBeCutIsBoundedOfAllUploadsTogether) {
 
   first->Write(Text(word));  // Alone it may hold what it likes.
   first->WritesDone();
-  EXPECT_EQ(server.engine().WaitForAppended(first_id, 3).back().end, PromptEnd::kComplete);
+  // The second word: a sign of life when it came, for with the first it is large, and as text.
+  EXPECT_EQ(server.engine().WaitForAppended(first_id, 4).back().end, PromptEnd::kComplete);
   server.engine().Finish(first_id, FinishReason::kMaxTokens);
   v1::GenerateEvent event;
   while (first->Read(&event)) {
   }
   EXPECT_TRUE(first->Finish().ok());
+}
+
+TEST_F(UploadServiceTest, APartThatWaitsToBeReadIsASignOfLifeAtOnce) {
+  Open();
+  stream_->Write(First());
+  const SequenceId id = engine().WaitForRequest(0).id;
+  std::atomic<int> held = 0;
+  absl::Notification let_go;
+  engine().AnswerWith({'y'});
+  engine().set_before_submit([&] {
+    ++held;
+    let_go.WaitForNotification();
+  });
+  const std::string large(MessageReaders::kSmallBytes + 1, 'x');
+  std::vector<std::thread> others;
+  for (int i = 0; i < MessageReaders::DefaultThreads(); ++i)
+    others.emplace_back([&] { server_.Generate(TextRequest(large)); });
+  EXPECT_TRUE(WaitUntil([&] { return held == MessageReaders::DefaultThreads(); }));
+  stream_->Write(Text(large));
+  EXPECT_THAT(engine().WaitForAppended(id, 1).front().tokens, testing::IsEmpty());
+  EXPECT_EQ(engine().AppendedTo(id).size(), 1u);
+  let_go.Notify();
+  EXPECT_EQ(TextOf(engine().WaitForAppended(id, 2)), large);
+  for (std::thread& other : others) other.join();
+  engine().Finish(id, FinishReason::kMaxTokens);
+  stream_->WritesDone();
+  Drain();
 }
 
 // Or a text without spaces would run into the timeout while it arrives, and one of crumbs never.

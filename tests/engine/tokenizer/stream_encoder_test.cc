@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/tokenizer/sentencepiece_cuts.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/engine/tokenizer/trained_model.h"
 #include "tests/support/status_matchers.h"
@@ -45,6 +46,40 @@ TEST(StreamEncoderTest, SaysWhatItHolds) {
   EXPECT_EQ(encoder.held_bytes(), std::string_view(" more").size());
   ASSERT_THAT(encoder.Finish(), IsOk());
   EXPECT_EQ(encoder.held_bytes(), 0u);
+}
+
+TEST(StreamEncoderTest, TakesALongTextInPiecesAndAsksBetweenThem) {
+  const std::unique_ptr<Tokenizer> books = Load("models/bst-books-4m/tokenizer.model");
+  ASSERT_NE(books, nullptr);
+  std::string text;
+  while (text.size() < 5 * StreamEncoder::kPieceBytes / 2) text += "It was a dark evening, and\n";
+  int asked = 0, most = 100;
+  const auto go_on = [&] {
+    return ++asked <= most ? absl::OkStatus() : absl::CancelledError("enough");
+  };
+  StreamEncoder encoder(*books, go_on);
+  absl::StatusOr<std::vector<TokenId>> tokens = encoder.Push(text);
+  ASSERT_THAT(tokens, IsOk());
+  EXPECT_EQ(asked, 3);
+  const absl::StatusOr<std::vector<TokenId>> rest = encoder.Finish();
+  ASSERT_THAT(rest, IsOk());
+  tokens->insert(tokens->end(), rest->begin(), rest->end());
+  EXPECT_EQ(*tokens, Whole(*books, text));
+
+  asked = 0, most = 1;
+  StreamEncoder stopped(*books, go_on);
+  EXPECT_EQ(stopped.Push(text).status(), absl::CancelledError("enough"));
+  EXPECT_EQ(asked, 2);
+}
+
+TEST(StreamEncoderTest, BoundsTextThatCannotBeCut) {
+  const std::unique_ptr<Tokenizer> books = Load("models/bst-books-4m/tokenizer.model");
+  ASSERT_NE(books, nullptr);
+  StreamEncoder encoder(*books);
+  EXPECT_THAT(encoder.Push(std::string(StreamEncoder::kMostUncutBytes, 'x')), IsOk());
+  const absl::Status status = encoder.Push("x").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("send token_ids instead"));
 }
 
 struct Streamed {
