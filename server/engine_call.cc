@@ -48,8 +48,8 @@ void EngineCall::Cancel(CancelCause cause) {
 void EngineCall::ReadRequest(
     const grpc::CallbackServerContext& context, const grpc::ByteBuffer& message,
     std::function<void(const ServedModel&, const grpc::ByteBuffer&)> read) {
-  came_ = std::chrono::steady_clock::now();
-  // What gRPC calls a message of a stream that was reset.
+  came_at_start_ = true;
+  // Of a stream that was reset, or ended without a message.
   if (!message.Valid()) return Reject(LeftBefore("its request came", context));
   const grpc::ByteBuffer bytes = TakeBytes(message);
   const absl::StatusOr<const ServedModel*> model = frontend_.Admit(context);
@@ -69,7 +69,7 @@ void EngineCall::ReadRequest(
 
 template <typename Request>
 absl::Status EngineCall::Submit(const ServedModel& model, Request request) {
-  if (came_.has_value()) request.age = absl::FromChrono(std::chrono::steady_clock::now() - *came_);
+  if (came_at_start_) request.age = absl::FromChrono(std::chrono::steady_clock::now() - start_);
   request_id_ = request.request_id;
   engine_ = model.engine.get();
   if (!frontend_.active().Add(request_id_, weak_from_this())) {
@@ -209,6 +209,10 @@ absl::Status EngineCall::LeftBefore(const char* event,
 
 absl::Status EngineCall::CheckBeforeReading(const grpc::CallbackServerContext& context) const {
   BST_RETURN_IF_ERROR(frontend_.CheckQueue());
+  return CheckWanted(context);
+}
+
+absl::Status EngineCall::CheckWanted(const grpc::CallbackServerContext& context) const {
   return context.IsCancelled() ? LeftBefore("its request was read", context) : absl::OkStatus();
 }
 

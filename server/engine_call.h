@@ -90,7 +90,7 @@ class EngineCall : public TokenSink,
   void ReadRequest(const grpc::CallbackServerContext& context, const grpc::ByteBuffer& message,
                    std::function<void(const ServedModel&, const grpc::ByteBuffer&)> read);
 
-  // Hands the request to the engine. One that ReadRequest read came when its message did.
+  // Hands the request to the engine. The times of one that ReadRequest read count from the start.
   // Errors: those of Engine::Submit; kAlreadyExists for a request id in flight.
   template <typename Request>
   absl::Status Submit(const ServedModel& model, Request request) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -111,8 +111,10 @@ class EngineCall : public TokenSink,
   CancelCause CauseOfCancellation(const grpc::CallbackServerContext& context) const;
   // The status of such a call that the engine has not heard of; `event`: what had not happened yet.
   absl::Status LeftBefore(const char* event, const grpc::CallbackServerContext& context) const;
+  // Whether somebody still waits for the request. Errors: those of LeftBefore.
+  absl::Status CheckWanted(const grpc::CallbackServerContext& context) const;
   // Whether a request that was admitted is still to be read, which may come much later.
-  // Asked again while a long text is tokenised. Errors: those of Frontend::CheckQueue; LeftBefore.
+  // Errors: those of Frontend::CheckQueue and CheckWanted.
   absl::Status CheckBeforeReading(const grpc::CallbackServerContext& context) const;
 
   // Ends the request if its reader is too far behind. `bytes`: what was taken and not written.
@@ -140,10 +142,9 @@ class EngineCall : public TokenSink,
   Frontend& frontend_;
   const char* const rpc_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-  // When the request came, in one message: by ReadRequest, before it is read.
-  std::optional<std::chrono::steady_clock::time_point> came_;
-  std::string request_id_;    // set by Submit, constant afterwards
-  Engine* engine_ = nullptr;  // likewise
+  bool came_at_start_ = false;  // ReadRequest had all of the request
+  std::string request_id_;      // set by Submit, constant afterwards
+  Engine* engine_ = nullptr;    // likewise
 
   mutable absl::Mutex mutex_;
   std::vector<SequenceEvent> outbox_ ABSL_GUARDED_BY(mutex_);

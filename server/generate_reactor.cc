@@ -30,7 +30,7 @@ class GenerateReactor final : public GenerateStream<grpc::ServerWriteReactor<grp
     const auto request = ParseMessage<v1::GenerateRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
     PromptReader prompt(model.engine->info(), *model.tokenizer,
-                        [this] { return CheckBeforeReading(context()); });
+                        [this] { return CheckWanted(context()); });
     Begin(model, *request, prompt, PromptEnd::kComplete);
   }
 };
@@ -111,7 +111,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     BST_ASSIGN_OR_RETURN(const v1::GenerateRequest request,
                          ParseMessage<v1::GenerateRequest>(bytes, "request"));
     const ModelInfo& info = model.engine->info();
-    PromptReader prompt(info, *model.tokenizer, [this] { return CheckBeforeReading(context_); });
+    PromptReader prompt(info, *model.tokenizer, [this] { return CheckWanted(context_); });
     BST_ASSIGN_OR_RETURN(ValidGenerate valid,
                          ValidateGenerate(request, info, prompt, PromptEnd::kComplete));
     valid.request.prompt_progress = false;

@@ -67,7 +67,8 @@ void FillModelInfo(const ModelInfo& info, const ServerConfig& config, v1::ModelI
   proto.set_config_json(info.config_json);
 }
 
-absl::Status CheckWanted(const grpc::CallbackServerContext& context) {
+// Whether somebody still waits for the answer.
+absl::Status CheckCall(const grpc::CallbackServerContext& context) {
   if (context.deadline() <= std::chrono::system_clock::now()) {
     return absl::DeadlineExceededError("the call's deadline passed");
   }
@@ -104,12 +105,14 @@ grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body)
   const auto start = std::chrono::steady_clock::now();
   grpc::ServerUnaryReactor* const reactor = call.context.DefaultReactor();
   const auto finish = [this, call, start, reactor](const absl::Status& status) {
-    if (!status.ok()) frontend_.CountRejected(status);
+    // What asks while the model loads is a probe.
+    if (!status.ok() && frontend_.model() != nullptr) frontend_.CountRejected(status);
     frontend_.AccountCall(call.rpc, "", status, start);
     reactor->Finish(ToGrpcStatus(status, call.context));
   };
-  if (!call.request.Valid()) {  // of a stream that was reset
-    finish(absl::CancelledError("the client left"));
+  if (!call.request.Valid()) {  // of a stream that was reset, or ended without a message
+    const absl::Status over = CheckCall(call.context);
+    finish(over.ok() ? absl::CancelledError("the client left before its request came") : over);
     return reactor;
   }
   const grpc::ByteBuffer bytes = TakeBytes(call.request);
@@ -121,7 +124,7 @@ grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body)
     return reactor;
   }
   const auto run = [call, body, model = *model](const grpc::ByteBuffer& message) -> absl::Status {
-    BST_RETURN_IF_ERROR(CheckWanted(call.context));
+    BST_RETURN_IF_ERROR(CheckCall(call.context));
     BST_ASSIGN_OR_RETURN(const Request request, ParseMessage<Request>(message, "request"));
     Response response;
     BST_RETURN_IF_ERROR(body(*model, request, response));
@@ -139,7 +142,7 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
                                   v1::TokenizeResponse& response) -> absl::Status {
     BST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
                          EncodeText(request.text(), model.engine->info(), *model.tokenizer,
-                                    [context] { return CheckWanted(*context); }));
+                                    [context] { return CheckCall(*context); }));
     if (request.add_bos()) {
       for (const TokenId bos : model.engine->info().bos)
         response.add_token_ids(static_cast<uint32_t>(bos.value()));

@@ -25,12 +25,14 @@ namespace bst {
 
 class MessageReaders {
  public:
-  // kBegun: more of a request that has begun, which holds slots meanwhile; before all others.
+  // kBegun: more of a request that has begun, which holds slots meanwhile; before all others that
+  // the thread takes.
   enum class Order { kNew, kBegun };
 
   // The largest message that is read where it arrives: some milliseconds of tokenising.
   static constexpr size_t kSmallBytes = size_t{16} << 10;
 
+  // The largest that every thread takes: a tenth of a second.
   static constexpr size_t kLongBytes = size_t{256} << 10;
 
   // A quarter of the machine's hardware threads, from 2 to 8.

@@ -17,9 +17,9 @@ bool CheckTextBytes(size_t bytes, const ModelInfo& info, const Tokenizer& tokeni
   return false;
 }
 
-void AddEncodeError(const absl::Status& error, Violations& violations) {
+void AddEncodeError(const absl::Status& error, const char* advice, Violations& violations) {
   if (absl::IsInvalidArgument(error)) {
-    violations.Add("text", std::string(error.message()));
+    violations.Add("text", absl::StrCat(error.message(), advice));
   } else {
     violations.Fail(error);
   }
@@ -44,7 +44,7 @@ std::vector<TokenId> PromptReader::AddText(const std::string& text, PromptEnd en
   std::vector<TokenId> tokens;
   const auto take = [&](const absl::StatusOr<std::vector<TokenId>>& encoded) {
     if (!encoded.ok()) {
-      AddEncodeError(encoded.status(), violations);
+      AddEncodeError(encoded.status(), "; send token_ids instead", violations);
       return false;
     }
     // The empty text is an error even where bos would make it one token.

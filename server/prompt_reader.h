@@ -32,7 +32,8 @@ class PromptReader {
   using GoOn = StreamEncoder::GoOn;
 
   // `info` and `tokenizer` outlive the reader. A long text asks `go_on` now and then.
-  PromptReader(const ModelInfo& info, const Tokenizer& tokenizer, GoOn go_on = absl::OkStatus)
+  PromptReader(const ModelInfo& info, const Tokenizer& tokenizer,
+               GoOn go_on = StreamEncoder::Always)
       : info_(info), tokenizer_(tokenizer), encoder_(tokenizer, std::move(go_on)) {}
 
   // Takes the prompt in `part`, if it has one: a GenerateRequest, ScoreRequest or
@@ -67,8 +68,8 @@ class PromptReader {
   size_t num_tokens_ = 0;
 };
 
-// Says in `violations` why a text was not tokenised.
-void AddEncodeError(const absl::Status& error, Violations& violations);
+// Says in `violations` why a text was not tokenised; `advice` follows what is wrong with it.
+void AddEncodeError(const absl::Status& error, const char* advice, Violations& violations);
 
 // Refuses a text that no max_prompt_tokens tokens can stand for. True: it may fit.
 bool CheckTextBytes(size_t bytes, const ModelInfo& info, const Tokenizer& tokenizer,

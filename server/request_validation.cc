@@ -216,7 +216,7 @@ absl::StatusOr<std::vector<TokenId>> EncodeText(const std::string& text, const M
   absl::StatusOr<std::vector<TokenId>> tokens = encoder.Push(text);
   const absl::StatusOr<std::vector<TokenId>> rest = tokens.ok() ? encoder.Finish() : tokens;
   if (!rest.ok()) {
-    AddEncodeError(rest.status(), violations);
+    AddEncodeError(rest.status(), "", violations);
     return violations.status();
   }
   tokens->insert(tokens->end(), rest->begin(), rest->end());

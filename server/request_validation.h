@@ -43,12 +43,12 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
                                                PromptEnd prompt_end);
 absl::StatusOr<ScoreRequest> ValidateScore(const v1::ScoreRequest& proto, const ModelInfo& info,
                                            const Tokenizer& tokenizer,
-                                           PromptReader::GoOn go_on = absl::OkStatus);
+                                           PromptReader::GoOn go_on = StreamEncoder::Always);
 // The tokens of `text` alone, without bos. Texts of more than max_prompt_tokens times
 // tokenizer.max_token_bytes() bytes are too long, as in prompts.
 absl::StatusOr<std::vector<TokenId>> EncodeText(const std::string& text, const ModelInfo& info,
                                                 const Tokenizer& tokenizer,
-                                                PromptReader::GoOn go_on = absl::OkStatus);
+                                                PromptReader::GoOn go_on = StreamEncoder::Always);
 // At most max_prompt_tokens ids.
 absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(
     const google::protobuf::RepeatedField<uint32_t>& ids, const ModelInfo& info);

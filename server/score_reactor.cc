@@ -34,7 +34,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
     if (!request.ok()) return Reject(request.status());
     absl::StatusOr<ScoreRequest> valid =
         ValidateScore(*request, model.engine->info(), *model.tokenizer,
-                      [this] { return CheckBeforeReading(context()); });
+                      [this] { return CheckWanted(context()); });
     if (!valid.ok()) return Reject(valid.status());
     first_token_ = valid->tokens.front();
     has_top_ = valid->top_logprobs > 0;

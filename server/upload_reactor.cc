@@ -54,11 +54,12 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
       Reject(may_read);
       return ReleaseFinish();
     }
-    const size_t bytes = bytes_.Length() + held_bytes;
-    // It may wait to be read for longer than the engine waits for a sign of life.
-    if (!is_first && ok && bytes > MessageReaders::kSmallBytes) SayThatItGoesOn();
+    // A large part, or the end, may wait to be read for as long as the engine still waits for a
+    // sign of life. Crumbs are none.
+    const size_t came = ok ? bytes_.Length() : held_bytes;
+    if (!is_first && came > MessageReaders::kSmallBytes) SayThatItGoesOn();
     frontend().readers().Read(
-        bytes, [this, self = shared_from_this(), ok] { ReadPart(ok); },
+        bytes_.Length() + held_bytes, [this, self = shared_from_this(), ok] { ReadPart(ok); },
         is_first ? MessageReaders::Order::kNew : MessageReaders::Order::kBegun);
   }
 
@@ -122,10 +123,13 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     ReleaseFinish();
   }
 
-  // Whether a long part is still to be read on.
-  absl::Status CheckWanted() {
+  // Whether a long part is still to be read on. A client that left did so before we refuse
+  // anything, though OnCancel may come later.
+  absl::Status CheckPart() {
     if (HasEnded()) return absl::CancelledError("the request has ended");
-    return context().IsCancelled() ? LeftBefore("its part was read", context()) : absl::OkStatus();
+    absl::Status wanted = CheckWanted(context());
+    if (!wanted.ok()) Cancel(CauseOfCancellation(context()));
+    return wanted;
   }
 
   // The parts of the prompt, one at a time. True: the next one may come.
@@ -136,7 +140,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
     const absl::StatusOr<v1::GenerateUploadPart> part = Parse();
     if (!part.ok()) return Rejected(part.status());
     if (!part->has_request()) return Rejected(InvalidPart("is not request, the first must be"));
-    prompt_.emplace(model_->engine->info(), *model_->tokenizer, [this] { return CheckWanted(); });
+    prompt_.emplace(model_->engine->info(), *model_->tokenizer, [this] { return CheckPart(); });
     return Begin(*model_, part->request(), *prompt_, PromptEnd::kMoreFollows);
   }
   bool ReadMore() {

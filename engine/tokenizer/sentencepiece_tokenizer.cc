@@ -12,6 +12,7 @@
 #include "engine/tokenizer/sentencepiece_check.h"
 #include "engine/tokenizer/sentencepiece_cuts.h"
 #include "engine/tokenizer/sentencepiece_model.h"
+#include "engine/tokenizer/stream_encoder.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/utf8.h"
 
@@ -61,8 +62,7 @@ class SentencePieceTokenizer final : public Tokenizer {
 
   // Long texts one at a time, for the memory that each takes, which the C library would keep.
   Encoded EncodeOrWait(const std::string& text) const {
-    constexpr size_t kLongBytes = size_t{256} << 10;
-    if (text.size() <= kLongBytes) return model_->Encode(text);
+    if (text.size() <= 4 * StreamEncoder::kPieceBytes) return model_->Encode(text);
     absl::MutexLock lock(&long_text_);
     Encoded encoded = model_->Encode(text);
     malloc_trim(0);

@@ -32,7 +32,7 @@ absl::Status StreamEncoder::PushPiece(std::string_view text, std::vector<TokenId
   return absl::InvalidArgumentError(
       absl::StrCat("has more than ", kMostUncutBytes,
                    " bytes without a place where this model's tokenizer can cut it, such as a "
-                   "space between two words; send token_ids instead"));
+                   "space between two words"));
 }
 
 absl::StatusOr<std::vector<TokenId>> StreamEncoder::Finish() {

@@ -8,9 +8,9 @@
 //                 no such places everything is held back to the end.
 //             (3) The tokenizer gets kPieceBytes at a time, where the text can be cut: what it
 //                 takes does not grow with the text, and GoOn is asked between the pieces.
-// Memory      The text that is held back, up to twice, kMostUncutBytes at most: the caller bounds
-//             what many encoders hold together by held_bytes(). Each byte is looked at a bounded
-//             number of times.
+// Memory      The text that is held back, up to twice, at most kMostUncutBytes and a piece: the
+//             caller bounds what many encoders hold together by held_bytes(). Each byte is looked
+//             at a bounded number of times.
 // Threads     Thread-compatible.
 // Tested by   tests/engine/tokenizer/stream_encoder_test.cc, tests/fuzz/stream_encode_fuzz.cc
 #pragma once
@@ -33,13 +33,14 @@ class StreamEncoder {
  public:
   // Whether the tokens are still wanted; an error is the caller's to make.
   using GoOn = std::function<absl::Status()>;
+  static absl::Status Always() { return absl::OkStatus(); }
 
   static constexpr size_t kPieceBytes = size_t{64} << 10;
   // SentencePiece takes some 250 bytes of memory for one that it cannot merge with another.
   static constexpr size_t kMostUncutBytes = size_t{2} << 20;
 
   // `tokenizer` outlives the encoder.
-  explicit StreamEncoder(const Tokenizer& tokenizer, GoOn go_on = absl::OkStatus)
+  explicit StreamEncoder(const Tokenizer& tokenizer, GoOn go_on = Always)
       : tokenizer_(tokenizer), go_on_(std::move(go_on)) {}
 
   // The tokens that are certain now. Errors: those of Tokenizer::Encode and of GoOn;

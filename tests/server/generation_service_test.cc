@@ -183,18 +183,21 @@ TEST(GenerationService, ARequestOfAClientThatHasLeftIsNotInvalid) {
   EXPECT_THAT(metrics, testing::Not(HasSubstr("code=\"INVALID_ARGUMENT\"")));
 }
 
-TEST_F(GenerationServiceTest, SoItIsWithTheSmallCalls) {
+TEST(GenerationService, SoItIsWithTheSmallCalls) {
+  RunningServer server(ConfigWithMetrics());
   v1::TokenizeRequest text;
   text.set_text("\xff");
   grpc::ClientContext tokenize;
   v1::TokenizeResponse tokens;
-  ExpectMalformed(server_.generation().Tokenize(&tokenize, text, &tokens), "TokenizeRequest");
+  ExpectMalformed(server.generation().Tokenize(&tokenize, text, &tokens), "TokenizeRequest");
 
   v1::DetokenizeRequest ids;
   Spoil(ids, v1::DetokenizeRequest::kTokenIdsFieldNumber);
   grpc::ClientContext detokenize;
   v1::DetokenizeResponse answer;
-  ExpectMalformed(server_.generation().Detokenize(&detokenize, ids, &answer), "DetokenizeRequest");
+  ExpectMalformed(server.generation().Detokenize(&detokenize, ids, &answer), "DetokenizeRequest");
+  EXPECT_THAT(HttpGet(server.server().addresses().metrics, "/metrics"),
+              HasSubstr("bst_requests_rejected_total{reason=\"invalid\"} 2\n"));
 }
 
 // ---- Several continuations ----

@@ -309,7 +309,7 @@ TEST_F(UploadServiceTest, TextThatCannotBeCutIsBoundedOfAllUploadsTogether) {
 
   first->Write(Text(word));  // Alone it may hold what it likes.
   first->WritesDone();
-  // The second word: a sign of life when it came, for with the first it is large, and as text.
+  // The words, a sign of life when the end came, and the end.
   EXPECT_EQ(server.engine().WaitForAppended(first_id, 4).back().end, PromptEnd::kComplete);
   server.engine().Finish(first_id, FinishReason::kMaxTokens);
   v1::GenerateEvent event;
@@ -375,8 +375,16 @@ TEST_F(UploadServiceTest, TextThatIsNoTokensYetIsASignOfLifeForEachBlock) {
   EXPECT_THAT(server.engine().WaitForAppended(id, 3)[2].tokens, testing::Not(testing::IsEmpty()));
   stream->Write(Text("nnn"));
   EXPECT_THAT(server.engine().WaitForAppended(id, 4)[3].tokens, testing::IsEmpty());
+  // A large part is one when it comes, too; crumbs behind much text are none.
+  stream->Write(Text(std::string(MessageReaders::kSmallBytes + 1, 'n')));
+  for (const auto& part :
+       {server.engine().WaitForAppended(id, 6)[4], server.engine().AppendedTo(id)[5]})
+    EXPECT_THAT(part.tokens, testing::IsEmpty());
+  for (int i = 0; i < 4; ++i) stream->Write(Text("n"));
+  stream->Write(Text("d the "));
+  EXPECT_THAT(server.engine().WaitForAppended(id, 7)[6].tokens, testing::Not(testing::IsEmpty()));
   stream->WritesDone();
-  server.engine().WaitForAppended(id, 5);
+  server.engine().WaitForAppended(id, 8);
   server.engine().Finish(id, FinishReason::kMaxTokens);
   while (stream->Read(&event)) {
   }

@@ -79,7 +79,8 @@ TEST(StreamEncoderTest, BoundsTextThatCannotBeCut) {
   EXPECT_THAT(encoder.Push(std::string(StreamEncoder::kMostUncutBytes, 'x')), IsOk());
   const absl::Status status = encoder.Push("x").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("send token_ids instead"));
+  EXPECT_THAT(std::string(status.message()),
+              ::testing::HasSubstr("has more than 2097152 bytes without"));
 }
 
 struct Streamed {
