@@ -176,9 +176,9 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
         HasStarted() ? unsaid_bytes_ >= model_->engine->info().window : is_text_alone;
     if (!goes_on || !is_sign) return true;
     unsaid_bytes_ = 0;
-    return HandOver({}, PromptEnd::kMoreFollows);
+    return SayThatItGoesOn();
   }
-  void SayThatItGoesOn() { HandOver({}, PromptEnd::kMoreFollows); }
+  bool SayThatItGoesOn() { return HandOver({}, PromptEnd::kMoreFollows); }
   bool HandOver(std::vector<TokenId> tokens, PromptEnd end) {
     {
       absl::MutexLock lock(&write_mutex_);

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 import torch
@@ -425,28 +425,33 @@ class S4Test(unittest.TestCase):
                 1, "error: layer 1 is transformer, which has no s4d kernel\n"))
             self.assertEqual((directory / "model.safetensors").read_bytes(), before)
 
+    def checkpoint_to_convert_into(
+        self, scratch: Path
+    ) -> Tuple[Path, Callable[[], Tuple[int, str]]]:
+        """A checkpoint's directory, and what converts a layer that fits into it."""
+        directory, source = scratch / "checkpoint", scratch / "a.npz"
+        np.savez(source, **v4_arrays(self.rng, features=32, n_ssm=2, channels=4, rank=1))
+        shutil.copytree(GOLDEN / "bst_multi_head_s4", directory)
+        return directory, lambda: run_main(
+            "s4", source, "--layer", 0, "--dt_transform", "exp", "--into", directory)
+
     def test_into_a_checkpoint_in_several_files(self) -> None:
         """Refused, whether or not model.safetensors is there, too; and nothing is written."""
-        arrays = v4_arrays(self.rng, features=32, n_ssm=2, channels=4, rank=1)
         with tempfile.TemporaryDirectory() as scratch:
-            directory, source = Path(scratch) / "checkpoint", Path(scratch) / "a.npz"
-            np.savez(source, **arrays)
-            shutil.copytree(GOLDEN / "bst_multi_head_s4", directory)
+            directory, convert = self.checkpoint_to_convert_into(Path(scratch))
             index = directory / "model.safetensors.index.json"
             index.write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
             for remove in (False, True):
                 if remove:
                     (directory / "model.safetensors").unlink()
                 before = {path.name: path.read_bytes() for path in directory.iterdir()}
-                status, text = run_main("s4", source, "--layer", 0, "--dt_transform", "exp",
-                                        "--into", directory)
+                status, text = convert()
                 self.assertEqual(status, 1)
                 self.assertIn(f"error: {index}: holds a checkpoint in several files", text)
                 self.assertEqual(
                     {path.name: path.read_bytes() for path in directory.iterdir()}, before)
             index.unlink()
-            status, text = run_main("s4", source, "--layer", 0, "--dt_transform", "exp",
-                                    "--into", directory)
+            status, text = convert()
             self.assertEqual((status, text), (
                 1, f"error: {directory / 'model.safetensors'}: missing; a checkpoint directory is "
                    "needed\n"))
@@ -482,11 +487,8 @@ class S4Test(unittest.TestCase):
                 self.assertRegex(text, f"^error: {directory / name}: {pattern}")
 
     def test_a_configuration_that_is_not_one(self) -> None:
-        arrays = v4_arrays(self.rng, features=32, n_ssm=2, channels=4, rank=1)
         with tempfile.TemporaryDirectory() as scratch:
-            directory, source = Path(scratch) / "checkpoint", Path(scratch) / "a.npz"
-            np.savez(source, **arrays)
-            shutil.copytree(GOLDEN / "bst_multi_head_s4", directory)
+            directory, convert = self.checkpoint_to_convert_into(Path(scratch))
             file = directory / "config.json"
             config = json.loads(file.read_text())
             del config["num_heads"]
@@ -494,8 +496,7 @@ class S4Test(unittest.TestCase):
                 (json.dumps(config), "config.num_heads: missing"), ("{", "Expecting property name"),
             ):
                 file.write_text(content)
-                status, text = run_main("s4", source, "--layer", 0, "--dt_transform", "exp",
-                                        "--into", directory)
+                status, text = convert()
                 self.assertEqual(status, 1)
                 self.assertRegex(text, f"^error: {file}: {pattern}")
                 self.assertEqual(file.read_text(), content)
