@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
 
 namespace bst {
 namespace {
@@ -116,11 +117,14 @@ class StrictBuilder final : public nlohmann::json_sax<json> {
 
 }  // namespace
 
+absl::Status CheckNoNul(std::string_view text) {
+  const size_t at = text.find('\0');
+  if (at == std::string_view::npos) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("not JSON at byte ", at + 1, ": a NUL byte"));
+}
+
 absl::StatusOr<json> ParseJson(std::string_view text) {
-  // The library takes it for the end of the text.
-  if (const size_t at = text.find('\0'); at != std::string_view::npos) {
-    return absl::FailedPreconditionError(absl::StrCat("not JSON at byte ", at + 1, ": a NUL byte"));
-  }
+  BST_RETURN_IF_ERROR(CheckNoNul(text));
   StrictBuilder builder;
   if (!json::sax_parse(text.begin(), text.end(), &builder)) return builder.status();
   return builder.TakeRoot();

@@ -25,6 +25,9 @@ inline constexpr size_t kMaxJsonFileBytes = size_t{16} << 20;
 
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text);
 
+// nlohmann::json takes a NUL byte for the end of the text. Errors: kFailedPrecondition.
+absl::Status CheckNoNul(std::string_view text);
+
 // `text` for an error message: control and non-ASCII bytes escaped, cut after 100 bytes.
 std::string Excerpt(std::string_view text);
 

@@ -291,6 +291,7 @@ absl::StatusOr<std::vector<PlacedTensor>> ParseFile(const std::byte* data, uint6
   }
   const char* text = reinterpret_cast<const char*>(data) + kLengthBytes;
   const uint64_t data_bytes = size - kLengthBytes - header_bytes;
+  BST_RETURN_IF_ERROR(Annotate(CheckNoNul({text, header_bytes}), "header"));
   HeaderReader reader;
   if (!json::sax_parse(text, text + header_bytes, &reader)) {
     return absl::FailedPreconditionError(reader.error());

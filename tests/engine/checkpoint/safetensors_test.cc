@@ -114,6 +114,7 @@ std::vector<HostileCase> HostileCases() {
       {"not JSON", raw("{\"a\":", 0), "not JSON at byte"},
       {"binary", raw("\x80\x81\xff", 0), "not JSON"},
       {"text after the object", raw("{} {}", 0), "not JSON"},
+      {"text after a NUL byte", raw(std::string_view("{}\0x", 4), 0), "not JSON at byte 3: a NUL"},
       {"array", raw("[]", 0), "header is a list"},
       {"number", raw("17", 0), "header is a number"},
       {"null", raw("null", 0), "header is null"},
