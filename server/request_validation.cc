@@ -144,6 +144,16 @@ StopStringOptions StopStrings(const v1::Stopping& proto, Violations& violations)
   return {{proto.stop_strings().begin(), proto.stop_strings().end()}, proto.include_stop_string()};
 }
 
+absl::StatusOr<std::vector<TokenId>> EncodeInPieces(const std::string& text,
+                                                    const Tokenizer& tokenizer,
+                                                    PromptReader::GoOn go_on) {
+  StreamEncoder encoder(tokenizer, std::move(go_on));
+  BST_ASSIGN_OR_RETURN(std::vector<TokenId> tokens, encoder.Push(text));
+  BST_ASSIGN_OR_RETURN(const std::vector<TokenId> rest, encoder.Finish());
+  tokens.insert(tokens.end(), rest.begin(), rest.end());
+  return tokens;
+}
+
 }  // namespace
 
 absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
@@ -212,15 +222,10 @@ absl::StatusOr<std::vector<TokenId>> EncodeText(const std::string& text, const M
                                                 PromptReader::GoOn go_on) {
   Violations violations;
   if (!CheckTextBytes(text.size(), info, tokenizer, violations)) return violations.status();
-  StreamEncoder encoder(tokenizer, std::move(go_on));
-  absl::StatusOr<std::vector<TokenId>> tokens = encoder.Push(text);
-  const absl::StatusOr<std::vector<TokenId>> rest = tokens.ok() ? encoder.Finish() : tokens;
-  if (!rest.ok()) {
-    AddEncodeError(rest.status(), "", violations);
-    return violations.status();
-  }
-  tokens->insert(tokens->end(), rest->begin(), rest->end());
-  return tokens;
+  absl::StatusOr<std::vector<TokenId>> tokens = EncodeInPieces(text, tokenizer, std::move(go_on));
+  if (tokens.ok()) return tokens;
+  AddEncodeError(tokens.status(), "", violations);
+  return violations.status();
 }
 
 absl::StatusOr<std::vector<TokenId>> ValidateTokenIds(

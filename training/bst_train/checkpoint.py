@@ -100,7 +100,7 @@ def safetensors_entries(
             raise ValueError("shorter than its header")
         header = json.loads(bytes(data[8 : 8 + size]))
         header.pop("__metadata__", None)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a safetensors file") from error
     body = data[8 + size :]
     for name, entry in header.items():

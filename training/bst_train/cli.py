@@ -182,12 +182,12 @@ def _run_eval(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     model, tokenizer = load_model_and_tokenizer(args.checkpoint)
     results = {}
+    names = [path.name for path in args.corpus]
     for path in args.corpus:
         corpus = tokenize(path, tokenizer, args.cache_dir)
         result = evaluate(model, corpus, tokenizer, args.segment, args.batch,
                           args.max_tokens_per_document)
         # The name alone, unless another file has it, too.
-        names = [other.name for other in args.corpus]
         key = path.name if names.count(path.name) == 1 else str(path)
         results[key] = result.to_json()
         print(f"{path.name}\n{result.table()}\n", flush=True)

@@ -44,13 +44,10 @@ class Group:
             if count % self.size != 0:
                 raise ValueError(f"{name}: {count} cannot be shared by {self.size} processes")
 
-    def own_lanes(self, lanes: int) -> slice:
-        """Those of all lanes whose state this process keeps."""
-        return slice(self.rank, lanes, self.size)
-
     def own_rows(self, lanes: Sequence[int]) -> List[int]:
-        """This process's rows of a step that reads `lanes`. They follow on one another, so that
-        every process has as many, wherever a resumed run begins in the rotation."""
+        """This process's rows of a step that reads `lanes`; of all lanes, those whose state it
+        keeps. A step's follow on one another, so that every process has as many, wherever a
+        resumed run begins in the rotation."""
         return [row for row, lane in enumerate(lanes) if lane % self.size == self.rank]
 
     def broadcast_parameters(self, parameters: Iterable[torch.Tensor]) -> None:

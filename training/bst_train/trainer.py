@@ -143,8 +143,8 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise FloatingPointError(f"step {self.step}: {name} is not finite; nothing is saved")
-        own = self._group.own_lanes(self.config.lanes)
-        states = self._group.collect(dict(list(enumerate(self._states))[own]))
+        own = self._group.own_rows(range(self.config.lanes))
+        states = self._group.collect({lane: self._states[lane] for lane in own})
         if not self._group.is_first:
             return
         state = {
@@ -178,10 +178,11 @@ class Trainer:
             raise ValueError(f"{self._checkpoint} holds another model configuration")
         _check_digest(self._checkpoint, state, self._tokenizer.digest)
         # Nothing else that may change between a run's starts has a part in the names.
-        for name in sorted(set(self.model.state_dict()) ^ set(state["model"])):
+        different = sorted(set(self.model.state_dict()) ^ set(state["model"]))
+        if different:
             raise ValueError(
-                f"{self._checkpoint} is of a run with another --ssm_init: {name} is "
-                f"{'in it' if name in state['model'] else 'not in it'}"
+                f"{self._checkpoint} is of a run with another --ssm_init: {different[0]} is "
+                f"{'in it' if different[0] in state['model'] else 'not in it'}"
             )
         self.model.load_state_dict(state["model"])
         groups = [len(optimizer.param_groups) for optimizer in self._optimizers]
@@ -406,7 +407,7 @@ def load_training_checkpoint(path: Path) -> Dict[str, Any]:
 
 def model_from_run(run_dir: Path) -> LanguageModel:
     """The model of a run directory's latest checkpoint."""
-    return _model_of(load_training_checkpoint(Path(run_dir) / "checkpoint.pt"))
+    return model_of(load_training_checkpoint(Path(run_dir) / "checkpoint.pt"))
 
 
 def export_run(
@@ -418,14 +419,15 @@ def export_run(
     """
     path = Path(run_dir) / "checkpoint.pt"
     state = load_training_checkpoint(path)
-    model = _model_of(state)
+    model = model_of(state)
     if model.config.tokenizer_file is None or tokenizer_model is not None:
         check_run_tokenizer(path, state, load_tokenizer(tokenizer_model))
     export_model(model, directory, tokenizer_model, dtype)
     return model
 
 
-def _model_of(state: Dict[str, Any]) -> LanguageModel:
+def model_of(state: Dict[str, Any]) -> LanguageModel:
+    """The model of a run, of which `state` is the checkpoint."""
     config = ModelConfig.from_json(state["model_config"])
     names = state["model"]
     options = [SsmOptions.of_tensors(names, index) for index in range(len(config.layers))]

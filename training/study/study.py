@@ -37,7 +37,7 @@ from training.bst_train.tokenizer import load_tokenizer  # noqa: E402
 from training.bst_train.trainer import (  # noqa: E402
     check_run_tokenizer,
     load_training_checkpoint,
-    model_from_run,
+    model_of,
 )
 from training.study import report  # noqa: E402
 
@@ -125,7 +125,7 @@ def evaluate(args: argparse.Namespace, name: str) -> None:
         return
     tokenizer = load_tokenizer(str(args.tokenizer))
     check_run_tokenizer(run_dir / "checkpoint.pt", state, tokenizer)
-    model = model_from_run(run_dir).eval()
+    model = model_of(state).eval()
     if args.engine is not None:
         export_model(model, args.work / "export" / name, args.tokenizer, torch.float32)
     documents: List[Dict[str, Any]] = []

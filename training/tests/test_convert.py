@@ -468,6 +468,7 @@ class S4Test(unittest.TestCase):
                 np.save(file, np.zeros(3))
             for name in ("junk.pt", "junk.safetensors", "empty.pt", "empty.safetensors"):
                 (directory / name).write_bytes(b"junk" if "junk" in name else b"")
+            (directory / "list.safetensors").write_bytes(b"\x02" + bytes(7) + b"[]")
             torch.save(torch.zeros(3), directory / "tensor.pt")
             torch.save({"state_dict": [1]}, directory / "list.pt")
             for name, pattern in (
@@ -480,6 +481,7 @@ class S4Test(unittest.TestCase):
                 ("list.pt", "a list, not tensors by name"),
                 ("junk.safetensors", "not a safetensors file"),
                 ("empty.safetensors", "not a safetensors file"),
+                ("list.safetensors", "not a safetensors file"),
             ):
                 status, text = run_main("s4", directory / name, "--layer", 0,
                                         "--output", directory / "out.safetensors")
