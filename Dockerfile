@@ -1,5 +1,5 @@
-# The server on CPUs:   docker build -t bst .   &&   docker run --rm -p 50051:50051 -p 9090:9090 bst
-# on an NVIDIA GPU:     docker build --target cuda -t bst:cuda .   &&   docker run --rm --gpus 1 -p 50051:50051 bst:cuda
+# The server on CPUs:   docker build -t bst .   &&   docker run --rm --stop-timeout 40 -p 50051:50051 -p 9090:9090 bst
+# on an NVIDIA GPU:     docker build --target cuda -t bst:cuda .   &&   docker run --rm --stop-timeout 40 --gpus 1 -p 50051:50051 bst:cuda
 #
 # A stage that builds, and one that holds only the programs, their libraries and the bundled model. It runs
 # as an ordinary user and needs no writable file system.
@@ -24,7 +24,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
 COPY models /models
 USER 10001
 EXPOSE 50051 9090
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["bst", "health", "--server=127.0.0.1:50051"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s CMD ["bst", "health", "--server=127.0.0.1:50051"]
 ENTRYPOINT ["bst-server", "--listen=0.0.0.0:50051", "--metrics_listen=0.0.0.0:9090"]
 CMD ["--model=/models/bst-books-4m"]
 

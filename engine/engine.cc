@@ -68,7 +68,7 @@ class EngineImpl final : public Engine {
 
  private:
   RequestLimits limits() const {
-    return {info_.vocab_size, info_.max_prompt_tokens, info_.max_sequences, info_.long_slots};
+    return {info_.vocab_size, info_.max_prompt_tokens, info_.max_sequences};
   }
   void Loop();
 
@@ -332,19 +332,19 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options,
   info.max_step_tokens = max_step_tokens;
   info.chunk_tokens = chunk_tokens;
   info.max_prompt_tokens = options.max_prompt_tokens;
-  info.long_slots = options.max_sequences - ReservedSequences(options);
 
   const InboxLimits inbox_limits = {
       .max_in_flight = int64_t{options.max_sequences} + options.max_queue,
       .max_waiting_tokens = options.max_queue_tokens,
       .max_prompt_tokens = options.max_prompt_tokens};
-  const SchedulerLimits scheduler_limits = {.max_step_tokens = max_step_tokens,
-                                            .chunk_tokens = chunk_tokens,
-                                            .window = window,
-                                            .long_prompt_tokens = options.long_prompt_tokens,
-                                            .long_slots = info.long_slots,
-                                            .priority_ageing = options.priority_ageing,
-                                            .upload_timeout = options.upload_timeout};
+  const SchedulerLimits scheduler_limits = {
+      .max_step_tokens = max_step_tokens,
+      .chunk_tokens = chunk_tokens,
+      .window = window,
+      .long_prompt_tokens = options.long_prompt_tokens,
+      .long_slots = options.max_sequences - ReservedSequences(options),
+      .priority_ageing = options.priority_ageing,
+      .upload_timeout = options.upload_timeout};
   auto engine = std::make_unique<EngineImpl>(std::move(info), std::move(parts.backend),
                                              *parts.clock, inbox_limits);
   BST_RETURN_IF_ERROR(engine->Start(std::move(model), std::move(pool), std::move(sampler),

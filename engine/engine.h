@@ -87,7 +87,6 @@ struct ModelInfo {
   int64_t weight_bytes = 0;              // as packed by the backend
   int64_t state_bytes_per_sequence = 0;  // constant, whatever the context length
   int max_sequences = 0, max_step_tokens = 0, chunk_tokens = 0, threads = 0;
-  int long_slots = 0;  // of max_sequences, what long prompts may hold, and so an open one
   int64_t max_prompt_tokens = 0;
   std::string tokenizer_type;          // "byte" or "sentencepiece"
   std::string tokenizer_path;          // the SentencePiece model; empty for bytes
@@ -139,9 +138,10 @@ struct EngineLoad {
   // Sequences that run and wait, a request's num_sequences or what is left of them: at
   // max_sequences + max_queue the next request is refused.
   int64_t in_flight = 0;
-  int slots_total = 0, slots_used = 0;  // leased; a request has one per continuation that runs
-  int64_t steps = 0;                    // since start
-  absl::Time last_step;                 // when the last step ended
+  // Leased: one per continuation that runs, and one for the prompt until all of them do.
+  int slots_total = 0, slots_used = 0;
+  int64_t steps = 0;     // since start
+  absl::Time last_step;  // when the last step ended
   // Nothing can run: all requests wait for more of their prompts, or for slots that such ones hold.
   bool awaiting_input = false;
   bool healthy = true;  // false after a device failure

@@ -87,9 +87,7 @@ absl::Status CheckAge(absl::Duration age) {
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits) {
   if (request.prompt.empty() && !request.prompt_open) return Invalid("prompt", "is empty");
   BST_RETURN_IF_ERROR(CheckPrompt("prompt", request.prompt, limits));
-  BST_RETURN_IF_ERROR(CheckNumSequences(
-      request.num_sequences, request.prompt_open ? std::min(limits.max_sequences, limits.long_slots)
-                                                 : limits.max_sequences));
+  BST_RETURN_IF_ERROR(CheckNumSequences(request.num_sequences, limits.max_sequences));
   BST_RETURN_IF_ERROR(CheckStopping(request.stopping, limits.vocab_size));
   BST_RETURN_IF_ERROR(CheckTopLogprobs(request.top_logprobs));
   BST_RETURN_IF_ERROR(CheckAge(request.age));

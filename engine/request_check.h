@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -19,9 +18,6 @@ struct RequestLimits {
   int vocab_size = 0;
   int64_t max_prompt_tokens = 0;
   int max_sequences = 1;  // slots
-  // Of them, what long prompts may hold, and so one that is still arriving: it must never be able
-  // to hold every slot while its client is silent.
-  int long_slots = std::numeric_limits<int>::max();
 };
 
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits);

@@ -104,6 +104,9 @@ Outcome OutcomeOf(const ActiveRequest& request, SequenceEnd end, absl::Duration 
 StepStats StatsOf(const StepPlan& plan) {
   StepStats stats;
   stats.sequences = static_cast<int>(plan.rows().size());
+  for (const PlannedSample& sample : plan.samples()) {
+    if (sample.kept_logits.has_value()) ++stats.sequences;
+  }
   stats.tokens = static_cast<int>(plan.tokens().size());
   for (const PlannedRow& row : plan.rows()) {
     if (row.is_prompt) stats.prompt_tokens += row.row.num_tokens();
@@ -261,7 +264,7 @@ void StepRunner::Step() {
 absl::Status StepRunner::Run(const StepPlan& plan) {
   rows_.clear();
   for (const PlannedRow& row : plan.rows()) rows_.push_back(row.row);
-  model_->Forward(plan.tokens(), rows_, *pool_);
+  if (!rows_.empty()) model_->Forward(plan.tokens(), rows_, *pool_);
   for (const PlannedCopy& copy : plan.copies()) pool_->Copy(copy.from, copy.to);
   BST_RETURN_IF_ERROR(SampleRows(plan));
   for (const PlannedRow& row : plan.rows()) {
@@ -271,14 +274,16 @@ absl::Status StepRunner::Run(const StepPlan& plan) {
 }
 
 absl::Status StepRunner::SampleRows(const StepPlan& plan) {
+  wanted_.clear();
   indices_.clear();
   for (const PlannedRow& row : plan.rows()) {
-    if (row.num_samples > 0) indices_.push_back(row.row.end - 1);
+    if (row.num_samples == 0 && !row.keeps_logits) continue;
+    wanted_.push_back(&row);
+    indices_.push_back(row.row.end - 1);
   }
   for (const PlannedSample& sample : plan.samples()) {
-    const SequenceId id = plan.rows()[static_cast<size_t>(sample.row)].id;
     DrawnToken& drawn = drawn_.emplace_back();
-    drawn.request = requests_.at(id).get();
+    drawn.request = requests_.at(sample.id).get();
     drawn.event.sequence_index = sample.sequence_index;
   }
   const auto group_rows = static_cast<size_t>(model_->max_logit_rows());
@@ -286,19 +291,29 @@ absl::Status StepRunner::SampleRows(const StepPlan& plan) {
   for (size_t begin = 0; begin < indices_.size(); begin += group_rows) {
     const absl::Span<const int> group = absl::MakeConstSpan(indices_).subspan(begin, group_rows);
     const TensorView logits = model_->Logits(group);
-    const size_t first = next;
     draws_.clear();
     for (size_t i = 0; i < group.size(); ++i) {
-      // A row's samples follow one another: several at the end of a prompt.
-      const int row = plan.samples()[next].row;
-      for (; next < drawn_.size() && plan.samples()[next].row == row; ++next) {
+      const PlannedRow& row = *wanted_[begin + i];
+      if (row.keeps_logits) sampler_->KeepLogits(logits, static_cast<int>(i), row.row.slot);
+      // Several at the end of a prompt.
+      for (int k = 0; k < row.num_samples; ++k, ++next) {
         draws_.push_back(DrawOf(drawn_[next], static_cast<int>(i), plan.samples()[next].slot));
       }
     }
-    BST_RETURN_IF_ERROR(sampler_->Sample(logits, draws_, tokens_));
-    for (size_t i = first; i < next; ++i) {
-      sampled_.push_back(Record(std::move(tokens_[i - first]), drawn_[i]));
-    }
+    BST_RETURN_IF_ERROR(DrawAll(logits));
+  }
+  draws_.clear();
+  for (; next < drawn_.size(); ++next) {
+    const PlannedSample& sample = plan.samples()[next];
+    draws_.push_back(DrawOf(drawn_[next], sample.kept_logits->value(), sample.slot));
+  }
+  return draws_.empty() ? absl::OkStatus() : DrawAll(sampler_->kept_logits());
+}
+
+absl::Status StepRunner::DrawAll(TensorView logits) {
+  BST_RETURN_IF_ERROR(sampler_->Sample(logits, draws_, tokens_));
+  for (absl::StatusOr<SampledToken>& token : tokens_) {
+    sampled_.push_back(Record(std::move(token), drawn_[sampled_.size()]));
   }
   return absl::OkStatus();
 }

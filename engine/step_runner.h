@@ -81,6 +81,8 @@ class StepRunner {
   void LearnSpeed(const StepStats& stats);
   absl::Status Run(const StepPlan& plan);
   absl::Status SampleRows(const StepPlan& plan);
+  // draws_, the next of drawn_.
+  absl::Status DrawAll(TensorView logits);
   StepSampler::Draw DrawOf(const DrawnToken& drawn, int row, SlotId slot);
   SampledRow Record(absl::StatusOr<SampledToken> sample, DrawnToken& drawn);
   absl::Status ScoreRow(const StepPlan& plan, const PlannedRow& row);
@@ -117,6 +119,7 @@ class StepRunner {
   std::vector<SequenceUpdate> updates_;
   std::vector<Row> rows_;
   std::vector<int> indices_;
+  std::vector<const PlannedRow*> wanted_;  // those whose last logits are
   std::vector<TokenId> targets_;
   std::vector<float> logprobs_;
   std::vector<SampledRow> sampled_;

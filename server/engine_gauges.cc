@@ -53,6 +53,11 @@ std::vector<prometheus::MetricFamily> EngineGauges::Collect() const {
          "1 while nothing can run: all requests wait for more of their prompts, or for slots that "
          "such ones hold. Else 0.",
          load.awaiting_input ? 1 : 0);
+  single("bst_draining", "1 from Drain or SIGTERM on: new requests are refused. Else 0.",
+         load.draining ? 1 : 0);
+  single("bst_engine_healthy",
+         "0 after its device has failed: the server must be restarted. Else 1.",
+         load.healthy ? 1 : 0);
   single("bst_queue_tokens", "Prompt tokens of waiting requests.",
          static_cast<double>(load.queue_tokens));
   // The engine keeps no state of a finished sequence, and knows one tier: its backend's memory.

@@ -170,9 +170,8 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
   request.sampling = Sampling(proto.sampling(), info, random, violations);
   const uint32_t num_sequences =
       proto.sampling().has_num_sequences() ? proto.sampling().num_sequences() : 1;
-  violations.Between(
-      "sampling.num_sequences", num_sequences, uint32_t{1},
-      static_cast<uint32_t>(request.prompt_open ? info.long_slots : info.max_sequences));
+  violations.Between("sampling.num_sequences", num_sequences, uint32_t{1},
+                     static_cast<uint32_t>(info.max_sequences));
   request.num_sequences = static_cast<int>(num_sequences);
   request.stopping = Stopping(proto.stopping(), info, violations);
 

@@ -64,7 +64,7 @@ ABSL_FLAG(
     "Slots that prompts of more than --long_prompt_tokens leave to others, less than "
     "--max_sequences. -1: an eighth of them, at least one of several. More: short requests "
     "start sooner beside long ones; fewer long ones run at the same time. An upload counts as "
-    "long while it arrives, so it can ask for at most --max_sequences less these.");
+    "long while it arrives.");
 ABSL_FLAG(int64_t, long_prompt_tokens, bst::EngineOptions().long_prompt_tokens,
           "Tokens above which a prompt is long, see --reserved_sequences.");
 ABSL_FLAG(

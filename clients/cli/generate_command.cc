@@ -239,8 +239,7 @@ void AddGenerate(CLI::App& app, Run& run) {
       "long prompt\n"
       "go to stderr. Ctrl-C cancels the request. A prompt above the "
       "server's message limit\n"
-      "is sent in parts, and -n is then at most the server's --max_sequences less its "
-      "--reserved_sequences.");
+      "is sent in parts.");
   options->connection.AddFlags(*command);
   AddFlags(*command, *options);
   command->callback([options, &run] { run = [options] { return Generate(*options); }; });

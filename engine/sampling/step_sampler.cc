@@ -22,6 +22,14 @@ absl::StatusOr<std::unique_ptr<StepSampler>> StepSampler::Create(Backend& backen
                                                                  int num_slots, int max_rows) {
   const int max_draws = std::min(kMaxDraws, std::max(num_slots, max_rows));
   std::unique_ptr<StepSampler> sampler(new StepSampler(backend, num_slots, max_draws));
+  if (num_slots > 1) {
+    const Shape shape = {num_slots, vocab_size};
+    const size_t bytes = static_cast<size_t>(shape.num_elements()) * sizeof(float);
+    BST_ASSIGN_OR_RETURN(sampler->kept_memory_, backend.HasSampling()
+                                                    ? backend.Allocate(bytes)
+                                                    : backend.AllocateHostReadable(bytes));
+    sampler->kept_logits_ = sampler->kept_memory_.View(DType::kF32, shape);
+  }
   if (!backend.HasSampling()) return sampler;
   BST_RETURN_IF_ERROR(backend.ReserveSampling(vocab_size, max_draws));
   const size_t slot_bytes = backend.SamplingStateBytes(vocab_size);
@@ -53,6 +61,15 @@ absl::Status StepSampler::Sample(TensorView logits, absl::Span<const Draw> draws
     draws_.push_back(sampler.DeviceDraw(draw.token_index, draw.banned, draw.row, draw.slot));
   }
   return Run(logits, tokens);
+}
+
+void StepSampler::KeepLogits(TensorView logits, int row, SlotId slot) {
+  BST_CHECK(logits.dim(1) == kept_logits_.dim(1), "logits of ", logits.dim(1), " tokens");
+  const auto pool = [](const TensorView& matrix) {
+    return PoolView{static_cast<std::byte*>(matrix.data()),
+                    static_cast<size_t>(matrix.dim(1)) * sizeof(float)};
+  };
+  backend_.CopySlot(pool(logits), SlotId(row), pool(kept_logits_), slot);
 }
 
 absl::Status StepSampler::Score(TensorView logits, absl::Span<const TokenId> targets,

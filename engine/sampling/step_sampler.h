@@ -5,8 +5,11 @@
 // log-probabilities are made of. Penalties and biases lie there too, per slot: what a sequence
 // begins with goes over with its first draw, and a draw counts its own token.
 //
-// Ownership   Owns the sampling state of all slots. The backend outlives it; samplers are the
-//             caller's.
+// Where several sequences go on from one prompt and not all have a slot yet, the logits of its end
+// are kept for the others.
+//
+// Ownership   Owns the sampling state and kept logits of all slots. The backend outlives it;
+//             samplers are the caller's.
 // Threads     Engine thread only.
 // Errors      Create: kResourceExhausted. Sample and Score: the first failure of the device, as
 //             Backend::Sync; what is wrong with one row's logits is that row's own status.
@@ -36,13 +39,18 @@ class StepSampler {
     absl::Span<const TokenId> banned;
   };
 
-  // max_rows: of logits in one call.
+  // max_rows: of logits in one call, but for kept ones.
   static absl::StatusOr<std::unique_ptr<StepSampler>> Create(Backend& backend, int vocab_size,
                                                              int num_slots, int max_rows);
 
   // Waits for the logits [rows, V]; tokens[i] is that of draws[i], or why there is none.
   absl::Status Sample(TensorView logits, absl::Span<const Draw> draws,
                       std::vector<absl::StatusOr<SampledToken>>& tokens);
+  // A row of logits for later draws, until the slot keeps another.
+  // REQUIRES: several slots; who has one needs none.
+  void KeepLogits(TensorView logits, int row, SlotId slot);
+  // [num_slots, V], by slot.
+  TensorView kept_logits() const { return kept_logits_; }
   // The same of tokens that are given: targets[i] under row i.
   absl::Status Score(TensorView logits, absl::Span<const TokenId> targets, int top_logprobs,
                      std::vector<absl::StatusOr<SampledToken>>& tokens);
@@ -58,6 +66,8 @@ class StepSampler {
   int max_draws_;  // at once
   Buffer state_memory_;
   PoolView state_;
+  Buffer kept_memory_;
+  TensorView kept_logits_;
   // Of the call that runs; members only to keep their memory.
   std::vector<TokenDraw> draws_;
   std::vector<DrawResult> results_;

@@ -34,8 +34,8 @@ absl::Time VirtualArrival(const SequenceSpec& spec, absl::Duration ageing) {
 
 // One of the request's sequences that has not ended.
 struct Continuation {
-  std::optional<SlotLease> lease = std::nullopt;  // kPrefill, kDecode
-  TokenId last_token = TokenId(0);                // kDecode: drawn, not yet seen by the model
+  std::optional<SlotLease> lease = std::nullopt;  // once it has started
+  TokenId last_token = TokenId(0);                // drawn, not yet seen by the model
   int generated = 0;
 };
 
@@ -44,7 +44,8 @@ struct Request {
       : spec(std::move(s)),
         order(VirtualArrival(spec, limits.priority_ageing), spec.id),
         prompt_tokens(static_cast<int64_t>(spec.prompt.size())),
-        is_complete(!spec.prompt_open) {
+        is_complete(!spec.prompt_open),
+        unstarted(spec.num_sequences) {
     for (int i = 0; i < spec.num_sequences; ++i) live.try_emplace(live.end(), i);
   }
 
@@ -54,14 +55,23 @@ struct Request {
   int64_t prompt_tokens;  // that have come
   bool is_complete;       // no more will come
   Stage stage = Stage::kWaiting;
-  // By index; the first one's slot reads the prompt. A map, for all of them may end in one step.
+  // Reads the prompt, and keeps its state until the last continuation starts in it.
+  std::optional<SlotLease> prompt_slot = std::nullopt;
+  // By index. A map, for all of them may end in one step.
   absl::btree_map<int, Continuation> live;
+  int unstarted;                                  // of these
   int64_t prompt_done = 0;                        // tokens of the prompt in committed steps
   bool passed_over = false;                       // as the oldest, and has read nothing since
   absl::Time dry_since = absl::InfiniteFuture();  // an open prompt: nothing of it can be read
   absl::Time watched = absl::InfiniteFuture();    // its entry in Impl::deadlines; infinite: none
 
-  int num_slots() const { return static_cast<int>(live.size()); }
+  // All but the last start in copies of the prompt's slot.
+  bool NeedsCopies() const { return unstarted > 1; }
+  // Holds a slot for as long as others let it: clients, or who gives slots back for copies.
+  bool PinsSlot() const { return NeedsCopies() || !is_complete; }
+  int num_slots() const {
+    return static_cast<int>(live.size()) - unstarted + (prompt_slot.has_value() ? 1 : 0);
+  }
   // Tokens of the prompt that may be read now. Of an incomplete one whole blocks, and not its last
   // token: if that turns out to be the end, its logits are wanted.
   int64_t Readable(int window) const {
@@ -71,6 +81,27 @@ struct Request {
   }
   bool IsLong(const SchedulerLimits& limits) const {
     return !is_complete || prompt_tokens > limits.long_prompt_tokens;
+  }
+  // Whether the next chunk may be the last.
+  bool MayBeRead(const SchedulerLimits& limits) const {
+    return is_complete && prompt_tokens - prompt_done <= limits.chunk_tokens;
+  }
+};
+
+// Requests of which some hold a slot for as long as others let them. Copies are made in slots that
+// come free, so where anybody needs them one slot must stay that comes free by itself.
+struct Pins {
+  int pinned = 0;
+  int need_copies = 0;
+
+  void Count(const Request& request) {
+    if (request.PinsSlot()) ++pinned;
+    if (request.NeedsCopies()) ++need_copies;
+  }
+  // Whether the request may take one of so many slots.
+  bool Allow(const Request& request, int slots) const {
+    if (!request.PinsSlot()) return true;
+    return (need_copies == 0 && !request.NeedsCopies()) || pinned + 1 < slots;
   }
 };
 
@@ -112,10 +143,24 @@ struct Scheduler::Impl {
                        std::vector<SequenceUpdate>& updates);
   void EndStoppedAndExpired(absl::Time now, std::vector<SequenceUpdate>& updates);
   void PlanDecode(const Request& request);
-  std::vector<Request*> Startable();
-  void PlanPrompts(int short_step_tokens, std::vector<SequenceUpdate>& updates);
+  struct Room;
+  int LongSlots() const;
+  Room CountRoom() const;
+  // Slots for copies of a prompt's, if that has been read or will have been.
+  struct Grant {
+    Request* request;
+    int slots;
+  };
+  struct Grants {
+    std::vector<Grant> readers;  // in order; those that wait start
+    std::vector<Grant> late;     // of which continuations start whose prompt was read before
+  };
+  Grants GrantSlots();
+  void PlanPrompts(absl::Span<const Grant> readers, bool must_be_short, int short_step_tokens,
+                   std::vector<SequenceUpdate>& updates);
   void Start(Request& request, std::vector<SequenceUpdate>& updates);
-  void PlanChunk(const Request& request, int tokens);
+  void StartContinuations(Request& request, int slots, std::optional<SlotId> kept_logits);
+  void PlanChunk(const Grant& reader, int tokens);
   void CommitChunk(Request& request, const PlannedRow& row, std::vector<SequenceUpdate>& updates);
   void CommitToken(Request& request, int index, const SampledRow& sampled,
                    std::vector<SequenceUpdate>& updates);
@@ -180,11 +225,9 @@ void Scheduler::Impl::EndContinuation(Request& request, int index, SequenceEnd e
     End(request, end, updates);
     return;
   }
-  // The slot that reads the prompt stays with the first that is left.
-  if (it == request.live.begin() && request.stage == Stage::kPrefill) {
-    std::swap(it->second.lease, std::next(it)->second.lease);
-  }
+  if (!it->second.lease.has_value()) --request.unstarted;
   request.live.erase(it);  // The lease goes with it.
+  if (request.unstarted == 0) request.prompt_slot.reset();
 }
 
 void Scheduler::Impl::EndStoppedAndExpired(absl::Time now, std::vector<SequenceUpdate>& updates) {
@@ -205,7 +248,7 @@ void Scheduler::Impl::EndStoppedAndExpired(absl::Time now, std::vector<SequenceU
       End(request, end, updates);
       continue;
     }
-    for (int left = request.num_slots(); left > 0; --left) {  // The last one ends the request.
+    for (size_t left = request.live.size(); left > 0; --left) {  // The last one ends the request.
       EndContinuation(request, request.live.begin()->first, end, updates);
     }
   }
@@ -213,9 +256,10 @@ void Scheduler::Impl::EndStoppedAndExpired(absl::Time now, std::vector<SequenceU
 
 void Scheduler::Impl::PlanDecode(const Request& request) {
   for (const auto& [index, continuation] : request.live) {
+    if (!continuation.lease.has_value()) continue;
     const int begin = static_cast<int>(plan.tokens_.size());
     plan.tokens_.push_back(continuation.last_token);
-    plan.samples_.push_back({static_cast<int>(plan.rows_.size()), index, continuation.lease->id()});
+    plan.samples_.push_back({request.spec.id, index, continuation.lease->id()});
     plan.rows_.push_back({.id = request.spec.id,
                           .row = {.slot = continuation.lease->id(),
                                   .begin = begin,
@@ -225,65 +269,128 @@ void Scheduler::Impl::PlanDecode(const Request& request) {
   }
 }
 
-// Those waiting that may start now, all of them together, in order.
-std::vector<Request*> Scheduler::Impl::Startable() {
-  std::vector<Request*> startable;
-  int free = pool.num_free();
-  int64_t held_by_long = 0, held_by_open = 0;
+// What may still be given in this plan.
+struct Scheduler::Impl::Room {
+  int free = 0;          // slots
+  int64_t for_long = 0;  // of these, to long prompts and their sequences
+  Pins pins = {}, pins_of_long = {};
+
+  // Up to `wanted` slots.
+  int Take(int wanted, bool is_long) {
+    int taken = std::min(wanted, free);
+    if (is_long) {
+      taken = static_cast<int>(std::clamp<int64_t>(for_long, 0, taken));
+      for_long -= taken;
+    }
+    free -= taken;
+    return taken;
+  }
+  void Count(const Request& request, bool is_long) {
+    pins.Count(request);
+    if (is_long) pins_of_long.Count(request);
+  }
+};
+
+// Where long prompts may hold a single slot, who has it may have a second for copies.
+int Scheduler::Impl::LongSlots() const { return std::max(limits.long_slots, 2); }
+
+Scheduler::Impl::Room Scheduler::Impl::CountRoom() const {
+  Room room = {.free = pool.num_free(), .for_long = LongSlots()};
   for (const std::vector<Request*>* running : {&prefill, &decode}) {
     for (const Request* request : *running) {
-      if (request->IsLong(limits)) held_by_long += request->num_slots();
-      if (!request->is_complete) held_by_open += request->num_slots();
+      const bool is_long = request->IsLong(limits);
+      if (is_long) room.for_long -= request->num_slots();
+      room.Count(*request, is_long);
     }
   }
-  bool one_waits_for_clients = false;
+  return room;
+}
+
+// Starts as many continuations as there are slots, as copies of the prompt's; the last one takes
+// that itself. `kept_logits`: where those of the prompt's end are, unless they are its row's.
+void Scheduler::Impl::StartContinuations(Request& request, int slots,
+                                         std::optional<SlotId> kept_logits) {
+  for (auto& [index, continuation] : request.live) {
+    if (continuation.lease.has_value()) continue;
+    if (request.unstarted == 1) {
+      continuation.lease = std::exchange(request.prompt_slot, std::nullopt);
+    } else if (slots > 0) {
+      --slots;
+      continuation.lease = pool.Acquire();
+      BST_CHECK(continuation.lease.has_value(), "no slot for what may start");
+      plan.copies_.push_back({request.prompt_slot->id(), continuation.lease->id()});
+    } else {
+      return;
+    }
+    --request.unstarted;
+    plan.samples_.push_back({request.spec.id, index, continuation.lease->id(), kept_logits});
+  }
+}
+
+// Who gets what is free, the oldest first: those that run, for their continuations, and those that
+// wait, to start.
+Scheduler::Impl::Grants Scheduler::Impl::GrantSlots() {
+  Room room = CountRoom();
+  Grants grants;
+  const auto add_reader = [&](Request& request, bool is_long) {
+    const int copies = request.MayBeRead(limits) ? request.unstarted - 1 : 0;
+    grants.readers.push_back({&request, room.Take(copies, is_long)});
+  };
+
+  std::vector<Request*> running;
+  absl::c_copy_if(prefill, std::back_inserter(running),
+                  [this](const Request* request) { return request->Readable(limits.window) > 0; });
+  absl::c_copy_if(decode, std::back_inserter(running),
+                  [](const Request* request) { return request->unstarted > 0; });
+  absl::c_sort(running, [](const Request* a, const Request* b) { return a->order < b->order; });
+  auto next_running = running.begin();
+  const auto grant_next_running = [&] {
+    Request& request = **next_running++;
+    const bool is_long = request.IsLong(limits);
+    if (request.stage == Stage::kPrefill) return add_reader(request, is_long);
+    grants.late.push_back({&request, room.Take(request.unstarted - 1, is_long)});
+  };
+
+  bool may_pin = true, long_one_may_pin = true;
   auto next_short = waiting_short.begin();
   auto next_long = waiting_long.begin();
   while (next_short != waiting_short.end() || next_long != waiting_long.end()) {
     const bool is_long = next_short == waiting_short.end() ||
                          (next_long != waiting_long.end() && next_long->first < next_short->first);
     auto& next = is_long ? next_long : next_short;
-    Request* request = next->second;
-    const int slots = request->num_slots();
-    const bool exceeds_long_slots =
-        is_long && held_by_long > 0 && held_by_long + slots > limits.long_slots;
-    // Another client to wait for, and who waits for clients would never start if more come.
-    const bool prolongs_a_wait = one_waits_for_clients && !request->is_complete;
-    if (exceeds_long_slots || prolongs_a_wait) {
+    while (next_running != running.end() && (*next_running)->order < next->first) {
+      grant_next_running();
+    }
+    if (room.free == 0) break;
+    Request& request = *next->second;
+    if (is_long && room.for_long <= LongSlots() - limits.long_slots) {
       next_long = waiting_long.end();  // Long ones let short ones pass, but not one another.
       continue;
     }
-    if (slots > pool.num_slots() - held_by_open) {
-      ++next;  // It waits for clients, who may take their time: nothing is kept for it meanwhile.
-      one_waits_for_clients = true;
-      continue;
-    }
-    if (slots > free) break;  // What is free is kept for this one.
-    free -= slots;
-    if (is_long) held_by_long += slots;
-    startable.push_back(request);
     ++next;
+    if (!room.pins.Allow(request, pool.num_slots())) may_pin = false;
+    if (is_long && !room.pins_of_long.Allow(request, LongSlots())) long_one_may_pin = false;
+    // These let others pass too, but not one another.
+    if (request.PinsSlot() && !(may_pin && (long_one_may_pin || !is_long))) continue;
+    room.Take(1, is_long);
+    room.Count(request, is_long);
+    add_reader(request, is_long);
   }
-  return startable;
+  while (next_running != running.end()) grant_next_running();
+  return grants;
 }
 
-void Scheduler::Impl::PlanPrompts(int short_step_tokens, std::vector<SequenceUpdate>& updates) {
-  std::vector<Request*> readers = Startable();
-  const auto num_startable = static_cast<ptrdiff_t>(readers.size());
-  absl::c_copy_if(prefill, std::back_inserter(readers),
-                  [this](const Request* request) { return request->Readable(limits.window) > 0; });
+void Scheduler::Impl::PlanPrompts(absl::Span<const Grant> readers, bool must_be_short,
+                                  int short_step_tokens, std::vector<SequenceUpdate>& updates) {
   if (readers.empty()) return;
-  std::inplace_merge(readers.begin(), readers.begin() + num_startable, readers.end(),
-                     [](const Request* a, const Request* b) { return a->order < b->order; });
 
   const int decode_rows = static_cast<int>(plan.tokens_.size());
   int budget = limits.max_step_tokens - decode_rows;
-  bool must_be_short = decode_rows > 0;
   std::vector<PromptClaim> claims;
   claims.reserve(readers.size());
-  for (const Request* request : readers) {
-    PromptClaim claim = {.readable = request->Readable(limits.window)};
-    if (request->is_complete) claim.remaining = claim.readable;
+  for (const Grant& reader : readers) {
+    PromptClaim claim = {.readable = reader.request->Readable(limits.window)};
+    if (reader.request->is_complete) claim.remaining = claim.readable;
     // One that ends alone in its step keeps nobody waiting.
     must_be_short |= readers.size() > 1 && claim.remaining <= limits.chunk_tokens;
     claims.push_back(claim);
@@ -293,7 +400,7 @@ void Scheduler::Impl::PlanPrompts(int short_step_tokens, std::vector<SequenceUpd
   }
   // The oldest may be another one than last time: an upload can be read now and then. So it counts
   // both that somebody was passed over and whether this one was.
-  Request& oldest = *readers.front();
+  Request& oldest = *readers.front().request;
   if (oldest.passed_over) turn = SplitTurn::kOldest;
   SplitPromptTokens({.chunk_tokens = limits.chunk_tokens, .window = limits.window}, budget, turn,
                     absl::MakeSpan(claims));
@@ -302,18 +409,17 @@ void Scheduler::Impl::PlanPrompts(int short_step_tokens, std::vector<SequenceUpd
 
   for (size_t i = 0; i < readers.size(); ++i) {
     if (claims[i].tokens == 0) continue;
-    readers[i]->passed_over = false;
-    if (readers[i]->stage == Stage::kWaiting) Start(*readers[i], updates);
-    PlanChunk(*readers[i], claims[i].tokens);
+    Request& request = *readers[i].request;
+    request.passed_over = false;
+    if (request.stage == Stage::kWaiting) Start(request, updates);
+    PlanChunk(readers[i], claims[i].tokens);
   }
 }
 
 void Scheduler::Impl::Start(Request& request, std::vector<SequenceUpdate>& updates) {
   QueueOf(request).erase(request.order);
-  for (auto& [index, continuation] : request.live) {
-    continuation.lease = pool.Acquire();
-    BST_CHECK(continuation.lease.has_value(), "no slot for what may start");
-  }
+  request.prompt_slot = pool.Acquire();
+  BST_CHECK(request.prompt_slot.has_value(), "no slot for what may start");
   request.stage = Stage::kPrefill;
   const auto after = absl::c_upper_bound(
       prefill, &request, [](const Request* a, const Request* b) { return a->order < b->order; });
@@ -322,14 +428,14 @@ void Scheduler::Impl::Start(Request& request, std::vector<SequenceUpdate>& updat
   updates.push_back({.kind = SequenceUpdate::Kind::kStarted, .id = request.spec.id});
 }
 
-void Scheduler::Impl::PlanChunk(const Request& request, int chunk_tokens) {
+void Scheduler::Impl::PlanChunk(const Grant& reader, int chunk_tokens) {
+  Request& request = *reader.request;
   const int begin = static_cast<int>(plan.tokens_.size());
   const auto from = request.spec.prompt.begin() + (request.prompt_done - request.prompt_begin);
   const auto to = from + chunk_tokens;
   plan.tokens_.insert(plan.tokens_.end(), from, to);
-  const SlotId slot = request.live.begin()->second.lease->id();
   PlannedRow row = {.id = request.spec.id,
-                    .row = {.slot = slot,
+                    .row = {.slot = request.prompt_slot->id(),
                             .begin = begin,
                             .end = begin + chunk_tokens,
                             .position = request.prompt_done},
@@ -339,13 +445,9 @@ void Scheduler::Impl::PlanChunk(const Request& request, int chunk_tokens) {
   const bool is_last =
       request.is_complete && request.prompt_done + chunk_tokens == request.prompt_tokens;
   if (is_last && request.spec.max_new_tokens > 0) {
-    row.num_samples = request.num_slots();
-    for (const auto& [index, continuation] : request.live) {
-      plan.samples_.push_back(
-          {static_cast<int>(plan.rows_.size()), index, continuation.lease->id()});
-      if (continuation.lease->id() == slot) continue;
-      plan.copies_.push_back({slot, continuation.lease->id()});
-    }
+    StartContinuations(request, reader.slots, std::nullopt);
+    row.num_samples = static_cast<int>(request.live.size()) - request.unstarted;
+    row.keeps_logits = request.unstarted > 0;
   }
   plan.rows_.push_back(row);
 }
@@ -461,7 +563,12 @@ StepPlan Scheduler::Plan(absl::Time now, int short_step_tokens,
     impl_->Watch(*request);
   }
   for (const Request* request : impl_->decode) impl_->PlanDecode(*request);
-  impl_->PlanPrompts(short_step_tokens, updates);
+  const Impl::Grants grants = impl_->GrantSlots();
+  const bool somebody_waits = !impl_->plan.rows_.empty() || !grants.late.empty();
+  impl_->PlanPrompts(grants.readers, somebody_waits, short_step_tokens, updates);
+  for (const Impl::Grant& grant : grants.late) {
+    impl_->StartContinuations(*grant.request, grant.slots, grant.request->prompt_slot->id());
+  }
   return std::move(impl_->plan);
 }
 
@@ -471,16 +578,13 @@ void Scheduler::Commit(StepPlan plan, absl::Span<const SampledRow> sampled,
   BST_CHECK(sampled.size() == plan.samples_.size(), sampled.size(), " outcomes for ",
             plan.samples_.size(), " samples");
   impl_->plan_outstanding = false;
-  size_t next = 0;
   for (const PlannedRow& row : plan.rows_) {
-    // Nothing ends between Plan and Commit; but a row that failed may have ended its request.
-    if (Request* request = impl_->Find(row.id); request != nullptr && row.is_prompt) {
-      impl_->CommitChunk(*request, row, updates);
-    }
-    for (int i = 0; i < row.num_samples; ++i, ++next) {
-      Request* const request = impl_->Find(row.id);
-      if (request == nullptr) continue;
-      impl_->CommitToken(*request, plan.samples_[next].sequence_index, sampled[next], updates);
+    if (row.is_prompt) impl_->CommitChunk(*impl_->Find(row.id), row, updates);
+  }
+  for (size_t i = 0; i < sampled.size(); ++i) {
+    // Nothing ends between Plan and Commit; but a sample that failed may have ended its request.
+    if (Request* request = impl_->Find(plan.samples_[i].id)) {
+      impl_->CommitToken(*request, plan.samples_[i].sequence_index, sampled[i], updates);
     }
   }
   impl_->plan = std::move(plan);

@@ -6,20 +6,21 @@
 //   Enqueue -> waiting --Plan--> prefill --Commit--> decode --Commit--> done
 //                 └------ Cancel, StopSequence, deadline --------------^
 //
-// A request is one prompt and its num_sequences continuations, each in a slot of its own. The first
-// slot reads the prompt; when it is read the others become copies of it.
+// A request is one prompt and its num_sequences continuations, each in a slot of its own. One slot
+// reads the prompt and keeps its state; continuations start in copies of it, the last one in it.
 //
 // Policy, in order of precedence
 //   (1) Every decoding sequence runs one token: an admitted stream never stalls behind prompts.
 //   (2) Requests are in order of their virtual arrival: arrival, less priority_ageing for kHigh,
 //       plus it for kLow; then by id. So a request can only be overtaken by those that come within
 //       a fixed time after it.
-//   (3) A request may start, with its first chunk, when slots are free for all its sequences and
-//       for those of all before it. So slots that come free are kept for the one that has waited
-//       longest, however many it needs, unless open prompts hold some of these: then whole prompts
-//       may pass it, but no open one starts after it. Long prompts together hold no more than
-//       long_slots, unless one has them alone; a long prompt that waits for either rule lets short
-//       ones pass.
+//   (3) Free slots go by age: to a request that waits one for its prompt, with its first chunk; to
+//       one whose prompt has been read, or may have been after this step, one for each continuation
+//       but the last. Continuations for which there is none start later, from the state and the
+//       logits that are kept. So that everybody's turn comes, requests that wait for their clients
+//       or for such slots never hold all slots: one that would complete their number lets others
+//       pass, but none that would take its place. Long prompts together hold no more than
+//       long_slots; one that waits for that lets short ones pass.
 //       Nothing is ever preempted: state is constant-size, so a running sequence cannot run out of
 //       memory.
 //   (4) Half of the tokens left for prompts goes to those with the fewest tokens left, the rest to
@@ -33,7 +34,8 @@
 //   So of two steps that read prompts at least one advances the oldest that can run, by a block or
 //   to its end, and nobody starves.
 //
-// Cost       A step is O(slots + tokens), however many wait.
+// Cost       A step is O(slots + tokens), however many wait, but for those of rule (3) that let
+//            others pass.
 // Protocol   Plan(), run it, Commit(), strictly alternating. The plan is move-only and goes back
 //            into Commit(), so that a step cannot be lost or counted twice.
 // Ownership  Holds the leases of running sequences. The pool must outlive the scheduler.
@@ -65,7 +67,8 @@ struct SchedulerLimits {
   int window = 1;           // W
   // A prompt of more tokens is long, and so is an open one: nobody knows its length.
   int64_t long_prompt_tokens = std::numeric_limits<int64_t>::max();
-  int long_slots = std::numeric_limits<int>::max();  // that long prompts may hold together, >= 1
+  // That long prompts may hold together, >= 1; of one, the first may have a second for copies.
+  int long_slots = std::numeric_limits<int>::max();
   absl::Duration priority_ageing = absl::Seconds(30);
   // An open prompt that can run nothing ends after so long: since the last of it came while it
   // waits, since it could run last, or Append without tokens, while it holds slots.

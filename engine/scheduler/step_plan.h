@@ -19,16 +19,20 @@ struct PlannedRow {
   Row row;                 // tokens are plan.tokens()[row.begin .. row.end)
   bool is_prompt = false;  // a prompt chunk, not a decode row
   int num_samples = 0;     // tokens drawn from the logits after its last token: plan.samples()
-  bool scores = false;     // the logits after every token are wanted
+  bool keeps_logits =
+      false;            // those logits are kept under its slot: sequences start from them later
+  bool scores = false;  // the logits after every token are wanted
   // Of a prompt chunk: the prompt's next token; none at its end, or before it has come.
   std::optional<TokenId> following = std::nullopt;
 };
 
 // A token to draw, for one continuation.
 struct PlannedSample {
-  int row = 0;  // index into plan.rows()
+  SequenceId id;
   int sequence_index = 0;
   SlotId slot;  // of the continuation
+  // Of a prompt that was read in an earlier step: the slot under which its logits are kept.
+  std::optional<SlotId> kept_logits = std::nullopt;
 };
 
 // After the rows ran, slot `to` becomes a copy of slot `from`.
@@ -42,10 +46,11 @@ class StepPlan {
   StepPlan(StepPlan&&) = default;
   StepPlan& operator=(StepPlan&&) = default;
 
-  bool empty() const { return rows_.empty(); }
+  bool empty() const { return rows_.empty() && samples_.empty(); }
   absl::Span<const TokenId> tokens() const { return tokens_; }
-  absl::Span<const PlannedRow> rows() const { return rows_; }           // decode rows first
-  absl::Span<const PlannedSample> samples() const { return samples_; }  // in the order of the rows
+  absl::Span<const PlannedRow> rows() const { return rows_; }  // decode rows first
+  // In the order of the rows, then those from kept logits.
+  absl::Span<const PlannedSample> samples() const { return samples_; }
   absl::Span<const PlannedCopy> copies() const { return copies_; }
 
  private:

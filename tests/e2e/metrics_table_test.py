@@ -28,6 +28,8 @@ METRICS: dict[str, tuple[str, dict[str, set[str] | None], str]] = {
     "bst_requests_running": ("gauge", {}, ""),
     "bst_requests_waiting": ("gauge", {}, ""),
     "bst_awaiting_input": ("gauge", {}, ""),
+    "bst_draining": ("gauge", {}, ""),
+    "bst_engine_healthy": ("gauge", {}, ""),
     "bst_messages_to_read": ("gauge", {}, ""),
     "bst_messages_to_read_bytes": ("gauge", {}, ""),
     "bst_queue_tokens": ("gauge", {}, ""),

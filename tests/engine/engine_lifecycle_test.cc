@@ -339,17 +339,17 @@ TEST_F(EngineSequencesTest, CancelEndsAllOfThemInEveryStage) {
     Make();
     GenerateRequest request = Greedy(Tokens("x"), 1'000'000);
     request.stopping.ignore_eos = true;
-    request.num_sequences = 2;  // Leaves two of four slots.
+    request.num_sequences = 4;  // All slots.
     std::optional<Stream> before;
     if (stage == "queue") {
       before = Start(*engine_, request);
-      before->sink->WaitEvents(3);
+      before->sink->WaitEvents(5);
     }
     int tokens = 0, progress = 0;
     const Stream stream = StartThree([&](SequenceId id, const SequenceEvent& event) {
       if (std::holds_alternative<AcceptedEvent>(event) && stage == "queue") engine_->Cancel(id);
       if (std::holds_alternative<PrefillProgressEvent>(event) && ++progress == 1) {
-        EXPECT_EQ(engine_->load().slots_used, 3);
+        EXPECT_EQ(engine_->load().slots_used, 1);  // The others come when it has been read.
         EXPECT_EQ(engine_->load().running, 1);
         if (stage == "prompt") engine_->Cancel(id);
       }
@@ -363,12 +363,35 @@ TEST_F(EngineSequencesTest, CancelEndsAllOfThemInEveryStage) {
     EXPECT_THAT(stream.sink->Events<PrefillProgressEvent>(), SizeIs(stage == "queue"    ? 0
                                                                     : stage == "prompt" ? 1
                                                                                         : 3));
-    EXPECT_EQ(engine_->load().slots_used, stage == "queue" ? 2 : 0);
+    EXPECT_EQ(engine_->load().slots_used, stage == "queue" ? 4 : 0);
     if (before.has_value()) engine_->Cancel(before->id);
     EXPECT_EQ(StatsOf("three").stage, stage == "queue"    ? RequestStats::Stage::kQueued
                                       : stage == "prompt" ? RequestStats::Stage::kPrefill
                                                           : RequestStats::Stage::kDecode);
   }
+}
+
+// A stream that holds a slot for long keeps nobody waiting who needs several.
+TEST_F(EngineSequencesTest, TheyRunOneAfterAnotherWhereFewSlotsAreFree) {
+  Make();
+  GenerateRequest endless = Greedy(Tokens("x"), 1'000'000);
+  endless.stopping.ignore_eos = true;
+  endless.num_sequences = 3;
+  const Stream before = Start(*engine_, endless);
+  before.sink->WaitEvents(4);
+  const Stream three =
+      StartThree([](SequenceId, const SequenceEvent&) {}, Greedy(LongPrompt(20), 9));
+  const Stream two = Start(*engine_, [&] {
+    GenerateRequest request = Greedy(LongPrompt(30), 9);
+    request.stopping.ignore_eos = true;
+    return request;
+  }());
+  engine_->StopSequence(before.id, 2);
+  EXPECT_EQ(three.sink->WaitFinished().generated_tokens, 27);
+  EXPECT_EQ(two.sink->WaitFinished().generated_tokens, 9);
+  for (int index = 1; index < 3; ++index) EXPECT_EQ(TokensOf(three, index), TokensOf(three, 0));
+  EXPECT_EQ(engine_->load().slots_used, 2);
+  engine_->Cancel(before.id);
 }
 
 TEST_F(EngineSequencesTest, AStoppedOneLeavesTheOthersRunning) {

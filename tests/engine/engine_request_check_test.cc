@@ -15,8 +15,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-constexpr RequestLimits kLimits = {
-    .vocab_size = 100, .max_prompt_tokens = 5, .max_sequences = 4, .long_slots = 3};
+constexpr RequestLimits kLimits = {.vocab_size = 100, .max_prompt_tokens = 5, .max_sequences = 4};
 
 GenerateRequest Valid() {
   GenerateRequest request;
@@ -68,8 +67,6 @@ TEST(RequestCheckTest, NamesTheFieldTheValueAndTheLimit) {
        "stop_token_ids ", "token 1 is 100"},
       {[](auto& r) { r.num_sequences = 0; }, "num_sequences ", "is 0, not in 1 .. 4"},
       {[](auto& r) { r.num_sequences = 5; }, "num_sequences ", "is 5, not in 1 .. 4"},
-      {[](auto& r) { r.prompt_open = true, r.num_sequences = 4; }, "num_sequences ",
-       "is 4, not in 1 .. 3"},
       {[](auto& r) { r.top_logprobs = 21; }, "top_logprobs ", "21"},
       {[](auto& r) { r.top_logprobs = -1; }, "top_logprobs ", "-1"},
       {[](auto& r) { r.age = -absl::Seconds(1); }, "age ", "-1s"},

@@ -139,18 +139,6 @@ const std::vector<Case>& Cases() {
   return cases;
 }
 
-// As the engine will: an upload counts as a long prompt.
-TEST_F(RequestValidationTest, AnUploadMayAskForFewerContinuations) {
-  PromptReader reader(info_, *tokenizer_);
-  v1::GenerateRequest proto = Parse("sampling { num_sequences: 3 }");
-  EXPECT_TRUE(ValidateGenerate(proto, info_, reader, PromptEnd::kMoreFollows).ok());
-  proto = Parse("sampling { num_sequences: 4 top_p: 7 }");
-  const absl::Status status =
-      ValidateGenerate(proto, info_, reader, PromptEnd::kMoreFollows).status();
-  EXPECT_THAT(FieldsOf(status), ElementsAre("sampling.num_sequences", "sampling.top_p"));
-  EXPECT_THAT(std::string(status.message()), HasSubstr("is 4, must be in [1, 3]"));
-}
-
 TEST_F(RequestValidationTest, FieldsAtTheirBoundsAreTaken) {
   for (const Case& test : Cases()) {
     for (const char* const good : test.good) {

@@ -41,7 +41,6 @@ inline ModelInfo PuppetModelInfo() {
   info.num_parameters = 12345;
   info.state_bytes_per_sequence = 1000;
   info.max_sequences = 4;
-  info.long_slots = 3;
   info.max_step_tokens = 64;
   info.chunk_tokens = 32;
   info.max_prompt_tokens = 100'000;

@@ -6,8 +6,8 @@
 // token per step; requests start only when those before them could too; steps keep to their token
 // limits; the oldest prompt that can run advances, and may be passed over once where only a block
 // fits or another one ends, whoever is the oldest in the steps between; long prompts keep to their
-// slots; slots are neither shared nor leaked, and those of one prompt's sequences are copies; every
-// request and every sequence ends once, for the right reason.
+// slots; slots are neither shared nor leaked, and those of one prompt's sequences are copies, made
+// as soon as slots are there; every request and every sequence ends once, for the right reason.
 //
 // One file, though long: it is one naive model and one loop of calls.
 #include <algorithm>
@@ -44,13 +44,17 @@ struct Known {
   int64_t start_by = kNever, finish_by = kNever, dry_since = kNever;  // seconds
   int64_t fed = 0;                                                    // prompt tokens
   std::map<int, std::vector<TokenId>> drawn;  // of each sequence that has not ended
-  std::map<int, SlotId> slots;                // likewise, once it has one
+  std::map<int, SlotId> slots;                // likewise, once it has started
+  std::optional<SlotId> prompt_slot;          // until the last one starts in it
   bool started = false;
   bool passed_over = false;  // when it last was the oldest that could run, and nothing read since
   bool cancelled = false;
   std::set<int> stopped;  // to be ended by the next Plan
   bool ended = false;
 
+  int unstarted() const { return static_cast<int>(drawn.size() - slots.size()); }
+  int num_slots() const { return static_cast<int>(slots.size()) + (started && unstarted() > 0); }
+  bool Pins() const { return !complete || unstarted() > 1; }
   int64_t left() const { return static_cast<int64_t>(prompt.size()) - fed; }
   bool decodes() const { return started && complete && left() == 0; }
   int64_t Readable(int window) const {
@@ -144,29 +148,58 @@ class Replay {
   // Those that wait and may start, rule (3) of the policy word by word.
   std::set<const Known*> Startable() {
     std::set<const Known*> startable;
-    int free = slots_, held_by_long = 0, held_by_open = 0;
+    int free = slots_, held_by_long = 0;
+    // Of all, and of long ones: those that pin a slot, and those whose sequences need others.
+    int pinned[2] = {}, several[2] = {};
+    const auto count = [&](const Known& known) {
+      for (int of_long = 0; of_long <= (IsLong(known) ? 1 : 0); ++of_long) {
+        if (known.Pins()) ++pinned[of_long];
+        if (known.unstarted() > 1) ++several[of_long];
+      }
+    };
+    const auto may_pin = [&](const Known& known, int of_long, int slots) {
+      return !known.Pins() || (known.unstarted() == 1 && several[of_long] == 0) ||
+             pinned[of_long] + 1 < slots;
+    };
     for (const Known* known : Live()) {
       if (!known->started) continue;
-      free -= static_cast<int>(known->drawn.size());
-      if (IsLong(*known)) held_by_long += static_cast<int>(known->drawn.size());
-      if (!known->complete) held_by_open += static_cast<int>(known->drawn.size());
+      count(*known);
+      free -= known->num_slots();
+      if (IsLong(*known)) held_by_long += known->num_slots();
     }
-    bool a_long_one_waits = false, one_waits_for_clients = false;
-    for (const Known* known : Waiting()) {
-      if (known->Readable(limits_.window) == 0) continue;
-      const int needs = static_cast<int>(known->drawn.size());
-      if (IsLong(*known)) {
-        a_long_one_waits |= held_by_long > 0 && held_by_long + needs > limits_.long_slots;
-        a_long_one_waits |= one_waits_for_clients && !known->complete;
-        if (a_long_one_waits) continue;
-        if (needs <= free) held_by_long += needs;
+    // For sequences of a prompt that has been read, or may have been after this step.
+    const auto take_for_copies = [&](const Known& known) {
+      int without = known.unstarted() - 1;
+      if (!known.complete || known.left() > limits_.chunk_tokens) return without;
+      for (; without > 0 && free > 0; --without) {
+        if (IsLong(known) && held_by_long >= std::max(limits_.long_slots, 2)) break;
+        if (IsLong(known)) ++held_by_long;
+        --free;
       }
-      if (needs > slots_ - held_by_open) {
-        one_waits_for_clients = true;
+      return without;
+    };
+    left_unstarted_.clear();
+    bool a_long_one_waits = false, one_that_pins_waits = false, a_long_one_that_pins_waits = false;
+    for (const Known* known : Live()) {
+      if (known->started && known->unstarted() > 0) {
+        const int without = take_for_copies(*known);
+        if (known->decodes()) left_unstarted_[known] = without > 0 ? without + 1 : 0;
+      }
+      if (known->started || known->Readable(limits_.window) == 0) continue;
+      if (IsLong(*known)) {
+        a_long_one_waits |= held_by_long >= limits_.long_slots;
+        if (a_long_one_waits) continue;
+        a_long_one_that_pins_waits |= !may_pin(*known, 1, std::max(2, limits_.long_slots));
+      }
+      one_that_pins_waits |= !may_pin(*known, 0, slots_);
+      if (known->Pins() &&
+          (one_that_pins_waits || (IsLong(*known) && a_long_one_that_pins_waits))) {
         continue;
       }
-      if (needs > free) break;
-      free -= needs;
+      if (free-- == 0) break;  // Those that run give nothing to those that wait.
+      if (IsLong(*known)) ++held_by_long;
+      count(*known);
+      take_for_copies(*known);
       startable.insert(known);
     }
     return startable;
@@ -271,28 +304,27 @@ class Replay {
   void Commit(StepPlan plan) {
     std::vector<SampledRow> sampled;
     std::vector<std::string> expected;
-    size_t next = 0;
     for (const PlannedRow& row : plan.rows()) {
       Known& known = known_.at(row.id.value());
-      if (row.is_prompt && !known.ended) {
-        known.fed += row.row.num_tokens();
-        expected.push_back(absl::StrCat(known.id, " read ", known.fed));
-        if (known.decodes() && known.scores) EndAll(known, SequenceEnd::kScored, expected);
-      }
-      for (int i = 0; i < row.num_samples; ++i, ++next) {
-        const int index = plan.samples()[next].sequence_index;
-        sampled.push_back({.token = TokenId(Below(1000)),
-                           .ends_sequence = Below(10) == 0,
-                           .failed = Below(30) == 0});
-        if (known.ended) continue;
-        known.drawn.at(index).push_back(sampled.back().token);
-        if (sampled.back().failed) {
-          EndAll(known, SequenceEnd::kFailed, expected);
-        } else if (sampled.back().ends_sequence) {
-          EndOne(known, index, SequenceEnd::kStopped, expected);
-        } else if (static_cast<int>(known.drawn.at(index).size()) == known.max_new_tokens) {
-          EndOne(known, index, SequenceEnd::kMaxTokens, expected);
-        }
+      if (!row.is_prompt) continue;
+      known.fed += row.row.num_tokens();
+      expected.push_back(absl::StrCat(known.id, " read ", known.fed));
+      if (known.decodes() && known.scores) EndAll(known, SequenceEnd::kScored, expected);
+    }
+    for (const PlannedSample& sample : plan.samples()) {
+      Known& known = known_.at(sample.id.value());
+      const int index = sample.sequence_index;
+      sampled.push_back({.token = TokenId(Below(1000)),
+                         .ends_sequence = Below(10) == 0,
+                         .failed = Below(30) == 0});
+      if (known.ended) continue;
+      known.drawn.at(index).push_back(sampled.back().token);
+      if (sampled.back().failed) {
+        EndAll(known, SequenceEnd::kFailed, expected);
+      } else if (sampled.back().ends_sequence) {
+        EndOne(known, index, SequenceEnd::kStopped, expected);
+      } else if (static_cast<int>(known.drawn.at(index).size()) == known.max_new_tokens) {
+        EndOne(known, index, SequenceEnd::kMaxTokens, expected);
       }
     }
     std::vector<SequenceUpdate> updates;
@@ -306,16 +338,12 @@ class Replay {
   void EndAll(Known& known, SequenceEnd end, std::vector<std::string>& expected) {
     known.ended = true;
     known.drawn.clear();
+    known.slots.clear();
     expected.push_back(Tell(known.id, end));
   }
   void EndOne(Known& known, int index, SequenceEnd end, std::vector<std::string>& expected) {
     expected.push_back(absl::StrCat("#", index, " of ", Tell(known.id, end)));
     known.drawn.erase(index);
-    // Whoever goes on from a prompt that is still read takes over the slot that reads it.
-    if (!known.decodes() && known.slots.contains(index) && !known.drawn.empty()) {
-      const int heir = known.drawn.begin()->first;
-      known.slots[heir] = known.slots.at(index);
-    }
     known.slots.erase(index);
     if (known.drawn.empty()) EndAll(known, end, expected);
   }
@@ -416,6 +444,9 @@ class Replay {
     Expect(static_cast<int>(plan.tokens().size()) <= limits_.max_step_tokens, "step too large");
     std::set<SlotId> slots;
     std::map<uint64_t, int> rows_of;
+    const bool has_late =
+        std::any_of(plan.samples().begin(), plan.samples().end(),
+                    [](const PlannedSample& sample) { return sample.kept_logits.has_value(); });
     int next = 0, decode_rows = 0, prompt_tokens = 0;
     size_t next_sample = 0, next_copy = 0;
     std::pair<int64_t, uint64_t> last_prompt = {-kNever, 0};
@@ -435,37 +466,24 @@ class Replay {
         prompt_tokens += row.row.num_tokens();
         Expect(std::make_pair(known.order, id) > last_prompt, "prompt of ", id, " out of order");
         last_prompt = {known.order, id};
-        // The slot that reads is the first one's.
-        const int reader = known.drawn.begin()->first;
-        Expect(!known.slots.contains(reader) || known.slots.at(reader) == row.row.slot, "slot of ",
-               id, " changed");
-        known.slots[reader] = row.row.slot;
-        const bool is_last = known.complete && row.row.num_tokens() == known.left();
-        if (is_last && !known.scores) {
-          for (const auto& [index, drawn] : known.drawn) {
-            Expect(next_sample < plan.samples().size() &&
-                       plan.samples()[next_sample].sequence_index == index,
-                   "first token of ", id, "#", index);
-            if (!error_.empty()) return;
-            const SlotId slot = plan.samples()[next_sample++].slot;
-            if (index == reader) {
-              Expect(slot == row.row.slot, "slot of the first token of ", id);
-              continue;
-            }
-            Expect(
-                next_copy < plan.copies().size() && plan.copies()[next_copy].from == row.row.slot,
-                "no copy for ", id, "#", index);
-            if (!error_.empty()) return;
-            known.slots[index] = plan.copies()[next_copy++].to;
-            Expect(slot == known.slots[index], "slot of the first token of ", id, "#", index);
-          }
+        Expect(known.prompt_slot.value_or(row.row.slot) == row.row.slot, "slot of ", id,
+               " changed");
+        known.prompt_slot = row.row.slot;
+        for (int i = 0; i < row.num_samples; ++i) {
+          CheckStart(plan, plan.samples()[next_sample++], next_copy, std::nullopt);
         }
+        const bool is_last = known.complete && row.row.num_tokens() == known.left();
+        Expect(row.keeps_logits == (is_last && !known.scores && known.unstarted() > 0),
+               "logits kept of ", id);
       } else {
         Expect(prompt_tokens == 0, "decode row of ", id, " after a prompt");
         ++decode_rows;
         Expect(next_sample < plan.samples().size() && row.num_samples == 1, "samples of ", id);
         if (!error_.empty()) return;
-        Expect(plan.samples()[next_sample].slot == row.row.slot, "slot of a sample of ", id);
+        Expect(plan.samples()[next_sample].slot == row.row.slot &&
+                   plan.samples()[next_sample].id == row.id &&
+                   !plan.samples()[next_sample].kept_logits.has_value(),
+               "slot of a sample of ", id);
         const int index = plan.samples()[next_sample++].sequence_index;
         Expect(known.decodes() && !row.scores && tokens.size() == 1 &&
                    known.drawn.contains(index) && tokens[0] == known.drawn.at(index).back(),
@@ -478,19 +496,59 @@ class Replay {
       }
     }
     Expect(next == static_cast<int>(plan.tokens().size()), "tokens beyond the last row");
+    for (const Known* known : Live()) {
+      const int rows = rows_of.contains(known->id) ? rows_of.at(known->id) : 0;
+      int most = known->started && !known->decodes() ? 1 : 0;
+      for (const auto& [index, slot] : known->slots) most += !known->drawn.at(index).empty();
+      Expect(rows <= most && (rows == most || !known->decodes()), "rows of ", known->id);
+    }
+    while (error_.empty() && next_sample < plan.samples().size()) {
+      const PlannedSample& sample = plan.samples()[next_sample++];
+      const Known& known = known_.at(sample.id.value());
+      Expect(known.decodes(), "late sample of ", known.id);
+      CheckStart(plan, sample, next_copy, known.prompt_slot);
+    }
+    CheckLateStarts();
     Expect(next_sample == plan.samples().size() && next_copy == plan.copies().size(),
            "samples or copies of nobody");
-    if (decode_rows > 0) {
+    if (decode_rows > 0 || has_late) {
       Expect(prompt_tokens <= std::max(limits_.window, short_step_ - decode_rows),
              "a step that decodes is too long");
     }
-    for (const Known* known : Live()) {
-      const int rows = rows_of.contains(known->id) ? rows_of.at(known->id) : 0;
-      const int most = known->decodes() ? static_cast<int>(known->drawn.size()) : 1;
-      Expect(rows <= most && (rows == most || !known->decodes()), "rows of ", known->id);
-    }
     CheckOldest(plan, rows_of, decode_rows);
     CheckLongSlots();
+  }
+
+  // The next of a request's sequences starts: in a copy of the prompt's slot, the last one in that.
+  void CheckStart(const StepPlan& plan, const PlannedSample& sample, size_t& next_copy,
+                  std::optional<SlotId> kept_logits) {
+    Known& known = known_.at(sample.id.value());
+    const int index = sample.sequence_index;
+    const auto next = std::find_if(known.drawn.begin(), known.drawn.end(), [&](const auto& drawn) {
+      return !known.slots.contains(drawn.first);
+    });
+    Expect(next != known.drawn.end() && next->first == index && next->second.empty(),
+           "first token of ", known.id, "#", index);
+    Expect(sample.kept_logits == kept_logits, "logits of the first token of ", known.id);
+    if (!error_.empty()) return;
+    if (known.unstarted() == 1) {
+      Expect(sample.slot == *known.prompt_slot, "slot of the last one of ", known.id);
+    } else {
+      Expect(next_copy < plan.copies().size() &&
+                 plan.copies()[next_copy].from == *known.prompt_slot &&
+                 plan.copies()[next_copy].to == sample.slot,
+             "no copy for ", known.id, "#", index);
+      ++next_copy;
+    }
+    known.slots[index] = sample.slot;
+  }
+
+  // Sequences for which there was no slot start as soon as there is one.
+  void CheckLateStarts() {
+    for (const auto& [known, unstarted] : left_unstarted_) {
+      Expect(known->unstarted() == unstarted, known->unstarted(), " sequences of ", known->id,
+             " wait, not ", unstarted);
+    }
   }
 
   void CheckChunk(const PlannedRow& row, const Known& known, absl::Span<const TokenId> tokens) {
@@ -504,8 +562,8 @@ class Replay {
            " ends inside a block");
     Expect(std::equal(tokens.begin(), tokens.end(), known.prompt.begin() + known.fed), "tokens of ",
            row.id.value());
-    const int samples = is_last && !known.scores ? static_cast<int>(known.drawn.size()) : 0;
-    Expect(row.num_samples == samples, "samples of ", row.id.value());
+    Expect(row.num_samples <= (is_last && !known.scores ? known.unstarted() : 0), "samples of ",
+           row.id.value());
     Expect(row.scores == known.scores, "scores of ", row.id.value());
     Expect(row.following.has_value() == !is_last, "following of ", row.id.value());
     if (!is_last && row.following.has_value()) {
@@ -548,9 +606,10 @@ class Replay {
     for (const Known* known : Live()) {
       if (!known->started || !IsLong(*known)) continue;
       ++requests;
-      slots += static_cast<int>(known->drawn.size());
+      slots += known->num_slots();
     }
-    Expect(slots <= limits_.long_slots || requests == 1, "long prompts hold ", slots, " slots");
+    Expect(slots <= limits_.long_slots || (requests == 1 && slots <= 2), "long prompts hold ",
+           slots, " slots");
   }
 
   void Counters() {
@@ -558,7 +617,7 @@ class Replay {
     for (const Known* known : Live()) {
       if (!known->started) continue;
       ++running;
-      slots += static_cast<int>(known->drawn.size());
+      slots += known->num_slots();
     }
     Expect(scheduler_->num_running() == running, "num_running ", scheduler_->num_running(),
            " expected ", running);
@@ -576,8 +635,9 @@ class Replay {
   int64_t now_ = 100;
   uint64_t last_id_ = 0;
   std::map<uint64_t, Known> known_;
-  std::set<const Known*> startable_;  // at the last plan
-  bool oldest_advanced_ = true;       // in the last plan with prompts
+  std::set<const Known*> startable_;            // at the last plan
+  std::map<const Known*, int> left_unstarted_;  // after it, of those whose prompt had been read
+  bool oldest_advanced_ = true;                 // in the last plan with prompts
   std::unique_ptr<Backend> backend_ = MakeReferenceBackend();
   std::unique_ptr<StatePool> pool_;
   std::unique_ptr<Scheduler> scheduler_;

@@ -35,7 +35,11 @@ std::vector<std::string> Describe(const StepPlan& plan) {
                                 row.num_samples == 0   ? ""
                                 : row.num_samples == 1 ? " samples"
                                                        : absl::StrCat(" samples ", row.num_samples),
-                                row.scores ? " scores" : ""));
+                                row.keeps_logits ? " keeps" : "", row.scores ? " scores" : ""));
+  }
+  for (const PlannedSample& sample : plan.samples()) {
+    if (!sample.kept_logits.has_value()) continue;
+    rows.push_back(absl::StrCat(sample.id.value(), ": late sample of #", sample.sequence_index));
   }
   return rows;
 }
@@ -88,6 +92,12 @@ std::vector<std::string> Describe(const std::vector<SequenceUpdate>& updates) {
 
 absl::Time At(int seconds) { return absl::UnixEpoch() + absl::Seconds(seconds); }
 
+std::vector<TokenId> Numbers(int begin, int end) {
+  std::vector<TokenId> tokens;
+  for (int i = begin; i < end; ++i) tokens.push_back(TokenId(i));
+  return tokens;
+}
+
 class SchedulerTest : public testing::Test {
  protected:
   void Make(int num_slots, const SchedulerLimits& limits) {
@@ -108,8 +118,16 @@ class SchedulerTest : public testing::Test {
     spec.max_new_tokens = max_new_tokens;
     return spec;
   }
-  void Enqueue(uint64_t id, int prompt_tokens, int max_new_tokens) {
-    scheduler_->Enqueue(Spec(id, prompt_tokens, max_new_tokens));
+  void Enqueue(uint64_t id, int prompt_tokens, int max_new_tokens, int num_sequences = 1) {
+    SequenceSpec spec = Spec(id, prompt_tokens, max_new_tokens);
+    spec.num_sequences = num_sequences;
+    scheduler_->Enqueue(std::move(spec));
+  }
+  void EnqueueOpen(uint64_t id, int prompt_tokens, int max_new_tokens, int num_sequences = 1) {
+    SequenceSpec spec = Spec(id, prompt_tokens, max_new_tokens);
+    spec.prompt_open = true;
+    spec.num_sequences = num_sequences;
+    scheduler_->Enqueue(std::move(spec));
   }
   StepPlan Plan(int seconds = 0) {
     updates_.clear();
@@ -334,88 +352,200 @@ TEST_F(SchedulerTest, LongPromptsLeaveSlotsToShortOnes) {
   EXPECT_THAT(Step(), ElementsAre("2: prompt 4..8", "3: prompt 0..4"));
 }
 
-TEST_F(SchedulerTest, ALongRequestThatNeedsMoreThanLongOnesMayHaveStartsAlone) {
+TEST_F(SchedulerTest, SequencesOfALongPromptKeepToTheSlotsOfLongOnes) {
   Make(4, {.max_step_tokens = 32,
-           .chunk_tokens = 4,
+           .chunk_tokens = 40,
            .window = 4,
            .long_prompt_tokens = 10,
            .long_slots = 2});
-  SequenceSpec spec = Spec(1, 40, 1);
-  spec.num_sequences = 3;
-  scheduler_->Enqueue(std::move(spec));
-  Enqueue(2, 40, 1);
-  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
-  EXPECT_EQ(pool_->num_free(), 1);
+  Enqueue(1, 20, 2, 3);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..20 samples keeps"));
+  EXPECT_EQ(pool_->num_free(), 2);
+  EXPECT_THAT(Step(), ElementsAre("1: decode 20..21 samples"));
+  EXPECT_THAT(Step(), ElementsAre("1: late sample of #1", "1: late sample of #2"));
+  EXPECT_EQ(pool_->num_free(), 2);
+}
+
+TEST_F(SchedulerTest, WhereLongPromptsMayHoldOneSlotTheirSequencesMayHaveASecond) {
+  Make(4, {.max_step_tokens = 32,
+           .chunk_tokens = 40,
+           .window = 4,
+           .long_prompt_tokens = 10,
+           .long_slots = 1});
+  Enqueue(1, 20, 1, 3);
+  Enqueue(2, 20, 1);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..20 samples keeps"));
+  EXPECT_THAT(Step(), ElementsAre("1: late sample of #1", "1: late sample of #2"));
+  EXPECT_THAT(Step(), ElementsAre("2: prompt 0..20 samples"));
 }
 
 // ---- Several sequences from one prompt ----
 
-TEST_F(SchedulerTest, SequencesOfOnePromptLeaseTheirSlotsAtTheStart) {
+TEST_F(SchedulerTest, SequencesOfOnePromptStartWhenItHasBeenRead) {
   Make(4, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
-  SequenceSpec spec = Spec(1, 6, 2);
-  spec.num_sequences = 3;
-  scheduler_->Enqueue(std::move(spec));
+  Enqueue(1, 9, 2, 3);
   StepPlan plan = Plan();
   EXPECT_THAT(Describe(plan), ElementsAre("1: prompt 0..4"));
-  EXPECT_EQ(pool_->num_free(), 1);
+  EXPECT_EQ(pool_->num_free(), 3);
   EXPECT_EQ(scheduler_->num_running(), 1);
   EXPECT_THAT(plan.copies(), IsEmpty());
   Commit(std::move(plan));
+  Step();
 
   plan = Plan();
-  EXPECT_THAT(Describe(plan), ElementsAre("1: prompt 4..6 samples 3"));
+  EXPECT_THAT(Describe(plan), ElementsAre("1: prompt 8..9 samples 3"));
+  EXPECT_EQ(pool_->num_free(), 1);
   const SlotId reader = plan.rows()[0].row.slot;
   ASSERT_EQ(plan.copies().size(), 2u);
   for (const PlannedCopy& copy : plan.copies()) EXPECT_EQ(copy.from, reader);
   EXPECT_NE(plan.copies()[0].to, plan.copies()[1].to);
   ASSERT_EQ(plan.samples().size(), 3u);
   for (int i = 0; i < 3; ++i) EXPECT_EQ(plan.samples()[static_cast<size_t>(i)].sequence_index, i);
+  EXPECT_EQ(plan.samples()[2].slot, reader);
   updates_.clear();
   scheduler_->Commit(
       std::move(plan),
       {SampledRow{.token = TokenId(5)}, SampledRow{.token = TokenId(6), .ends_sequence = true},
        SampledRow{.token = TokenId(7)}},
       updates_);
-  EXPECT_THAT(Describe(updates_), ElementsAre("1 prefilled 6", "1#1 stopped"));
+  EXPECT_THAT(Describe(updates_), ElementsAre("1 prefilled 9", "1#1 stopped"));
   EXPECT_EQ(pool_->num_free(), 2);
 
   plan = Plan();
-  EXPECT_THAT(Describe(plan), ElementsAre("1: decode 6..7 samples", "1: decode 6..7 samples"));
+  EXPECT_THAT(Describe(plan), ElementsAre("1: decode 9..10 samples", "1: decode 9..10 samples"));
   EXPECT_THAT(plan.tokens(), ElementsAre(TokenId(5), TokenId(7)));
-  EXPECT_EQ(plan.rows()[0].row.slot, reader);
+  EXPECT_EQ(plan.rows()[1].row.slot, reader);
   Commit(std::move(plan));
   EXPECT_THAT(Describe(updates_),
               ElementsAre("1#0 max tokens", "1#2 max tokens", "1 ended: max tokens"));
   EXPECT_EQ(pool_->num_free(), 4);
 }
 
-TEST_F(SchedulerTest, SlotsThatComeFreeAreKeptForWhoNeedsSeveral) {
-  Make(3, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
-  Enqueue(1, 2, 3);
-  Enqueue(2, 2, 6);
+TEST_F(SchedulerTest, SequencesThatFindNoSlotStartFromThePromptsLater) {
+  Make(3, {.max_step_tokens = 16, .chunk_tokens = 4, .window = 4});
+  Enqueue(1, 2, 100);
   Step();
-  SequenceSpec spec = Spec(3, 2, 1);
-  spec.num_sequences = 3;
+  Enqueue(2, 2, 2, 3);
+  StepPlan plan = Plan();
+  EXPECT_THAT(Describe(plan),
+              ElementsAre("1: decode 2..3 samples", "2: prompt 0..2 samples keeps"));
+  const SlotId prompt = plan.rows()[1].row.slot;
+  Commit(std::move(plan));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 3..4 samples", "2: decode 2..3 samples"));
+  EXPECT_THAT(Describe(updates_), ElementsAre("2#0 max tokens"));
+
+  Enqueue(3, 2, 1);  // Younger than the sequences that wait.
+  plan = Plan();
+  EXPECT_THAT(Describe(plan), ElementsAre("1: decode 4..5 samples", "2: late sample of #1",
+                                          "2: late sample of #2"));
+  ASSERT_EQ(plan.copies().size(), 1u);
+  EXPECT_EQ(plan.copies()[0].from, prompt);
+  EXPECT_EQ(plan.copies()[0].to, plan.samples()[1].slot);
+  EXPECT_EQ(plan.samples()[2].slot, prompt);  // The last one takes it.
+  for (size_t i = 1; i <= 2; ++i) EXPECT_EQ(plan.samples()[i].kept_logits, prompt);
+  Commit(std::move(plan));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 5..6 samples", "2: decode 2..3 samples",
+                                  "2: decode 2..3 samples"));
+  EXPECT_THAT(Describe(updates_),
+              ElementsAre("2#1 max tokens", "2#2 max tokens", "2 ended: max tokens"));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 6..7 samples", "3: prompt 0..2 samples"));
+  EXPECT_EQ(pool_->num_free(), 2);
+}
+
+TEST_F(SchedulerTest, ALateSampleAloneIsAStep) {
+  Make(2, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
+  Enqueue(1, 2, 1, 2);
+  EnqueueOpen(2, 2, 1);
+  scheduler_->Append(SequenceId(2), Numbers(2, 6), PromptEnd::kMoreFollows, At(0));
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..2 samples 2"));
+  EXPECT_THAT(Step(), ElementsAre("2: prompt 0..4"));
+  Enqueue(3, 2, 1, 2);
+  scheduler_->Append(SequenceId(2), {}, PromptEnd::kComplete, At(0));
+  EXPECT_THAT(Step(), ElementsAre("2: prompt 4..6 samples", "3: prompt 0..2 keeps"));
+  StepPlan plan = Plan();
+  EXPECT_FALSE(plan.empty());
+  EXPECT_THAT(Describe(plan), ElementsAre("3: late sample of #0", "3: late sample of #1"));
+  Commit(std::move(plan));
+  EXPECT_EQ(pool_->num_free(), 2);
+}
+
+TEST_F(SchedulerTest, LateSequencesTakeTheirTurnByAge) {
+  Make(2, {.max_step_tokens = 16,
+           .chunk_tokens = 4,
+           .window = 4,
+           .priority_ageing = absl::Seconds(30)});
+  Enqueue(1, 2, 3);
+  Step();
+  Enqueue(2, 2, 1, 2);
+  EXPECT_THAT(Step(), ElementsAre("1: decode 2..3 samples", "2: prompt 0..2 keeps"));
+  SequenceSpec urgent = Spec(3, 2, 1);
+  urgent.priority = Priority::kHigh;
+  scheduler_->Enqueue(std::move(urgent));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 3..4 samples"));
+  EXPECT_THAT(Step(), ElementsAre("3: prompt 0..2 samples"));
+  EXPECT_THAT(Step(), ElementsAre("2: late sample of #0", "2: late sample of #1"));
+}
+
+// Each holds one slot for its prompt: were these all, nobody could ever start a copy.
+TEST_F(SchedulerTest, OneSlotIsNeverHeldByAPromptWhoseSequencesWait) {
+  Make(3, {.max_step_tokens = 16, .chunk_tokens = 4, .window = 4});
+  for (uint64_t id = 1; id <= 4; ++id) Enqueue(id, 8, 2, 3);
+  Enqueue(5, 8, 2);  // One sequence waits for nobody.
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4", "2: prompt 0..4", "5: prompt 0..4"));
+  EXPECT_EQ(scheduler_->num_waiting(), 2);
+  int steps = 0;
+  while (scheduler_->num_running() + scheduler_->num_waiting() > 0 && ++steps < 100) Step();
+  EXPECT_LT(steps, 100);
+  EXPECT_EQ(pool_->num_free(), 3);
+}
+
+TEST_F(SchedulerTest, AStopBeforeItsStartFreesWhatWasKeptForIt) {
+  Make(2, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
+  Enqueue(1, 2, 100);
+  Step();
+  Enqueue(2, 2, 5, 2);
+  EXPECT_THAT(Step(), ElementsAre("1: decode 2..3 samples", "2: prompt 0..2 keeps"));
+  scheduler_->StopSequence(SequenceId(2), 0);  // Of the two that wait; the other takes the slot.
+  EXPECT_THAT(Step(), ElementsAre("1: decode 3..4 samples", "2: late sample of #1"));
+  scheduler_->StopSequence(SequenceId(2), 1);
+  Step();
+  EXPECT_EQ(pool_->num_free(), 1);
+
+  scheduler_->Cancel(SequenceId(1));
+  Enqueue(3, 2, 9, 2);
+  Enqueue(4, 2, 9, 2);
+  Step();
+  EXPECT_EQ(pool_->num_free(), 0);
+  scheduler_->Cancel(SequenceId(3));
+  scheduler_->Cancel(SequenceId(4));
+  EXPECT_THAT(Step(), IsEmpty());
+  EXPECT_EQ(pool_->num_free(), 2);
+}
+
+TEST_F(SchedulerTest, ATimeLimitEndsSequencesThatWaitForTheirSlots) {
+  Make(2, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
+  SequenceSpec spec = Spec(1, 2, 100);
+  spec.num_sequences = 2;
+  spec.finish_by = At(5);
+  Enqueue(2, 2, 100);
+  Step();
   scheduler_->Enqueue(std::move(spec));
-  for (int step = 0; step < 5; ++step) {
-    Enqueue(10 + static_cast<uint64_t>(step), 2, 1);
-    for (const std::string& row : Step()) EXPECT_THAT(row, HasSubstr("decode")) << step;
-  }
-  EXPECT_THAT(Step(), ElementsAre("3: prompt 0..2 samples 3"));
+  EXPECT_THAT(Step(), ElementsAre("2: decode 2..3 samples", "1: prompt 0..2 keeps"));
+  Plan(5);
+  EXPECT_THAT(Describe(updates_),
+              ElementsAre("1#0 time limit", "1#1 time limit", "1 ended: time limit"));
+  EXPECT_EQ(pool_->num_free(), 1);
 }
 
 TEST_F(SchedulerTest, AStoppedSequenceLeavesTheOthersTheirSlots) {
   Make(3, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
-  SequenceSpec spec = Spec(1, 6, 9);
-  spec.num_sequences = 3;
-  scheduler_->Enqueue(std::move(spec));
+  Enqueue(1, 6, 9, 3);
   scheduler_->StopSequence(SequenceId(1), 2);  // In the queue,
   StepPlan plan = Plan();
   EXPECT_THAT(Describe(updates_), ElementsAre("1#2 stopped by caller", "1 started"));
-  EXPECT_EQ(pool_->num_free(), 1);
   const SlotId reader = plan.rows()[0].row.slot;
   Commit(std::move(plan));
-  scheduler_->StopSequence(SequenceId(1), 0);  // in the prompt: its slot goes on reading it,
+  scheduler_->StopSequence(SequenceId(1), 0);  // in the prompt,
   scheduler_->StopSequence(SequenceId(1), 7);
   plan = Plan();
   EXPECT_THAT(Describe(updates_), ElementsAre("1#0 stopped by caller"));
@@ -447,12 +577,6 @@ TEST_F(SchedulerTest, AFailedSequenceEndsThoseOfItsRequest) {
 }
 
 // ---- Open prompts ----
-
-std::vector<TokenId> Numbers(int begin, int end) {
-  std::vector<TokenId> tokens;
-  for (int i = begin; i < end; ++i) tokens.push_back(TokenId(i));
-  return tokens;
-}
 
 TEST_F(SchedulerTest, AnOpenPromptIsReadByWholeBlocksAndNeverToItsEnd) {
   Make(2, {.max_step_tokens = 16, .chunk_tokens = 8, .window = 4});
@@ -502,42 +626,34 @@ TEST_F(SchedulerTest, AnOpenPromptThatNothingComesOfEnds) {
   Commit(std::move(plan));
 }
 
-TEST_F(SchedulerTest, NoSlotIsKeptForOneThatWaitsForAnOpenPrompt) {
+TEST_F(SchedulerTest, NoSlotIsKeptForOneThatWaitsForOpenPrompts) {
   Make(3, {.max_step_tokens = 32, .chunk_tokens = 8, .window = 4});
-  SequenceSpec open = Spec(1, 6, 5);
-  open.prompt_open = true;
-  scheduler_->Enqueue(std::move(open));
-  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
-  SequenceSpec all = Spec(2, 2, 1);
-  all.num_sequences = 3;
-  scheduler_->Enqueue(std::move(all));
-  scheduler_->Enqueue(Spec(3, 2, 1));
-  EXPECT_THAT(Step(), ElementsAre("3: prompt 0..2 samples"));
-  scheduler_->Append(SequenceId(1), {}, PromptEnd::kComplete, At(0));
-  scheduler_->Enqueue(Spec(4, 2, 1));  // Now slots are kept for the second.
-  EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples"));
-}
-
-TEST_F(SchedulerTest, NoOpenPromptStartsAfterOneThatWaitsForAnOpenPrompt) {
-  Make(3, {.max_step_tokens = 32, .chunk_tokens = 8, .window = 4});
-  const auto enqueue_open = [this](uint64_t id) {
-    SequenceSpec open = Spec(id, 6, 1);
-    open.prompt_open = true;
-    scheduler_->Enqueue(std::move(open));
-  };
-  enqueue_open(1);
-  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
-  SequenceSpec all = Spec(2, 2, 1);
-  all.num_sequences = 3;
-  scheduler_->Enqueue(std::move(all));
-  enqueue_open(3);
-  scheduler_->Enqueue(Spec(4, 2, 1));  // Whole prompts pass both.
-  EXPECT_THAT(Step(), ElementsAre("4: prompt 0..2 samples"));
+  EnqueueOpen(1, 6, 1);
+  EnqueueOpen(2, 6, 1);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4", "2: prompt 0..4"));
+  Enqueue(3, 2, 1, 2);   // With it all slots would wait, for clients or for one another;
+  EnqueueOpen(4, 6, 1);  // and it would never start if others came before it.
+  Enqueue(5, 2, 1);
+  EXPECT_THAT(Step(), ElementsAre("5: prompt 0..2 samples"));
   EXPECT_THAT(Step(), IsEmpty());
   scheduler_->Append(SequenceId(1), {}, PromptEnd::kComplete, At(0));
-  EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples"));
-  EXPECT_THAT(Step(), ElementsAre("2: prompt 0..2 samples 3"));
-  EXPECT_THAT(Step(), ElementsAre("3: prompt 0..4"));
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples", "3: prompt 0..2 keeps"));
+  EXPECT_THAT(Step(), ElementsAre("3: late sample of #0", "3: late sample of #1"));
+  EXPECT_THAT(Step(), ElementsAre("4: prompt 0..4"));
+}
+
+TEST_F(SchedulerTest, LongPromptsPassUploadsThatMayNotStart) {
+  Make(3, {.max_step_tokens = 32,
+           .chunk_tokens = 8,
+           .window = 4,
+           .long_prompt_tokens = 10,
+           .long_slots = 3});
+  EnqueueOpen(1, 6, 1);
+  EnqueueOpen(2, 6, 1, 2);
+  EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4", "2: prompt 0..4"));
+  EnqueueOpen(3, 6, 1);
+  Enqueue(4, 12, 1);
+  EXPECT_THAT(Step(), ElementsAre("4: prompt 0..8"));
 }
 
 TEST_F(SchedulerTest, AnOpenPromptCountsAsLongUntilItIsComplete) {
@@ -638,7 +754,7 @@ TEST_F(SchedulerTest, AFailedRowEndsItsSequenceAlone) {
   scheduler_->Commit(Plan(), {SampledRow{.failed = true}, SampledRow{.token = TokenId(3)}},
                      updates_);
   EXPECT_THAT(Describe(updates_), ElementsAre("1 started", "2 started", "1 prefilled 2",
-                                              "1 ended: failed", "2 prefilled 2"));
+                                              "2 prefilled 2", "1 ended: failed"));
   EXPECT_THAT(Step(), ElementsAre("2: decode 2..3 samples"));
 }
 

@@ -8,6 +8,7 @@
 #include <ostream>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/backend/cuda/cuda_backend.h"
@@ -312,7 +313,8 @@ TEST(SamplingTest, ASlotForgetsItsLastSequence) {
 }
 
 // Whole engines over the emulated device: one draws there, of the other the backend hides that it
-// can. Every kind of parameter, several sequences of a prompt, few slots that change hands.
+// can. Every kind of parameter, several sequences of a prompt, few slots that change hands, so that
+// most draw their first token from kept logits; and slots enough for all.
 TEST(SamplingTest, AnEngineDrawsTheSameTokensOnDeviceAndHost) {
   const TinyModel model;
   EngineOptions options = TinyOptions(model);
@@ -339,7 +341,9 @@ TEST(SamplingTest, AnEngineDrawsTheSameTokensOnDeviceAndHost) {
   score.top_logprobs = 3;
 
   std::vector<std::vector<std::string>> transcripts;
-  for (const bool hides : {false, true}) {
+  for (const auto& [hides, slots] : {std::pair(false, 3), {true, 3}, {false, 24}}) {
+    options.max_sequences = slots;
+    options.max_step_tokens = options.chunk_tokens + slots - 1;
     EngineParts parts;
     parts.backend = *MakeCudaBackend({.panel_rows = {}});
     if (hides) parts.backend = std::make_unique<FaultyBackend>(std::move(parts.backend));
@@ -358,6 +362,7 @@ TEST(SamplingTest, AnEngineDrawsTheSameTokensOnDeviceAndHost) {
     }
   }
   EXPECT_EQ(transcripts[0], transcripts[1]);
+  EXPECT_EQ(transcripts[0], transcripts[2]);
 }
 
 // The tokens come back in the step's own copy: a decode step is one graph, sampling in it, and the
