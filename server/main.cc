@@ -1,4 +1,5 @@
 // bst-server: flags -> ServerConfig -> Server -> Engine; SIGTERM and SIGINT drain.
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -19,6 +20,15 @@ namespace bst {
 namespace {
 
 void EndAtOnce(int /*signal*/) { _exit(0); }
+
+// Each connection takes a file descriptor. gRPC stops listening for good when it finds none, so it
+// may have as many as the system allows.
+void RaiseDescriptorLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
 
 absl::Status Run(const ServerConfig& config) {
   // While the model loads nothing is in flight, so a signal ends the process at once. By a handler:
@@ -48,6 +58,7 @@ int main(int argc, char** argv) {
   }
   bst::SetLogFormat(config->log_format);
   bst::RouteLibraryLogs();
+  bst::RaiseDescriptorLimit();
   if (const absl::Status status = bst::Run(*config); !status.ok()) {
     bst::Log(bst::LogLevel::kError, "failed", {{"status", status.ToString()}});
     return 1;

@@ -35,6 +35,7 @@ constexpr std::chrono::milliseconds kCloseTime(250);
 constexpr int kMinClientPingMs = 10'000;
 // How long the server waits for the answer to its ping.
 constexpr int kServerPingTimeoutMs = 20'000;
+constexpr int kReflectionThreads = 8;
 
 absl::StatusOr<std::string> ReadPem(const std::string& path) {
   constexpr size_t kMaxPemBytes = size_t{1} << 20;
@@ -75,6 +76,9 @@ absl::StatusOr<BoundServer> Bind(const std::string& address, const ServerConfig&
   int port = 0;
   builder.AddListeningPort(address, credentials, &port);
   for (grpc::Service* const service : services) builder.RegisterService(service);
+  // Reflection is a synchronous service: each of its streams is a thread, for as long as its client
+  // likes. What exceeds this is RESOURCE_EXHAUSTED; our own services have no such threads.
+  builder.SetResourceQuota(grpc::ResourceQuota("bst").SetMaxThreads(kReflectionThreads));
   builder.SetMaxReceiveMessageSize(static_cast<int>(config.max_message_bytes));
   // gRPC inflates the whole of a message before it looks at its size, and a key is checked later
   // still: a megabyte of gzip would become a gigabyte.

@@ -1,6 +1,8 @@
 #include "server/server_flags.h"
 
+#include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -173,6 +175,15 @@ absl::StatusOr<ServerConfig> ConfigFromCommandLine(int argc, char** argv) {
   std::string problems;
   if (log_format != "json" && log_format != "text") {
     problems = absl::StrCat("--log_format is '", log_format, "', must be one of text, json");
+  }
+  // A duration of NaN would be one without end.
+  for (const auto& [name, value] :
+       {std::pair("target_step_ms", target_step_ms),
+        {"priority_ageing_seconds", absl::GetFlag(FLAGS_priority_ageing_seconds)},
+        {"upload_timeout_seconds", absl::GetFlag(FLAGS_upload_timeout_seconds)}}) {
+    if (std::isfinite(value)) continue;
+    absl::StrAppend(&problems, problems.empty() ? "" : "\n", "--", name, " is ", value,
+                    ", must be a finite number");
   }
   if (const absl::Status valid = Validate(config); !valid.ok()) {
     absl::StrAppend(&problems, problems.empty() ? "" : "\n", std::string(valid.message()));

@@ -14,7 +14,7 @@ void Connection::AddFlags(CLI::App& app) {
   app.add_flag("--json", json, "One JSON object on stdout, nothing else there");
   app.add_option("--timeout", timeout_seconds,
                  "Seconds after which the call is given up; default: never")
-      ->check(CLI::PositiveNumber);
+      ->check(client::Positive());
 }
 
 void Connection::Prepare(grpc::ClientContext& context) const {

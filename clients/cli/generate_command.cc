@@ -49,26 +49,26 @@ void AddFlags(CLI::App& app, Options& o) {
   o.prompt.AddFlags(app);
   const char* const stopping = "When it ends";
   app.add_option("--max-new-tokens", o.max_new_tokens, "Tokens at most")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(stopping);
   app.add_option("--min-new-tokens", o.min_new_tokens, "No end of sequence before this many")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(stopping);
   app.add_option("--stop", o.stop, "Stop before this text; may be repeated")
       ->allow_extra_args(false)
       ->group(stopping);
   app.add_option("--stop-token-id", o.stop_token_ids, "Stop after this token; may be repeated")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->allow_extra_args(false)
       ->group(stopping);
   app.add_flag("--include-stop-string", o.include_stop_string, "Keep the stop string in the text")
       ->group(stopping);
   app.add_flag("--ignore-eos", o.ignore_eos, "Go on after an end of sequence")->group(stopping);
   app.add_option("--queue-timeout-ms", o.queue_timeout_ms, "Give up if it has not started by then")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(stopping);
   app.add_option("--time-limit-ms", o.time_limit_ms, "Stop then and keep the text")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(stopping);
 
   const char* const sampling = "How tokens are drawn (unset: the model's own defaults)";
@@ -91,10 +91,10 @@ void AddFlags(CLI::App& app, Options& o) {
       ->allow_extra_args(false)
       ->group(sampling);
   app.add_option("--seed", o.seed, "Same request, same seed: same text")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(sampling);
   app.add_option("-n,--num-sequences", o.num_sequences, "Continuations of the prompt; unset: 1")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(sampling);
 
   AddPriorityFlag(app, o.priority);
@@ -105,7 +105,7 @@ void AddFlags(CLI::App& app, Options& o) {
       ->group(output);
   app.add_option("--top-logprobs", o.top_logprobs,
                  "With --json: so many alternatives of each token")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(output);
   app.add_option("--request-id", o.request_id,
                  "Name of the request in the server's log; unset: drawn")

@@ -121,7 +121,7 @@ void AddScore(CLI::App& app, Run& run) {
   command
       ->add_option("--top-logprobs", options->top_logprobs,
                    "With --json: so many alternatives per position")
-      ->check(CLI::NonNegativeNumber);
+      ->check(client::NotNegative());
   AddPriorityFlag(*command, options->priority);
   command->callback([options, &run] { run = [options] { return Score(*options); }; });
 }

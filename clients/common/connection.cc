@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <system_error>
 
@@ -19,7 +20,32 @@ std::string ReadPem(const std::string& path) {
   return text;
 }
 
+// What gRPC makes of these says nothing of the mistake.
+void CheckServer(const std::string& server) {
+  const bool is_url = server.rfind("http://", 0) == 0 || server.rfind("https://", 0) == 0;
+  // Names that gRPC resolves by a scheme of their own (dns:///, unix:, ipv4:) are its to check.
+  const size_t colon = server.rfind(':');
+  const bool has_port = colon != std::string::npos && colon + 1 < server.size();
+  if (is_url || !has_port) {
+    throw UsageError("--server is '" + server +
+                     "', not HOST:PORT (without http://), as 127.0.0.1:50051");
+  }
+}
+
+CLI::Validator AtLeastZero(bool or_more, const char* description) {
+  const auto check = [or_more](const std::string& text) -> std::string {
+    double value = 0;
+    if (!CLI::detail::lexical_cast(text, value) || std::isnan(value)) return text + " is no number";
+    if (value > 0 || (or_more && value == 0)) return "";
+    return text + (or_more ? " is negative" : " is not above 0");
+  };
+  return CLI::Validator(check, description);
+}
+
 }  // namespace
+
+CLI::Validator NotNegative() { return AtLeastZero(/*or_more=*/true, "NONNEGATIVE"); }
+CLI::Validator Positive() { return AtLeastZero(/*or_more=*/false, "POSITIVE"); }
 
 void Connection::AddFlags(CLI::App& app) {
   app.add_option("--server", server,
@@ -36,6 +62,7 @@ void Connection::AddFlags(CLI::App& app) {
 }
 
 std::shared_ptr<grpc::Channel> Connection::MakeChannel(grpc::ChannelArguments arguments) const {
+  CheckServer(server);
   arguments.SetMaxReceiveMessageSize(-1);
   // Notices a server that vanished, also where nothing is sent for long: gRPC's own limit is two
   // pings without data.

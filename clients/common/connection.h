@@ -33,14 +33,18 @@ struct Connection {
 
   // Calls go round all addresses of `server`. `arguments`: what the caller wants beyond message
   // size, keepalive, the pauses between attempts to connect, and the name to expect. Throws
-  // UsageError when a file cannot be read or is no PEM, and for one of --tls-cert and --tls-key
-  // without the other.
+  // UsageError when `server` is no address (a URL, no port), a file cannot be read or is no PEM, and
+  // for one of --tls-cert and --tls-key without the other.
   std::shared_ptr<grpc::Channel> MakeChannel(grpc::ChannelArguments arguments = {}) const;
 
   // The first line of --token-file without blanks around it; empty without a file. Throws
   // UsageError when no key is there: one has bytes from 0x21 to 0x7e alone.
   std::string ReadKey() const;
 };
+
+// Checks of a flag's number, for CLI11's option->check(): its own print the bounds of a double.
+CLI::Validator NotNegative();
+CLI::Validator Positive();
 
 // Shows `key` to the server; an empty one is not shown.
 void AddKey(const std::string& key, grpc::ClientContext& context);

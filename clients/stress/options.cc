@@ -68,7 +68,7 @@ void AddServerFlags(CLI::App& app, Flags& f) {
       ->group("Server")
       ->capture_default_str();
   AddSeconds(app, "--wait", f.wait, "Wait so long for a server that is not ready yet (10s)")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group("Server");
   app.add_option("--metrics", f.metrics,
                  "HOST:PORT of the server's metrics, read before and after the run")
@@ -97,22 +97,22 @@ void AddLoadFlags(CLI::App& app, Flags& f) {
   AddSeconds(
       app, "--warmup", f.warmup,
       "Requests due in this time at the start count for throughput alone, by what comes after it")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(group);
   AddSeconds(app, "--drain", f.drain, "Wait so long for the last streams, then cut them (60s)")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(group);
   app.add_option("--probe-rate", f.probe_rate,
                  "Besides: so many one-token requests per second, which feel every stall")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(group);
   app.add_option("--retry", f.retries,
                  "Send a refused request again, so many times at most, when the server said to")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(group);
   app.add_option("--seed", f.seed,
                  "Everything drawn here comes from it: arrivals, prompts, each request's own seed")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(group)
       ->capture_default_str();
 
@@ -155,10 +155,10 @@ void AddTrafficFlags(CLI::App& app, Flags& f) {
                  "if wanted \"max_new_tokens\"")
       ->group(group);
   app.add_option("--shared-prefix", f.shared_prefix, "Tokens in front that requests have in common")
-      ->check(CLI::NonNegativeNumber)
+      ->check(client::NotNegative())
       ->group(group);
   app.add_option("--prefixes", f.prefixes, "Different shared prefixes, drawn per request")
-      ->check(CLI::PositiveNumber)
+      ->check(client::Positive())
       ->group(group);
   app.add_flag("--ignore-eos", f.ignore_eos, "Go on after an end of sequence: exact lengths")
       ->group(group);
@@ -192,7 +192,7 @@ void AddTrafficFlags(CLI::App& app, Flags& f) {
       ->check(CLI::Range(0.0, 1.0))
       ->group(faults);
   AddSeconds(app, "--slow-reader-delay", f.slow_reader_delay, "How long it waits (100ms)")
-      ->check(CLI::PositiveNumber)
+      ->check(client::Positive())
       ->group(faults);
 }
 

@@ -78,6 +78,20 @@ TEST(ConnectionTest, WhatIsNoPemIsRefusedByItsName) {
   }
 }
 
+TEST(ConnectionTest, AServerIsAHostAndAPort) {
+  Connection connection;
+  for (const char* const server :
+       {"", "localhost", "localhost:", "http://localhost:50051", "https://localhost:50051"}) {
+    connection.server = server;
+    EXPECT_THAT(Complaint([&connection] { connection.MakeChannel(); }), HasSubstr("HOST:PORT"));
+  }
+  for (const char* const server : {"localhost:50051", "[::1]:50051", "dns:///bst.svc:50051",
+                                   "unix:/run/bst.sock", "ipv4:127.0.0.1:1,127.0.0.1:2"}) {
+    connection.server = server;
+    EXPECT_NE(connection.MakeChannel(), nullptr) << server;
+  }
+}
+
 TEST(ConnectionTest, AKeyWithoutACertificateIsWrongUsage) {
   Connection connection;
   connection.tls_key = WriteTemporary("pem", "-----BEGIN PRIVATE KEY-----\n");

@@ -183,6 +183,16 @@ class CliTest(unittest.TestCase):
             result = run_cli(None, *wrong)
             self.assertEqual(result.returncode, 2, f"{wrong}: {result.stderr}")
             self.assertNotEqual(result.stderr, "", wrong)
+        for wrong, message in ((["--max-new-tokens", "-3"], "--max-new-tokens: -3 is negative"),
+                               (["--seed", "-1"], "--seed: -1 is negative"),
+                               (["--timeout", "0"], "--timeout: 0 is not above 0"),
+                               (["--max-new-tokens", "x"], "--max-new-tokens: x is no number"),
+                               (["--server", "http://127.0.0.1:50051"], "not HOST:PORT (without http://)"),
+                               (["--server", "127.0.0.1"], "not HOST:PORT"), (["--server", ""], "not HOST:PORT")):
+            result = run_cli(None, "generate", "--prompt", "x", *wrong)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn(message, result.stderr)
+            self.assertLess(len(result.stderr), 300)
         unreachable = run_cli(None, "info", "--server", "127.0.0.1:1")
         self.assertEqual(unreachable.returncode, 1)
         self.assertIn("UNAVAILABLE", unreachable.stderr)

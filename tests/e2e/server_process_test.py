@@ -8,11 +8,14 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 
 import bst_process
+import grpc
 from bst_process import ServerProcess, arguments, cli_json, run_cli, start_cli, write_ids
 
 EXAMPLE_FLAGS = Path(__file__).resolve().parents[2] / "deploy/server.flags.example"
@@ -22,6 +25,41 @@ LONG = ("generate", "--prompt", "x", *GREEDY, "--max-new-tokens", "1000000", "--
 
 def run_server(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([arguments.server, *flags], capture_output=True, text=True, timeout=60)
+
+
+class LimitsOfTheProcessTest(unittest.TestCase):
+    def test_as_many_file_descriptors_as_it_may_have(self) -> None:
+        with ServerProcess(prefix=("prlimit", "--nofile=100:4096")) as server:
+            self.assertEqual(server.metric("process_max_fds"), 4096)
+
+    def test_reflection_takes_few_threads(self) -> None:
+        def threads() -> int:
+            return len(os.listdir(f"/proc/{server.process.pid}/task"))
+
+        with ServerProcess() as server, grpc.insecure_channel(server.grpc) as channel:
+            before = threads()
+            reflect = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                                            request_serializer=lambda x: x, response_deserializer=lambda x: x)
+            done = threading.Event()
+
+            def nothing() -> Iterator[bytes]:
+                done.wait()
+                yield from ()
+
+            calls = [reflect(nothing()) for _ in range(200)]
+            refused = 0
+            deadline = time.monotonic() + 30
+            while refused < 150 and time.monotonic() < deadline:
+                time.sleep(0.05)
+                refused = sum(call.done() and call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED for call in calls)
+            self.assertGreaterEqual(refused, 150)
+            self.assertLess(threads() - before, 50)
+            done.set()
+            for call in calls:
+                call.cancel()
+            self.assertEqual(run_cli(server, "generate", "--prompt", "x", *GREEDY, "--max-new-tokens", "2").returncode, 0)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(30), 0)
 
 
 class FlagsTest(unittest.TestCase):
@@ -45,6 +83,14 @@ class FlagsTest(unittest.TestCase):
             self.assertIn(part, result.stderr)
         self.assertNotEqual(run_server("--nonsense=1").returncode, 0)
         self.assertEqual(run_server(f"--model={arguments.model}", "stray").returncode, 2)
+
+    def test_numbers_that_are_none(self) -> None:
+        result = run_server("--model=x", "--target_step_ms=nan", "--priority_ageing_seconds=inf",
+                            "--upload_timeout_seconds=nan", "--grace_seconds=nan", "--write_timeout_seconds=nan")
+        self.assertEqual(result.returncode, 2)
+        for flag in ("target_step_ms is nan", "priority_ageing_seconds is inf", "upload_timeout_seconds is nan",
+                     "grace_seconds is", "write_timeout_seconds is"):
+            self.assertIn(f"--{flag}", result.stderr)
 
     def test_a_checkpoint_that_is_not_there(self) -> None:
         result = run_server("--model=/nonexistent", "--listen=127.0.0.1:0", "--metrics_listen=127.0.0.1:0")

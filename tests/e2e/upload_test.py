@@ -158,7 +158,7 @@ class UploadTest(unittest.TestCase):
         upload.call.cancel()
         wait_for(self.server, "bst_requests_running", 0)
         wait_for(self.server, "bst_awaiting_input", 0)
-        wait_for(self.server, 'bst_state_slots{state="used"}', 0)
+        wait_for(self.server, 'bst_state_slots{state="used",tier="device"}', 0)
         upload.end()
 
     def test_a_wrong_part_frees_its_slot(self) -> None:
@@ -229,7 +229,7 @@ class ContinuationsTest(unittest.TestCase):
         self.assertEqual(len({c.token_ids for c in five.continuations}), 5)
         self.assertEqual(five.usage.prompt_tokens, one.usage.prompt_tokens)
         self.assertEqual(five.usage.generated_tokens, 5 * 24)
-        self.assertEqual(self.server.metric('bst_state_slots{state="used"}'), 0)
+        self.assertEqual(self.server.metric('bst_state_slots{state="used",tier="device"}'), 0)
 
     def test_stop_strings_end_each_for_itself(self) -> None:
         free = self.generate(num_sequences=5, max_new_tokens=200)

@@ -1,6 +1,7 @@
 // GenerateUpload over loopback, with a puppet for an engine.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -10,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/generation_service.h"
@@ -514,7 +516,7 @@ TEST_F(UploadServiceTest, AClientThatLeavesBeforeItsFirstPartMadeNoMistake) {
 }
 
 TEST_F(UploadServiceTest, ClientsWithoutAKeyAreRefusedBeforeTheirFirstPart) {
-  const std::string path = testing::TempDir() + "/upload_keys";
+  const std::string path = absl::StrCat(testing::TempDir(), "/upload_keys_", getpid());
   std::ofstream(path) << "secret\n";
   ServerConfig config = LoopbackConfig();
   config.auth_token_file = path;

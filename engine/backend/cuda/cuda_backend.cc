@@ -487,7 +487,13 @@ class CudaBackend final : public Backend {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
   BST_ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CudaDevice::Open(options.arena_bytes));
-  return std::make_unique<CudaBackend>(std::move(device), options);
+  auto backend = std::make_unique<CudaBackend>(std::move(device), options);
+  // The first look at the kernels: a driver may know the device and not this build's code for it.
+  if (const absl::Status status = backend->Sync(); !status.ok()) {
+    return absl::UnavailableError(
+        absl::StrCat("the CUDA device cannot run this build's kernels: ", status.message()));
+  }
+  return backend;
 }
 
 }  // namespace bst

@@ -23,6 +23,9 @@ int NumSingleKernels();
 enum class CaptureFails { kNever, kAtBegin, kAtEnd };
 void SetCaptureFails(CaptureFails fails);
 
+// Kernels cannot be prepared, as where the driver does not know their code.
+void SetKernelsUnknown(bool unknown);
+
 // Allocations of more than that fail, on the device and of pinned memory.
 void SetLargestAllocation(size_t bytes);
 // What streams are given is thrown away, so that a test can count what the backend's side does.

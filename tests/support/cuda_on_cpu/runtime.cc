@@ -80,6 +80,7 @@ std::mt19937& StreamOrder() {
 int graph_launches = 0;
 int single_kernels = 0;
 cuda_on_cpu::CaptureFails capture_fails = cuda_on_cpu::CaptureFails::kNever;
+bool kernels_unknown = false;
 std::atomic<size_t> device_bytes{0};
 size_t largest_allocation = std::numeric_limits<size_t>::max();
 
@@ -185,7 +186,10 @@ void Enqueue(Stream& stream, const char* kernel, const LaunchShape& shape,
   });
 }
 
-int AllowShared(const void* /*kernel*/, const char* name, int bytes, Stream& /*stream*/) {
+int AllowShared(const void* /*kernel*/, const char* name, int bytes, Stream& stream) {
+  if (kernels_unknown) {
+    stream.Push([name] { return absl::InternalError(absl::StrCat(name, ": unknown")); });
+  }
   return cuda_on_cpu::AllowShared(name, bytes);
 }
 
@@ -232,6 +236,7 @@ void SetStreamOrder(uint32_t seed) { cuda::StreamOrder().seed(seed); }
 int NumGraphLaunches() { return cuda::graph_launches; }
 int NumSingleKernels() { return cuda::single_kernels; }
 void SetCaptureFails(CaptureFails fails) { cuda::capture_fails = fails; }
+void SetKernelsUnknown(bool unknown) { cuda::kernels_unknown = unknown; }
 void SetLargestAllocation(size_t bytes) { cuda::largest_allocation = bytes; }
 void SetDiscards(bool discards) { cuda::discards = discards; }
 

@@ -1,11 +1,12 @@
 // A device whose blocks have little shared memory: 163 KB on 8.0, 99 KB on 8.6 and 8.9, where
-// attention goes without tiles.
+// attention goes without tiles; and one whose driver cannot run the kernels.
 #include <string>
 #include <vector>
 
 #include "engine/backend/cuda/cuda_backend.h"
 #include "gtest/gtest.h"
 #include "tests/support/cuda_on_cpu/emulator.h"
+#include "tests/support/cuda_on_cpu/libraries.h"
 #include "tests/support/model_runner.h"
 
 namespace bst {
@@ -36,6 +37,17 @@ TEST_P(SmallDeviceTest, ComputesTheSameModel) {
   const std::vector<float> prompt = Logits(GetParam(), /*one_by_one=*/false);
   EXPECT_EQ(Logits(GetParam(), /*one_by_one=*/true), prompt) << "prompt and decode differ";
   EXPECT_LT(RelativeRms(prompt, Logits(227 << 10, /*one_by_one=*/false)), 1e-2);
+}
+
+// So that --backend=auto serves on the CPU.
+TEST(UnknownDeviceTest, IsUnavailable) {
+  cuda_on_cpu::SetKernelsUnknown(true);
+  const absl::Status status = MakeCudaBackend({.panel_rows = {}}).status();
+  cuda_on_cpu::SetKernelsUnknown(false);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_NE(status.message().find("cannot run this build's kernels: bst_"), std::string::npos)
+      << status;
+  EXPECT_TRUE(MakeCudaBackend({.panel_rows = {}}).ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SmallDeviceTest, testing::Values(163 << 10, 99 << 10, 48 << 10));
