@@ -33,8 +33,8 @@ struct Connection {
 
   // Calls go round all addresses of `server`. `arguments`: what the caller wants beyond message
   // size, keepalive, the pauses between attempts to connect, and the name to expect. Throws
-  // UsageError when `server` is no address (a URL, no port), a file cannot be read or is no PEM, and
-  // for one of --tls-cert and --tls-key without the other.
+  // UsageError when `server` is no address (a URL, no port), when a file cannot be read or is no
+  // PEM, and for one of --tls-cert and --tls-key without the other.
   std::shared_ptr<grpc::Channel> MakeChannel(grpc::ChannelArguments arguments = {}) const;
 
   // The first line of --token-file without blanks around it; empty without a file. Throws
