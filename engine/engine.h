@@ -56,8 +56,9 @@ struct EngineOptions {
   int64_t max_queue_tokens = 16'000'000;
   int64_t max_prompt_tokens = 4'000'000;
   // Prompts of more tokens than long_prompt_tokens are long: together they hold at most
-  // max_sequences - reserved_sequences slots, but one of them always may run. reserved_sequences is
-  // less than max_sequences; -1: an eighth of them, at least one of several.
+  // max_sequences - reserved_sequences slots; where that is one, its continuations may have a
+  // second. reserved_sequences is less than max_sequences; -1: an eighth of them, at least one of
+  // several.
   int reserved_sequences = -1;
   int64_t long_prompt_tokens = 16'384;
   // How long a step should take that decodes or ends a prompt: prompt chunks are cut to fit, but a
@@ -66,7 +67,7 @@ struct EngineOptions {
   // So much longer must a request have waited to go before one of the next higher priority.
   absl::Duration priority_ageing = absl::Seconds(30);
   // An open prompt ends with kDeadlineExceeded when it waits and nothing of it came for so long, or
-  // when it holds slots and neither a block of it did nor an append without tokens.
+  // when it holds its slot and neither a block of it did nor an append without tokens.
   absl::Duration upload_timeout = absl::Seconds(60);
 };
 

@@ -1,6 +1,5 @@
 #include "engine/request_check.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "absl/strings/str_cat.h"

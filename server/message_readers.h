@@ -25,7 +25,7 @@ namespace bst {
 
 class MessageReaders {
  public:
-  // kBegun: more of a request that has begun, which holds slots meanwhile; before all others that
+  // kBegun: more of a request that has begun, which holds its slot meanwhile; before all others that
   // the thread takes.
   enum class Order { kNew, kBegun };
 

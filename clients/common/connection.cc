@@ -35,7 +35,8 @@ void CheckServer(const std::string& server) {
 CLI::Validator AtLeastZero(bool or_more, const char* description) {
   const auto check = [or_more](const std::string& text) -> std::string {
     double value = 0;
-    if (!CLI::detail::lexical_cast(text, value) || std::isnan(value)) return text + " is no number";
+    if (!CLI::detail::lexical_cast(text, value) || !std::isfinite(value))
+      return text + " is no number";
     if (value > 0 || (or_more && value == 0)) return "";
     return text + (or_more ? " is negative" : " is not above 0");
   };

@@ -61,6 +61,7 @@ struct Request {
   absl::btree_map<int, Continuation> live;
   int unstarted;                                  // of these
   int64_t prompt_done = 0;                        // tokens of the prompt in committed steps
+  bool has_drawn = false;                         // a token, of any continuation
   bool passed_over = false;                       // as the oldest, and has read nothing since
   absl::Time dry_since = absl::InfiniteFuture();  // an open prompt: nothing of it can be read
   absl::Time watched = absl::InfiniteFuture();    // its entry in Impl::deadlines; infinite: none
@@ -82,9 +83,9 @@ struct Request {
   bool IsLong(const SchedulerLimits& limits) const {
     return !is_complete || prompt_tokens > limits.long_prompt_tokens;
   }
-  // Whether the next chunk may be the last.
-  bool MayBeRead(const SchedulerLimits& limits) const {
-    return is_complete && prompt_tokens - prompt_done <= limits.chunk_tokens;
+  // Whether a chunk of so many tokens may be the last.
+  bool MayBeRead(int chunk_tokens) const {
+    return is_complete && prompt_tokens - prompt_done <= chunk_tokens;
   }
 };
 
@@ -144,6 +145,7 @@ struct Scheduler::Impl {
   void EndStoppedAndExpired(absl::Time now, std::vector<SequenceUpdate>& updates);
   void PlanDecode(const Request& request);
   struct Room;
+  int PromptTokens(int short_step_tokens) const;
   int LongSlots() const;
   Room CountRoom() const;
   // Slots for copies of a prompt's, if that has been read or will have been.
@@ -155,7 +157,7 @@ struct Scheduler::Impl {
     std::vector<Grant> readers;  // in order; those that wait start
     std::vector<Grant> late;     // of which continuations start whose prompt was read before
   };
-  Grants GrantSlots();
+  Grants GrantSlots(int short_step_tokens);
   void PlanPrompts(absl::Span<const Grant> readers, bool must_be_short, int short_step_tokens,
                    std::vector<SequenceUpdate>& updates);
   void Start(Request& request, std::vector<SequenceUpdate>& updates);
@@ -244,7 +246,7 @@ void Scheduler::Impl::EndStoppedAndExpired(absl::Time now, std::vector<SequenceU
   while (!deadlines.empty() && deadlines.begin()->first <= now) {
     Request& request = *Find(deadlines.begin()->second);
     const SequenceEnd end = DeadlineOf(request, limits).end;
-    if (request.stage != Stage::kDecode) {
+    if (!request.has_drawn) {
       End(request, end, updates);
       continue;
     }
@@ -327,13 +329,22 @@ void Scheduler::Impl::StartContinuations(Request& request, int slots,
   }
 }
 
+// The most that prompts may have of this plan, as far as it is known.
+int Scheduler::Impl::PromptTokens(int short_step_tokens) const {
+  const int decode_rows = static_cast<int>(plan.tokens_.size());
+  const int budget = limits.max_step_tokens - decode_rows;
+  if (decode_rows == 0) return budget;
+  return std::min(budget, std::max(limits.window, short_step_tokens - decode_rows));
+}
+
 // Who gets what is free, the oldest first: those that run, for their continuations, and those that
 // wait, to start.
-Scheduler::Impl::Grants Scheduler::Impl::GrantSlots() {
+Scheduler::Impl::Grants Scheduler::Impl::GrantSlots(int short_step_tokens) {
   Room room = CountRoom();
   Grants grants;
+  const int most_tokens = std::min(limits.chunk_tokens, PromptTokens(short_step_tokens));
   const auto add_reader = [&](Request& request, bool is_long) {
-    const int copies = request.MayBeRead(limits) ? request.unstarted - 1 : 0;
+    const int copies = request.MayBeRead(most_tokens) ? request.unstarted - 1 : 0;
     grants.readers.push_back({&request, room.Take(copies, is_long)});
   };
 
@@ -348,7 +359,8 @@ Scheduler::Impl::Grants Scheduler::Impl::GrantSlots() {
     Request& request = **next_running++;
     const bool is_long = request.IsLong(limits);
     if (request.stage == Stage::kPrefill) return add_reader(request, is_long);
-    grants.late.push_back({&request, room.Take(request.unstarted - 1, is_long)});
+    const int slots = room.Take(request.unstarted - 1, is_long);
+    if (slots > 0 || request.unstarted == 1) grants.late.push_back({&request, slots});
   };
 
   bool may_pin = true, long_one_may_pin = true;
@@ -476,6 +488,7 @@ void Scheduler::Impl::CommitToken(Request& request, int index, const SampledRow&
     return;
   }
   Continuation& continuation = request.live.at(index);
+  request.has_drawn = true;
   continuation.last_token = sampled.token;
   ++continuation.generated;
   if (sampled.ends_sequence) {
@@ -563,7 +576,7 @@ StepPlan Scheduler::Plan(absl::Time now, int short_step_tokens,
     impl_->Watch(*request);
   }
   for (const Request* request : impl_->decode) impl_->PlanDecode(*request);
-  const Impl::Grants grants = impl_->GrantSlots();
+  const Impl::Grants grants = impl_->GrantSlots(short_step_tokens);
   const bool somebody_waits = !impl_->plan.rows_.empty() || !grants.late.empty();
   impl_->PlanPrompts(grants.readers, somebody_waits, short_step_tokens, updates);
   for (const Impl::Grant& grant : grants.late) {

@@ -186,6 +186,7 @@ class CliTest(unittest.TestCase):
         for wrong, message in ((["--max-new-tokens", "-3"], "--max-new-tokens: -3 is negative"),
                                (["--seed", "-1"], "--seed: -1 is negative"),
                                (["--timeout", "0"], "--timeout: 0 is not above 0"),
+                               (["--timeout", "inf"], "--timeout: inf is no number"),
                                (["--max-new-tokens", "x"], "--max-new-tokens: x is no number"),
                                (["--server", "http://127.0.0.1:50051"], "not HOST:PORT (without http://)"),
                                (["--server", "127.0.0.1"], "not HOST:PORT"), (["--server", ""], "not HOST:PORT")):

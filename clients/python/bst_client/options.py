@@ -29,7 +29,7 @@ class SamplingOptions(TypedDict, total=False):
     frequency_penalty: float | None  # -2 .. 2, per occurrence in the output. Default 0
     logit_bias: Mapping[int, float] | None  # -100 .. 100, or -inf, which bans the token
     seed: int | None  # 0 .. 2^64 - 1. Same request, same seed: same tokens. Default: drawn
-    num_sequences: int | None  # continuations, 1 .. limits.max_sequences; fewer of long prompts. Default 1
+    num_sequences: int | None  # continuations, 1 .. limits.max_sequences. Default 1
 
 
 class StoppingOptions(TypedDict, total=False):

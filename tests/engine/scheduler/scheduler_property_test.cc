@@ -47,6 +47,7 @@ struct Known {
   std::map<int, SlotId> slots;                // likewise, once it has started
   std::optional<SlotId> prompt_slot;          // until the last one starts in it
   bool started = false;
+  bool has_drawn = false;
   bool passed_over = false;  // when it last was the oldest that could run, and nothing read since
   bool cancelled = false;
   std::set<int> stopped;  // to be ended by the next Plan
@@ -167,10 +168,18 @@ class Replay {
       free -= known->num_slots();
       if (IsLong(*known)) held_by_long += known->num_slots();
     }
+    int decode_rows = 0;
+    for (const Known* known : Live()) {
+      for (const auto& [index, slot] : known->slots) decode_rows += !known->drawn.at(index).empty();
+    }
+    int most_tokens = limits_.max_step_tokens - decode_rows;
+    if (decode_rows > 0)
+      most_tokens = std::min(most_tokens, std::max(limits_.window, short_step_ - decode_rows));
+    most_tokens = std::min(most_tokens, limits_.chunk_tokens);
     // For sequences of a prompt that has been read, or may have been after this step.
     const auto take_for_copies = [&](const Known& known) {
       int without = known.unstarted() - 1;
-      if (!known.complete || known.left() > limits_.chunk_tokens) return without;
+      if (!known.complete || known.left() > most_tokens) return without;
       for (; without > 0 && free > 0; --without) {
         if (IsLong(known) && held_by_long >= std::max(limits_.long_slots, 2)) break;
         if (IsLong(known)) ++held_by_long;
@@ -319,6 +328,7 @@ class Replay {
                          .failed = Below(30) == 0});
       if (known.ended) continue;
       known.drawn.at(index).push_back(sampled.back().token);
+      known.has_drawn |= !sampled.back().failed;
       if (sampled.back().failed) {
         EndAll(known, SequenceEnd::kFailed, expected);
       } else if (sampled.back().ends_sequence) {
@@ -429,7 +439,7 @@ class Replay {
     if (first > now_) return;
     if (first == start_by) {
       EndAll(known, SequenceEnd::kStartTimeout, lines);
-    } else if (first == known.finish_by && known.decodes()) {
+    } else if (first == known.finish_by && known.has_drawn) {
       while (!known.ended) {
         EndOne(known, known.drawn.begin()->first, SequenceEnd::kTimeLimit, lines);
       }

@@ -531,10 +531,54 @@ TEST_F(SchedulerTest, ATimeLimitEndsSequencesThatWaitForTheirSlots) {
   Step();
   scheduler_->Enqueue(std::move(spec));
   EXPECT_THAT(Step(), ElementsAre("2: decode 2..3 samples", "1: prompt 0..2 keeps"));
-  Plan(5);
-  EXPECT_THAT(Describe(updates_),
-              ElementsAre("1#0 time limit", "1#1 time limit", "1 ended: time limit"));
+  Commit(Plan(5));
   EXPECT_EQ(pool_->num_free(), 1);
+  EXPECT_EQ(scheduler_->num_running(), 1);
+}
+
+TEST_F(SchedulerTest, ATimeLimitKeepsWhatOneOfSeveralHasDrawn) {
+  Make(3, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
+  Enqueue(2, 2, 100);
+  Step();
+  SequenceSpec spec = Spec(1, 2, 100);
+  spec.num_sequences = 3;
+  spec.finish_by = At(5);
+  scheduler_->Enqueue(std::move(spec));
+  EXPECT_THAT(Step(), ElementsAre("2: decode 2..3 samples", "1: prompt 0..2 samples keeps"));
+  Plan(5);
+  EXPECT_THAT(Describe(updates_), ElementsAre("1#0 time limit", "1#1 time limit", "1#2 time limit",
+                                              "1 ended: time limit"));
+  EXPECT_EQ(pool_->num_free(), 2);
+}
+
+// Nobody waits for such a step: there is nothing that a short one would bring sooner.
+TEST_F(SchedulerTest, ContinuationsWithoutASlotKeepNoStepShort) {
+  Make(2, {.max_step_tokens = 16,
+           .chunk_tokens = 8,
+           .window = 4,
+           .priority_ageing = absl::Seconds(30)});
+  Enqueue(1, 2, 2);
+  Step();
+  Enqueue(2, 2, 1, 2);
+  EXPECT_THAT(Step(), ElementsAre("1: decode 2..3 samples", "2: prompt 0..2 keeps"));
+  SequenceSpec urgent = Spec(3, 40, 1);
+  urgent.priority = Priority::kHigh;
+  scheduler_->Enqueue(std::move(urgent));
+  short_step_tokens_ = 4;
+  EXPECT_THAT(Step(), ElementsAre("3: prompt 0..8"));
+}
+
+TEST_F(SchedulerTest, SlotsForCopiesWaitForTheLastChunk) {
+  Make(4, {.max_step_tokens = 32, .chunk_tokens = 16, .window = 4});
+  Enqueue(1, 2, 100);
+  Step();
+  short_step_tokens_ = 5;  // Beside the stream four tokens of prompts.
+  Enqueue(2, 12, 1, 3);
+  Enqueue(3, 100, 1);
+  Enqueue(4, 100, 1);
+  EXPECT_THAT(Step(), ElementsAre("1: decode 2..3 samples", "2: prompt 0..4"));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 3..4 samples", "2: prompt 4..8"));
+  EXPECT_THAT(Step(), ElementsAre("1: decode 4..5 samples", "2: prompt 8..12 samples 3"));
 }
 
 TEST_F(SchedulerTest, AStoppedSequenceLeavesTheOthersTheirSlots) {
