@@ -58,9 +58,9 @@ struct GeneratedEvent {
   int sequence_index = 0;         // which of the request's continuations
 };
 
-// One continuation is complete and its slot, if it had one, is free. Comes for every continuation that ended by
-// itself, by its limits or by Engine::StopSequence; those that an error or the cancellation of the
-// request cuts off have none.
+// One continuation is complete and its slot, if it had one, is free. Comes for every continuation
+// that ended by itself, by its limits or by Engine::StopSequence; those that an error or the
+// cancellation of the request cuts off have none.
 struct SequenceEndedEvent {
   int sequence_index = 0;
   FinishReason reason = FinishReason::kMaxTokens;  // kEos .. kStopped

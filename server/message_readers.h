@@ -25,8 +25,8 @@ namespace bst {
 
 class MessageReaders {
  public:
-  // kBegun: more of a request that has begun, which holds its slot meanwhile; before all others that
-  // the thread takes.
+  // kBegun: more of a request that has begun, which holds its slot meanwhile; before all others
+  // that the thread takes.
   enum class Order { kNew, kBegun };
 
   // The largest message that is read where it arrives: some milliseconds of tokenising.

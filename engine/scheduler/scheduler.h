@@ -17,11 +17,11 @@
 //   (3) Free slots go by age: to a request that waits one for its prompt, with its first chunk; to
 //       one whose prompt has been read, or may have been after this step, one for each continuation
 //       but the last. Continuations for which there is none start later, from the state and the
-//       logits that are kept. So that everybody's turn comes, where one waits for such slots those that do,
-//       and those that wait for their clients, never hold all slots: one that would complete their
-//       number lets others pass, but none that would take its place. Long prompts together hold no
-//       more than long_slots, but where that is one a second for copies; one that waits for that
-//       lets short ones pass.
+//       logits that are kept. So that everybody's turn comes, where one waits for such slots those
+//       that do, and those that wait for their clients, never hold all slots: one that would
+//       complete their number lets others pass, but none that would take its place. Long prompts
+//       together hold no more than long_slots, but where that is one a second for copies; one that
+//       waits for that lets short ones pass.
 //       Nothing is ever preempted: state is constant-size, so a running sequence cannot run out of
 //       memory.
 //   (4) Half of the tokens left for prompts goes to those with the fewest tokens left, the rest to

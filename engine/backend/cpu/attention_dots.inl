@@ -43,38 +43,43 @@ class DotProducts {
 
   template <int NumRows, int Wide>
   static void Tile(const Product& product, int row, int vector) {
+    if constexpr (kFetchesAhead && NumRows == 2) {
+      if (product.ahead != 0) return Tile<NumRows, Wide, true>(product, row, vector);
+    }
+    Tile<NumRows, Wide, false>(product, row, vector);
+  }
+
+  // Loops that run at least once, and no closure: the sums never leave their registers, where
+  // g++ 12 otherwise writes all of them to the stack and back around the loops.
+  template <int NumRows, int Wide, bool kFetches>
+  static void Tile(const Product& product, int row, int vector) {
     typename Dot::Sum sum[NumRows][Wide];
     for (int r = 0; r < NumRows; ++r) {
       for (int c = 0; c < Wide; ++c) sum[r][c] = Dot::Zero();
     }
-    const auto add_runs = [&](auto fetching) {
-      for (int n = 0; n < product.num_runs; ++n) {
-        const ProductRun& run = product.runs[n];
-        const char* rows = run.rows + row * run.row_stride;
-        const char* matrix = run.matrix + vector * product.vector_stride;
-        for (int64_t i = 0; i < run.groups; ++i, rows += 4, matrix += product.group_stride) {
-          typename Dot::Weights b[Wide];
-          for (int c = 0; c < Wide; ++c) {
-            const char* from = matrix + c * product.vector_stride;
-            if constexpr (fetching) _mm_prefetch(from + product.ahead, _MM_HINT_T1);
-            b[c] = Dot::LoadWeights(from);
-          }
-          for (int r = 0; r < NumRows; ++r) {
-            const typename Dot::Inputs a = Dot::LoadInputs(rows + r * run.row_stride);
-            for (int c = 0; c < Wide; ++c) sum[r][c] = Dot::MultiplyAdd(sum[r][c], a, b[c]);
-          }
+    const int64_t group_stride = product.group_stride, vector_stride = product.vector_stride;
+    const ProductRun* run = product.runs;
+    const ProductRun* const last = run + product.num_runs;
+    do {
+      const int64_t row_stride = run->row_stride;
+      const char* rows = run->rows + row * row_stride;
+      const char* const end = rows + 4 * run->groups;
+      const char* matrix = run->matrix + vector * vector_stride;
+      do {
+        typename Dot::Weights b[Wide];
+        for (int c = 0; c < Wide; ++c) {
+          const char* from = matrix + c * vector_stride;
+          if constexpr (kFetches) _mm_prefetch(from + product.ahead, _MM_HINT_T1);
+          b[c] = Dot::LoadWeights(from);
         }
-      }
-    };
-    if constexpr (kFetchesAhead && NumRows == 2) {
-      if (product.ahead != 0) {
-        add_runs(std::true_type());
-      } else {
-        add_runs(std::false_type());
-      }
-    } else {
-      add_runs(std::false_type());
-    }
+        for (int r = 0; r < NumRows; ++r) {
+          const typename Dot::Inputs a = Dot::LoadInputs(rows + r * row_stride);
+          for (int c = 0; c < Wide; ++c) sum[r][c] = Dot::MultiplyAdd(sum[r][c], a, b[c]);
+        }
+        rows += 4;
+        matrix += group_stride;
+      } while (rows != end);
+    } while (++run != last);
     for (int r = 0; r < NumRows; ++r) {
       for (int c = 0; c < Wide; ++c) {
         _mm512_storeu_ps(product.out + (row + r) * product.out_stride + (vector + c) * kLanes,

@@ -7,12 +7,12 @@ struct ProductRun {
   const char* rows;
   int64_t row_stride;  // bytes
   const char* matrix;  // groups i of vector c at i * group_stride + c * vector_stride
-  int64_t groups;      // a multiple of kStepGroups
+  int64_t groups;      // a multiple of kStepGroups, not 0
 };
 // out[r][16 c ..] = the sum of the runs in order.
 struct Product {
   const ProductRun* runs;
-  int num_runs;
+  int num_runs;     // at least 1
   int num_rows;     // what completes them to a multiple of 16 may be read and written
   int num_vectors;  // of sixteen outputs
   int64_t group_stride, vector_stride;
