@@ -137,8 +137,9 @@ absl::Status Run(const ContextBenchOptions& options) {
       StatePool::Create(*backend, model->state_layout(), static_cast<int>(options.lengths.size())));
   const size_t slot_bytes = model->state_layout().bytes_per_slot();
   std::printf("%s, %s weights, %s rings, %s; state per sequence %.3f MB\n\n",
-              checkpoint.name().c_str(), f32 ? "F32" : "BF16", kv == DType::kF32 ? "F32" : "BF16",
-              backend->name().c_str(), static_cast<double>(slot_bytes) / 1e6);
+              checkpoint.name().c_str(), std::string(Name(weights)).c_str(),
+              std::string(Name(kv)).c_str(), backend->name().c_str(),
+              static_cast<double>(slot_bytes) / 1e6);
 
   Runner runner(*model, *pool, checkpoint.config().vocab_size);
   std::vector<Sequence> sequences(options.lengths.size());

@@ -214,7 +214,7 @@ class ReferenceBackend : public Backend {
             y = static_cast<float>(options.scale * sum);
             break;
           case LinearEpilogue::kRelu:
-            y = static_cast<float>(sum > 0 ? sum : 0);
+            y = static_cast<float>(sum < 0 ? 0 : sum);  // NaN stays
             break;
           case LinearEpilogue::kGelu:
             y = static_cast<float>(Gelu(sum));
