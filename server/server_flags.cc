@@ -82,8 +82,8 @@ ABSL_FLAG(
     double, upload_timeout_seconds, absl::ToDoubleSeconds(bst::EngineOptions().upload_timeout),
     "Seconds for which no further part of a GenerateUpload need come, the first one included; then "
     "the request ends with DEADLINE_EXCEEDED. Once it holds its slot, as many tokens as the "
-    "model's "
-    "window, or as many bytes of text that cannot be tokenised yet, must come in that time.");
+    "model's window, or as many bytes of text that cannot be tokenised yet, must come in that "
+    "time.");
 ABSL_FLAG(
     int64_t, max_message_bytes, bst::ServerConfig().max_message_bytes,
     "Bytes of one request message; a larger one is answered with RESOURCE_EXHAUSTED. A token id "

@@ -145,7 +145,7 @@ struct Scheduler::Impl {
   void EndStoppedAndExpired(absl::Time now, std::vector<SequenceUpdate>& updates);
   void PlanDecode(const Request& request);
   struct Room;
-  int PromptTokens(int short_step_tokens) const;
+  int PromptTokens(bool must_be_short, int short_step_tokens) const;
   int LongSlots() const;
   Room CountRoom() const;
   // Slots for copies of a prompt's, if that has been read or will have been.
@@ -329,11 +329,11 @@ void Scheduler::Impl::StartContinuations(Request& request, int slots,
   }
 }
 
-// The most that prompts may have of this plan, as far as it is known.
-int Scheduler::Impl::PromptTokens(int short_step_tokens) const {
+// What decode rows leave to prompts.
+int Scheduler::Impl::PromptTokens(bool must_be_short, int short_step_tokens) const {
   const int decode_rows = static_cast<int>(plan.tokens_.size());
   const int budget = limits.max_step_tokens - decode_rows;
-  if (decode_rows == 0) return budget;
+  if (!must_be_short) return budget;
   return std::min(budget, std::max(limits.window, short_step_tokens - decode_rows));
 }
 
@@ -342,7 +342,9 @@ int Scheduler::Impl::PromptTokens(int short_step_tokens) const {
 Scheduler::Impl::Grants Scheduler::Impl::GrantSlots(int short_step_tokens) {
   Room room = CountRoom();
   Grants grants;
-  const int most_tokens = std::min(limits.chunk_tokens, PromptTokens(short_step_tokens));
+  // The most that one may read in this step, as far as it is known.
+  const int most_tokens =
+      std::min(limits.chunk_tokens, PromptTokens(!plan.rows_.empty(), short_step_tokens));
   const auto add_reader = [&](Request& request, bool is_long) {
     const int copies = request.MayBeRead(most_tokens) ? request.unstarted - 1 : 0;
     grants.readers.push_back({&request, room.Take(copies, is_long)});
@@ -396,8 +398,6 @@ void Scheduler::Impl::PlanPrompts(absl::Span<const Grant> readers, bool must_be_
                                   int short_step_tokens, std::vector<SequenceUpdate>& updates) {
   if (readers.empty()) return;
 
-  const int decode_rows = static_cast<int>(plan.tokens_.size());
-  int budget = limits.max_step_tokens - decode_rows;
   std::vector<PromptClaim> claims;
   claims.reserve(readers.size());
   for (const Grant& reader : readers) {
@@ -407,15 +407,12 @@ void Scheduler::Impl::PlanPrompts(absl::Span<const Grant> readers, bool must_be_
     must_be_short |= readers.size() > 1 && claim.remaining <= limits.chunk_tokens;
     claims.push_back(claim);
   }
-  if (must_be_short) {
-    budget = std::min(budget, std::max(limits.window, short_step_tokens - decode_rows));
-  }
   // The oldest may be another one than last time: an upload can be read now and then. So it counts
   // both that somebody was passed over and whether this one was.
   Request& oldest = *readers.front().request;
   if (oldest.passed_over) turn = SplitTurn::kOldest;
-  SplitPromptTokens({.chunk_tokens = limits.chunk_tokens, .window = limits.window}, budget, turn,
-                    absl::MakeSpan(claims));
+  SplitPromptTokens({.chunk_tokens = limits.chunk_tokens, .window = limits.window},
+                    PromptTokens(must_be_short, short_step_tokens), turn, absl::MakeSpan(claims));
   oldest.passed_over = claims.front().tokens == 0;
   turn = oldest.passed_over ? SplitTurn::kOldest : SplitTurn::kShortest;
 

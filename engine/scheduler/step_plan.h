@@ -19,8 +19,8 @@ struct PlannedRow {
   Row row;                 // tokens are plan.tokens()[row.begin .. row.end)
   bool is_prompt = false;  // a prompt chunk, not a decode row
   int num_samples = 0;     // tokens drawn from the logits after its last token: plan.samples()
-  bool keeps_logits =
-      false;            // those logits are kept under its slot: sequences start from them later
+  // Those logits are kept under its slot: sequences start from them later.
+  bool keeps_logits = false;
   bool scores = false;  // the logits after every token are wanted
   // Of a prompt chunk: the prompt's next token; none at its end, or before it has come.
   std::optional<TokenId> following = std::nullopt;

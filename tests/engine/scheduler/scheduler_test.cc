@@ -118,15 +118,17 @@ class SchedulerTest : public testing::Test {
     spec.max_new_tokens = max_new_tokens;
     return spec;
   }
-  void Enqueue(uint64_t id, int prompt_tokens, int max_new_tokens, int num_sequences = 1) {
+  static SequenceSpec Spec(uint64_t id, int prompt_tokens, int max_new_tokens, int num_sequences) {
     SequenceSpec spec = Spec(id, prompt_tokens, max_new_tokens);
     spec.num_sequences = num_sequences;
-    scheduler_->Enqueue(std::move(spec));
+    return spec;
+  }
+  void Enqueue(uint64_t id, int prompt_tokens, int max_new_tokens, int num_sequences = 1) {
+    scheduler_->Enqueue(Spec(id, prompt_tokens, max_new_tokens, num_sequences));
   }
   void EnqueueOpen(uint64_t id, int prompt_tokens, int max_new_tokens, int num_sequences = 1) {
-    SequenceSpec spec = Spec(id, prompt_tokens, max_new_tokens);
+    SequenceSpec spec = Spec(id, prompt_tokens, max_new_tokens, num_sequences);
     spec.prompt_open = true;
-    spec.num_sequences = num_sequences;
     scheduler_->Enqueue(std::move(spec));
   }
   StepPlan Plan(int seconds = 0) {
@@ -524,8 +526,7 @@ TEST_F(SchedulerTest, AStopBeforeItsStartFreesWhatWasKeptForIt) {
 
 TEST_F(SchedulerTest, ATimeLimitEndsSequencesThatWaitForTheirSlots) {
   Make(2, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
-  SequenceSpec spec = Spec(1, 2, 100);
-  spec.num_sequences = 2;
+  SequenceSpec spec = Spec(1, 2, 100, 2);
   spec.finish_by = At(5);
   Enqueue(2, 2, 100);
   Step();
@@ -540,8 +541,7 @@ TEST_F(SchedulerTest, ATimeLimitKeepsWhatOneOfSeveralHasDrawn) {
   Make(3, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
   Enqueue(2, 2, 100);
   Step();
-  SequenceSpec spec = Spec(1, 2, 100);
-  spec.num_sequences = 3;
+  SequenceSpec spec = Spec(1, 2, 100, 3);
   spec.finish_by = At(5);
   scheduler_->Enqueue(std::move(spec));
   EXPECT_THAT(Step(), ElementsAre("2: decode 2..3 samples", "1: prompt 0..2 samples keeps"));
@@ -606,9 +606,7 @@ TEST_F(SchedulerTest, AStoppedSequenceLeavesTheOthersTheirSlots) {
 
 TEST_F(SchedulerTest, AFailedSequenceEndsThoseOfItsRequest) {
   Make(3, {.max_step_tokens = 8, .chunk_tokens = 4, .window = 4});
-  SequenceSpec spec = Spec(1, 2, 9);
-  spec.num_sequences = 3;
-  scheduler_->Enqueue(std::move(spec));
+  Enqueue(1, 2, 9, 3);
   Step();
   updates_.clear();
   std::vector<SequenceUpdate> of_plan;
@@ -624,9 +622,7 @@ TEST_F(SchedulerTest, AFailedSequenceEndsThoseOfItsRequest) {
 
 TEST_F(SchedulerTest, AnOpenPromptIsReadByWholeBlocksAndNeverToItsEnd) {
   Make(2, {.max_step_tokens = 16, .chunk_tokens = 8, .window = 4});
-  SequenceSpec spec = Spec(1, 0, 5);
-  spec.prompt_open = true;
-  scheduler_->Enqueue(std::move(spec));
+  EnqueueOpen(1, 0, 5);
   EXPECT_THAT(Step(), IsEmpty());
   EXPECT_EQ(pool_->num_free(), 2);
   scheduler_->Append(SequenceId(1), Numbers(0, 4), PromptEnd::kMoreFollows, At(0));
@@ -706,11 +702,7 @@ TEST_F(SchedulerTest, AnOpenPromptCountsAsLongUntilItIsComplete) {
            .window = 4,
            .long_prompt_tokens = 100,
            .long_slots = 1});
-  for (uint64_t id = 1; id <= 2; ++id) {
-    SequenceSpec spec = Spec(id, 6, 5);
-    spec.prompt_open = true;
-    scheduler_->Enqueue(std::move(spec));
-  }
+  for (uint64_t id = 1; id <= 2; ++id) EnqueueOpen(id, 6, 5);
   EXPECT_THAT(Step(), ElementsAre("1: prompt 0..4"));
   scheduler_->Append(SequenceId(1), {}, PromptEnd::kComplete, At(0));
   EXPECT_THAT(Step(), ElementsAre("1: prompt 4..6 samples"));
@@ -719,9 +711,7 @@ TEST_F(SchedulerTest, AnOpenPromptCountsAsLongUntilItIsComplete) {
 
 TEST_F(SchedulerTest, WhatHasBeenReadOfAnOpenPromptIsDropped) {
   Make(1, {.max_step_tokens = 16, .chunk_tokens = 16, .window = 4});
-  SequenceSpec spec = Spec(1, 0, 1);
-  spec.prompt_open = true;
-  scheduler_->Enqueue(std::move(spec));
+  EnqueueOpen(1, 0, 1);
   std::vector<TokenId> read;
   for (int i = 0; i < 100; ++i) {
     scheduler_->Append(SequenceId(1), Numbers(7 * i, 7 * i + 7),
@@ -913,9 +903,7 @@ TEST_F(SchedulerTest, AStepIsLinearInTheSequencesOfARequest) {
   if (kSanitized) GTEST_SKIP() << "times under a sanitizer say nothing of others";
   const auto seconds_of = [this](int sequences) {
     Make(sequences, {.max_step_tokens = sequences + 4, .chunk_tokens = 4, .window = 4});
-    SequenceSpec spec = Spec(1, 4, 4);
-    spec.num_sequences = sequences;
-    scheduler_->Enqueue(std::move(spec));
+    Enqueue(1, 4, 4, sequences);
     Step();
     const std::clock_t begin = std::clock();
     for (int step = 0; step < 3; ++step) Step();
