@@ -273,8 +273,9 @@ void Scheduler::Impl::PlanDecode(const Request& request) {
 
 // What may still be given in this plan.
 struct Scheduler::Impl::Room {
-  int free = 0;          // slots
-  int64_t for_long = 0;  // of these, to long prompts and their sequences
+  int free = 0;  // slots
+  // Slots that long prompts and their sequences may still take; below 0: they have more.
+  int64_t for_long = 0;
   Pins pins = {}, pins_of_long = {};
 
   // Up to `wanted` slots.

@@ -72,7 +72,7 @@ struct SchedulerLimits {
   int long_slots = std::numeric_limits<int>::max();
   absl::Duration priority_ageing = absl::Seconds(30);
   // An open prompt that can run nothing ends after so long: since the last of it came while it
-  // waits, since it could run last, or Append without tokens, while it holds slots.
+  // waits, since it could run last, or Append without tokens, while it holds its slot.
   absl::Duration upload_timeout = absl::InfiniteDuration();
 };
 

@@ -207,7 +207,7 @@ class Limits:
     max_queue: int  # requests that may wait, each counted as its continuations
     max_queue_tokens: int
     max_message_bytes: int  # of one request; larger prompts are sent in parts
-    upload_timeout_seconds: float  # between two parts, once it holds slots two blocks
+    upload_timeout_seconds: float  # between two parts, once it holds its slot two blocks
 
 
 @dataclass(frozen=True)
