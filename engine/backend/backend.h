@@ -24,6 +24,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -105,6 +106,15 @@ struct HeadOptions {
   int64_t normalized = 0;  // so many columns are heads to normalise; 0: none
   int head_dim = 0;        // where there are some
   TensorView rotary = {};  // as for NormalizeHeads
+};
+
+// What ProjectAttention gives to ProjectedAttention.
+struct ProjectedHeads {
+  TensorView q, k, v;  // [T, H * dh]; of rows that are not packed
+  TensorView others;   // [T, out - 3 H * dh]: the columns behind them
+  // By row: whether the backend keeps q, k and v in a form of its own; empty: none. Until its next
+  // ProjectAttention.
+  absl::Span<const uint8_t> packed;
 };
 
 enum class GateActivation { kGelu, kSilu };
@@ -207,6 +217,25 @@ class Backend {
     NormalizeHeads(heads.Columns(0, options.normalized), options.head_dim, options.rotary);
   }
 
+  // heads = ProjectHeads, whose columns are q, k and v of `attention`, then others; q and k are
+  // normalised, or none. A backend may put the q, k and v of rows into the memory of `heads`
+  // [T, out] in whatever form ProjectedAttention takes them, and their others into `others`
+  // [T, out - 3 H * dh], which is empty where there are none. The bits are the same.
+  virtual ProjectedHeads ProjectAttention(TensorView x, TensorView gain, float epsilon,
+                                          const LinearWeights& weights, const HeadOptions& options,
+                                          const AttentionWeights& attention,
+                                          absl::Span<const Row> /*rows*/, PoolView /*ring*/,
+                                          TensorView normed, TensorView heads,
+                                          TensorView /*others*/) {
+    ProjectHeads(x, gain, epsilon, weights, options, normed, heads);
+    const int64_t a = int64_t{attention.spec().num_heads} * attention.spec().head_dim;
+    return {.q = heads.Columns(0, a),
+            .k = heads.Columns(a, 2 * a),
+            .v = heads.Columns(2 * a, 3 * a),
+            .others = heads.Columns(3 * a, heads.dim(1)),
+            .packed = {}};
+  }
+
   // cosines and sines of the angles position * theta^(-2j / dh), computed in float64.
   // table [T, dh]: first the dh / 2 cosines, then the sines.
   virtual void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) = 0;
@@ -217,6 +246,12 @@ class Backend {
   // replace the oldest in the ring.  q, k, v, out [T, H * dh]; out overlaps none of them.
   virtual void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
                          absl::Span<const Row> rows, PoolView ring, TensorView out) = 0;
+
+  // Attention of what ProjectAttention gave, of the same rows and the same ring.
+  virtual void ProjectedAttention(const AttentionWeights& weights, const ProjectedHeads& heads,
+                                  absl::Span<const Row> rows, PoolView ring, TensorView out) {
+    Attention(weights, heads.q, heads.k, heads.v, rows, ring, out);
+  }
 
   // Writes rows of k, v [n, H * dh] to contexts (attention.h). No two of `rows` share a row.
   virtual void StoreContext(const ContextWeights& weights, TensorView k, TensorView v,

@@ -51,6 +51,7 @@ class Scratch {
 struct Workspace {
   Scratch normed;     // n, of attention and of the feed-forward network
   Scratch heads;      // q, k, v and the context queries
+  Scratch queries;    // the context queries, where `heads` is in a backend's own form
   Scratch attended;   // o and oc
   Scratch context;    // kc and vc; a state update's projections
   Scratch signal;     // a long convolution's input; a state update's normed states
@@ -76,8 +77,8 @@ struct Workspace {
     stores.reserve(ends + rows);
     token_stores.reserve(rows);
     indices.reserve(ends);
-    for (Scratch* scratch : {&normed, &heads, &attended, &context, &signal, &states, &modes,
-                             &end_modes, &end_input, &update, &hidden, &gated}) {
+    for (Scratch* scratch : {&normed, &heads, &queries, &attended, &context, &signal, &states,
+                             &modes, &end_modes, &end_input, &update, &hidden, &gated}) {
       BST_RETURN_IF_ERROR(scratch->Allocate(backend));
     }
     if (step_context_bytes == 0) return absl::OkStatus();

@@ -34,6 +34,7 @@ class RecurrentContext : public CrossContext {
 
   void Forward(Backend& backend, const Step& step, const Inputs& inputs,
                TensorView out) const override;
+  bool TakesKeys() const override { return true; }
   size_t weight_bytes() const override;
 
  private:

@@ -46,6 +46,8 @@ absl::StatusOr<std::unique_ptr<Layer>> TransformerLayer::Create(const LayerSourc
   BST_ASSIGN_OR_RETURN(layer->context_, MakeCrossContext(source));
   source.workspace.normed.Reserve(source.max_tokens, config.hidden_size);
   source.workspace.heads.Reserve(source.max_tokens, layer->heads_->out_features());
+  if (layer->context_ != nullptr && !layer->context_->TakesKeys())
+    source.workspace.queries.Reserve(source.max_tokens, layer->attention_size_);
   source.workspace.attended.Reserve(source.max_tokens, layer->output_->in_features());
   return layer;
 }
@@ -55,25 +57,33 @@ void TransformerLayer::Forward(Backend& backend, const Step& step) const {
   const TensorView n = step.workspace->normed.Matrix(tokens, dim);
   const TensorView heads = step.workspace->heads.Matrix(tokens, heads_->out_features());
   const TensorView attended = step.workspace->attended.Matrix(tokens, output_->in_features());
-  // A context takes its keys before they are rotated.
+  const TensorView gain = attn_norm_.View(DType::kF32, {dim}), self = attended.Columns(0, a);
+  const TensorView cross = context_ != nullptr ? attended.Columns(a, 2 * a) : TensorView();
+  const PoolView ring = step.pool->region(ring_region_);
+  const bool takes_keys = context_ != nullptr && context_->TakesKeys();
   const bool rotates = !step.rotary.empty();
-  const bool rotates_at_once = rotates && qk_norm_ && context_ == nullptr;
-  backend.ProjectHeads(step.x, attn_norm_.View(DType::kF32, {dim}), norm_eps_, *heads_,
-                       {.normalized = qk_norm_ ? 2 * a : 0,
-                        .head_dim = head_dim_,
-                        .rotary = rotates_at_once ? step.rotary : TensorView()},
-                       n, heads);
-  if (context_ != nullptr) {
-    context_->Forward(backend, step,
-                      {.queries = heads.Columns(3 * a, 4 * a),
-                       .keys = heads.Columns(a, 2 * a),
-                       .values = heads.Columns(2 * a, 3 * a)},
-                      attended.Columns(a, 2 * a));
+  HeadOptions options = {.normalized = qk_norm_ ? 2 * a : 0, .head_dim = head_dim_, .rotary = {}};
+  if (!takes_keys && (qk_norm_ || !rotates)) {
+    options.rotary = step.rotary;
+    const TensorView queries =
+        context_ != nullptr ? step.workspace->queries.Matrix(tokens, a) : TensorView();
+    const ProjectedHeads projected = backend.ProjectAttention(
+        step.x, gain, norm_eps_, *heads_, options, *attention_, step.rows, ring, n, heads, queries);
+    if (context_ != nullptr)
+      context_->Forward(backend, step, {.queries = projected.others, .keys = {}, .values = {}},
+                        cross);
+    backend.ProjectedAttention(*attention_, projected, step.rows, ring, self);
+  } else {
+    backend.ProjectHeads(step.x, gain, norm_eps_, *heads_, options, n, heads);
+    const TensorView q = heads.Columns(0, a), k = heads.Columns(a, 2 * a);
+    const TensorView v = heads.Columns(2 * a, 3 * a);
+    // A context takes its keys before they are rotated.
+    if (context_ != nullptr)
+      context_->Forward(backend, step,
+                        {.queries = heads.Columns(3 * a, 4 * a), .keys = k, .values = v}, cross);
+    if (rotates) backend.Rotate(heads.Columns(0, 2 * a), head_dim_, step.rotary);
+    backend.Attention(*attention_, q, k, v, step.rows, ring, self);
   }
-  if (rotates && !rotates_at_once) backend.Rotate(heads.Columns(0, 2 * a), head_dim_, step.rotary);
-  backend.Attention(*attention_, heads.Columns(0, a), heads.Columns(a, 2 * a),
-                    heads.Columns(2 * a, 3 * a), step.rows, step.pool->region(ring_region_),
-                    attended.Columns(0, a));
   backend.Linear(attended, *output_, {.epilogue = LinearEpilogue::kAdd}, step.x);
   feed_forward_.Forward(backend, step);
 }

@@ -456,12 +456,35 @@ void MeteredBackend::ProjectHeads(TensorView x, TensorView gain, float epsilon,
                                   TensorView normed, TensorView heads) {
   if (counted_ == CountedBackend::kCuda)
     return Backend::ProjectHeads(x, gain, epsilon, weights, options, normed, heads);
+  RunProjection(x, weights, options, heads, [&](Backend& inner, const LinearWeights& w) {
+    inner.ProjectHeads(x, gain, epsilon, w, options, normed, heads);
+  });
+}
+
+void MeteredBackend::RunProjection(
+    TensorView x, const LinearWeights& weights, const HeadOptions& options, TensorView heads,
+    absl::FunctionRef<void(Backend& inner, const LinearWeights& weights)> run) {
   const auto& w = AsMetered(weights);
   const double rotary = options.rotary.empty() ? 0 : Elements(options.rotary);
   Run(absl::StrCat("norm and heads ", w.in_features(), " x ", w.out_features()),
-      LinearCost(w, x, Elements(x) + Elements(heads) + rotary), [&](Backend& inner) {
-        inner.ProjectHeads(x, gain, epsilon, *w.inner, options, normed, heads);
-      });
+      LinearCost(w, x, Elements(x) + Elements(heads) + rotary),
+      [&](Backend& inner) { run(inner, *w.inner); });
+}
+
+ProjectedHeads MeteredBackend::ProjectAttention(
+    TensorView x, TensorView gain, float epsilon, const LinearWeights& weights,
+    const HeadOptions& options, const AttentionWeights& attention, absl::Span<const Row> rows,
+    PoolView ring, TensorView normed, TensorView heads, TensorView others) {
+  if (inner_ == nullptr || counted_ == CountedBackend::kCuda) {
+    return Backend::ProjectAttention(x, gain, epsilon, weights, options, attention, rows, ring,
+                                     normed, heads, others);
+  }
+  ProjectedHeads projected;
+  RunProjection(x, weights, options, heads, [&](Backend& inner, const LinearWeights& w) {
+    projected = inner.ProjectAttention(x, gain, epsilon, w, options, *AsMetered(attention).inner,
+                                       rows, ring, normed, heads, others);
+  });
+  return projected;
 }
 
 void MeteredBackend::RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) {
@@ -478,6 +501,22 @@ void MeteredBackend::Rotate(TensorView x, int head_dim, TensorView table) {
 void MeteredBackend::Attention(const AttentionWeights& weights, TensorView q, TensorView k,
                                TensorView v, absl::Span<const Row> rows, PoolView ring,
                                TensorView out) {
+  RunAttention(weights, q, rows, [&](Backend& inner, const AttentionWeights& w) {
+    inner.Attention(w, q, k, v, rows, ring, out);
+  });
+}
+
+void MeteredBackend::ProjectedAttention(const AttentionWeights& weights,
+                                        const ProjectedHeads& heads, absl::Span<const Row> rows,
+                                        PoolView ring, TensorView out) {
+  RunAttention(weights, heads.q, rows, [&](Backend& inner, const AttentionWeights& w) {
+    inner.ProjectedAttention(w, heads, rows, ring, out);
+  });
+}
+
+void MeteredBackend::RunAttention(
+    const AttentionWeights& weights, TensorView q, absl::Span<const Row> rows,
+    absl::FunctionRef<void(Backend& inner, const AttentionWeights& weights)> run) {
   const auto& w = AsMetered(weights);
   const AttentionSpec& spec = w.spec();
   const double key_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
@@ -489,7 +528,7 @@ void MeteredBackend::Attention(const AttentionWeights& weights, TensorView q, Te
     cost.operations += products * 4 * Columns(q) * keys.seen;
   }
   Run(spec.scope == AttentionScope::kBlock ? "attention within the block" : "attention", cost,
-      [&](Backend& inner) { inner.Attention(*w.inner, q, k, v, rows, ring, out); });
+      [&](Backend& inner) { run(inner, *w.inner); });
 }
 
 void MeteredBackend::StoreContext(const ContextWeights& weights, TensorView k, TensorView v,

@@ -104,6 +104,13 @@ class MeteredBackend final : public Backend {
   // One operator of the CPU backend, three of CUDA's.
   void ProjectHeads(TensorView x, TensorView gain, float epsilon, const LinearWeights& weights,
                     const HeadOptions& options, TensorView normed, TensorView heads) override;
+  ProjectedHeads ProjectAttention(TensorView x, TensorView gain, float epsilon,
+                                  const LinearWeights& weights, const HeadOptions& options,
+                                  const AttentionWeights& attention, absl::Span<const Row> rows,
+                                  PoolView ring, TensorView normed, TensorView heads,
+                                  TensorView others) override;
+  void ProjectedAttention(const AttentionWeights& weights, const ProjectedHeads& heads,
+                          absl::Span<const Row> rows, PoolView ring, TensorView out) override;
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override;
   void Rotate(TensorView x, int head_dim, TensorView table) override;
   void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
@@ -135,6 +142,11 @@ class MeteredBackend final : public Backend {
  private:
   void Run(const std::string& name, const OperatorCost& cost,
            absl::FunctionRef<void(Backend&)> run);
+  void RunProjection(TensorView x, const LinearWeights& weights, const HeadOptions& options,
+                     TensorView heads,
+                     absl::FunctionRef<void(Backend& inner, const LinearWeights& weights)> run);
+  void RunAttention(const AttentionWeights& weights, TensorView q, absl::Span<const Row> rows,
+                    absl::FunctionRef<void(Backend& inner, const AttentionWeights& weights)> run);
   // A host tensor of that shape with random numbers: how fast a multiplier may run depends on
   // them, for its current does. Valid until the next call.
   TensorView Random(const TensorView& like);

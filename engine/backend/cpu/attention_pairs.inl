@@ -52,8 +52,9 @@ struct PairScratch {
   BFloat16* last_values;       // [16 pairs][dims][2]
 };
 
-// The rows' queries as BF16, padded with zeros.
+// The rows' queries as BF16, padded with zeros, unless they came so.
 inline void PackQueries(const AttendTask& task, const PairScratch& scratch, int num_rows) {
+  if (task.packed_q != nullptr) return;
   for (int r = 0; r < num_rows; ++r) {
     const float* q = task.q + r * task.q_stride;
     BFloat16* to = scratch.queries + r * scratch.dims;
@@ -66,12 +67,13 @@ inline void PackQueries(const AttendTask& task, const PairScratch& scratch, int 
 
 // Products of the queries with tiles [first, end) of the keys.
 template <typename Products>
-inline void PairScores(Products& products, const PairScratch& scratch, int num_rows,
-                       const void* keys, int64_t first, int64_t end, int64_t ahead, float* out,
+inline void PairScores(Products& products, const AttendTask& task, const PairScratch& scratch,
+                       int num_rows, const void* keys, int64_t first, int64_t end, float* out,
                        int64_t out_stride) {
   if (first >= end) return;
   const int64_t tile_bytes = 2 * kLanes * scratch.dims;
-  const ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
+  const BFloat16* queries = task.packed_q != nullptr ? task.packed_q : scratch.queries;
+  const ProductRun run = {.rows = reinterpret_cast<const char*>(queries),
                           .row_stride = 2 * scratch.dims,
                           .matrix = static_cast<const char*>(keys) + first * tile_bytes,
                           .groups = scratch.dims / 2};
@@ -83,7 +85,7 @@ inline void PairScores(Products& products, const PairScratch& scratch, int num_r
                      .vector_stride = tile_bytes,
                      .out = out,
                      .out_stride = out_stride,
-                     .ahead = ahead});
+                     .ahead = task.next_ring});
 }
 
 // Numbers in [0, 1] to the nearest BF16, ties up.
@@ -242,8 +244,7 @@ class PairGroup {
     }
   }
   void MakeScores(const void* keys, int64_t first, int64_t end, float* out, int64_t out_stride) {
-    PairScores(products_, scratch_, indices_.num_rows, keys, first, end, task_.next_ring, out,
-               out_stride);
+    PairScores(products_, task_, scratch_, indices_.num_rows, keys, first, end, out, out_stride);
   }
 
   // Where a chunk's scores begin, and its weights.
@@ -342,6 +343,8 @@ template <int kQueries, typename Attend>
 inline void ForEachGroup(const AttendTask& task, AttendTask& group, const Attend& attend) {
   for (int query = 0; query < task.num_queries;) {
     group.q = task.q + query * task.q_stride;
+    if (task.packed_q != nullptr)
+      group.packed_q = task.packed_q + query * RoundUpInputs(task.head_dim);
     group.out = task.out + query * task.out_stride;
     group.first_offset = task.first_offset + query;
     const int before = task.num_visible >= 0 ? 0 : group.first_offset % kQueries;

@@ -170,7 +170,8 @@ inline Fetches FarRows(const AttendTask& task, int query, int num_queries) {
   add(task.next_k + first * task.next_k_stride, task.next_k_stride, count, false);
   add(task.next_v + first * task.next_v_stride, task.next_v_stride, count, false);
   add(task.out + query * task.out_stride, task.out_stride, num_queries, true);
-  add(task.q + next * task.q_stride, task.q_stride, after, false);
+  if (task.packed_q == nullptr)  // else they follow one another
+    add(task.q + next * task.q_stride, task.q_stride, after, false);
   return rows;
 }
 

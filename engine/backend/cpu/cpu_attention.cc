@@ -35,6 +35,11 @@ void SetKeyValues(const Head& current, const Head& previous, AttendTask& task) {
   task.previous_value_scales = previous.value_scales;
 }
 
+// Blocks of each of `num_blocks` blocks' tasks, where heads and threads are so many.
+int64_t TaskBlocks(int64_t num_blocks, int64_t heads, int64_t threads) {
+  return std::clamp<int64_t>(num_blocks * heads / (kTasksOfThread * threads), 1, num_blocks);
+}
+
 KeyValueRows RowsFrom(TensorView k, TensorView v, int64_t row, int64_t column) {
   return {k.row<float>(row) + column, v.row<float>(row) + column, k.row_stride(), v.row_stride()};
 }
@@ -246,6 +251,101 @@ void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const
     attend(segment, current, previous);
     std::swap(current, previous);
   }
+}
+
+KeyValueLayout CpuAttention::Layout(const CpuContext& context) const {
+  return RingLayout(context, spec());
+}
+
+void CpuAttention::StartPacked(CpuContext& context, const PackedHeads& heads, PoolView ring) const {
+  if (Layout(context).group == 2) return StartPackedTyped<HeadPairs>(context, heads, ring);
+  StartPackedTyped<HeadQuads>(context, heads, ring);
+}
+
+template <typename Head>
+void CpuAttention::StartPackedTyped(CpuContext& context, const PackedHeads& heads,
+                                    PoolView ring) const {
+  const KeyValueLayout layout = Layout(context);
+  const Row& row = heads.row();
+  const int64_t last_block = heads.first_block() + heads.num_blocks() - 1;
+  const int64_t end = row.position + row.num_tokens() - last_block * spec().window;
+  context.pool().Run(spec().num_heads, [&](int head, int) {
+    Head(layout, heads.block(head, last_block)).Pad(0, end);
+    Head(layout, heads.block(head, heads.first_block()))
+        .Copy(0, row.position % spec().window, RingHead<Head>(layout, ring, row.slot, head));
+  });
+}
+
+void CpuAttention::WritePacked(const CpuContext& context, const PackedHeads& heads, int head,
+                               int64_t token, int64_t n, const float* k, const float* v) const {
+  const KeyValueLayout layout = Layout(context);
+  const Row part = {.slot = heads.row().slot,
+                    .begin = 0,
+                    .end = static_cast<int>(n),
+                    .position = heads.row().position + token};
+  const int64_t stride = spec().head_dim;
+  ForEachBlock(part, spec().window, [&](int64_t block, int64_t begin, int64_t end, int64_t at) {
+    const KeyValueRows rows = {k + at * stride, v + at * stride, stride, stride};
+    std::byte* const base = heads.block(head, block);
+    if (layout.group == 2) {
+      HeadPairs(layout, base).Write(context.kernels(), begin, rows, end - begin);
+    } else {
+      HeadQuads(layout, base).Write(context.kernels(), begin, rows, end - begin);
+    }
+  });
+}
+
+void CpuAttention::RunPacked(CpuContext& context, const PackedHeads& heads, PoolView ring,
+                             TensorView out) const {
+  if (Layout(context).group == 2) return RunPackedTyped<HeadPairs>(context, heads, ring, out);
+  RunPackedTyped<HeadQuads>(context, heads, ring, out);
+}
+
+template <typename Head>
+void CpuAttention::RunPackedTyped(CpuContext& context, const PackedHeads& heads, PoolView ring,
+                                  TensorView out) const {
+  const KeyValueLayout layout = Layout(context);
+  const Row& row = heads.row();
+  const int64_t window = spec().window;
+  const auto ring_head = [&](int head) { return RingHead<Head>(layout, ring, row.slot, head); };
+  const auto block_head = [&](int head, int64_t block) {
+    return Head(layout, heads.block(head, block));
+  };
+  const int64_t length =
+      TaskBlocks(heads.num_blocks(), spec().num_heads, context.pool().num_threads());
+  const auto groups = static_cast<int>((heads.num_blocks() + length - 1) / length);
+  context.pool().Run(groups * spec().num_heads, [&](int index, int thread) {
+    const int head = index / groups;
+    const int64_t first = heads.first_block() + index % groups * length;
+    AttendTask task = HeadTask(head, context.scratch(thread));
+    task.out_stride = out.row_stride();
+    ForEachBlock(row, window, [&](int64_t block, int64_t begin, int64_t end, int64_t token) {
+      if (block < first || block >= first + length) return;
+      std::byte* const queries = heads.queries(head, token);
+      if (layout.group == 2) {
+        task.packed_q = reinterpret_cast<const BFloat16*>(queries);
+      } else {
+        task.q = reinterpret_cast<const float*>(queries);
+        task.q_stride = spec().head_dim;
+      }
+      task.out = out.row<float>(row.begin + token) + int64_t{head} * spec().head_dim;
+      task.num_queries = static_cast<int>(end - begin);
+      task.first_offset = static_cast<int>(begin);
+      task.previous_visible = PreviousVisible(block);
+      SetKeyValues(block_head(head, block),
+                   block == heads.first_block() ? ring_head(head) : block_head(head, block - 1),
+                   task);
+      Head::AttendKernel(context.kernels())(task);
+    });
+  });
+  // Only now that every block has read the old ring may the last W tokens replace it.
+  context.pool().Run(spec().num_heads, [&](int head, int) {
+    ForEachBlock(row, window, [&](int64_t block, int64_t begin, int64_t end, int64_t token) {
+      // Of tokens that no later one replaces.
+      begin = std::max(begin, begin + (row.num_tokens() - window - token));
+      if (begin < end) ring_head(head).CopyExactly(begin, end, block_head(head, block));
+    });
+  });
 }
 
 }  // namespace bst

@@ -17,6 +17,7 @@
 #include "absl/types/span.h"
 #include "engine/backend/backend.h"
 #include "engine/backend/cpu/cpu_context.h"
+#include "engine/backend/cpu/cpu_packed_heads.h"
 
 namespace bst {
 
@@ -33,6 +34,18 @@ class CpuAttention : public AttentionWeights {
            absl::Span<const Row> rows, PoolView ring, TensorView out,
            std::vector<Segment>& segments) const;
 
+  // ---- Of a row whose heads are packed. REQUIRES: PackedHeads::Fits(layout) ----
+
+  KeyValueLayout Layout(const CpuContext& context) const;
+  // Before its keys and values are written: those of its first block that the ring has.
+  void StartPacked(CpuContext& context, const PackedHeads& heads, PoolView ring) const;
+  // Keys and values [n][dh] of one head, of the row's tokens from `token` on. Any thread.
+  void WritePacked(const CpuContext& context, const PackedHeads& heads, int head, int64_t token,
+                   int64_t n, const float* k, const float* v) const;
+  // As Run. out [T, H * dh]: of all rows.
+  void RunPacked(CpuContext& context, const PackedHeads& heads, PoolView ring,
+                 TensorView out) const;
+
   size_t bytes() const override { return tables_.bytes(); }
 
  private:
@@ -47,6 +60,11 @@ class CpuAttention : public AttentionWeights {
   void RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments, int head,
                    bool next_head, TensorView q, TensorView k, TensorView v, PoolView ring,
                    TensorView out) const;
+  template <typename Head>
+  void StartPackedTyped(CpuContext& context, const PackedHeads& heads, PoolView ring) const;
+  template <typename Head>
+  void RunPackedTyped(CpuContext& context, const PackedHeads& heads, PoolView ring,
+                      TensorView out) const;
   AttendTask HeadTask(int head, float* scores) const;
   bool PreviousVisible(int64_t block) const;
 

@@ -187,6 +187,66 @@ class CpuBackend : public Backend {
     if (!done) Backend::ProjectHeads(x, gain, epsilon, weights, options, normed, heads);
   }
 
+  ProjectedHeads ProjectAttention(TensorView x, TensorView gain, float epsilon,
+                                  const LinearWeights& weights, const HeadOptions& options,
+                                  const AttentionWeights& attention, absl::Span<const Row> rows,
+                                  PoolView ring, TensorView normed, TensorView heads,
+                                  TensorView others) override {
+    const auto& layer = dynamic_cast<const CpuLinear&>(weights);
+    const auto& self = dynamic_cast<const CpuAttention&>(attention);
+    packed_rows_.clear();
+    for (const Row& row : rows) packed_rows_.push_back(PartRows(layer, self, row, heads) > 0);
+    const auto packed =
+        static_cast<size_t>(std::count(packed_rows_.begin(), packed_rows_.end(), 1));
+    if (packed == 0) {
+      return Backend::ProjectAttention(x, gain, epsilon, weights, options, attention, rows, ring,
+                                       normed, heads, others);
+    }
+    const int64_t a = int64_t{self.spec().num_heads} * self.spec().head_dim;
+    ProjectedHeads projected = {.q = heads.Columns(0, a),
+                                .k = heads.Columns(a, 2 * a),
+                                .v = heads.Columns(2 * a, 3 * a),
+                                .others = others,
+                                .packed = packed_rows_};
+    int begin = 0;  // of the rows before that are not packed
+    const auto project_rows = [&](int end) {
+      if (begin == end) return;
+      HeadOptions of_rows = options;
+      if (!options.rotary.empty()) of_rows.rotary = options.rotary.Rows(begin, end);
+      ProjectHeads(x.Rows(begin, end), gain, epsilon, weights, of_rows, normed.Rows(begin, end),
+                   heads.Rows(begin, end));
+      for (int t = begin; t < end && !others.empty(); ++t) {
+        std::memcpy(others.row<float>(t), heads.row<float>(t) + 3 * a,
+                    static_cast<size_t>(others.dim(1)) * sizeof(float));
+      }
+    };
+    for (size_t r = 0; r < rows.size(); ++r) {
+      if (packed_rows_[r] == 0) continue;
+      project_rows(rows[r].begin);
+      ProjectPacked(layer, self, rows[r], x, gain, epsilon, options, ring, heads, others);
+      begin = rows[r].end;
+    }
+    project_rows(static_cast<int>(x.dim(0)));
+    return projected;
+  }
+
+  void ProjectedAttention(const AttentionWeights& weights, const ProjectedHeads& heads,
+                          absl::Span<const Row> rows, PoolView ring, TensorView out) override {
+    if (heads.packed.empty()) {
+      return Backend::ProjectedAttention(weights, heads, rows, ring, out);
+    }
+    const auto& self = dynamic_cast<const CpuAttention&>(weights);
+    other_rows_.clear();
+    for (size_t r = 0; r < rows.size(); ++r) {
+      if (heads.packed[r] == 0) {
+        other_rows_.push_back(rows[r]);
+      } else {
+        self.RunPacked(context_, PackedIn(self, rows[r], heads.q), ring, out);
+      }
+    }
+    if (!other_rows_.empty()) Attention(weights, heads.q, heads.k, heads.v, other_rows_, ring, out);
+  }
+
   void RotaryTable(absl::Span<const Row> rows, double theta, TensorView table) override {
     const int64_t half = table.dim(1) / 2;
     if (frequencies_theta_ != theta || static_cast<int64_t>(frequencies_.size()) != half) {
@@ -310,18 +370,85 @@ class CpuBackend : public Backend {
     kernels().normalize_heads(x.row<float>(t), static_cast<int>(x.dim(1) / head_dim), head_dim);
     if (!rotary.empty()) RotateRow(x, head_dim, rotary, t);
   }
-  static void RotateRow(TensorView x, int head_dim, TensorView table, int64_t t) {
+  void RotateRow(TensorView x, int head_dim, TensorView table, int64_t t) const {
     const int64_t half = head_dim / 2;
     const float* cosines = table.row<float>(t);
-    const float* sines = cosines + half;
     for (int64_t h = 0; h < x.dim(1); h += head_dim) {
-      float* v = x.row<float>(t) + h;
-      for (int64_t j = 0; j < half; ++j) {
-        const float a = v[j], b = v[j + half];
-        v[j] = a * cosines[j] - b * sines[j];
-        v[j + half] = b * cosines[j] + a * sines[j];
-      }
+      kernels().rotate(cosines, cosines + half, static_cast<int>(half), x.row<float>(t) + h);
     }
+  }
+
+  // ---- Rows whose heads are packed ----
+
+  PackedHeads PackedIn(const CpuAttention& self, const Row& row, TensorView heads) const {
+    return PackedHeads(self.Layout(context_), row, heads.row<float>(row.begin));
+  }
+  // Tokens of each task that projects such a row; 0: it is none.
+  int64_t PartRows(const CpuLinear& layer, const CpuAttention& self, const Row& row,
+                   TensorView heads) {
+    const KeyValueLayout layout = self.Layout(context_);
+    const bool contiguous = heads.row_stride() == heads.dim(1);
+    if (!contiguous || !PackedHeads::Fits(layout)) return 0;
+    const auto memory = static_cast<size_t>(row.num_tokens() * heads.dim(1)) * sizeof(float);
+    if (PackedIn(self, row, heads).bytes(self.spec().num_heads) > memory) return 0;
+    // Keys and values of a head.
+    const int64_t part_rows =
+        layer.PartRows(context_, row.num_tokens(), 2 * layout.head_dim * int64_t{sizeof(float)});
+    return part_rows % PackedHeads::kApart == 0 ? part_rows : 0;
+  }
+  void ProjectPacked(const CpuLinear& layer, const CpuAttention& self, const Row& row, TensorView x,
+                     TensorView gain, float epsilon, const HeadOptions& options, PoolView ring,
+                     TensorView heads, TensorView others) {
+    const int64_t head_dim = self.spec().head_dim, num_heads = self.spec().num_heads;
+    const int64_t a = num_heads * head_dim, width = heads.dim(1);
+    BST_CHECK(options.normalized == 0 || options.normalized == 2 * a, options.normalized,
+              " columns to normalise");
+    const PackedHeads packed = PackedIn(self, row, heads);
+    const bool in_pairs = self.Layout(context_).group == 2;
+    self.StartPacked(context_, packed, ring);
+    const int64_t part_rows = PartRows(layer, self, row, heads);
+    const int64_t first_rows = part_rows - row.position % part_rows;
+    const auto run = [&](const CpuLinear::Part& part) {
+      const int64_t n = part.num_rows();
+      auto* const k = reinterpret_cast<float*>(part.scratch());
+      float* const v = k + n * head_dim;
+      // A head of queries or keys, from `column` on, to `to`.
+      const auto project = [&](int64_t column, int64_t next_column, float* to) {
+        part.Run(column, head_dim, next_column, to, head_dim);
+        if (options.normalized > 0)
+          kernels().normalize_heads(to, static_cast<int>(n), static_cast<int>(head_dim));
+        for (int64_t i = 0; i < n && !options.rotary.empty(); ++i) {
+          const float* cosines = options.rotary.row<float>(row.begin + part.first() + i);
+          kernels().rotate(cosines, cosines + head_dim / 2, static_cast<int>(head_dim / 2),
+                           to + i * head_dim);
+        }
+      };
+      for (int head = 0; head < num_heads; ++head) {
+        const int64_t column = head * head_dim;
+        std::byte* const queries = packed.queries(head, part.first());
+        float* const q = in_pairs ? k : reinterpret_cast<float*>(queries);
+        project(column, column + head_dim, q);
+        if (in_pairs) {
+          kernels().pack_bf16(q, reinterpret_cast<BFloat16*>(queries), n * head_dim, kLineBytes);
+        }
+      }
+      for (int head = 0; head < num_heads; ++head) {
+        const int64_t column = a + head * head_dim;
+        project(column, column + a, k);
+        const bool is_last = head + 1 == num_heads;
+        part.Run(column + a, head_dim,
+                 !is_last        ? column + head_dim
+                 : width > 3 * a ? 3 * a
+                                 : 0,
+                 v, head_dim);
+        self.WritePacked(context_, packed, head, part.first(), n, k, v);
+      }
+      if (width > 3 * a) {
+        part.Run(3 * a, width - 3 * a, 0, others.row<float>(row.begin + part.first()),
+                 others.row_stride());
+      }
+    };
+    layer.RunParts(context_, x.Rows(row.begin, row.end), gain, epsilon, first_rows, part_rows, run);
   }
 
   const CpuKernels& kernels() const { return context_.kernels(); }
@@ -339,6 +466,8 @@ class CpuBackend : public Backend {
   CpuContext context_;
   int num_threads_ = context_.pool().num_threads();
   std::vector<CpuAttention::Segment> segments_;
+  std::vector<uint8_t> packed_rows_;  // of the last ProjectAttention
+  std::vector<Row> other_rows_;
   std::vector<double> frequencies_;  // of the rotary angles, for frequencies_theta_
   double frequencies_theta_ = 0;
 };

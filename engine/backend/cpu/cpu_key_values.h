@@ -156,6 +156,39 @@ void CopyRange(const T* from, T* to, int64_t begin, int64_t end, int64_t width) 
               static_cast<size_t>((end - begin) * width) * sizeof(T));
 }
 
+// Ring indices [begin, end) of keys in tiles of sixteen whose groups are four bytes each, the first
+// `groups` of `all`, and of values in groups of kGroup indices: these alone, where CopyRange takes
+// whole tiles and groups.
+inline void CopyKeysExactly(const void* from, void* to, int64_t begin, int64_t end, int64_t groups,
+                            int64_t all) {
+  constexpr int64_t kGroupBytes = 4;
+  const auto* source = static_cast<const std::byte*>(from);
+  auto* target = static_cast<std::byte*>(to);
+  while (begin < end) {
+    const int64_t lane = begin % kLanes, count = std::min(kLanes - lane, end - begin);
+    const int64_t first = begin / kLanes * all * kLanes + lane;
+    if (count == kLanes) {
+      CopyRange(source, target, first, first + groups * kLanes, kGroupBytes);
+    } else {
+      for (int64_t at = first; at < first + groups * kLanes; at += kLanes)
+        CopyRange(source, target, at, at + count, kGroupBytes);
+    }
+    begin += count;
+  }
+}
+template <int kGroup, typename T>
+void CopyValuesExactly(const T* from, T* to, int64_t begin, int64_t end, int64_t width) {
+  const int64_t first = std::min(end, (begin + kGroup - 1) / kGroup * kGroup);
+  const int64_t last = std::max(first, end / kGroup * kGroup);
+  CopyRange(from, to, first, last, width);
+  const auto copy_one = [&](int64_t index) {
+    const int64_t base = index / kGroup * kGroup * width + index % kGroup;
+    for (int64_t c = 0; c < width; ++c) to[base + c * kGroup] = from[base + c * kGroup];
+  };
+  for (int64_t index = begin; index < first; ++index) copy_one(index);
+  for (int64_t index = last; index < end; ++index) copy_one(index);
+}
+
 // Those of a pair ring, and copies of it.
 struct HeadPairs {
   using Copied = HeadPairs;
@@ -195,6 +228,10 @@ struct HeadPairs {
     if (begin >= end) return;
     CopyRange(from.keys, keys, begin / kLanes * kLanes, RoundUp(end, kLanes), key_dims);
     CopyRange(from.values, values, begin / 2 * 2, RoundUp(end, 2), value_stride);
+  }
+  void CopyExactly(int64_t begin, int64_t end, const HeadPairs& from) const {
+    CopyKeysExactly(from.keys, keys, begin, end, (head_dim + 1) / 2, key_dims / 2);
+    CopyValuesExactly<2>(from.values, values, begin, end, value_stride);
   }
   // The kernel multiplies values in whole steps: those beside [begin, end), with zero weights.
   void Pad(int64_t begin, int64_t end) const {
@@ -251,6 +288,13 @@ struct HeadQuads {
     if (begin >= end) return;
     CopyRange(from.keys, keys, begin / kLanes * kLanes, RoundUp(end, kLanes), key_dims);
     CopyRange(from.values, values, begin / 4 * 4, RoundUp(end, 4), value_stride);
+    CopyRange(from.key_scales, key_scales, begin, end, 1);
+    CopyRange(from.value_scales, value_scales, begin, end, 1);
+    CopyRange(from.key_offsets, key_offsets, begin, end, 1);
+  }
+  void CopyExactly(int64_t begin, int64_t end, const HeadQuads& from) const {
+    CopyKeysExactly(from.keys, keys, begin, end, (head_dim + 3) / 4, key_dims / 4);
+    CopyValuesExactly<4>(from.values, values, begin, end, value_stride);
     CopyRange(from.key_scales, key_scales, begin, end, 1);
     CopyRange(from.value_scales, value_scales, begin, end, 1);
     CopyRange(from.key_offsets, key_offsets, begin, end, 1);

@@ -28,6 +28,8 @@ static_assert(kTileTaskRows % kTileUnit == 0 && kDotTaskRows % kDotUnit == 0 &&
               kDotHiddenRows % kDotUnit == 0);
 // Panels that one task takes when there are many rows.
 constexpr int kTaskPanels = 8;
+// What RunParts leaves of a thread's scratch, for each row: a head's key and value of 128 numbers.
+constexpr int64_t kPartScratchBytes = 2 * 128 * sizeof(float);
 // Below so many multiplications waking another thread costs more than it saves.
 constexpr int64_t kSerialProducts = 30'000;
 // Inputs that one task prepares: enough that handing it out costs nothing.
@@ -125,6 +127,8 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(CpuContext& context,
     BST_RETURN_IF_ERROR(
         context.ReserveScratch(2 * PreparedBytes(most, layer->row_bytes_) +
                                static_cast<size_t>(float_rows * in) * sizeof(float)));
+    BST_RETURN_IF_ERROR(context.ReserveScratch(layer->NormedBytes(most) +
+                                               static_cast<size_t>(most * kPartScratchBytes)));
   }
   return layer;
 }
@@ -373,6 +377,52 @@ bool CpuLinear::RunNormed(CpuContext& context, TensorView x, TensorView gain, fl
     RunTask(kernels, task, {}, inputs);
   });
   return true;
+}
+
+size_t CpuLinear::NormedBytes(int64_t rows) const {
+  const auto normed = static_cast<int64_t>(sizeof(float)) * in_features();
+  return PreparedBytes(rows, row_bytes_) + static_cast<size_t>(RoundUp(normed, kLineBytes));
+}
+
+int64_t CpuLinear::PartRows(CpuContext& context, int64_t rows, int64_t scratch_bytes) const {
+  const int64_t part_rows = RowsApart(rows, context.pool().num_threads(), most_task_rows());
+  const size_t bytes = NormedBytes(part_rows) + static_cast<size_t>(part_rows * scratch_bytes);
+  return bytes <= context.scratch_bytes() ? part_rows : 0;
+}
+
+void CpuLinear::RunParts(CpuContext& context, TensorView x, TensorView gain, float epsilon,
+                         int64_t first_rows, int64_t part_rows,
+                         absl::FunctionRef<void(const Part& part)> run) const {
+  BST_CHECK(x.dim(1) == in_features(), "inputs ", x.dim(1), ", weights take ", in_features());
+  BST_CHECK_SHAPE(gain, {x.dim(1)});
+  const CpuKernels& kernels = context.kernels();
+  const int64_t rows = x.dim(0), before = part_rows - first_rows;  // of a group that is whole
+  ForEachRowTask(
+      context, before + rows, part_rows, [&](int64_t begin, int64_t count, std::byte* memory) {
+        const int64_t first = std::max<int64_t>(0, begin - before);
+        const int64_t n = begin - before + count - first;
+        const Prepared inputs = PreparedIn(memory, n);
+        auto* const normed = reinterpret_cast<float*>(memory + PreparedBytes(n, row_bytes_));
+        PrepareNormed(kernels, x, first, n, gain, epsilon, normed, inputs);
+        run(Part(*this, kernels, inputs, memory + NormedBytes(n), first, n));
+      });
+}
+
+void CpuLinear::Part::Run(int64_t column, int64_t columns, int64_t next_column, float* out,
+                          int64_t out_stride) const {
+  const int64_t panel = column / kPanelOutputs;
+  LinearTask task = layer_.TaskOf({});
+  // The layer from that panel on.
+  task.weights = static_cast<const std::byte*>(task.weights) +
+                 static_cast<size_t>(column * layer_.padded_in_) * SizeOf(layer_.type_);
+  if (task.weight_scales != nullptr) task.weight_scales += column, task.weight_sums += column;
+  task.out_features = static_cast<int>(columns);
+  task.last_panel = static_cast<int>(Quotient(columns, kPanelOutputs));
+  task.next_panel = next_column == 0 ? 0 : static_cast<int>(next_column / kPanelOutputs - panel);
+  task.num_rows = static_cast<int>(num_rows_);
+  task.out = out;
+  task.out_stride = out_stride;
+  layer_.RunTask(kernels_, task, {}, inputs_);
 }
 
 bool CpuLinear::RunFeedForward(CpuContext& context, TensorView x, TensorView gain, float epsilon,

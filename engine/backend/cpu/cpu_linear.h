@@ -37,6 +37,16 @@ class CpuLinear : public LinearWeights {
   bool RunNormed(CpuContext& context, TensorView x, TensorView gain, float epsilon, int64_t columns,
                  absl::FunctionRef<void(int64_t row)> finish, TensorView out) const;
 
+  // Rows of a task of RunParts, of so many; 0 where they are too few, inputs are float32 or a
+  // thread has no scratch of `scratch_bytes` for each of a task's rows.
+  int64_t PartRows(CpuContext& context, int64_t rows, int64_t scratch_bytes) const;
+  // Rows of x, in groups, go through the norm, and the task that has them runs the layer over them
+  // in parts. The first group has `first_rows`, the others `part_rows` of PartRows.
+  class Part;
+  void RunParts(CpuContext& context, TensorView x, TensorView gain, float epsilon,
+                int64_t first_rows, int64_t part_rows,
+                absl::FunctionRef<void(const Part& part)> run) const;
+
   size_t bytes() const override { return packed_.bytes() + channels_.bytes(); }
 
  private:
@@ -70,6 +80,8 @@ class CpuLinear : public LinearWeights {
   void PrepareNormed(const CpuKernels& kernels, TensorView x, int64_t first, int64_t n,
                      TensorView gain, float epsilon, float* normed, const Prepared& prepared) const;
   LinearTask TaskOf(const LinearOptions& options) const;  // all panels; but for outputs
+  // Bytes of a task's scratch before what RunParts leaves to others.
+  size_t NormedBytes(int64_t rows) const;
   // `x` are the task's rows, `prepared` too.
   void RunTask(const CpuKernels& kernels, LinearTask task, TensorView x,
                const Prepared& prepared) const;
@@ -87,6 +99,37 @@ class CpuLinear : public LinearWeights {
   bool in_tiles_ = false;  // they lie in tiles (kernels.h)
   Buffer packed_;
   Buffer channels_;  // INT8: scales [panels * 32], then the sums of each output's weights
+};
+
+// Rows [first, first + num_rows) of the inputs, as the layer takes them. Of one task.
+class CpuLinear::Part {
+ public:
+  int64_t first() const { return first_; }
+  int64_t num_rows() const { return num_rows_; }
+  std::byte* scratch() const { return scratch_; }  // the thread's, as PartRows was asked for
+
+  // Outputs [column, column + columns) to out [num_rows][columns]. Meanwhile the weights of those
+  // from next_column on are fetched; 0: not known. REQUIRES: multiples of kPanelOutputs, but for
+  // the layer's last.
+  void Run(int64_t column, int64_t columns, int64_t next_column, float* out,
+           int64_t out_stride) const;
+
+ private:
+  friend class CpuLinear;
+  Part(const CpuLinear& layer, const CpuKernels& kernels, const Prepared& inputs,
+       std::byte* scratch, int64_t first, int64_t num_rows)
+      : layer_(layer),
+        kernels_(kernels),
+        inputs_(inputs),
+        scratch_(scratch),
+        first_(first),
+        num_rows_(num_rows) {}
+
+  const CpuLinear& layer_;
+  const CpuKernels& kernels_;
+  const Prepared inputs_;
+  std::byte* const scratch_;
+  const int64_t first_, num_rows_;
 };
 
 }  // namespace bst

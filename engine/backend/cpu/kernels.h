@@ -67,6 +67,7 @@ struct LinearTask {
   int64_t packed_out_row_bytes;
   int num_rows;
   int first_panel, last_panel;
+  int next_panel;  // what this thread takes next, to be fetched beside the last one; 0: not known
   CpuEpilogue epilogue;
   float scale;  // kStore
 };
@@ -90,7 +91,9 @@ struct AttendTask {
   bool previous_visible;  // false: scope block, or nothing before the document
   const float* q;         // [num_queries][q_stride]
   int64_t q_stride;
-  float* out;  // [num_queries][out_stride]
+  const BFloat16* packed_q;  // on pairs instead of q, unless null: [num_queries][dh padded to 32],
+                             // and up to kProductRows - 1 rows behind may be read
+  float* out;                // [num_queries][out_stride]
   int64_t out_stride;
   int num_queries;
   int first_offset;  // i of the first query
@@ -289,6 +292,8 @@ struct CpuKernels {
   // out = gain * x / sqrt(mean(x^2) + epsilon)
   void (*rms_norm)(const float* x, const float* gain, float epsilon, int dim, float* out);
   void (*normalize_heads)(float* x, int num_heads, int head_dim);
+  // (a, b) = (x[j], x[j + n]) becomes (a cos - b sin, b cos + a sin) for j < n.
+  void (*rotate)(const float* cosines, const float* sines, int n, float* x);
   void (*gate_gelu)(const float* x, int width, float* out);
   void (*gate_silu)(const float* x, int width, float* out);
   // y[i] += gain[i] * x[i]

@@ -493,6 +493,17 @@ void NormalizeHeadsKernel(float* x, int num_heads, int head_dim) {
   }
 }
 
+// The compiler makes vectors of this loop.
+void RotateKernel(const float* __restrict cosines, const float* __restrict sines, int n,
+                  float* __restrict x) {
+  float* __restrict y = x + n;
+  for (int j = 0; j < n; ++j) {
+    const float a = x[j], b = y[j];
+    x[j] = a * cosines[j] - b * sines[j];
+    y[j] = b * cosines[j] + a * sines[j];
+  }
+}
+
 template <V16 (*Activation)(V16)>
 void GateKernel(const float* x, int width, float* out) {
   int i = 0;
@@ -566,6 +577,7 @@ constexpr CpuKernels MakeKernels(void (*linear_int8)(const LinearTask&)) {
           .convolve_ends = ConvolveEndsKernel,
           .rms_norm = RmsNormKernel,
           .normalize_heads = NormalizeHeadsKernel,
+          .rotate = RotateKernel,
           .gate_gelu = GateKernel<Gelu>,
           .gate_silu = GateKernel<Silu>,
           .add_scaled = AddScaledKernel,

@@ -26,13 +26,15 @@ inline void DotTile(const LinearTask& task, int row, int first_half) {
                   first_half % 2 * (kGroupBytes / 2);
   // Where several tiles of rows pass over a panel, the first two fetch half of the task's next
   // panel each (those after them the second half again, which is there by then): memory then works
-  // all the time, not for the first tile alone. A task's last panel (in a task of one: all) has
-  // nothing to fetch. Fetching a panel's own weights some lines ahead is
-  // what the processor does by itself, and better.
+  // all the time, not for the first tile alone. Beside a task's last panel there may be nothing to
+  // fetch. Fetching a panel's own weights some lines ahead is what the processor does by itself, and
+  // better.
   constexpr bool kFetches = Dot::kRows >= 8 && Rows >= Dot::kRows / 2;
   const char* ahead = w;
-  if (task.num_rows > Dot::kRows && first_half / 2 + 1 < task.last_panel)
-    ahead += panel_bytes + (row < Dot::kRows / 2 ? 0 : panel_bytes / 2);
+  const int panel = first_half / 2;
+  const int next_panel = panel + 1 < task.last_panel ? panel + 1 : task.next_panel;
+  if (task.num_rows > Dot::kRows && next_panel != 0)
+    ahead += (next_panel - panel) * panel_bytes + (row < Dot::kRows / 2 ? 0 : panel_bytes / 2);
   const char* x = Dot::Row(task, row);
   for (const char* const end = x + x_stride; x != end; x += 4, w += kGroupBytes) {
     if constexpr (kFetches) {

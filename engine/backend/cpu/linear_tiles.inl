@@ -184,32 +184,41 @@ struct TileSteps {
   int64_t first, last;
 };
 
-// Of rows [row, row + 16 * RowTiles), outputs of one panel.
-template <typename Format, int RowTiles>
-inline void FinishTiles(const LinearTask& task, int row, int panel, const float* sums) {
-  const int rows = std::min(RowTiles * kTileRows, task.num_rows - row);
-  for (int r = 0; r < rows; ++r) {
+// Sums that are complete: of rows [row, row + num_rows), outputs of one panel, in tiles of 16 x 16.
+// They become outputs some rows at a time, while the next rows' tiles are multiplied.
+struct TileSums {
+  const float* sums = nullptr;
+  int row = 0, num_rows = 0, panel = 0;
+  int finished = 0;
+};
+
+template <typename Format>
+inline void FinishRows(const LinearTask& task, TileSums& done, int most) {
+  const int last = std::min(done.num_rows, done.finished + most);
+  for (int r = done.finished; r < last; ++r) {
+    const int row = done.row + r;
     V16 out[2];
     for (int half = 0; half < 2; ++half) {
       const int tile = r / kTileRows * 2 + half;
-      out[half] = Format::Finish(task, row + r, panel * kPanelOutputs + half * kLanes,
-                                 sums + (tile * kTileRows + r % kTileRows) * kLanes);
+      out[half] = Format::Finish(task, row, done.panel * kPanelOutputs + half * kLanes,
+                                 done.sums + (tile * kTileRows + r % kTileRows) * kLanes);
     }
     if (task.packed_out != nullptr) {
       char* const line = reinterpret_cast<char*>(task.packed_out) +
-                         (row + r) / kTileRows * kTileRows * task.packed_out_row_bytes +
-                         (panel * kTileRows + r % kTileRows) * kLineBytes;
+                         row / kTileRows * kTileRows * task.packed_out_row_bytes +
+                         (done.panel * kTileRows + row % kTileRows) * kLineBytes;
       for (int half = 0; half < 2; ++half)
-        PackOutputs(task, line, panel * kPanelOutputs + half * kLanes, out[half]);
+        PackOutputs(task, line, done.panel * kPanelOutputs + half * kLanes, out[half]);
       continue;
     }
     for (int half = 0; half < 2; ++half) {
-      const int first = panel * kPanelOutputs + half * kLanes;
+      const int first = done.panel * kPanelOutputs + half * kLanes;
       const int n = std::min(kLanes, task.out_features - first);
       if (n <= 0) break;
-      StoreOutputs(task, task.out + (row + r) * task.out_stride + first, out[half], n);
+      StoreOutputs(task, task.out + row * task.out_stride + first, out[half], n);
     }
   }
+  done.finished = last;
 }
 
 // Rows [row, row + 16 * RowTiles) of one panel, some steps along K; rows past num_rows may be
@@ -219,7 +228,8 @@ inline void FinishTiles(const LinearTask& task, int row, int panel, const float*
 // take the same weights next.
 template <typename Format, int RowTiles, int Lines, bool kMany, typename Tiles>
 inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int panel,
-                            const TileSteps& steps, float* sums, const char* ahead) {
+                            const TileSteps& steps, float* sums, const char* ahead,
+                            TileSums& done) {
   constexpr bool kTwo = RowTiles == 2;
   constexpr int kTileSums = kTileRows * kLanes;
   const int64_t row_bytes = Format::RowBytes(task), count = row_bytes / kLineBytes;
@@ -271,8 +281,9 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
   const bool finishes = steps.last == count;
   const int rows = std::min(RowTiles * kTileRows, task.num_rows - row);
   const int places = finishes && task.packed_out == nullptr ? rows : 0;
-  const auto places_a_step =
-      static_cast<int>((places + steps.last - steps.first - 1) / (steps.last - steps.first));
+  const auto num_steps = static_cast<int>(steps.last - steps.first);
+  const int places_a_step = (places + num_steps - 1) / num_steps;
+  const int finished_a_step = (done.num_rows - done.finished + num_steps - 1) / num_steps;
   int prefetched = 0;
   const auto fetch = [&] {
     if (prefetched < places) {
@@ -285,30 +296,39 @@ inline void LinearTileBlock(Tiles& tiles, const LinearTask& task, int row, int p
       ahead += Lines * kLineBytes;
     }
   };
+  while (x != x_last && done.finished < done.num_rows) {
+    multiply(std::false_type());
+    fetch();
+    FinishRows<Format>(task, done, finished_a_step);
+  }
   while (x != x_last) {
     multiply(std::false_type());
     fetch();
   }
   multiply(std::true_type());
   fetch();
+  FinishRows<Format>(task, done, finished_a_step);
   tiles.template Store<0>(sums, kLineBytes);
   tiles.template Store<1>(sums + kTileSums, kLineBytes);
   if constexpr (kTwo) tiles.template Store<2>(sums + 2 * kTileSums, kLineBytes);
   if constexpr (kTwo) tiles.template Store<3>(sums + 3 * kTileSums, kLineBytes);
-  if (finishes) FinishTiles<Format, RowTiles>(task, row, panel, sums);
+  if (finishes) done = {.sums = sums, .row = row, .num_rows = rows, .panel = panel};
 }
 
 // All rows of a panel, `block` steps along K at a time: so much of its weights stays in the
 // first-level cache while the rows pass over it, and their sums wait in the second-level one. The
-// next panel comes there meanwhile; beside the task's last, that one again, which is there.
+// next panel comes there meanwhile; where none is known, the last one again, which is there.
 template <typename Format, int Lines, bool kMany, typename Tiles>
 inline void LinearTilePanels(const LinearTask& task, int64_t block) {
   Tiles tiles(std::min(task.num_rows, kTileRows));
   alignas(kLineBytes) float sums[kTileTaskRows * kPanelOutputs];
   const int64_t row_bytes = Format::RowBytes(task), count = row_bytes / kLineBytes;
   const int64_t panel_bytes = row_bytes * kPanelOutputs;
+  TileSums done;
   for (int panel = task.first_panel; panel < task.last_panel; ++panel) {
-    const int next_panel = std::min(panel + 1, task.last_panel - 1);
+    const int next_panel = panel + 1 < task.last_panel ? panel + 1
+                           : task.next_panel != 0      ? task.next_panel
+                                                       : panel;
     const char* ahead = static_cast<const char*>(task.weights) + next_panel * panel_bytes;
     const char* const ahead_end = ahead + panel_bytes;
     for (TileSteps steps = {0, 0}; steps.first < count; steps.first = steps.last) {
@@ -318,15 +338,17 @@ inline void LinearTilePanels(const LinearTask& task, int64_t block) {
       for (; row + kTileRows < task.num_rows; row += 2 * kTileRows) {
         ahead = std::min(ahead, ahead_end - ahead_bytes);
         LinearTileBlock<Format, 2, Lines, kMany>(tiles, task, row, panel, steps,
-                                                 sums + row * kPanelOutputs, ahead);
+                                                 sums + row * kPanelOutputs, ahead, done);
         ahead += ahead_bytes;
       }
       if (row < task.num_rows) {
         LinearTileBlock<Format, 1, Lines, kMany>(tiles, task, row, panel, steps,
-                                                 sums + row * kPanelOutputs, ahead);
+                                                 sums + row * kPanelOutputs, ahead, done);
       }
+      if constexpr (!kMany) FinishRows<Format>(task, done, done.num_rows);
     }
   }
+  FinishRows<Format>(task, done, done.num_rows);
 }
 
 // Up to kTileTaskRows rows.
