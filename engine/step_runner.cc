@@ -101,6 +101,9 @@ Outcome OutcomeOf(const ActiveRequest& request, SequenceEnd end, absl::Duration 
   return {FinishReason::kError, absl::InternalError("sampling failed")};
 }
 
+// Whether the logits after its last token are drawn from, now or later.
+bool SamplesAfter(const PlannedRow& row) { return row.num_samples > 0 || row.keeps_logits; }
+
 StepStats StatsOf(const StepPlan& plan) {
   StepStats stats;
   stats.sequences = static_cast<int>(plan.rows().size());
@@ -142,8 +145,10 @@ absl::Status StepRunner::WarmUp() {
   const std::vector<TokenId> block(static_cast<size_t>(window_), TokenId(0));
   const auto run = [&](int64_t position, int tokens) {
     const Row row = {.slot = lease->id(), .begin = 0, .end = tokens, .position = position};
-    model_->Forward(absl::MakeConstSpan(block).first(static_cast<size_t>(tokens)), {row}, *pool_);
-    return sampler_->Score(model_->Logits({0}), {TokenId(0)}, /*top_logprobs=*/1, tokens_);
+    // As of a prompt's last chunk.
+    model_->Forward(absl::MakeConstSpan(block).first(static_cast<size_t>(tokens)), {row},
+                    {tokens - 1}, *pool_);
+    return sampler_->Score(model_->Logits({tokens - 1}), {TokenId(0)}, /*top_logprobs=*/1, tokens_);
   };
   absl::Status status = run(0, window_);
   const absl::Time warm = clock_.Now();
@@ -263,8 +268,16 @@ void StepRunner::Step() {
 
 absl::Status StepRunner::Run(const StepPlan& plan) {
   rows_.clear();
-  for (const PlannedRow& row : plan.rows()) rows_.push_back(row.row);
-  if (!rows_.empty()) model_->Forward(plan.tokens(), rows_, *pool_);
+  wanted_.clear();
+  for (const PlannedRow& row : plan.rows()) {
+    rows_.push_back(row.row);
+    // Of a scored row those with a target after them (ScoreRow); of another at most the last.
+    const bool wants_last = SamplesAfter(row) || (row.scores && row.following.has_value());
+    const int first = row.scores ? row.row.begin : row.row.end - 1;
+    for (int t = first; t < row.row.end - 1; ++t) wanted_.push_back(t);
+    if (wants_last) wanted_.push_back(row.row.end - 1);
+  }
+  if (!rows_.empty()) model_->Forward(plan.tokens(), rows_, wanted_, *pool_);
   for (const PlannedCopy& copy : plan.copies()) pool_->Copy(copy.from, copy.to);
   BST_RETURN_IF_ERROR(SampleRows(plan));
   for (const PlannedRow& row : plan.rows()) {
@@ -274,11 +287,11 @@ absl::Status StepRunner::Run(const StepPlan& plan) {
 }
 
 absl::Status StepRunner::SampleRows(const StepPlan& plan) {
-  wanted_.clear();
+  sampled_rows_.clear();
   indices_.clear();
   for (const PlannedRow& row : plan.rows()) {
-    if (row.num_samples == 0 && !row.keeps_logits) continue;
-    wanted_.push_back(&row);
+    if (!SamplesAfter(row)) continue;
+    sampled_rows_.push_back(&row);
     indices_.push_back(row.row.end - 1);
   }
   for (const PlannedSample& sample : plan.samples()) {
@@ -293,7 +306,7 @@ absl::Status StepRunner::SampleRows(const StepPlan& plan) {
     const TensorView logits = model_->Logits(group);
     draws_.clear();
     for (size_t i = 0; i < group.size(); ++i) {
-      const PlannedRow& row = *wanted_[begin + i];
+      const PlannedRow& row = *sampled_rows_[begin + i];
       if (row.keeps_logits) sampler_->KeepLogits(logits, static_cast<int>(i), row.row.slot);
       // Several at the end of a prompt.
       for (int k = 0; k < row.num_samples; ++k, ++next) {

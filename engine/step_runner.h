@@ -119,7 +119,8 @@ class StepRunner {
   std::vector<SequenceUpdate> updates_;
   std::vector<Row> rows_;
   std::vector<int> indices_;
-  std::vector<const PlannedRow*> wanted_;  // those whose last logits are
+  std::vector<int> wanted_;                      // tokens whose logits are read
+  std::vector<const PlannedRow*> sampled_rows_;  // those whose last token is among them
   std::vector<TokenId> targets_;
   std::vector<float> logprobs_;
   std::vector<SampledRow> sampled_;

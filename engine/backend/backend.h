@@ -243,7 +243,9 @@ class Backend {
   virtual void Rotate(TensorView x, int head_dim, TensorView table) = 0;
 
   // Attention of each row's queries over its ring and its own new keys (attention.h), which then
-  // replace the oldest in the ring.  q, k, v, out [T, H * dh]; out overlaps none of them.
+  // replace the oldest in the ring.  q, k, v, out [T, H * dh]; out overlaps none of them. Before a
+  // row's outputs_from `out` may be anything: the CPU backend leaves those tokens out, but of a row
+  // of one; the others attend for all.
   virtual void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
                          absl::Span<const Row> rows, PoolView ring, TensorView out) = 0;
 
@@ -256,8 +258,8 @@ class Backend {
   // Writes rows of k, v [n, H * dh] to contexts (attention.h). No two of `rows` share a row.
   virtual void StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
                             absl::Span<const ContextRows> rows, PoolView contexts) = 0;
-  // Attention of q [n, H * dh] to contexts; `uses` cover all queries.  out [n, H * dh]; must not
-  // overlap.
+  // Attention of q [n, H * dh] to contexts. No query is in two of `uses`; for one in none `out` may
+  // be anything.  out [n, H * dh]; must not overlap.
   virtual void ContextAttention(const ContextWeights& weights, TensorView q,
                                 absl::Span<const ContextUse> uses, TensorView out) = 0;
 

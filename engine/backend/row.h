@@ -19,6 +19,9 @@ struct Row {
   int begin = 0;  // packed tokens [begin, end), never empty
   int end = 0;
   int64_t position = 0;  // of token `begin`, from the start of its document
+  // Nobody reads the outputs of tokens before this one, packed: operators that say so may give
+  // anything. The tokens change the state as ever.
+  int outputs_from = 0;
 
   int num_tokens() const { return end - begin; }
 };

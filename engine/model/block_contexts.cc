@@ -1,5 +1,7 @@
 #include "engine/model/block_contexts.h"
 
+#include <algorithm>
+
 namespace bst {
 
 absl::StatusOr<BlockContexts> BlockContexts::Create(const LayerSource& source, int num_vectors,
@@ -66,16 +68,16 @@ void BlockContexts::Attend(Backend& backend, const Step& step, TensorView querie
   for (size_t r = 0; r < step.rows.size(); ++r) {
     const Row& row = step.rows[r];
     const std::byte* context = AtStart(step, row);
-    int begin = row.begin;
+    int begin = std::max(row.begin, row.outputs_from);
     for (; end < step.block_ends.size() && step.block_ends[end].row == static_cast<int>(r); ++end) {
       const int next = step.block_ends[end].token + 1;
-      uses.push_back({begin, next, context, num_vectors()});
-      begin = next;
+      if (begin < next) uses.push_back({begin, next, context, num_vectors()});
+      begin = std::max(begin, next);
       context = StepContexts(step).slot<std::byte>(SlotId(static_cast<int>(end)));
     }
     if (begin < row.end) uses.push_back({begin, row.end, context, num_vectors()});
   }
-  backend.ContextAttention(*attention_, queries, uses, out);
+  if (!uses.empty()) backend.ContextAttention(*attention_, queries, uses, out);
 }
 
 void BlockContexts::Commit(Backend& backend, const Step& step) const {

@@ -32,7 +32,7 @@ class BlockContexts {
              absl::Span<const int> ends) const;
   // Where the context lies that block end `end` replaces: the one its own block attended to.
   const std::byte* Before(const Step& step, int end) const;
-  // Every token attends to its block's context. queries, out [T, A].
+  // Every token whose output is read attends to its block's context. queries, out [T, A].
   void Attend(Backend& backend, const Step& step, TensorView queries, TensorView out) const;
   // The newest context of each row moves to its slot.
   void Commit(Backend& backend, const Step& step) const;

@@ -23,7 +23,7 @@ class CrossContext {
   virtual ~CrossContext() = default;
   // Whether it reads the tokens' own keys and values, or leaves Inputs' empty.
   virtual bool TakesKeys() const { return false; }
-  // out [T, A]; the rows' slots advance.
+  // out [T, A], of tokens before their row's outputs_from anything; the rows' slots advance.
   virtual void Forward(Backend& backend, const Step& step, const Inputs& inputs,
                        TensorView out) const = 0;
   virtual size_t weight_bytes() const = 0;

@@ -22,24 +22,24 @@ absl::StatusOr<FeedForward> FeedForward::Create(const LayerSource& source) {
   return ffn;
 }
 
-void FeedForward::Forward(Backend& backend, const Step& step) const {
-  const int64_t tokens = step.num_tokens(), dim = step.x.dim(1);
-  const TensorView normed = step.workspace->normed.Matrix(tokens, dim);
-  const TensorView hidden = step.workspace->hidden.Matrix(tokens, up_->out_features());
+void FeedForward::Forward(Backend& backend, const Workspace& workspace, TensorView x) const {
+  const int64_t tokens = x.dim(0), dim = x.dim(1);
+  const TensorView normed = workspace.normed.Matrix(tokens, dim);
+  const TensorView hidden = workspace.hidden.Matrix(tokens, up_->out_features());
   const TensorView gain = norm_.View(DType::kF32, {dim});
   if (activation_ == Activation::kRelu || activation_ == Activation::kGelu) {
     const LinearEpilogue act =
         activation_ == Activation::kRelu ? LinearEpilogue::kRelu : LinearEpilogue::kGelu;
-    backend.FeedForward(step.x, gain, norm_eps_, *up_, act, *down_, normed, hidden);
+    backend.FeedForward(x, gain, norm_eps_, *up_, act, *down_, normed, hidden);
     return;
   }
-  const TensorView gated = step.workspace->gated.Matrix(tokens, ffn_size_);
-  backend.RmsNorm(step.x, gain, norm_eps_, normed);
+  const TensorView gated = workspace.gated.Matrix(tokens, ffn_size_);
+  backend.RmsNorm(x, gain, norm_eps_, normed);
   backend.Linear(normed, *up_, {}, hidden);
   backend.Gate(hidden,
                activation_ == Activation::kGeglu ? GateActivation::kGelu : GateActivation::kSilu,
                gated);
-  backend.Linear(gated, *down_, {.epilogue = LinearEpilogue::kAdd}, step.x);
+  backend.Linear(gated, *down_, {.epilogue = LinearEpilogue::kAdd}, x);
 }
 
 }  // namespace bst

@@ -17,7 +17,8 @@ namespace bst {
 class FeedForward {
  public:
   static absl::StatusOr<FeedForward> Create(const LayerSource& source);
-  void Forward(Backend& backend, const Step& step) const;
+  // x [n, D], n at most the tokens of a step.
+  void Forward(Backend& backend, const Workspace& workspace, TensorView x) const;
   size_t weight_bytes() const { return norm_.bytes() + up_->bytes() + down_->bytes(); }
 
  private:

@@ -26,20 +26,32 @@ absl::StatusOr<std::unique_ptr<Layer>> GssLayer::Create(const LayerSource& sourc
 }
 
 void GssLayer::Forward(Backend& backend, const Step& step) const {
-  const int64_t tokens = step.num_tokens(), dim = step.x.dim(1);
   const Workspace& workspace = *step.workspace;
-  const TensorView n = workspace.normed.Matrix(tokens, dim);
-  const TensorView u = workspace.hidden.Matrix(tokens, u_->out_features());
-  const TensorView v = workspace.signal.Matrix(tokens, v_->out_features());
-  const TensorView s = workspace.states.Matrix(tokens, v_->out_features());
-  const TensorView gated = workspace.gated.Matrix(tokens, u_->out_features());
-  backend.RmsNorm(step.x, norm_.View(DType::kF32, {dim}), norm_eps_, n);
-  backend.Linear(n, *u_, {.epilogue = LinearEpilogue::kGelu}, u);
+  const int64_t dim = step.x.dim(1), size = v_->out_features();
+  const TensorView gain = norm_.View(DType::kF32, {dim});
+  TensorView x = step.x;
+  TensorView n = workspace.normed.Matrix(x.dim(0), dim);
+  const TensorView v = workspace.signal.Matrix(x.dim(0), size);
+  TensorView s = workspace.states.Matrix(x.dim(0), size);
+  backend.RmsNorm(x, gain, norm_eps_, n);
   backend.Linear(n, *v_, {.epilogue = LinearEpilogue::kGelu}, v);
   convolution_.Forward(backend, step, v, s);
+  if (step.has_unwanted) {
+    if (step.wanted.empty()) return;
+    x = step.outputs;
+    n = workspace.normed.Matrix(x.dim(0), dim);
+    backend.GatherRows(step.x, step.wanted, x);
+    backend.RmsNorm(x, gain, norm_eps_, n);
+    const TensorView states = workspace.signal.Matrix(x.dim(0), size);  // v has been read
+    backend.GatherRows(s, step.wanted, states);
+    s = states;
+  }
+  const TensorView u = workspace.hidden.Matrix(x.dim(0), u_->out_features());
+  const TensorView gated = workspace.gated.Matrix(x.dim(0), u_->out_features());
+  backend.Linear(n, *u_, {.epilogue = LinearEpilogue::kGelu}, u);
   backend.Linear(s, *gate_, {}, gated);
   backend.Multiply(u, gated);
-  backend.Linear(gated, *output_, {.epilogue = LinearEpilogue::kAdd}, step.x);
+  backend.Linear(gated, *output_, {.epilogue = LinearEpilogue::kAdd}, x);
 }
 
 size_t GssLayer::weight_bytes() const {

@@ -102,6 +102,12 @@ struct Step {
   Workspace* workspace = nullptr;
   TensorView x;       // [T, D]   the residual stream
   TensorView rotary;  // [T, dh]  cosines and sines; empty without RoPE
+  // Only of the last layer, and where not all tokens' outputs are read: those that are, ascending.
+  // They go to `outputs` [wanted, D]; the rows' outputs_from say from where on. For the others a
+  // layer does what its state needs.
+  bool has_unwanted = false;
+  absl::Span<const int> wanted = {};
+  TensorView outputs = {};
 
   int64_t num_tokens() const { return x.dim(0); }
   int64_t num_block_ends() const { return static_cast<int64_t>(block_ends.size()); }
@@ -110,7 +116,7 @@ struct Step {
 class Layer {
  public:
   virtual ~Layer() = default;
-  // step.x becomes the layer's output; the rows' slots advance.
+  // step.x becomes the layer's output, or with unwanted tokens anything; the rows' slots advance.
   virtual void Forward(Backend& backend, const Step& step) const = 0;
   virtual size_t weight_bytes() const = 0;
 };

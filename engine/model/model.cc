@@ -1,6 +1,7 @@
 #include "engine/model/model.h"
 
 #include <algorithm>
+#include <functional>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -89,7 +90,12 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
                   status);
   }
   model->block_ends_.reserve(static_cast<size_t>(max_block_ends));
-  model->residual_.Reserve(options.max_step_tokens, config.hidden_size);
+  model->wanted_.reserve(static_cast<size_t>(options.max_step_tokens));
+  model->last_rows_.reserve(static_cast<size_t>(max_rows));
+  model->places_.reserve(static_cast<size_t>(options.max_logit_rows));
+  // Logits gathers from the one of these into the other.
+  model->residual_.Reserve(std::max(options.max_step_tokens, options.max_logit_rows),
+                           config.hidden_size);
   model->rotary_.Reserve(options.max_step_tokens, model->rotary_dim_);
   model->gathered_.Reserve(options.max_logit_rows, config.hidden_size);
   model->logits_.Reserve(options.max_logit_rows, config.vocab_size);
@@ -102,7 +108,8 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
   return model;
 }
 
-void Model::Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, StatePool& pool) {
+void Model::Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows,
+                    absl::Span<const int> wanted, StatePool& pool) {
   const auto t = static_cast<int64_t>(tokens.size());
   BST_CHECK(t <= options_.max_step_tokens, t, " tokens in a step of at most ",
             options_.max_step_tokens);
@@ -110,6 +117,10 @@ void Model::Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows
             "rows do not cover the tokens");
   BST_CHECK(static_cast<int>(rows.size()) <= options_.max_rows, rows.size(),
             " rows in a step of at most ", options_.max_rows);
+  const bool ascending =
+      std::adjacent_find(wanted.begin(), wanted.end(), std::greater_equal<>()) == wanted.end();
+  BST_CHECK(ascending && (wanted.empty() || (wanted.front() >= 0 && wanted.back() < t)), "of ", t,
+            " tokens those wanted are not some in order");
   block_ends_.clear();
   for (size_t r = 0; r < rows.size(); ++r) {
     const Row& row = rows[r];
@@ -120,7 +131,6 @@ void Model::Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows
                              .block = (row.position + (token - row.begin)) / window_});
     }
   }
-  num_tokens_ = static_cast<int>(t);
   const Step step = {.rows = rows,
                      .block_ends = block_ends_,
                      .pool = &pool,
@@ -130,17 +140,46 @@ void Model::Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows
 
   backend_.Embed(*embedding_, tokens, step.x);
   if (rotary_dim_ > 0) backend_.RotaryTable(rows, rope_theta_, step.rotary);
-  for (const std::unique_ptr<Layer>& layer : layers_) layer->Forward(backend_, step);
+  for (size_t n = 0; n + 1 < layers_.size(); ++n) layers_[n]->Forward(backend_, step);
+  layers_.back()->Forward(backend_, LastStep(step, wanted));
+}
+
+Step Model::LastStep(const Step& step, absl::Span<const int> wanted) {
+  wanted_.assign(wanted.begin(), wanted.end());
+  const auto n = static_cast<int64_t>(wanted_.size());
+  // Of more than Logits takes at once, as where a text is scored, few are unwanted.
+  has_unwanted_ = n < step.num_tokens() && n <= options_.max_logit_rows;
+  outputs_ = step.x;
+  if (!has_unwanted_) return step;
+  outputs_ = gathered_.Matrix(n, hidden_size_);
+  last_rows_.clear();
+  auto next = wanted_.begin();
+  for (Row row : step.rows) {
+    next = std::lower_bound(next, wanted_.end(), row.begin);
+    row.outputs_from = next == wanted_.end() ? row.end : std::min(*next, row.end);
+    last_rows_.push_back(row);
+  }
+  Step last = step;
+  last.rows = last_rows_;
+  last.has_unwanted = true;
+  last.wanted = wanted_;
+  last.outputs = outputs_;
+  return last;
 }
 
 TensorView Model::Logits(absl::Span<const int> indices) {
   const auto n = static_cast<int64_t>(indices.size());
   BST_CHECK(n <= options_.max_logit_rows, n, " rows of logits, capacity ", options_.max_logit_rows);
-  for (const int index : indices)
-    BST_CHECK(0 <= index && index < num_tokens_, "token ", index, " of ", num_tokens_);
-  const TensorView hidden = gathered_.Matrix(n, hidden_size_);
+  places_.clear();
+  for (const int index : indices) {
+    const auto place = std::lower_bound(wanted_.begin(), wanted_.end(), index);
+    BST_CHECK(place != wanted_.end() && *place == index, "token ", index, " was not wanted");
+    places_.push_back(has_unwanted_ ? static_cast<int>(place - wanted_.begin()) : index);
+  }
+  // The one of the two that does not hold the last layer's outputs.
+  const TensorView hidden = (has_unwanted_ ? residual_ : gathered_).Matrix(n, hidden_size_);
   const TensorView logits = logits_.Matrix(n, vocab_size_);
-  backend_.GatherRows(residual_.Matrix(num_tokens_, hidden_size_), indices, hidden);
+  backend_.GatherRows(outputs_, places_, hidden);
   backend_.RmsNorm(hidden, final_norm_.View(DType::kF32, {hidden.dim(1)}), norm_eps_, hidden);
   backend_.Linear(hidden, *output_, {.scale = logit_scale_}, logits);
   return logits;

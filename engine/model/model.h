@@ -3,8 +3,8 @@
 //   x = embed[token];  for each layer: x = layer(x);  logits = rms(x; final_norm) E^T * logit_scale
 //
 // Invariants  (1) The batch law of backend.h holds for whole models: a token's logits depend on the
-//                 tokens 0..t of its own sequence, bit for bit, whatever shares the step and
-//                 however the sequence was cut into rows.
+//                 tokens 0..t of its own sequence, bit for bit, whatever shares the step,
+//                 however the sequence was cut into rows and whichever other logits are wanted.
 //             (2) Forward and Logits do not allocate.
 // Ownership   Owns packed weights and workspace; the backend outlives it. The checkpoint is not
 //             needed after Create.
@@ -53,13 +53,17 @@ class Model {
   const StateLayout& state_layout() const { return state_layout_; }
 
   // Runs the layers over a step. tokens [T], rows [R] packed in order, covering all T tokens;
-  // `pool` was made from state_layout(). The rows' slots advance by their tokens.
-  // REQUIRES: T <= max_step_tokens, R <= max_rows; 0 <= token < vocab_size.
-  void Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows, StatePool& pool);
+  // `pool` was made from state_layout(). The rows' slots advance by their tokens. wanted: those of
+  // the packed tokens, ascending, that Logits may be asked for. What the last layer makes of the
+  // others nobody reads, so it does for them no more than its state needs: of a prompt, mostly one
+  // token in a chunk or none.
+  // REQUIRES: T <= max_step_tokens, R <= max_rows; 0 <= token < vocab_size; outputs_from unset.
+  void Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows,
+               absl::Span<const int> wanted, StatePool& pool);
 
-  // Logits after the given tokens (indices into the last Forward's packed tokens), in float32 on
-  // the device: [indices.size(), V], valid until the next call; the host may read them after
-  // Sync() if that was asked for. REQUIRES: at most max_logit_rows.
+  // Logits after the given tokens (of those that the last Forward had `wanted`), in float32 on the
+  // device: [indices.size(), V], valid until the next call; the host may read them after Sync() if
+  // that was asked for. REQUIRES: at most max_logit_rows.
   TensorView Logits(absl::Span<const int> indices);
 
   int vocab_size() const { return vocab_size_; }
@@ -72,6 +76,8 @@ class Model {
   // Create with sound options, but for memory that runs out.
   static absl::StatusOr<std::unique_ptr<Model>> Load(const Checkpoint& checkpoint, Backend& backend,
                                                      const ModelOptions& options);
+  // The last layer's step, from that of the others.
+  Step LastStep(const Step& step, absl::Span<const int> wanted);
 
   Backend& backend_;
   ModelOptions options_;
@@ -80,7 +86,6 @@ class Model {
   int window_ = 0;
   float norm_eps_ = 0;
   float logit_scale_ = 0;
-  int num_tokens_ = 0;  // of the last Forward
   double rope_theta_ = 0;
   int rotary_dim_ = 0;  // dh with RoPE, else 0
   StateLayout state_layout_;
@@ -91,7 +96,15 @@ class Model {
   // Shared by all layers; and what the first and the last operators need besides.
   std::unique_ptr<Workspace> workspace_;
   Scratch residual_, rotary_, gathered_, logits_;
-  std::vector<BlockEnd> block_ends_;  // of the last Forward
+  // Of the last Forward.
+  std::vector<BlockEnd> block_ends_;
+  std::vector<int> wanted_;
+  std::vector<Row> last_rows_;  // the last layer's, with unwanted tokens
+  // What the last layer gave: a row for each token in residual_, or one for each of wanted_ in
+  // gathered_.
+  TensorView outputs_;
+  bool has_unwanted_ = false;
+  std::vector<int> places_;  // in outputs_, of the logits asked for
 };
 
 }  // namespace bst

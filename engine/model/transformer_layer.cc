@@ -53,39 +53,51 @@ absl::StatusOr<std::unique_ptr<Layer>> TransformerLayer::Create(const LayerSourc
 }
 
 void TransformerLayer::Forward(Backend& backend, const Step& step) const {
+  const TensorView attended =
+      step.workspace->attended.Matrix(step.num_tokens(), output_->in_features());
+  Attend(backend, step, attended);
+  TensorView x = step.x, o = attended;
+  if (step.has_unwanted) {
+    if (step.wanted.empty()) return;
+    x = step.outputs;
+    // In the place of the heads, which have been read.
+    o = step.workspace->heads.Matrix(x.dim(0), output_->in_features());
+    backend.GatherRows(step.x, step.wanted, x);
+    backend.GatherRows(attended, step.wanted, o);
+  }
+  backend.Linear(o, *output_, {.epilogue = LinearEpilogue::kAdd}, x);
+  feed_forward_.Forward(backend, *step.workspace, x);
+}
+
+void TransformerLayer::Attend(Backend& backend, const Step& step, TensorView attended) const {
   const int64_t a = attention_size_, tokens = step.num_tokens(), dim = step.x.dim(1);
   const TensorView n = step.workspace->normed.Matrix(tokens, dim);
   const TensorView heads = step.workspace->heads.Matrix(tokens, heads_->out_features());
-  const TensorView attended = step.workspace->attended.Matrix(tokens, output_->in_features());
   const TensorView gain = attn_norm_.View(DType::kF32, {dim}), self = attended.Columns(0, a);
-  const TensorView cross = context_ != nullptr ? attended.Columns(a, 2 * a) : TensorView();
   const PoolView ring = step.pool->region(ring_region_);
+  const auto attend_to_context = [&](const CrossContext::Inputs& inputs) {
+    if (context_ != nullptr) context_->Forward(backend, step, inputs, attended.Columns(a, 2 * a));
+  };
+  HeadOptions options = {.normalized = qk_norm_ ? 2 * a : 0, .head_dim = head_dim_, .rotary = {}};
   const bool takes_keys = context_ != nullptr && context_->TakesKeys();
   const bool rotates = !step.rotary.empty();
-  HeadOptions options = {.normalized = qk_norm_ ? 2 * a : 0, .head_dim = head_dim_, .rotary = {}};
   if (!takes_keys && (qk_norm_ || !rotates)) {
     options.rotary = step.rotary;
     const TensorView queries =
         context_ != nullptr ? step.workspace->queries.Matrix(tokens, a) : TensorView();
     const ProjectedHeads projected = backend.ProjectAttention(
         step.x, gain, norm_eps_, *heads_, options, *attention_, step.rows, ring, n, heads, queries);
-    if (context_ != nullptr)
-      context_->Forward(backend, step, {.queries = projected.others, .keys = {}, .values = {}},
-                        cross);
+    attend_to_context({.queries = projected.others, .keys = {}, .values = {}});
     backend.ProjectedAttention(*attention_, projected, step.rows, ring, self);
-  } else {
-    backend.ProjectHeads(step.x, gain, norm_eps_, *heads_, options, n, heads);
-    const TensorView q = heads.Columns(0, a), k = heads.Columns(a, 2 * a);
-    const TensorView v = heads.Columns(2 * a, 3 * a);
-    // A context takes its keys before they are rotated.
-    if (context_ != nullptr)
-      context_->Forward(backend, step,
-                        {.queries = heads.Columns(3 * a, 4 * a), .keys = k, .values = v}, cross);
-    if (rotates) backend.Rotate(heads.Columns(0, 2 * a), head_dim_, step.rotary);
-    backend.Attention(*attention_, q, k, v, step.rows, ring, self);
+    return;
   }
-  backend.Linear(attended, *output_, {.epilogue = LinearEpilogue::kAdd}, step.x);
-  feed_forward_.Forward(backend, step);
+  const TensorView q = heads.Columns(0, a), k = heads.Columns(a, 2 * a);
+  const TensorView v = heads.Columns(2 * a, 3 * a);
+  backend.ProjectHeads(step.x, gain, norm_eps_, *heads_, options, n, heads);
+  // A context takes its keys before they are rotated.
+  attend_to_context({.queries = heads.Columns(3 * a, heads.dim(1)), .keys = k, .values = v});
+  if (rotates) backend.Rotate(heads.Columns(0, 2 * a), head_dim_, step.rotary);
+  backend.Attention(*attention_, q, k, v, step.rows, ring, self);
 }
 
 size_t TransformerLayer::weight_bytes() const {

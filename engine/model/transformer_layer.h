@@ -31,6 +31,9 @@ class TransformerLayer : public Layer {
  private:
   explicit TransformerLayer(FeedForward feed_forward) : feed_forward_(std::move(feed_forward)) {}
 
+  // attended [T, A or 2A]: of the window, then what the context gives.
+  void Attend(Backend& backend, const Step& step, TensorView attended) const;
+
   int attention_size_ = 0, head_dim_ = 0;
   bool qk_norm_ = false;
   float norm_eps_ = 0;

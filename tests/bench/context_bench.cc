@@ -66,7 +66,7 @@ class Runner {
       const int64_t n = std::min<int64_t>(chunk, sequence.prompt_tokens - done);
       for (int64_t i = 0; i < n; ++i)
         tokens.emplace_back(static_cast<int32_t>(random() % static_cast<unsigned>(vocab_size_)));
-      Step(sequence, tokens);
+      Step(sequence, tokens, /*wants_logits=*/done + n == sequence.prompt_tokens);
       if (::isatty(STDERR_FILENO) != 0) {
         std::fprintf(stderr, "\rprompt of %lld: %lld tokens read ",
                      static_cast<long long>(sequence.prompt_tokens),
@@ -82,19 +82,21 @@ class Runner {
   void Generate(Sequence& sequence, int count) {
     const auto start = Clock::now();
     for (int i = 0; i < count; ++i) {
-      Step(sequence, {sequence.last});
+      Step(sequence, {sequence.last}, /*wants_logits=*/true);
       sequence.last = Argmax(0);
     }
     sequence.token_seconds.push_back(Seconds(start, Clock::now()) / count);
   }
 
  private:
-  void Step(Sequence& sequence, absl::Span<const TokenId> tokens) {
+  // wants_logits: after the last of `tokens`.
+  void Step(Sequence& sequence, absl::Span<const TokenId> tokens, bool wants_logits) {
     const Row row = {.slot = sequence.lease->id(),
                      .begin = 0,
                      .end = static_cast<int>(tokens.size()),
                      .position = sequence.position};
-    model_.Forward(tokens, {row}, pool_);
+    const int last = row.num_tokens() - 1;
+    model_.Forward(tokens, {row}, absl::MakeConstSpan(&last, wants_logits ? 1 : 0), pool_);
     sequence.position += row.num_tokens();
   }
   TokenId Argmax(int index) {

@@ -56,12 +56,14 @@ size_t KeyValueBytes(int rows, int heads, int head_dim, DType type) {
          static_cast<size_t>(head_dim) * SizeOf(type);
 }
 
-// Keys that each token of `row` sees, summed, and those of them that lay in the ring.
+// Keys that each token of `row` from `first` on sees, summed; those of them that lay in the ring;
+// and those of the row itself that are read, to be seen or for the ring.
 struct VisibleKeys {
   double seen = 0;
   double from_ring = 0;
+  double from_row = 0;
 };
-VisibleKeys KeysOf(const Row& row, const AttentionSpec& spec) {
+VisibleKeys KeysOf(const Row& row, int first, const AttentionSpec& spec) {
   VisibleKeys keys;
   const auto reach = [&](int64_t position) {  // distances 0 .. reach - 1, or 1 .. reach
     int64_t n = spec.window;
@@ -71,10 +73,13 @@ VisibleKeys KeysOf(const Row& row, const AttentionSpec& spec) {
       n = std::min<int64_t>(n, position % spec.window + (spec.include_self ? 1 : 0));
     return n;
   };
-  for (int t = 0; t < row.num_tokens(); ++t)
-    keys.seen += static_cast<double>(reach(row.position + t));
-  const int64_t first = reach(row.position) - (spec.include_self ? 1 : 0);
-  keys.from_ring = static_cast<double>(std::max<int64_t>(0, first));
+  const int64_t position = row.position + (first - row.begin);
+  for (int t = 0; t < row.end - first; ++t) keys.seen += static_cast<double>(reach(position + t));
+  int64_t before = 0;  // those that `first` sees
+  if (first < row.end) before = std::max<int64_t>(0, reach(position) - (spec.include_self ? 1 : 0));
+  keys.from_ring = static_cast<double>(std::max<int64_t>(0, before - (first - row.begin)));
+  keys.from_row = static_cast<double>(std::min<int64_t>(
+      row.num_tokens(), std::max<int64_t>(row.end - first + before, spec.window)));
   return keys;
 }
 
@@ -521,9 +526,12 @@ void MeteredBackend::RunAttention(
   const AttentionSpec& spec = w.spec();
   const double key_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
   const auto [unit, products] = AttentionUnit(counted_, spec.kv_type, spec.head_dim);
-  OperatorCost cost = {.bytes = 4 * Elements(q) * kFloat, .unit = unit};
+  OperatorCost cost = {.unit = unit};
   for (const Row& row : rows) {
-    const VisibleKeys keys = KeysOf(row, spec);
+    const bool skips = counted_ == CountedBackend::kCpu && row.num_tokens() > 1;
+    const int first = skips ? std::max(row.begin, row.outputs_from) : row.begin;
+    const VisibleKeys keys = KeysOf(row, first, spec);
+    cost.bytes += 2 * (row.end - first + keys.from_row) * Columns(q) * kFloat;
     cost.bytes += (keys.from_ring + std::min(row.num_tokens(), spec.window)) * key_bytes;
     cost.operations += products * 4 * Columns(q) * keys.seen;
   }
@@ -545,9 +553,9 @@ void MeteredBackend::ContextAttention(const ContextWeights& weights, TensorView 
   const ContextSpec& spec = w.spec();
   const double row_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
   const auto [unit, products] = AttentionUnit(counted_, spec.kv_type, spec.head_dim);
-  OperatorCost cost = {.bytes = 2 * Elements(q) * kFloat, .unit = unit};
+  OperatorCost cost = {.unit = unit};
   for (const ContextUse& use : uses) {
-    cost.bytes += row_bytes * use.num_rows;
+    cost.bytes += 2 * (use.end - use.begin) * Columns(q) * kFloat + row_bytes * use.num_rows;
     cost.operations += products * 4 * Columns(q) * (use.end - use.begin) * use.num_rows;
   }
   Run("context attention", cost,

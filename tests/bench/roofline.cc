@@ -230,7 +230,7 @@ absl::StatusOr<Roofline> MakeRoofline(std::string_view config, Backend* inner,
       last.push_back(row.end - 1);
     }
     std::vector<DrawResult> results(draws.size());
-    model->Forward(tokens, rows, *pool);
+    model->Forward(tokens, rows, last, *pool);
     backend.SampleTokens(model->Logits(last), draws, {}, absl::MakeSpan(results), {});
   };
   const auto add_step = [&](const std::string& name, const std::vector<Row>& rows) -> absl::Status {

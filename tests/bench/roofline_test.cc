@@ -78,9 +78,10 @@ TEST(RooflineTest, CountsWhatASumByHandCounts) {
   const RooflineStep& chunk = roofline.steps[0];
   const OperatorUse& up = Find(chunk, "linear 1024 x 12288");
   EXPECT_EQ(up.calls, 12);
-  EXPECT_DOUBLE_EQ(up.cost.operations, 12 * 2.0 * 2048 * 1024 * 12288);
-  EXPECT_DOUBLE_EQ(up.cost.bytes,
-                   12 * (1024.0 * 12288 * 2 + 2048.0 * 1024 * 4 + 2048.0 * 12288 * 4));
+  // The last layer's for the one token whose logits are wanted.
+  constexpr double kUpRows = 11 * 2048 + 1;
+  EXPECT_DOUBLE_EQ(up.cost.operations, kUpRows * 2 * 1024 * 12288);
+  EXPECT_DOUBLE_EQ(up.cost.bytes, 12 * 1024.0 * 12288 * 2 + kUpRows * (1024 + 12288) * 4);
   // Every query of a sliding window sees W keys, within the block (W + 1) / 2 on average; three
   // products for one.
   EXPECT_DOUBLE_EQ(Find(chunk, "attention").cost.operations, 12 * 3 * 4.0 * 2048 * 512 * 1024);

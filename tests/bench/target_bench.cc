@@ -8,7 +8,9 @@
 //             instruction for their types
 //   decode    the slower of that and of reading weights and states once, at the bandwidth of
 //             reading a buffer of their size
-// Elementwise operators, softmax and the state-space layers count as nothing.
+// Elementwise operators, softmax and the state-space layers count as nothing. Of a prompt the last
+// layer counts for its heads and contexts alone: the rest it does for one token, whose logits are
+// asked for (model.h).
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -50,6 +52,11 @@ double TokenOperations() {
   }
   return 2 * products;
 }
+// Of a prompt's token: without what follows the last layer's attention.
+double PromptTokenOperations() {
+  const double attended = IsBst(kLayers - 1) ? 2 : 1;
+  return TokenOperations() - 2 * (attended * kWidth * kWidth + 2.0 * kWidth * kFfn);
+}
 constexpr double kOutputOperations = 2.0 * kVocab * kWidth;  // of one token's logits
 
 // How many keys a token attends to in each window and in each context.
@@ -68,6 +75,11 @@ Visible VisibleAt(int64_t position) {
 }
 double AttentionOperations(Visible visible) {
   return 4.0 * kWidth * (kLayers * visible.window + kBstLayers * visible.context);
+}
+// Of a prompt's token: without the last layer's.
+double PromptAttentionOperations(Visible visible) {
+  const double last = visible.window + (IsBst(kLayers - 1) ? visible.context : 0);
+  return AttentionOperations(visible) - 4.0 * kWidth * last;
 }
 
 struct Types {
@@ -120,7 +132,9 @@ class TargetModel {
       int n = 0;
       for (; position < lengths[i]; position += n) {
         n = static_cast<int>(std::min<int64_t>(chunk_, lengths[i] - position));
-        Forward({{.slot = lease.id(), .begin = 0, .end = n, .position = position}});
+        const int last = n - 1;
+        Forward({{.slot = lease.id(), .begin = 0, .end = n, .position = position}},
+                absl::MakeConstSpan(&last, position + n == lengths[i] ? 1 : 0));
       }
       seconds += Seconds(start);
       start = Clock::now();
@@ -144,7 +158,7 @@ class TargetModel {
     std::vector<double> seconds;
     for (int step = 0; step < steps; ++step) {
       const auto start = Clock::now();
-      Forward(rows);
+      Forward(rows, indices);
       model_->Logits(indices);
       seconds.push_back(Seconds(start));
       for (Row& row : rows) ++row.position;
@@ -165,11 +179,11 @@ class TargetModel {
   static double Seconds(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
   }
-  void Forward(const std::vector<Row>& rows) {
+  void Forward(const std::vector<Row>& rows, absl::Span<const int> wanted) {
     ids_.clear();
     for (int i = 0; i < rows.back().end; ++i)
       ids_.emplace_back(static_cast<int32_t>(random_() % kVocab));
-    model_->Forward(ids_, rows, *pool_);
+    model_->Forward(ids_, rows, wanted, *pool_);
   }
 
   int chunk_;
@@ -239,9 +253,8 @@ absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkp
                     {"tokens_per_second", tokens_per_second},
                     {"limit", limit}});
   };
-  const auto seconds_of_operations = [&](double products, Visible visible) {
-    return products / RateOf(limits, types.weights) +
-           AttentionOperations(visible) / RateOf(limits, types.kv);
+  const auto seconds_of_operations = [&](double products, double attention) {
+    return products / RateOf(limits, types.weights) + attention / RateOf(limits, types.kv);
   };
   // A step reads every weight once (of the embedding table a row per token) and every state.
   const double embedding = static_cast<double>(kVocab) * kWidth *
@@ -251,9 +264,10 @@ absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkp
   const auto report_decode = [&](SlotId sequence, int64_t depth, int streams) {
     const double step = model.Decode(sequence, depth, streams, options.decode_steps);
     const double bytes = weights + streams * state;
-    const double limit = std::max(
-        bytes / MeasureReadRate(threads, std::min(bytes, 1e9)),
-        streams * seconds_of_operations(TokenOperations() + kOutputOperations, VisibleAt(depth)));
+    const double limit =
+        std::max(bytes / MeasureReadRate(threads, std::min(bytes, 1e9)),
+                 streams * seconds_of_operations(TokenOperations() + kOutputOperations,
+                                                 AttentionOperations(VisibleAt(depth))));
     report("decode", streams, depth, streams / step, streams / limit);
   };
 
@@ -275,7 +289,8 @@ absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkp
     seconds[i].push_back(s);
     const int64_t n = lengths[i];
     report("prefill", 1, n, static_cast<double>(n) / TargetModel::Median(seconds[i]),
-           1 / seconds_of_operations(TokenOperations(), MeanVisible(n)));
+           1 / seconds_of_operations(PromptTokenOperations(),
+                                     PromptAttentionOperations(MeanVisible(n))));
     report_decode(sequence, n, 1);
   });
   model.Prefill({kWindow}, [&](size_t, double, SlotId sequence) {

@@ -40,13 +40,17 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const std::stri
 
 void ModelRunner::Step(absl::Span<const TokenId> tokens, absl::Span<const Row> rows,
                        std::vector<float>& logits) {
-  model_->Forward(tokens, rows, *pool_);
-  const int total = static_cast<int>(tokens.size());
-  for (int first = 0; first < total; first += model_->max_logit_rows()) {
-    std::vector<int> indices(
-        static_cast<size_t>(std::min(model_->max_logit_rows(), total - first)));
-    std::iota(indices.begin(), indices.end(), first);
-    const TensorView out = model_->Logits(indices);
+  std::vector<int> all(tokens.size());
+  std::iota(all.begin(), all.end(), 0);
+  Step(tokens, rows, all, logits);
+}
+
+void ModelRunner::Step(absl::Span<const TokenId> tokens, absl::Span<const Row> rows,
+                       absl::Span<const int> wanted, std::vector<float>& logits) {
+  model_->Forward(tokens, rows, wanted, *pool_);
+  const auto most = static_cast<size_t>(model_->max_logit_rows());
+  for (size_t first = 0; first < wanted.size(); first += most) {
+    const TensorView out = model_->Logits(wanted.subspan(first, most));
     const absl::Status status = backend_->Sync();
     BST_CHECK(status.ok(), status.ToString());
     logits.insert(logits.end(), out.as<float>(), out.as<float>() + out.shape().num_elements());

@@ -28,9 +28,12 @@ class ModelRunner {
   // (which sum to tokens.size()), one row per step.
   std::vector<float> Logits(absl::Span<const TokenId> tokens, absl::Span<const int> row_lengths);
 
-  // One step of a raw forward pass; the logits after every token of it are appended to `logits`.
+  // One step of a raw forward pass; the logits after every token of it, or after those wanted, are
+  // appended to `logits`.
   void Step(absl::Span<const TokenId> tokens, absl::Span<const Row> rows,
             std::vector<float>& logits);
+  void Step(absl::Span<const TokenId> tokens, absl::Span<const Row> rows,
+            absl::Span<const int> wanted, std::vector<float>& logits);
 
   Model& model() { return *model_; }
   StatePool& pool() { return *pool_; }

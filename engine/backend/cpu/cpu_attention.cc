@@ -107,11 +107,13 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
   for (const TensorView& matrix : {k, v, out}) BST_CHECK_SHAPE(matrix, {q.dim(0), width});
   segments.clear();
   for (const Row& row : rows) {
-    for (int t = row.begin; t < row.end;) {
+    // What comes before is skipped; a single token writes the ring as it attends.
+    const int first = row.num_tokens() == 1 ? row.begin : std::max(row.begin, row.outputs_from);
+    for (int t = first; t < row.end;) {
       const int64_t position = row.position + (t - row.begin);
       const int offset = static_cast<int>(position % spec().window);
       const int count = std::min(row.end - t, spec().window - offset);
-      segments.push_back({row, position / spec().window, t, offset, count, t == row.begin});
+      segments.push_back({row, position / spec().window, t, offset, count, t == first});
       t += count;
     }
   }
@@ -321,6 +323,10 @@ void CpuAttention::RunPackedTyped(CpuContext& context, const PackedHeads& heads,
     task.out_stride = out.row_stride();
     ForEachBlock(row, window, [&](int64_t block, int64_t begin, int64_t end, int64_t token) {
       if (block < first || block >= first + length) return;
+      const int64_t unread =
+          std::clamp<int64_t>(row.outputs_from - row.begin - token, 0, end - begin);
+      if (unread == end - begin) return;
+      begin += unread, token += unread;
       std::byte* const queries = heads.queries(head, token);
       if (layout.group == 2) {
         task.packed_q = reinterpret_cast<const BFloat16*>(queries);

@@ -76,7 +76,8 @@ class CpuAttention : public AttentionWeights {
                    // in a row
 };
 
-// The tokens of one row that lie in one block. A row's follow one another.
+// The tokens of one row that lie in one block and whose outputs are read. A row's follow one
+// another.
 struct CpuAttention::Segment {
   Row row;
   int64_t block;

@@ -423,7 +423,8 @@ class CpuBackend : public Backend {
                            to + i * head_dim);
         }
       };
-      for (int head = 0; head < num_heads; ++head) {
+      const bool attends = row.begin + part.first() + n > row.outputs_from;
+      for (int head = 0; attends && head < num_heads; ++head) {
         const int64_t column = head * head_dim;
         std::byte* const queries = packed.queries(head, part.first());
         float* const q = in_pairs ? k : reinterpret_cast<float*>(queries);
@@ -436,14 +437,11 @@ class CpuBackend : public Backend {
         const int64_t column = a + head * head_dim;
         project(column, column + a, k);
         const bool is_last = head + 1 == num_heads;
-        part.Run(column + a, head_dim,
-                 !is_last        ? column + head_dim
-                 : width > 3 * a ? 3 * a
-                                 : 0,
-                 v, head_dim);
+        const int64_t after = attends && width > 3 * a ? 3 * a : 0;
+        part.Run(column + a, head_dim, is_last ? after : column + head_dim, v, head_dim);
         self.WritePacked(context_, packed, head, part.first(), n, k, v);
       }
-      if (width > 3 * a) {
+      if (attends && width > 3 * a) {
         part.Run(3 * a, width - 3 * a, 0, others.row<float>(row.begin + part.first()),
                  others.row_stride());
       }

@@ -27,8 +27,8 @@ inline void DotTile(const LinearTask& task, int row, int first_half) {
   // Where several tiles of rows pass over a panel, the first two fetch half of the task's next
   // panel each (those after them the second half again, which is there by then): memory then works
   // all the time, not for the first tile alone. Beside a task's last panel there may be nothing to
-  // fetch. Fetching a panel's own weights some lines ahead is what the processor does by itself, and
-  // better.
+  // fetch. Fetching a panel's own weights some lines ahead is what the processor does by itself,
+  // and better.
   constexpr bool kFetches = Dot::kRows >= 8 && Rows >= Dot::kRows / 2;
   const char* ahead = w;
   const int panel = first_half / 2;

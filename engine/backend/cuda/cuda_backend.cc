@@ -295,7 +295,7 @@ class CudaBackend final : public Backend {
     const ContextSpec& spec = w.spec();
     BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
     const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
-    queries_.resize(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
+    queries_.assign(has_tiles ? 0 : static_cast<size_t>(q.dim(0)), {});  // of no rows
     context_tiles_.clear();
     context_singles_.clear();
     for (const ContextUse& use : uses) {

@@ -464,10 +464,12 @@ AttentionProblem RandomAttention(std::mt19937& random, DType kv_type) {
 }
 
 // Two documents in changing rows, one call for each of `lengths`: the first one's rows of a call,
-// then the second's. `edit` may change keys and values before.
+// then the second's. `edit` may change keys and values before. Of each row in turn so many of its
+// first tokens' outputs as `unread` says are not asked for.
 Matrix AttendDocuments(
     Backend& backend, AttentionProblem& problem, const std::vector<int>& lengths,
-    const std::function<void(Matrix&, Matrix&)>& edit = [](Matrix&, Matrix&) {}) {
+    const std::function<void(Matrix&, Matrix&)>& edit = [](Matrix&, Matrix&) {},
+    absl::Span<const int> unread = {}) {
   const auto weights = *backend.PackAttention(problem.parameters());
   const size_t slot_bytes = (backend.RingBytes(problem.spec) + 63) / 64 * 64;
   const Buffer memory = *backend.Allocate(slot_bytes * 3);
@@ -481,9 +483,11 @@ Matrix AttendDocuments(
   edit(k, v);
   int64_t begin = 0, position = 0;
   for (const int length : lengths) {
-    const std::vector<Row> rows = {
+    std::vector<Row> rows = {
         {.slot = SlotId(2), .begin = 0, .end = length, .position = position},
         {.slot = SlotId(0), .begin = length, .end = 2 * length, .position = position}};
+    for (size_t r = 0; r < rows.size() && !unread.empty(); ++r, unread.remove_prefix(1))
+      rows[r].outputs_from = rows[r].begin + unread[0];
     const auto part = [&](Matrix& m) { return m.view().Rows(begin, begin + 2 * length); };
     backend.Attention(*weights, part(q), part(k), part(v), rows, ring, part(out));
     begin += 2 * length;
@@ -539,6 +543,43 @@ TEST_P(AgreementTest, AttentionOnBytesIsTheSameOnTiles) {
     const std::vector<float> got = AttendDocuments(*tiles, problem, lengths).values();
     EXPECT_EQ(std::memcmp(expected.data(), got.data(), got.size() * sizeof(float)), 0)
         << trial << ": " << problem.description();
+  }
+}
+
+// From any token on, or of none, outputs are what they are when all are asked for, and so are those
+// of later steps. The CPU backend does not touch the others but for single tokens.
+TEST_P(AgreementTest, AttentionWithoutOutputsThatNobodyReads) {
+  const bool is_cpu = absl::StartsWith(GetParam(), "cpu");
+  std::mt19937 random(15);
+  for (int trial = 0; trial < (kSanitized || !is_cpu ? 8 : 60); ++trial) {
+    AttentionProblem problem = RandomAttention(random, AnyType(static_cast<uint32_t>(trial)));
+    const std::vector<int> lengths = RandomLengths(random, problem.spec.window);
+    std::vector<int> unread;
+    for (const int length : lengths) {
+      for (int row = 0; row < 2; ++row) {
+        const auto any = static_cast<int>(random() % (static_cast<unsigned>(length) + 1));
+        const std::vector<int> choices = {0, length - 1, length, any, any};
+        unread.push_back(choices[random() % choices.size()]);
+      }
+    }
+    Matrix all = AttendDocuments(*tested_, problem, lengths);
+    Matrix got = AttendDocuments(
+        *tested_, problem, lengths, [](Matrix&, Matrix&) {}, unread);
+    int64_t first = 0;
+    for (size_t row = 0; row < unread.size(); ++row) {
+      const int length = lengths[row / 2];
+      for (int i = 0; i < length; ++i) {
+        const bool is_read = i >= unread[row];
+        if (!is_read && (!is_cpu || length == 1)) continue;
+        for (int64_t c = 0; c < problem.width(); ++c) {
+          const float expected = is_read ? all.at(first + i, c) : kSentinel;
+          ASSERT_EQ(std::memcmp(&got.at(first + i, c), &expected, sizeof(float)), 0)
+              << trial << ": " << problem.description() << ", row " << row << ", token " << i
+              << " of " << length << ", " << unread[row] << " unread";
+        }
+      }
+      first += length;
+    }
   }
 }
 

@@ -131,9 +131,9 @@ TEST_P(ContextAttentionTest, AQueryDoesNotDependOnItsNeighbours) {
   }
 }
 
-// One use: so many queries, of the first rows of a context.
+// One use: so many queries, of the first rows of a context. The first `left_out` are in no use.
 struct Use {
-  int queries, slot, num_rows;
+  int queries, slot, num_rows, left_out = 0;
 };
 
 // Two contexts, whole, and uses of them one after the other.
@@ -154,10 +154,12 @@ Matrix AttendTo(Backend& backend, Problem& problem, const std::vector<Use>& uses
   std::vector<ContextUse> places;
   int total = 0;
   for (const Use& use : uses) {
-    places.push_back({.begin = total,
-                      .end = total + use.queries,
-                      .context = contexts.slot<std::byte>(SlotId(use.slot)),
-                      .num_rows = use.num_rows});
+    if (use.left_out < use.queries) {
+      places.push_back({.begin = total + use.left_out,
+                        .end = total + use.queries,
+                        .context = contexts.slot<std::byte>(SlotId(use.slot)),
+                        .num_rows = use.num_rows});
+    }
     total += use.queries;
   }
   Matrix q = Matrix::Random(total, width, problem.seed + 3), out(total, width);
@@ -190,6 +192,31 @@ TEST_P(ContextAttentionTest, UsesOfAnyLengthMayBeCutAnywhere) {
       EXPECT_EQ(AttendTo(*tested_, problem, cut).values(),
                 AttendTo(*tested_, problem, uses).values())
           << what;
+    }
+  }
+}
+
+// Queries that no use covers change nothing for the others.
+TEST_P(ContextAttentionTest, UsesMayLeaveQueriesOut) {
+  std::mt19937 random(5);
+  for (int trial = 0; trial < 20; ++trial) {
+    Problem problem = RandomProblem(random);
+    problem.spec.kv_type = AnyType(static_cast<uint32_t>(trial));
+    const int capacity = problem.spec.capacity;
+    std::vector<Use> uses = {{9, 0, capacity}, {1, 1, 1}, {40, 1, capacity}, {3, 0, 1}};
+    Matrix all = AttendTo(*tested_, problem, uses);
+    for (size_t u = 0; u < uses.size(); ++u) {
+      uses[u].left_out = static_cast<int>(random() % static_cast<unsigned>(uses[u].queries));
+      if (u == 1 || (u == 3 && trial % 2 == 0)) uses[u].left_out = uses[u].queries;
+    }
+    Matrix got = AttendTo(*tested_, problem, uses);
+    int64_t first = 0;
+    for (const Use& use : uses) {
+      for (int64_t i = first + use.left_out; i < first + use.queries; ++i) {
+        for (int64_t c = 0; c < int64_t{problem.spec.num_heads} * problem.spec.head_dim; ++c)
+          ASSERT_EQ(got.at(i, c), all.at(i, c)) << "trial " << trial << ", query " << i;
+      }
+      first += use.queries;
     }
   }
 }

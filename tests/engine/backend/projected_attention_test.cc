@@ -25,6 +25,7 @@ struct Problem {
   DType weights;
   int others;  // columns
   bool normalizes, rotates;
+  bool has_unread = false;        // rows some of whose outputs, or all, nobody asks for
   std::vector<float> scale = {};  // [H]
   std::vector<float> bias = {};   // [H, W + 1]
 
@@ -33,7 +34,7 @@ struct Problem {
     return absl::StrCat(spec.num_heads, " heads of ", spec.head_dim, ", W ", spec.window, ", ",
                         std::string(Name(weights)), " weights, ", std::string(Name(spec.kv_type)),
                         " keys, ", others, " others", normalizes ? ", normalised" : "",
-                        rotates ? ", rotated" : "",
+                        rotates ? ", rotated" : "", has_unread ? ", some unread" : "",
                         spec.scope == AttentionScope::kBlock ? ", block" : "",
                         spec.include_self ? "" : ", without self");
   }
@@ -63,6 +64,8 @@ Results Attend(Backend& backend, Problem& p, const std::vector<Step>& steps, boo
     int tokens = 0;
     for (const auto& [slot, n] : step) {
       rows.push_back({SlotId(slot), tokens, tokens + n, positions[slot]});
+      if (p.has_unread)
+        rows.back().outputs_from = tokens + n * (slot + static_cast<int>(seed)) % (n + 1);
       positions[slot] += n;
       tokens += n;
     }
@@ -93,11 +96,14 @@ Results Attend(Backend& backend, Problem& p, const std::vector<Step>& steps, boo
     EXPECT_TRUE(backend.Sync().ok());
     for (Matrix* matrix : {&heads, &others, &normed, &attended})
       EXPECT_TRUE(matrix->SentinelsIntact()) << p.description();
-    const std::vector<float> values = attended.values();
-    results.attended.insert(results.attended.end(), values.begin(), values.end());
-    for (int64_t t = 0; t < tokens && p.others > 0; ++t) {
-      results.others.insert(results.others.end(), behind.row<float>(t),
-                            behind.row<float>(t) + p.others);
+    for (const Row& row : rows) {
+      const int first = row.num_tokens() > 1 ? std::max(row.begin, row.outputs_from) : row.begin;
+      for (int t = first; t < row.end; ++t) {
+        results.attended.insert(results.attended.end(), &attended.at(t, 0), &attended.at(t, 0) + a);
+        if (p.others == 0) continue;
+        const float* other = behind.row<float>(t);
+        results.others.insert(results.others.end(), other, other + p.others);
+      }
     }
   }
   const PoolView ring = slots.view();
@@ -137,7 +143,8 @@ Problem RandomProblem(std::mt19937& random, const std::vector<DType>& types) {
                .weights = pick_type(),
                .others = pick({0, num_heads * head_dim, 7}),
                .normalizes = random() % 4 != 0,
-               .rotates = random() % 2 == 0};
+               .rotates = random() % 2 == 0,
+               .has_unread = random() % 3 == 0};
   p.scale = RandomVector(static_cast<size_t>(num_heads), 12);
   for (float& s : p.scale) s = std::abs(s);
   p.bias = RandomVector(static_cast<size_t>(num_heads * (p.spec.window + 1)), 13);

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -57,6 +58,10 @@ constexpr char kHybrid[] = R"(
   {"type": "transformer"},
   {"type": "gss", "inner_size": 33, "ssm_size": 17, "ssm": {"kernel": "s4d", "state_size": 6}})";
 
+constexpr char kTransformerLast[] = R"(
+  {"type": "gss", "inner_size": 40, "ssm_size": 24, "ssm": {"kernel": "s4d", "state_size": 4}},
+  {"type": "transformer"})";
+
 struct Variant {
   const char *name, *scope, *self, *prefix, *qk_norm, *position, *activation, *layers;
 };
@@ -74,6 +79,7 @@ constexpr Variant kVariants[] = {
     {"brect_block_none", "block", "true", "masked", "false", "none", "gelu", kBrect},
     {"brect_batches", "sliding", "true", "masked", "true", "rope", "relu", kBrectBatches},
     {"hybrid", "sliding", "true", "masked", "true", "rope", "relu", kHybrid},
+    {"transformer_last", "sliding", "false", "masked", "true", "rope", "gelu", kTransformerLast},
 };
 
 struct Case {
@@ -206,12 +212,95 @@ TEST_P(ModelLawTest, WhateverSharesTheStepTheBitsAreTheSame) {
   }
 }
 
+// Two documents share steps, in rows cut anywhere; wanted are the logits of their last tokens, of
+// some tokens here and there, of half and of nearly all: each is what it is when all are wanted.
+TEST_P(ModelLawTest, WhateverIsWantedTheBitsAreTheSame) {
+  std::mt19937 random(8);
+  const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+  const std::vector<int> lengths = {89, 61};
+  std::vector<std::vector<TokenId>> documents;
+  std::vector<std::vector<float>> all;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    documents.push_back(RandomTokens(lengths[i], static_cast<uint32_t>(30 + i)));
+    all.push_back(runner_->Logits(documents[i], {lengths[i]}));
+  }
+  const auto vocab = static_cast<size_t>(runner_->config().vocab_size);
+  // The first reads both documents in one step.
+  for (const auto& [percent, longest] :
+       {std::pair(0, 89), {0, 50}, {0, 25}, {4, 50}, {50, 50}, {97, 50}}) {
+    std::vector<SlotLease> leases;
+    for (size_t i = 0; i < lengths.size(); ++i) leases.push_back(*runner_->pool().Acquire());
+    std::vector<int> done(lengths.size(), 0);
+    while (done != lengths) {
+      std::vector<TokenId> tokens;
+      std::vector<Row> rows;
+      std::vector<int> wanted;
+      std::vector<float> expected, logits;
+      for (size_t i = 0; i < lengths.size(); ++i) {
+        const int left = lengths[i] - done[i];
+        if (left == 0) continue;
+        const int n = longest == 89 ? left : below(4) == 0 ? 1 : std::min(left, 1 + below(longest));
+        const int begin = static_cast<int>(tokens.size());
+        rows.push_back({leases[i].id(), begin, begin + n, done[i]});
+        for (int t = done[i]; t < done[i] + n; ++t) {
+          tokens.push_back(documents[i][static_cast<size_t>(t)]);
+          if (below(100) >= percent && t != lengths[i] - 1) continue;
+          wanted.push_back(static_cast<int>(tokens.size()) - 1);
+          const auto row =
+              all[i].begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(t) * vocab);
+          expected.insert(expected.end(), row, row + static_cast<std::ptrdiff_t>(vocab));
+        }
+        done[i] += n;
+      }
+      runner_->Step(tokens, rows, wanted, logits);
+      ASSERT_TRUE(SameBits(logits, expected))
+          << percent << " % wanted, rows of up to " << longest << ": " << wanted.size() << " of "
+          << tokens.size() << " tokens, the first row from " << rows[0].position;
+    }
+  }
+}
+
 // A slot that another sequence has used gives what a fresh one gives.
 TEST_P(ModelLawTest, ASlotKeepsNothingOfItsFormerSequence) {
   const std::vector<TokenId> tokens = RandomTokens(45, 5);
   const std::vector<float> fresh = runner_->Logits(tokens, {45});
   for (uint32_t i = 0; i < kSlots; ++i) runner_->Logits(RandomTokens(77, 20 + i), {77});
   EXPECT_TRUE(SameBits(runner_->Logits(tokens, {45}), fresh));
+}
+
+// Of more tokens than Logits takes at once all are computed, wanted or not.
+TEST(ModelTest, MoreMayBeWantedThanLogitsTakesAtOnce) {
+  const auto backend = *MakeBackend("cpu");
+  const auto runner = *ModelRunner::Create("tests/golden/hybrid", *backend, DType::kF32, 400);
+  constexpr int kTokens = 300;
+  ASSERT_LT(runner->model().max_logit_rows(), kTokens - 1);
+  std::vector<TokenId> tokens;
+  for (int t = 0; t < kTokens; ++t) tokens.emplace_back(t * 7 % runner->config().vocab_size);
+  std::vector<float> all, but_one;
+  for (const int wanted : {kTokens, kTokens - 1}) {
+    std::vector<int> first(static_cast<size_t>(wanted));
+    std::iota(first.begin(), first.end(), 0);
+    const SlotLease lease = *runner->pool().Acquire();
+    runner->Step(tokens, {Row{.slot = lease.id(), .begin = 0, .end = kTokens}}, first,
+                 wanted == kTokens ? all : but_one);
+  }
+  all.resize(but_one.size());
+  EXPECT_EQ(but_one, all);
+}
+
+TEST(ModelDeathTest, LogitsAreOfWantedTokens) {
+  const auto backend = *MakeBackend("reference");
+  const auto runner = *ModelRunner::Create("tests/golden/transformer", *backend, DType::kF32, 8);
+  const SlotLease lease = *runner->pool().Acquire();
+  const std::vector<TokenId> tokens(4, TokenId(0));
+  const auto forward = [&](const std::vector<int>& wanted) {
+    runner->model().Forward(tokens, {Row{.slot = lease.id(), .begin = 0, .end = 4}}, wanted,
+                            runner->pool());
+  };
+  forward({1, 3});
+  EXPECT_DEATH(runner->model().Logits({2}), "token 2 was not wanted");
+  EXPECT_DEATH(forward({3, 1}), "not some in order");
+  EXPECT_DEATH(forward({4}), "not some in order");
 }
 
 // Under a sanitizer the types take turns over the variants and backends.

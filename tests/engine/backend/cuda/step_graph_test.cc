@@ -522,7 +522,7 @@ Decoded Decode(const std::string& model, DType type, const DecodeOptions& option
     }
     std::vector<DrawResult> results(draws.size());
     const int before = NumGraphLaunches();
-    runner->model().Forward(tokens, rows, runner->pool());
+    runner->model().Forward(tokens, rows, indices, runner->pool());
     const TensorView logits = runner->model().Logits(indices);
     backend->SampleTokens(logits, draws, {}, absl::MakeSpan(results), {});
     const absl::Status status = backend->Sync();
