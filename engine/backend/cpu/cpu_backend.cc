@@ -128,16 +128,16 @@ class CpuBackend : public Backend {
     const TensorView& table = dynamic_cast<const CpuEmbedding&>(weights).table();
     const int64_t dim = table.dim(1);
     BST_CHECK_SHAPE(out, {static_cast<int64_t>(tokens.size()), dim});
-    for (size_t t = 0; t < tokens.size(); ++t) {
-      float* row = out.row<float>(static_cast<int64_t>(t));
+    ForEachRow(out.dim(0), dim, [&](int64_t t) {
+      const int32_t token = tokens[static_cast<size_t>(t)].value();
+      float* row = out.row<float>(t);
       if (table.dtype() == DType::kBF16) {
-        const BFloat16* from = table.row<BFloat16>(tokens[t].value());
+        const BFloat16* from = table.row<BFloat16>(token);
         for (int64_t i = 0; i < dim; ++i) row[i] = ToFloat(from[i]);
       } else {
-        std::memcpy(row, table.row<float>(tokens[t].value()),
-                    static_cast<size_t>(dim) * sizeof(float));
+        std::memcpy(row, table.row<float>(token), static_cast<size_t>(dim) * sizeof(float));
       }
-    }
+    });
   }
 
   void RmsNorm(TensorView x, TensorView gain, float epsilon, TensorView out) override {
