@@ -269,12 +269,13 @@ void CpuAttention::StartPackedTyped(CpuContext& context, const PackedHeads& head
                                     PoolView ring) const {
   const KeyValueLayout layout = Layout(context);
   const Row& row = heads.row();
-  const int64_t last_block = heads.first_block() + heads.num_blocks() - 1;
-  const int64_t end = row.position + row.num_tokens() - last_block * spec().window;
   context.pool().Run(spec().num_heads, [&](int head, int) {
-    Head(layout, heads.block(head, last_block)).Pad(0, end);
-    Head(layout, heads.block(head, heads.first_block()))
-        .Copy(0, row.position % spec().window, RingHead<Head>(layout, ring, row.slot, head));
+    ForEachBlock(row, spec().window, [&](int64_t block, int64_t begin, int64_t end, int64_t) {
+      const Head to(layout, heads.block(head, block));
+      to.Pad(0, end);
+      if (block == heads.first_block())
+        to.Copy(0, begin, RingHead<Head>(layout, ring, row.slot, head));
+    });
   });
 }
 

@@ -37,7 +37,8 @@ class CpuAttention : public AttentionWeights {
   // ---- Of a row whose heads are packed. REQUIRES: PackedHeads::Fits(layout) ----
 
   KeyValueLayout Layout(const CpuContext& context) const;
-  // Before its keys and values are written: those of its first block that the ring has.
+  // Before its keys and values are written: those of its first block that the ring has, and what
+  // completes each block.
   void StartPacked(CpuContext& context, const PackedHeads& heads, PoolView ring) const;
   // Keys and values [n][dh] of one head, of the row's tokens from `token` on. Any thread.
   void WritePacked(const CpuContext& context, const PackedHeads& heads, int head, int64_t token,

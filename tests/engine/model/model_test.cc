@@ -24,7 +24,7 @@ namespace {
 
 constexpr char kConfig[] = R"({
   "model_type": "block_state_transformer", "format_version": 1,
-  "vocab_size": 300, "hidden_size": 56, "num_heads": 3, "head_dim": 24, "ffn_size": 100,
+  "vocab_size": 300, "hidden_size": WIDTH, "num_heads": HEADS, "head_dim": HEAD, "ffn_size": 100,
   "ffn_activation": "ACTIVATION", "window": 20, "norm_eps": 1e-6, "logit_scale": 1.0, "tie_embeddings": true,
   "attention": {"scope": "SCOPE", "include_self": SELF, "empty_prefix": "PREFIX", "qk_norm": QKNORM,
                 "position": "POSITION", "t5_num_buckets": 8, "t5_max_distance": 16, "rope_theta": 10000.0},
@@ -99,6 +99,7 @@ class ModelLawTest : public testing::TestWithParam<Case> {
     const Variant& v = GetParam().variant;
     directory_ = std::filesystem::path(testing::TempDir()) /
                  ("model_law_" + std::to_string(::getpid()) + "_" + v.name);
+    const bool in_panels = MaxStepTokens() > 256;
     std::filesystem::create_directories(directory_);
     const std::string config_path = directory_ / "source.json";
     std::ofstream(config_path) << absl::StrReplaceAll(kConfig, {{"SCOPE", v.scope},
@@ -107,7 +108,10 @@ class ModelLawTest : public testing::TestWithParam<Case> {
                                                                 {"QKNORM", v.qk_norm},
                                                                 {"POSITION", v.position},
                                                                 {"ACTIVATION", v.activation},
-                                                                {"LAYERS", v.layers}});
+                                                                {"LAYERS", v.layers},
+                                                                {"WIDTH", in_panels ? "64" : "56"},
+                                                                {"HEADS", in_panels ? "2" : "3"},
+                                                                {"HEAD", in_panels ? "32" : "24"}});
     RandomCheckpointOptions options;
     options.config_path = config_path;
     options.directory = directory_;
@@ -118,12 +122,13 @@ class ModelLawTest : public testing::TestWithParam<Case> {
     auto backend = MakeBackend(GetParam().backend);
     ASSERT_TRUE(backend.ok()) << backend.status();
     backend_ = *std::move(backend);
-    auto runner =
-        ModelRunner::Create(directory_, *backend_, GetParam().type, 256, kSlots, GetParam().type);
+    auto runner = ModelRunner::Create(directory_, *backend_, GetParam().type, MaxStepTokens(),
+                                      kSlots, GetParam().type);
     ASSERT_TRUE(runner.ok()) << runner.status();
     runner_ = *std::move(runner);
   }
   void TearDown() override { std::filesystem::remove_all(directory_); }
+  virtual int MaxStepTokens() const { return 256; }
 
   static std::vector<TokenId> RandomTokens(int n, uint32_t seed) {
     std::mt19937 random(seed);
@@ -268,6 +273,39 @@ TEST_P(ModelLawTest, ASlotKeepsNothingOfItsFormerSequence) {
   EXPECT_TRUE(SameBits(runner_->Logits(tokens, {45}), fresh));
 }
 
+// Rows so long, and heads so wide, that a backend may keep what a prompt's attention reads in a form
+// of its own: as a whole, in long and short pieces, and beside another document.
+class LongRowLawTest : public ModelLawTest {
+ protected:
+  int MaxStepTokens() const override { return 1000; }
+};
+TEST_P(LongRowLawTest, LongRowsGiveTheBitsOfShortOnes) {
+  const std::vector<TokenId> tokens = RandomTokens(640, 1), other = RandomTokens(300, 2);
+  const auto pieces = [](int total, int length) {
+    std::vector<int> cut(static_cast<size_t>(total / length), length);
+    if (total % length != 0) cut.push_back(total % length);
+    return cut;
+  };
+  const std::vector<float> expected = runner_->Logits(tokens, pieces(640, 64));
+  const std::vector<std::vector<int>> cuts = {{640}, {300, 340}, {9, 270, 1, 360}, {331, 20, 289}};
+  for (const std::vector<int>& cut : cuts)
+    EXPECT_TRUE(SameBits(runner_->Logits(tokens, cut), expected)) << "first row of " << cut[0];
+
+  std::vector<float> alone = runner_->Logits(other, pieces(300, 50)), logits;
+  const auto row_size = static_cast<std::ptrdiff_t>(runner_->config().vocab_size);
+  const SlotLease first = *runner_->pool().Acquire(), second = *runner_->pool().Acquire();
+  std::vector<TokenId> both = other;
+  both.insert(both.end(), tokens.begin(), tokens.end());
+  // Of the second the logits after its last tokens alone.
+  std::vector<int> wanted;
+  for (int t = 0; t < 940; ++t) {
+    if (t < 300 || t >= 930) wanted.push_back(t);
+  }
+  runner_->Step(both, {Row{second.id(), 0, 300, 0}, Row{first.id(), 300, 940, 0}}, wanted, logits);
+  alone.insert(alone.end(), expected.end() - 10 * row_size, expected.end());
+  EXPECT_TRUE(SameBits(logits, alone)) << "beside another document";
+}
+
 // Of more tokens than Logits takes at once all are computed, wanted or not.
 TEST(ModelTest, MoreMayBeWantedThanLogitsTakesAtOnce) {
   const auto backend = *MakeBackend("cpu");
@@ -336,13 +374,24 @@ std::vector<Case> Cases() {
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ModelLawTest, testing::ValuesIn(Cases()), [](const auto& param) {
+std::string CaseName(const testing::TestParamInfo<Case>& param) {
   std::string name = std::string(param.param.variant.name) + "_" + param.param.backend + "_" +
                      std::string(Name(param.param.type));
   std::replace_if(
       name.begin(), name.end(), [](char c) { return c == ':' || c == '-'; }, '_');
   return name;
-});
+}
+
+// Of the CPU, and of types that it packs.
+std::vector<Case> LongRowCases() {
+  std::vector<Case> cases = Cases();
+  std::erase_if(cases,
+                [](const Case& c) { return c.type == DType::kF32 || c.backend.find("cpu:") != 0; });
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ModelLawTest, testing::ValuesIn(Cases()), CaseName);
+INSTANTIATE_TEST_SUITE_P(All, LongRowLawTest, testing::ValuesIn(LongRowCases()), CaseName);
 
 }  // namespace
 }  // namespace bst
