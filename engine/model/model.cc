@@ -97,7 +97,8 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
   model->residual_.Reserve(std::max(options.max_step_tokens, options.max_logit_rows),
                            config.hidden_size);
   model->rotary_.Reserve(options.max_step_tokens, model->rotary_dim_);
-  model->gathered_.Reserve(options.max_logit_rows, config.hidden_size);
+  model->gathered_rows_ = std::max(options.max_logit_rows, max_rows);
+  model->gathered_.Reserve(model->gathered_rows_, config.hidden_size);
   model->logits_.Reserve(options.max_logit_rows, config.vocab_size);
   for (Scratch* scratch : {&model->residual_, &model->rotary_, &model->gathered_}) {
     BST_RETURN_IF_ERROR(scratch->Allocate(backend));
@@ -147,8 +148,8 @@ void Model::Forward(absl::Span<const TokenId> tokens, absl::Span<const Row> rows
 Step Model::LastStep(const Step& step, absl::Span<const int> wanted) {
   wanted_.assign(wanted.begin(), wanted.end());
   const auto n = static_cast<int64_t>(wanted_.size());
-  // Of more than Logits takes at once, as where a text is scored, few are unwanted.
-  has_unwanted_ = n < step.num_tokens() && n <= options_.max_logit_rows;
+  // Of more than those of all rows, as where a text is scored, most are wanted.
+  has_unwanted_ = n < step.num_tokens() && n <= gathered_rows_;
   outputs_ = step.x;
   if (!has_unwanted_) return step;
   outputs_ = gathered_.Matrix(n, hidden_size_);

@@ -96,6 +96,7 @@ class Model {
   // Shared by all layers; and what the first and the last operators need besides.
   std::unique_ptr<Workspace> workspace_;
   Scratch residual_, rotary_, gathered_, logits_;
+  int64_t gathered_rows_ = 0;  // at most
   // Of the last Forward.
   std::vector<BlockEnd> block_ends_;
   std::vector<int> wanted_;

@@ -35,7 +35,7 @@ void SetKeyValues(const Head& current, const Head& previous, AttendTask& task) {
   task.previous_value_scales = previous.value_scales;
 }
 
-// Blocks of each of `num_blocks` blocks' tasks, where heads and threads are so many.
+// Blocks that one task takes, of a row of num_blocks.
 int64_t TaskBlocks(int64_t num_blocks, int64_t heads, int64_t threads) {
   return std::clamp<int64_t>(num_blocks * heads / (kTasksOfThread * threads), 1, num_blocks);
 }

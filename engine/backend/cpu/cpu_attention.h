@@ -2,13 +2,14 @@
 //
 // A query at offset i of its block sees ring index j in its own block up to i and in the block
 // before beyond: decode reads the ring in place, a prompt block reads two copies (own block, block
-// before; cpu_key_values.h) and picks by index. So both do the same arithmetic in the same order.
+// before; cpu_key_values.h), or what a long row's projection wrote (cpu_packed_heads.h), and picks
+// by index. So all do the same arithmetic in the same order.
 // A task takes several blocks of a row in turn where there are tasks enough: the copy of a block
 // then serves the next block too. Of a single token a task likewise takes several heads, and knows
 // what it reads next.
 //
 // Threads   Engine thread only; tasks run on the threads of the CpuContext.
-// Tested by tests/engine/backend/agreement_test.cc
+// Tested by tests/engine/backend/agreement_test.cc, projected_attention_test.cc
 #pragma once
 
 #include <memory>

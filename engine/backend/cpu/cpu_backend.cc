@@ -194,15 +194,21 @@ class CpuBackend : public Backend {
                                   TensorView others) override {
     const auto& layer = dynamic_cast<const CpuLinear&>(weights);
     const auto& self = dynamic_cast<const CpuAttention&>(attention);
+    const int64_t a = int64_t{self.spec().num_heads} * self.spec().head_dim;
+    BST_CHECK_SHAPE(heads, {x.dim(0), weights.out_features()});
+    BST_CHECK(options.normalized == 0 || options.normalized == 2 * a, options.normalized,
+              " columns to normalise, q and k have ", 2 * a);
+    if (options.normalized > 0)
+      CheckHeads(heads.Columns(0, 2 * a), self.spec().head_dim, options.rotary);
+    if (heads.dim(1) > 3 * a) BST_CHECK_SHAPE(others, {x.dim(0), heads.dim(1) - 3 * a});
     packed_rows_.clear();
-    for (const Row& row : rows) packed_rows_.push_back(PartRows(layer, self, row, heads) > 0);
+    for (const Row& row : rows) packed_rows_.push_back(PackedPartRows(layer, self, row, heads) > 0);
     const auto packed =
         static_cast<size_t>(std::count(packed_rows_.begin(), packed_rows_.end(), 1));
     if (packed == 0) {
       return Backend::ProjectAttention(x, gain, epsilon, weights, options, attention, rows, ring,
                                        normed, heads, others);
     }
-    const int64_t a = int64_t{self.spec().num_heads} * self.spec().head_dim;
     ProjectedHeads projected = {.q = heads.Columns(0, a),
                                 .k = heads.Columns(a, 2 * a),
                                 .v = heads.Columns(2 * a, 3 * a),
@@ -383,17 +389,19 @@ class CpuBackend : public Backend {
   PackedHeads PackedIn(const CpuAttention& self, const Row& row, TensorView heads) const {
     return PackedHeads(self.Layout(context_), row, heads.row<float>(row.begin));
   }
-  // Tokens of each task that projects such a row; 0: it is none.
-  int64_t PartRows(const CpuLinear& layer, const CpuAttention& self, const Row& row,
-                   TensorView heads) {
+  // Rows that the first task which projects a row lacks: the others begin at whole tiles of keys.
+  static int64_t RowsBefore(const Row& row) { return row.position % kLanes; }
+  // Tokens of each task that projects a row; 0: its heads are not packed.
+  int64_t PackedPartRows(const CpuLinear& layer, const CpuAttention& self, const Row& row,
+                         TensorView heads) {
     const KeyValueLayout layout = self.Layout(context_);
     const bool contiguous = heads.row_stride() == heads.dim(1);
     if (!contiguous || !PackedHeads::Fits(layout)) return 0;
     const auto memory = static_cast<size_t>(row.num_tokens() * heads.dim(1)) * sizeof(float);
     if (PackedIn(self, row, heads).bytes(self.spec().num_heads) > memory) return 0;
     // Keys and values of a head.
-    const int64_t part_rows =
-        layer.PartRows(context_, row.num_tokens(), 2 * layout.head_dim * int64_t{sizeof(float)});
+    const int64_t part_rows = layer.PartRows(context_, RowsBefore(row) + row.num_tokens(),
+                                             2 * layout.head_dim * int64_t{sizeof(float)});
     return part_rows % PackedHeads::kApart == 0 ? part_rows : 0;
   }
   void ProjectPacked(const CpuLinear& layer, const CpuAttention& self, const Row& row, TensorView x,
@@ -401,13 +409,11 @@ class CpuBackend : public Backend {
                      TensorView heads, TensorView others) {
     const int64_t head_dim = self.spec().head_dim, num_heads = self.spec().num_heads;
     const int64_t a = num_heads * head_dim, width = heads.dim(1);
-    BST_CHECK(options.normalized == 0 || options.normalized == 2 * a, options.normalized,
-              " columns to normalise");
     const PackedHeads packed = PackedIn(self, row, heads);
     const bool in_pairs = self.Layout(context_).group == 2;
     self.StartPacked(context_, packed, ring);
-    const int64_t part_rows = PartRows(layer, self, row, heads);
-    const int64_t first_rows = part_rows - row.position % part_rows;
+    const int64_t part_rows = PackedPartRows(layer, self, row, heads);
+    const int64_t first_rows = part_rows - RowsBefore(row);
     const auto run = [&](const CpuLinear::Part& part) {
       const int64_t n = part.num_rows();
       auto* const k = reinterpret_cast<float*>(part.scratch());
@@ -415,8 +421,8 @@ class CpuBackend : public Backend {
       // A head of queries or keys, from `column` on, to `to`.
       const auto project = [&](int64_t column, int64_t next_column, float* to) {
         part.Run(column, head_dim, next_column, to, head_dim);
-        if (options.normalized > 0)
-          kernels().normalize_heads(to, static_cast<int>(n), static_cast<int>(head_dim));
+        if (options.normalized == 0) return;
+        kernels().normalize_heads(to, static_cast<int>(n), static_cast<int>(head_dim));
         for (int64_t i = 0; i < n && !options.rotary.empty(); ++i) {
           const float* cosines = options.rotary.row<float>(row.begin + part.first() + i);
           kernels().rotate(cosines, cosines + head_dim / 2, static_cast<int>(head_dim / 2),

@@ -39,7 +39,9 @@ class CpuContext {
     BST_ASSIGN_OR_RETURN(shared_, Buffer::Allocate(bytes));
     return absl::OkStatus();
   }
-  size_t scratch_bytes() const { return scratch_[0].bytes(); }
+  size_t scratch_bytes() const {  // of each thread
+    return scratch_[0].bytes();
+  }
   std::byte* shared() { return static_cast<std::byte*>(shared_.data()); }
   float* scratch(int thread) {
     return static_cast<float*>(scratch_[static_cast<size_t>(thread)].data());

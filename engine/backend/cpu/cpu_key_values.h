@@ -3,8 +3,10 @@
 // to whole vectors; with INT8 then a scale per key and one per value (int8.h). Where attention
 // multiplies pairs of BF16 or bytes: a pair ring or a byte ring (kernels.h).
 //
-// Threads   Values; whoever holds a head's memory writes it.
-// Tested by tests/engine/backend/agreement_test.cc, context_attention_test.cc
+// Threads   Values; whoever holds a head's memory writes it, or tasks do that keep apart
+//           (cpu_packed_heads.h).
+// Tested by tests/engine/backend/agreement_test.cc, context_attention_test.cc,
+//           projected_attention_test.cc
 #pragma once
 
 #include <algorithm>
@@ -189,7 +191,7 @@ void CopyValuesExactly(const T* from, T* to, int64_t begin, int64_t end, int64_t
   for (int64_t index = last; index < end; ++index) copy_one(index);
 }
 
-// Those of a pair ring, and copies of it.
+// Those of a pair ring, copies of it, and packed blocks.
 struct HeadPairs {
   using Copied = HeadPairs;
 
@@ -244,7 +246,7 @@ struct HeadPairs {
   }
 };
 
-// Those of a byte ring, and copies of it. Zero weights silence any byte: nothing needs padding.
+// Those of a byte ring, copies of it, and packed blocks. Zero weights silence any byte: nothing needs padding.
 struct HeadQuads {
   using Copied = HeadQuads;
 

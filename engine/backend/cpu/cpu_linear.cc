@@ -396,7 +396,7 @@ void CpuLinear::RunParts(CpuContext& context, TensorView x, TensorView gain, flo
   BST_CHECK(x.dim(1) == in_features(), "inputs ", x.dim(1), ", weights take ", in_features());
   BST_CHECK_SHAPE(gain, {x.dim(1)});
   const CpuKernels& kernels = context.kernels();
-  const int64_t rows = x.dim(0), before = part_rows - first_rows;  // of a group that is whole
+  const int64_t rows = x.dim(0), before = part_rows - first_rows;  // that the first group lacks
   ForEachRowTask(
       context, before + rows, part_rows, [&](int64_t begin, int64_t count, std::byte* memory) {
         const int64_t first = std::max<int64_t>(0, begin - before);

@@ -6,7 +6,7 @@
 //           a ring's head }, the blocks those that the row's tokens lie in
 // Threads   Values; tasks write tokens of their own. REQUIRES of those of one row and head: they
 //           part at positions that are multiples of kApart.
-// Tested by tests/engine/backend/agreement_test.cc
+// Tested by tests/engine/backend/projected_attention_test.cc, tests/engine/model/model_test.cc
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ class PackedHeads {
   // Values of so many neighbouring indices share a word.
   static constexpr int kApart = 4;
 
-  // `memory` is 64-byte aligned.
+  // `memory` best begins with a cache line.
   PackedHeads(const KeyValueLayout& layout, const Row& row, void* memory)
       : layout_(layout),
         row_(row),

@@ -112,6 +112,40 @@ TEST_P(StepAllocationTest, AStepAllocatesNothing) {
   }
 }
 
+// Rows whose heads a backend may keep in a form of its own, beside others.
+TEST(LongStepAllocationTest, ALongStepAllocatesNothing) {
+  const auto backend = *MakeBackend("cpu");
+  for (const DType type : {DType::kBF16, DType::kI8}) {
+    const auto runner = *ModelRunner::Create("models/bst-books-4m", *backend, type, 400, 3, type);
+    std::vector<SlotLease> leases;
+    for (int i = 0; i < 3; ++i) leases.push_back(*runner->pool().Acquire());
+    const std::vector<TokenId> tokens(400, TokenId(7));
+    std::vector<int64_t> positions(3);
+    const auto steps = [&] {
+      long allocated = 0;
+      for (const std::vector<int>& lengths :
+           std::vector<std::vector<int>>{{300, 1, 1}, {1, 300, 40}}) {
+        std::vector<Row> rows;
+        int begin = 0;
+        for (size_t i = 0; i < lengths.size(); ++i) {
+          rows.push_back({leases[i].id(), begin, begin + lengths[i], positions[i]});
+          begin += lengths[i];
+          positions[i] += lengths[i];
+        }
+        const std::vector<int> wanted = {begin - 1};
+        const long before = g_allocations;
+        runner->model().Forward(absl::MakeConstSpan(tokens).first(static_cast<size_t>(begin)), rows,
+                                wanted, runner->pool());
+        runner->model().Logits(wanted);
+        allocated += g_allocations - before;
+      }
+      return allocated;
+    };
+    EXPECT_GT(steps(), 0);
+    EXPECT_EQ(steps(), 0) << Name(type);
+  }
+}
+
 std::vector<Param> Params() {
   std::vector<std::string> backends = EmulatedBackendNames();
   backends.push_back("cpu");
