@@ -220,8 +220,8 @@ class Backend {
   // heads = ProjectHeads, whose columns are q, k and v of `attention`, then others; q and k are
   // normalised, or none. A backend may put the q, k and v of rows into the memory of `heads`
   // [T, out] in whatever form ProjectedAttention takes them, and their others into `others`
-  // [T, out - 3 H * dh], which is empty where there are none. The bits are the same. It may read the
-  // ring; that, `heads` and `others` stay as they are until ProjectedAttention.
+  // [T, out - 3 H * dh], which is empty where there are none. The bits are the same. It may read
+  // the ring; that, `heads` and `others` stay as they are until ProjectedAttention.
   virtual ProjectedHeads ProjectAttention(TensorView x, TensorView gain, float epsilon,
                                           const LinearWeights& weights, const HeadOptions& options,
                                           const AttentionWeights& attention,
@@ -250,8 +250,8 @@ class Backend {
   virtual void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
                          absl::Span<const Row> rows, PoolView ring, TensorView out) = 0;
 
-  // Attention of what ProjectAttention gave, of the same rows and the same ring, which takes the new
-  // keys.
+  // Attention of what ProjectAttention gave, of the same rows and the same ring, which takes the
+  // new keys.
   virtual void ProjectedAttention(const AttentionWeights& weights, const ProjectedHeads& heads,
                                   absl::Span<const Row> rows, PoolView ring, TensorView out) {
     Attention(weights, heads.q, heads.k, heads.v, rows, ring, out);

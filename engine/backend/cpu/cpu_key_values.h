@@ -246,7 +246,8 @@ struct HeadPairs {
   }
 };
 
-// Those of a byte ring, copies of it, and packed blocks. Zero weights silence any byte: nothing needs padding.
+// Those of a byte ring, copies of it, and packed blocks. Zero weights silence any byte: nothing
+// needs padding.
 struct HeadQuads {
   using Copied = HeadQuads;
 

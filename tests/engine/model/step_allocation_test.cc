@@ -114,8 +114,8 @@ TEST_P(StepAllocationTest, AStepAllocatesNothing) {
 
 // Rows whose heads a backend may keep in a form of its own, beside others.
 TEST(LongStepAllocationTest, ALongStepAllocatesNothing) {
-  const auto backend = *MakeBackend("cpu");
   for (const DType type : {DType::kBF16, DType::kI8}) {
+    const auto backend = *MakeBackend("cpu");
     const auto runner = *ModelRunner::Create("models/bst-books-4m", *backend, type, 400, 3, type);
     std::vector<SlotLease> leases;
     for (int i = 0; i < 3; ++i) leases.push_back(*runner->pool().Acquire());
