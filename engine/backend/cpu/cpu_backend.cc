@@ -13,6 +13,7 @@
 #include "engine/backend/cpu/cpu_context_attention.h"
 #include "engine/backend/cpu/cpu_convolution.h"
 #include "engine/backend/cpu/cpu_dplr.h"
+#include "engine/backend/cpu/cpu_head_projection.h"
 #include "engine/backend/cpu/cpu_linear.h"
 #include "engine/backend/cpu/cpu_scan.h"
 #include "engine/backend/cpu/cpu_sequence.h"
@@ -201,11 +202,10 @@ class CpuBackend : public Backend {
     if (options.normalized > 0)
       CheckHeads(heads.Columns(0, 2 * a), self.spec().head_dim, options.rotary);
     if (heads.dim(1) > 3 * a) BST_CHECK_SHAPE(others, {x.dim(0), heads.dim(1) - 3 * a});
+    const HeadProjection projection(context_, layer, self, heads);
     packed_rows_.clear();
-    for (const Row& row : rows) packed_rows_.push_back(PackedPartRows(layer, self, row, heads) > 0);
-    const auto packed =
-        static_cast<size_t>(std::count(packed_rows_.begin(), packed_rows_.end(), 1));
-    if (packed == 0) {
+    for (const Row& row : rows) packed_rows_.push_back(projection.Packs(row));
+    if (std::find(packed_rows_.begin(), packed_rows_.end(), 1) == packed_rows_.end()) {
       return Backend::ProjectAttention(x, gain, epsilon, weights, options, attention, rows, ring,
                                        normed, heads, others);
     }
@@ -229,7 +229,7 @@ class CpuBackend : public Backend {
     for (size_t r = 0; r < rows.size(); ++r) {
       if (packed_rows_[r] == 0) continue;
       project_rows(rows[r].begin);
-      ProjectPacked(layer, self, rows[r], x, gain, epsilon, options, ring, heads, others);
+      projection.Project(rows[r], x, gain, epsilon, options, ring, others);
       begin = rows[r].end;
     }
     project_rows(static_cast<int>(x.dim(0)));
@@ -247,7 +247,8 @@ class CpuBackend : public Backend {
       if (heads.packed[r] == 0) {
         other_rows_.push_back(rows[r]);
       } else {
-        self.RunPacked(context_, PackedIn(self, rows[r], heads.q), ring, out);
+        self.RunPacked(context_, HeadProjection::PackedIn(context_, self, rows[r], heads.q), ring,
+                       out);
       }
     }
     if (!other_rows_.empty()) Attention(weights, heads.q, heads.k, heads.v, other_rows_, ring, out);
@@ -382,77 +383,6 @@ class CpuBackend : public Backend {
     for (int64_t h = 0; h < x.dim(1); h += head_dim) {
       kernels().rotate(cosines, cosines + half, static_cast<int>(half), x.row<float>(t) + h);
     }
-  }
-
-  // ---- Rows whose heads are packed ----
-
-  PackedHeads PackedIn(const CpuAttention& self, const Row& row, TensorView heads) const {
-    return PackedHeads(self.Layout(context_), row, heads.row<float>(row.begin));
-  }
-  // Rows that the first task which projects a row lacks: the others begin at whole tiles of keys.
-  static int64_t RowsBefore(const Row& row) { return row.position % kLanes; }
-  // Tokens of each task that projects a row; 0: its heads are not packed.
-  int64_t PackedPartRows(const CpuLinear& layer, const CpuAttention& self, const Row& row,
-                         TensorView heads) {
-    const KeyValueLayout layout = self.Layout(context_);
-    const bool contiguous = heads.row_stride() == heads.dim(1);
-    if (!contiguous || !PackedHeads::Fits(layout)) return 0;
-    const auto memory = static_cast<size_t>(row.num_tokens() * heads.dim(1)) * sizeof(float);
-    if (PackedIn(self, row, heads).bytes(self.spec().num_heads) > memory) return 0;
-    // Keys and values of a head.
-    const int64_t part_rows = layer.PartRows(context_, RowsBefore(row) + row.num_tokens(),
-                                             2 * layout.head_dim * int64_t{sizeof(float)});
-    return part_rows % PackedHeads::kApart == 0 ? part_rows : 0;
-  }
-  void ProjectPacked(const CpuLinear& layer, const CpuAttention& self, const Row& row, TensorView x,
-                     TensorView gain, float epsilon, const HeadOptions& options, PoolView ring,
-                     TensorView heads, TensorView others) {
-    const int64_t head_dim = self.spec().head_dim, num_heads = self.spec().num_heads;
-    const int64_t a = num_heads * head_dim, width = heads.dim(1);
-    const PackedHeads packed = PackedIn(self, row, heads);
-    const bool in_pairs = self.Layout(context_).group == 2;
-    self.StartPacked(context_, packed, ring);
-    const int64_t part_rows = PackedPartRows(layer, self, row, heads);
-    const int64_t first_rows = part_rows - RowsBefore(row);
-    const auto run = [&](const CpuLinear::Part& part) {
-      const int64_t n = part.num_rows();
-      auto* const k = reinterpret_cast<float*>(part.scratch());
-      float* const v = k + n * head_dim;
-      // A head of queries or keys, from `column` on, to `to`.
-      const auto project = [&](int64_t column, int64_t next_column, float* to) {
-        part.Run(column, head_dim, next_column, to, head_dim);
-        if (options.normalized == 0) return;
-        kernels().normalize_heads(to, static_cast<int>(n), static_cast<int>(head_dim));
-        for (int64_t i = 0; i < n && !options.rotary.empty(); ++i) {
-          const float* cosines = options.rotary.row<float>(row.begin + part.first() + i);
-          kernels().rotate(cosines, cosines + head_dim / 2, static_cast<int>(head_dim / 2),
-                           to + i * head_dim);
-        }
-      };
-      const bool attends = row.begin + part.first() + n > row.outputs_from;
-      for (int head = 0; attends && head < num_heads; ++head) {
-        const int64_t column = head * head_dim;
-        std::byte* const queries = packed.queries(head, part.first());
-        float* const q = in_pairs ? k : reinterpret_cast<float*>(queries);
-        project(column, column + head_dim, q);
-        if (in_pairs) {
-          kernels().pack_bf16(q, reinterpret_cast<BFloat16*>(queries), n * head_dim, kLineBytes);
-        }
-      }
-      for (int head = 0; head < num_heads; ++head) {
-        const int64_t column = a + head * head_dim;
-        project(column, column + a, k);
-        const bool is_last = head + 1 == num_heads;
-        const int64_t after = attends && width > 3 * a ? 3 * a : 0;
-        part.Run(column + a, head_dim, is_last ? after : column + head_dim, v, head_dim);
-        self.WritePacked(context_, packed, head, part.first(), n, k, v);
-      }
-      if (attends && width > 3 * a) {
-        part.Run(3 * a, width - 3 * a, 0, others.row<float>(row.begin + part.first()),
-                 others.row_stride());
-      }
-    };
-    layer.RunParts(context_, x.Rows(row.begin, row.end), gain, epsilon, first_rows, part_rows, run);
   }
 
   const CpuKernels& kernels() const { return context_.kernels(); }
