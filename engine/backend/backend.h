@@ -131,6 +131,9 @@ class Backend {
   // Whether I8 is among the types of PackLinear and of keys and values. Without, nobody asks for
   // it.
   virtual bool HasInt8() const { return false; }
+  // Whether ProjectAttention may give attention a form of the backend's own. Without, it takes no
+  // `others`.
+  virtual bool PacksHeads() const { return false; }
 
   // ---- Memory and weights: at load ----
 

@@ -46,7 +46,7 @@ absl::StatusOr<std::unique_ptr<Layer>> TransformerLayer::Create(const LayerSourc
   BST_ASSIGN_OR_RETURN(layer->context_, MakeCrossContext(source));
   source.workspace.normed.Reserve(source.max_tokens, config.hidden_size);
   source.workspace.heads.Reserve(source.max_tokens, layer->heads_->out_features());
-  if (layer->context_ != nullptr && !layer->context_->TakesKeys())
+  if (backend.PacksHeads() && layer->context_ != nullptr && !layer->context_->TakesKeys())
     source.workspace.queries.Reserve(source.max_tokens, layer->attention_size_);
   source.workspace.attended.Reserve(source.max_tokens, layer->output_->in_features());
   return layer;
@@ -83,8 +83,9 @@ void TransformerLayer::Attend(Backend& backend, const Step& step, TensorView att
   const bool rotates = !step.rotary.empty();
   if (!takes_keys && (qk_norm_ || !rotates)) {
     options.rotary = step.rotary;
-    const TensorView queries =
-        context_ != nullptr ? step.workspace->queries.Matrix(tokens, a) : TensorView();
+    const TensorView queries = context_ != nullptr && backend.PacksHeads()
+                                   ? step.workspace->queries.Matrix(tokens, a)
+                                   : TensorView();
     const ProjectedHeads projected = backend.ProjectAttention(
         step.x, gain, norm_eps_, *heads_, options, *attention_, step.rows, ring, n, heads, queries);
     attend_to_context({.queries = projected.others, .keys = {}, .values = {}});

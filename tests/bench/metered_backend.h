@@ -67,6 +67,7 @@ class MeteredBackend final : public Backend {
   std::string name() const override { return inner_ == nullptr ? "paper" : inner_->name(); }
   int num_threads() const override { return inner_ == nullptr ? 1 : inner_->num_threads(); }
   bool HasInt8() const override { return inner_ != nullptr && inner_->HasInt8(); }
+  bool PacksHeads() const override { return inner_ != nullptr && inner_->PacksHeads(); }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override;
   absl::StatusOr<Buffer> AllocateHostReadable(size_t bytes) override;
   absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,

@@ -65,6 +65,9 @@ class CpuBackend : public Backend {
   }
   int num_threads() const override { return num_threads_; }
   bool HasInt8() const override { return true; }
+  bool PacksHeads() const override {
+    return kernels().write_pairs != nullptr || kernels().write_bytes != nullptr;
+  }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return Buffer::Allocate(bytes); }
 
@@ -201,7 +204,6 @@ class CpuBackend : public Backend {
               " columns to normalise, q and k have ", 2 * a);
     if (options.normalized > 0)
       CheckHeads(heads.Columns(0, 2 * a), self.spec().head_dim, options.rotary);
-    if (heads.dim(1) > 3 * a) BST_CHECK_SHAPE(others, {x.dim(0), heads.dim(1) - 3 * a});
     const HeadProjection projection(context_, layer, self, heads);
     packed_rows_.clear();
     for (const Row& row : rows) packed_rows_.push_back(projection.Packs(row));
@@ -209,6 +211,7 @@ class CpuBackend : public Backend {
       return Backend::ProjectAttention(x, gain, epsilon, weights, options, attention, rows, ring,
                                        normed, heads, others);
     }
+    if (heads.dim(1) > 3 * a) BST_CHECK_SHAPE(others, {x.dim(0), heads.dim(1) - 3 * a});
     ProjectedHeads projected = {.q = heads.Columns(0, a),
                                 .k = heads.Columns(a, 2 * a),
                                 .v = heads.Columns(2 * a, 3 * a),

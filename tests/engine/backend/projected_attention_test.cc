@@ -172,7 +172,7 @@ TEST_P(ProjectedAttentionTest, IsItsOperators) {
   constexpr int kLongRows = 7;
   std::mt19937 random(15);
   int packed = 0, packed_unread = 0, packed_incomplete = 0;
-  for (int trial = 0; trial < (kSanitized ? 8 : 40); ++trial) {
+  for (int trial = 0; trial < (kSanitized ? 12 : 40); ++trial) {
     Problem p = RandomProblem(random, Types());
     const Results expected = Attend(*tested_, p, steps, /*apart=*/true);
     const Results got = Attend(*tested_, p, steps, /*apart=*/false);
@@ -195,6 +195,7 @@ TEST_P(ProjectedAttentionTest, IsItsOperators) {
   const bool can_pack = absl::StrContains(GetParam(), "avx512vnni") ||
                         absl::StrContains(GetParam(), "avx512bf16") ||
                         absl::StrContains(GetParam(), "amx");
+  if (kSanitized) return;  // too few to have met everything
   EXPECT_EQ(packed > 0, can_pack);
   EXPECT_EQ(packed_unread > 0, can_pack);
   EXPECT_EQ(packed_incomplete > 0, can_pack && !absl::StrContains(GetParam(), "avx512vnni"));
