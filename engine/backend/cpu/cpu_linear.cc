@@ -352,29 +352,19 @@ bool CpuLinear::RunNormed(CpuContext& context, TensorView x, TensorView gain, fl
                           int64_t columns, absl::FunctionRef<void(int64_t row)> finish,
                           TensorView out) const {
   const int64_t rows = x.dim(0);
-  BST_CHECK(x.dim(1) == in_features(), "inputs ", x.dim(1), ", weights take ", in_features());
   BST_CHECK(columns <= out_features(), columns, " of ", out_features(), " columns");
-  BST_CHECK_SHAPE(gain, {x.dim(1)});
   BST_CHECK_SHAPE(out, {rows, out_features()});
   const int64_t task_rows = RowsApart(rows, context.pool().num_threads(), most_task_rows());
   if (task_rows == 0) return false;
-  const CpuKernels& kernels = context.kernels();
-  LinearTask common = TaskOf({});
-  common.out_stride = out.row_stride();
-  const auto first_panels = static_cast<int>(Quotient(columns, kPanelOutputs));
-  ForEachRowTask(context, rows, task_rows, [&](int64_t first, int64_t n, std::byte* memory) {
-    const Prepared inputs = PreparedIn(memory, n);
-    auto* const normed = reinterpret_cast<float*>(memory + PreparedBytes(n, row_bytes_));
-    PrepareNormed(kernels, x, first, n, gain, epsilon, normed, inputs);
-    LinearTask task = common;
-    task.num_rows = static_cast<int>(n);
-    task.out = out.row<float>(first);
-    task.last_panel = first_panels;
-    RunTask(kernels, task, {}, inputs);
-    for (int64_t r = 0; columns > 0 && r < n; ++r) finish(first + r);
-    task.first_panel = first_panels;
-    task.last_panel = num_panels();
-    RunTask(kernels, task, {}, inputs);
+  // Whole panels.
+  const int64_t first_columns = std::min<int64_t>(RoundUp(columns, kPanelOutputs), out_features());
+  RunParts(context, x, gain, epsilon, task_rows, task_rows, [&](const Part& part) {
+    float* const to = out.row<float>(part.first());
+    const int64_t next = first_columns < out_features() ? first_columns : 0;
+    part.Run(0, first_columns, next, to, out.row_stride());
+    for (int64_t r = 0; columns > 0 && r < part.num_rows(); ++r) finish(part.first() + r);
+    part.Run(first_columns, out_features() - first_columns, 0, to + first_columns,
+             out.row_stride());
   });
   return true;
 }
