@@ -183,10 +183,7 @@ bool EngineCall::BoundOutbox(size_t bytes) {
 }
 
 void EngineCall::EndForWriteTimeout() {
-  Log(LogLevel::kWarning, "write_timeout",
-      {{"id", request_id_},
-       {"rpc", rpc_},
-       {"write_timeout_ms", Milliseconds(frontend_.config().write_timeout)}});
+  frontend_.LogWriteTimeout(rpc_, request_id_);
   Cancel(CancelCause::kWriteTimeout);
 }
 

@@ -82,14 +82,17 @@ absl::Status Frontend::CheckReaders(size_t bytes) const {
       "queue is full: more than ", ReadersLimit(config_) >> 10, " KB of messages wait to be read"));
 }
 
+absl::Status Frontend::CheckUnread() const {
+  if (!UnreadIsFull()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("readers are behind: ", active_.unread_bytes() >> 20,
+                   " MB of the output of finished requests wait for them"));
+}
+
 absl::Status Frontend::CheckQueue() const {
   const EngineLoad load = model()->engine->load();
   if (load.draining) return Draining();
-  if (UnreadIsFull()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("readers are behind: ", active_.unread_bytes() >> 20,
-                     " MB of the output of finished requests wait for them"));
-  }
+  BST_RETURN_IF_ERROR(CheckUnread());
   if (RequestsAreFull(load)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("queue is full: ", load.in_flight, " sequences run and wait"));
@@ -150,6 +153,13 @@ void Frontend::AccountCall(const char* rpc, const std::string& request_id,
        {"rpc", rpc},
        {"total_ms", total.count()},
        {"code", CodeName(status.code())}});
+}
+
+void Frontend::LogWriteTimeout(const char* rpc, const std::string& request_id) const {
+  Log(LogLevel::kWarning, "write_timeout",
+      {{"id", request_id},
+       {"rpc", rpc},
+       {"write_timeout_ms", absl::ToDoubleMilliseconds(config_.write_timeout)}});
 }
 
 void Frontend::set_addresses(Addresses addresses) {

@@ -62,6 +62,8 @@ class Frontend {
   // Whether the queue could take one more at all; Submit has the last word.
   // Errors: kUnavailable while draining; kResourceExhausted. REQUIRES: a model is served.
   absl::Status CheckQueue() const;
+  // Whether readers keep up with what is written to them. Errors: kResourceExhausted.
+  absl::Status CheckUnread() const;
   // Whether a message of so many bytes may be read: small ones at once, and so always.
   // Errors: kResourceExhausted when too many wait to be read.
   absl::Status CheckReaders(size_t bytes) const;
@@ -79,6 +81,8 @@ class Frontend {
   // when it came; `request_id`: empty where it has none or was refused before that was read.
   void AccountCall(const char* rpc, const std::string& request_id, const absl::Status& status,
                    std::chrono::steady_clock::time_point start);
+  // Logs a call that is cut because its client took nothing for too long.
+  void LogWriteTimeout(const char* rpc, const std::string& request_id) const;
 
   // nullptr while loading.
   const ServedModel* model() const { return published_.load(std::memory_order_acquire); }
@@ -86,6 +90,8 @@ class Frontend {
   ActiveRequests& active() { return active_; }
   MetricsExporter& metrics() { return metrics_; }
   DeliveryThread& delivery() { return delivery_; }
+  // For what takes long, which no stream may wait for.
+  DeliveryThread& slow_delivery() { return slow_delivery_; }
   HeldText& held_text() { return held_text_; }
   MessageReaders& readers() { return readers_; }
   // Whether half of the prompt tokens that may wait do.
@@ -105,7 +111,7 @@ class Frontend {
   ActiveRequests active_;
   HeldText held_text_;
   MetricsExporter metrics_;  // reads active_
-  DeliveryThread delivery_;
+  DeliveryThread slow_delivery_, delivery_;
   ServedModel model_;  // after what its engine calls
   std::atomic<const ServedModel*> published_{nullptr};
   MessageReaders readers_;  // last: they use all the others

@@ -80,22 +80,24 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
   }
 
   void Advance() override {
-    std::optional<absl::Status> end;
+    std::optional<FinishedEvent> finish;
+    size_t bytes;
     {
       absl::MutexLock lock(&handle_mutex_);
       for (const SequenceEvent& event : TakeEvents()) {
         if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
-          end = Complete(*finished);
+          finish = *finished;
         } else if (const std::optional<int> stopped = output_->Add(event); stopped.has_value()) {
           StopSequence(*stopped);
         }
       }
       if (BoundOutbox(output_->pending_bytes())) output_->Drop();
+      bytes = output_->pending_bytes();
     }
-    if (!end.has_value()) return;
-    AccountUnread(response_.Length());
-    watch_->Begin();  // this writes the answer
-    Finish(ToGrpcStatus(*end, context_));
+    if (!finish.has_value()) return;
+    if (bytes <= kLargeAnswerBytes) return Answer(*finish);
+    AccountUnread(bytes);
+    frontend().slow_delivery().Post(std::make_shared<LargeAnswer>(self_, *std::move(finish)));
   }
 
   void OnCancel() override { Cancel(CauseOfCancellation(context_)); }
@@ -107,6 +109,32 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
   }
 
  private:
+  // Some milliseconds of putting it together.
+  static constexpr size_t kLargeAnswerBytes = size_t{256} << 10;
+
+  // The end of a call that takes long: 64 MB of alternatives are millions of messages.
+  class LargeAnswer final : public Deliverable {
+   public:
+    LargeAnswer(std::shared_ptr<GenerateOnceReactor> call, FinishedEvent finished)
+        : call_(std::move(call)), finished_(std::move(finished)) {}
+    void Advance() override { call_->Answer(finished_); }
+
+   private:
+    const std::shared_ptr<GenerateOnceReactor> call_;
+    const FinishedEvent finished_;
+  };
+
+  void Answer(const FinishedEvent& finished) {
+    absl::Status status;
+    {
+      absl::MutexLock lock(&handle_mutex_);
+      status = Complete(finished);
+    }
+    AccountUnread(response_.Length());
+    watch_->Begin();  // this writes the answer
+    Finish(ToGrpcStatus(status, context_));
+  }
+
   absl::Status Submit(const ServedModel& model, const grpc::ByteBuffer& bytes) {
     BST_ASSIGN_OR_RETURN(const v1::GenerateRequest request,
                          ParseMessage<v1::GenerateRequest>(bytes, "request"));
@@ -138,13 +166,14 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(handle_mutex_) {
     const Ending ending = EndingOf(finished, output_->completeness());
     const v1::Finished& message = output_->Finish(ending, finished);
-    AccountFinished({message.reason(), ending.status}, finished,
-                    static_cast<int64_t>(message.usage().generated_tokens()));
+    const v1::FinishReason reason = message.reason();
+    const auto generated = static_cast<int64_t>(message.usage().generated_tokens());
     while (std::optional<v1::GenerateEvent> event = output_->Next()) {
       Collect(*std::move(event), result_);
     }
     if (ending.status.ok()) response_ = BytesOf(result_);
     result_ = {};  // may be unread for long, and the bytes are enough
+    AccountFinished({reason, ending.status}, finished, generated);
     return ending.status;
   }
 

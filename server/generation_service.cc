@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "engine/base/status_macros.h"
+#include "server/answer_reactor.h"
 #include "server/generate_reactor.h"
-#include "server/grpc_status.h"
 #include "server/request_validation.h"
 #include "server/score_reactor.h"
 #include "server/upload_reactor.h"
@@ -103,25 +103,26 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Score(
 template <typename Request, typename Response, typename Body>
 grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body) {
   const auto start = std::chrono::steady_clock::now();
-  grpc::ServerUnaryReactor* const reactor = call.context.DefaultReactor();
-  const auto finish = [this, call, start, reactor](const absl::Status& status) {
+  AnswerReactor& reactor = AnswerReactor::Open(frontend_, call.context, call.rpc, call.response);
+  const auto finish = [this, call, start, &reactor](const absl::Status& status) {
     // What asks while the model loads is a probe.
     if (!status.ok() && frontend_.model() != nullptr) frontend_.CountRejected(status);
     frontend_.AccountCall(call.rpc, "", status, start);
-    reactor->Finish(ToGrpcStatus(status, call.context));
+    reactor.Answer(status);
   };
   if (!call.request.Valid()) {  // of a stream that was reset, or ended without a message
     const absl::Status over = CheckCall(call.context);
     finish(over.ok() ? absl::CancelledError("the client left before its request came") : over);
-    return reactor;
+    return &reactor;
   }
   const grpc::ByteBuffer bytes = TakeBytes(call.request);
   const auto model = frontend_.Admit(call.context);
-  const absl::Status admitted =
-      model.ok() ? frontend_.CheckReaders(bytes.Length()) : model.status();
+  absl::Status admitted = model.status();
+  if (admitted.ok()) admitted = frontend_.CheckUnread();
+  if (admitted.ok()) admitted = frontend_.CheckReaders(bytes.Length());
   if (!admitted.ok()) {
     finish(admitted);
-    return reactor;
+    return &reactor;
   }
   const auto run = [call, body, model = *model](const grpc::ByteBuffer& message) -> absl::Status {
     BST_RETURN_IF_ERROR(CheckCall(call.context));
@@ -132,7 +133,7 @@ grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body)
     return absl::OkStatus();
   };
   frontend_.readers().Read(bytes.Length(), [run, finish, bytes] { finish(run(bytes)); });
-  return reactor;
+  return &reactor;
 }
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,

@@ -500,12 +500,13 @@ TEST(UnreadOutput, OfAllReadersTogetherIsBounded) {
 // A unary call whose client reads nothing of the answer.
 class UnreadAnswer final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
-  UnreadAnswer(const std::string& address, const v1::GenerateRequest& request)
-      : stub_(grpc::CreateChannel(address, grpc::InsecureChannelCredentials())) {
+  UnreadAnswer(const std::string& address, const std::string& rpc,
+               const google::protobuf::Message& request)
+      : stub_(NarrowChannel(address, grpc::InsecureChannelCredentials())) {
     const std::string bytes = request.SerializeAsString();
     const grpc::Slice slice(bytes);
     request_ = grpc::ByteBuffer(&slice, 1);
-    stub_.PrepareBidiStreamingCall(&context_, "/bst.v1.Generation/GenerateOnce", {}, this);
+    stub_.PrepareBidiStreamingCall(&context_, "/bst.v1.Generation/" + rpc, {}, this);
     StartWriteLast(&request_, {});
     StartCall();
   }
@@ -526,7 +527,8 @@ TEST(UnreadOutput, OfUnaryCallsCountsToo) {
   ServerConfig config = LoopbackConfig();
   config.max_unread_bytes = 100'000;
   RunningServer server(config);
-  auto answer = std::make_unique<UnreadAnswer>(server.server().addresses().grpc, RequestOfMuch());
+  auto answer = std::make_unique<UnreadAnswer>(server.server().addresses().grpc, "GenerateOnce",
+                                               RequestOfMuch());
   const SequenceId id = server.engine().WaitForRequest(0).id;
   GenerateMuch(server.engine(), id);
   server.engine().Finish(id, FinishReason::kMaxTokens);
@@ -538,12 +540,55 @@ TEST(UnreadOutput, OfUnaryCallsCountsToo) {
   EXPECT_TRUE(server.Generate(TextRequest("z")).status.ok());
 }
 
+ModelInfo ModelOfLongPrompts() {
+  ModelInfo info = PuppetModelInfo();
+  info.max_prompt_tokens = 1'000'000;
+  return info;
+}
+
+// Its answer, a byte per token, is more than gRPC takes for a reader that does not read.
+v1::TokenizeRequest TokenizeMuch() {
+  v1::TokenizeRequest request;
+  request.set_text(std::string(1'000'000, 'x'));
+  return request;
+}
+
+TEST(UnreadOutput, OfCallsWithoutTheEngineCountsToo) {
+  ServerConfig config = LoopbackConfig();
+  config.max_unread_bytes = 100'000;
+  RunningServer server(config, ModelOfLongPrompts());
+  auto answer =
+      std::make_unique<UnreadAnswer>(server.server().addresses().grpc, "Tokenize", TokenizeMuch());
+  EXPECT_TRUE(server.WaitForUnreadCalls(1));
+  RefusedForUnreadOutput(server);
+  v1::TokenizeRequest request;
+  v1::TokenizeResponse response;
+  grpc::ClientContext context;
+  const grpc::Status refused = server.generation().Tokenize(&context, request, &response);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.error_message(), HasSubstr("readers are behind"));
+  answer.reset();
+  EXPECT_TRUE(server.WaitForUnreadCalls(0));
+  grpc::ClientContext later;
+  EXPECT_TRUE(server.generation().Tokenize(&later, request, &response).ok());
+}
+
+TEST(UnreadOutput, OfCallsWithoutTheEngineADrainWaitsFor) {
+  RunningServer server(LoopbackConfig(), ModelOfLongPrompts());
+  const UnreadAnswer answer(server.server().addresses().grpc, "Tokenize", TokenizeMuch());
+  EXPECT_TRUE(server.WaitForUnreadCalls(1));
+  grpc::ClientContext context;
+  const auto drain = server.control().Drain(&context, v1::DrainRequest());
+  v1::DrainProgress progress;
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(drain->Read(&progress));  // the last would be the first
+  context.TryCancel();
+  EXPECT_EQ(drain->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
 TEST(UnreadOutput, ThePromptSentBackCountsToo) {
   ServerConfig config = LoopbackConfig();
   config.max_unread_bytes = 100'000;
-  ModelInfo info = PuppetModelInfo();
-  info.max_prompt_tokens = 1'000'000;
-  RunningServer server(config, info);
+  RunningServer server(config, ModelOfLongPrompts());
   v1::GenerateRequest request;
   request.mutable_token_ids()->mutable_ids()->Resize(1'000'000, 'x');
   request.mutable_output()->set_echo(true);
@@ -703,6 +748,15 @@ TEST_F(WriteTimeoutTest, ARequestWhoseReaderReadsNothingEnds) {
   EXPECT_TRUE(server_.WaitForUnreadCalls(0));
 }
 
+TEST(WriteTimeout, AnAnswerWithoutTheEngineThatNobodyReadsIsGoneSoon) {
+  ServerConfig config = LoopbackConfig();
+  config.write_timeout = absl::Seconds(1);  // in which the call is seen
+  RunningServer server(config, ModelOfLongPrompts());
+  const UnreadAnswer answer(server.server().addresses().grpc, "Tokenize", TokenizeMuch());
+  EXPECT_TRUE(server.WaitForUnreadCalls(1));
+  EXPECT_TRUE(server.WaitForUnreadCalls(0));
+}
+
 // Six tokens to a reader that takes each: alarms go off between two of them, and after several.
 Stream GenerateSlowly(absl::Duration write_timeout) {
   ServerConfig config = LoopbackConfig();
@@ -777,6 +831,31 @@ TEST_F(GenerationServiceTest, GenerateOnceAnswersAllAtOnce) {
   EXPECT_EQ(result.logprobs_size(), 4);
   EXPECT_EQ(result.finished().reason(), v1::MAX_TOKENS);
   EXPECT_EQ(result.finished().usage().generated_tokens(), 4u);
+}
+
+TEST(GenerateOnce, ALargeAnswerHoldsUpNoStream) {
+  RunningServer server(ConfigWithMetrics());
+  const std::string metrics = server.server().addresses().metrics;
+  PuppetEngine& engine = server.engine();
+  const UnreadAnswer large(server.server().addresses().grpc, "GenerateOnce", RequestOfMuch());
+  const SequenceId much = engine.WaitForRequest(0).id;
+  grpc::ClientContext context;
+  const auto reader = server.generation().Generate(&context, TextRequest("y"));
+  const SequenceId other = engine.WaitForRequest(1).id;
+  v1::GenerateEvent event;
+  EXPECT_TRUE(reader->Read(&event) && event.has_accepted());
+  GenerateMuch(engine, much);
+  engine.Finish(much, FinishReason::kMaxTokens);
+  engine.Generate(other, 'z');
+  EXPECT_TRUE(reader->Read(&event) && event.has_tokens());
+  // A call is counted when its answer is complete.
+  const std::string counted = "rpc=\"GenerateOnce\"";
+  EXPECT_THAT(HttpGet(metrics, "/metrics"), testing::Not(HasSubstr(counted)));
+  EXPECT_TRUE(WaitUntil([&] { return absl::StrContains(HttpGet(metrics, "/metrics"), counted); }));
+  engine.Finish(other, FinishReason::kMaxTokens);
+  while (reader->Read(&event)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
 }
 
 TEST_F(GenerationServiceTest, GenerateOnceFindsStopStrings) {

@@ -78,6 +78,17 @@ struct Stream {
   }
 };
 
+// A connection of its own, of a client that takes no more than what it reads.
+inline std::shared_ptr<grpc::Channel> NarrowChannel(
+    const std::string& address, const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // no connection of another test
+  arguments.SetSslTargetNameOverride("localhost");
+  // Or the window of a stream that nobody reads grows, and with time all of it counts as read.
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  return grpc::CreateCustomChannel(address, credentials, arguments);
+}
+
 class RunningServer {
  public:
   explicit RunningServer(const ServerConfig& config = LoopbackConfig(),
@@ -93,18 +104,12 @@ class RunningServer {
   }
 
   void ConnectWith(const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
-    grpc::ChannelArguments arguments;
-    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // no connection of another test
-    arguments.SetSslTargetNameOverride("localhost");
-    // Or the window of a stream that nobody reads grows, and with time all of it counts as read.
-    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
     const Addresses bound = server_->addresses();
-    const auto channel = grpc::CreateCustomChannel(bound.grpc, credentials, arguments);
+    const auto channel = NarrowChannel(bound.grpc, credentials);
     generation_ = v1::Generation::NewStub(channel);
     health_ = grpc::health::v1::Health::NewStub(channel);
     if (!bound.control.empty()) {
-      control_ =
-          v1::Control::NewStub(grpc::CreateCustomChannel(bound.control, credentials, arguments));
+      control_ = v1::Control::NewStub(NarrowChannel(bound.control, credentials));
     }
   }
 

@@ -1,0 +1,46 @@
+#include "server/answer_reactor.h"
+
+#include <grpcpp/server_context.h>
+
+#include "engine/base/log.h"
+#include "server/grpc_status.h"
+
+namespace bst {
+
+AnswerReactor& AnswerReactor::Open(Frontend& frontend, grpc::CallbackServerContext& context,
+                                   const char* rpc, grpc::ByteBuffer& response) {
+  std::unique_ptr<AnswerReactor> owned(new AnswerReactor(frontend, context, rpc, response));
+  AnswerReactor& reactor = *owned;  // private constructor
+  reactor.self_ = std::move(owned);
+  return reactor;
+}
+
+AnswerReactor::AnswerReactor(Frontend& frontend, grpc::CallbackServerContext& context,
+                             const char* rpc, grpc::ByteBuffer& response)
+    : frontend_(frontend),
+      context_(context),
+      response_(response),
+      watch_(
+          std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
+                                       [&frontend, rpc] { frontend.LogWriteTimeout(rpc, ""); })) {
+  frontend_.active().OpenRpc();
+}
+
+void AnswerReactor::Answer(const absl::Status& status) {
+  if (!status.ok()) response_.Clear();
+  unread_bytes_ = static_cast<int64_t>(response_.Length());
+  frontend_.active().EnterUnread();
+  frontend_.active().AddUnreadBytes(unread_bytes_);
+  watch_->Begin();
+  Finish(ToGrpcStatus(status, context_));
+}
+
+void AnswerReactor::OnDone() {
+  watch_->Close();
+  frontend_.active().AddUnreadBytes(-unread_bytes_);
+  frontend_.active().LeaveUnread();
+  frontend_.active().CloseRpc();
+  self_.reset();
+}
+
+}  // namespace bst
