@@ -115,7 +115,7 @@ void MetricsExporter::BuildRequestMetrics() {
       &prometheus::BuildCounter()
            .Name("bst_requests_total")
            .Help(
-               "Finished RPCs by RPC, status code and, where tokens were generated, finish reason.")
+               "Finished RPCs by RPC, status code and, where the engine took them, finish reason.")
            .Register(*registry_);
   auto& rejected = prometheus::BuildCounter()
                        .Name("bst_requests_rejected_total")

@@ -12,8 +12,10 @@ namespace bst::cli {
 void Connection::AddFlags(CLI::App& app) {
   client::Connection::AddFlags(app);
   app.add_flag("--json", json, "One JSON object on stdout, nothing else there");
-  app.add_option("--timeout", timeout_seconds,
-                 "Seconds after which the call is given up; default: never")
+  const std::string description = "Seconds after which the call is given up; default: ";
+  app.add_option(
+         "--timeout", timeout_seconds,
+         description + (timeout_seconds ? CLI::detail::to_string(*timeout_seconds) : "never"))
       ->check(client::Positive());
 }
 

@@ -25,6 +25,7 @@ struct Connection : client::Connection {
   bool json = false;
   std::optional<double> timeout_seconds;
 
+  // What the members hold are the defaults.
   void AddFlags(CLI::App& app);
 
   // The key and the deadline of one call. Throws UsageError when the key file cannot be read.

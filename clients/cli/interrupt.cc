@@ -12,11 +12,13 @@ namespace {
 
 // A signal handler can be handed nothing else.
 volatile std::sig_atomic_t write_fd = -1;
+volatile std::sig_atomic_t received_signal = 0;
 
 void Send(char byte) { [[maybe_unused]] const ssize_t written = write(write_fd, &byte, 1); }
 
-void OnSignal(int) {
+void OnSignal(int signal) {
   const int saved_errno = errno;
+  received_signal = signal;
   Send('c');
   errno = saved_errno;
 }
@@ -53,5 +55,7 @@ Interrupt::~Interrupt() {
   close(read_fd_);
   close(write_fd);
 }
+
+int Interrupt::received() { return received_signal; }
 
 }  // namespace bst::cli

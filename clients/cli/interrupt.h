@@ -16,6 +16,8 @@ class Interrupt {
  public:
   explicit Interrupt(grpc::ClientContext& context);
   ~Interrupt();
+  // The signal that one of this process has cancelled its call for; 0: none.
+  static int received();
   Interrupt(const Interrupt&) = delete;
   Interrupt& operator=(const Interrupt&) = delete;
 

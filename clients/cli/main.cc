@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "clients/cli/commands.h"
+#include "clients/cli/interrupt.h"
 
 int main(int argc, char** argv) {
   using namespace bst::cli;
@@ -16,7 +17,8 @@ int main(int argc, char** argv) {
       "  bst info --server localhost:50051\n"
       "  bst COMMAND --help\n"
       "Exit code: 0 success, 1 the request failed or its output could not be written (stderr says "
-      "why), 2 wrong usage.");
+      "why), 2 wrong usage, 130 and 143 cancelled by Ctrl-C and by SIGTERM.");
+  app.set_version_flag("--version", "bst " BST_VERSION);
   app.require_subcommand(1);
   Run run;
   AddGenerate(app, run);
@@ -36,7 +38,9 @@ int main(int argc, char** argv) {
       std::fprintf(stderr, "bst: the output could not be written\n");
       return kRequestFailed;
     }
-    return code;
+    constexpr int kSignalBase = 128;  // as shells report a process that a signal ended
+    const int signal = Interrupt::received();
+    return code == kRequestFailed && signal != 0 ? kSignalBase + signal : code;
   } catch (const std::exception& error) {  // UsageError, or the system out of pipes or threads
     std::fprintf(stderr, "bst: %s\n", error.what());
     return kWrongUsage;

@@ -106,6 +106,9 @@ ExitCode Info(const Connection& connection) {
   return kSuccess;
 }
 
+// What has not answered by then is as good as down, and scripts wait for the exit code.
+constexpr double kHealthSeconds = 5;
+
 struct HealthOptions {
   Connection connection;
   std::string service;
@@ -157,6 +160,7 @@ void AddHealth(CLI::App& app, Run& run) {
   auto options = std::make_shared<HealthOptions>();  // shared by the flags and run
   CLI::App* const command =
       app.add_subcommand("health", "Whether the server takes requests; exit code 0 if so");
+  options->connection.timeout_seconds = kHealthSeconds;
   options->connection.AddFlags(*command);
   command->add_option("--service", options->service,
                       "A service's name; default: the server as a whole");

@@ -158,6 +158,7 @@ int main(int argc, char** argv) {
   using namespace bst::stress;
   CLI::App app("Loads a bst-server and reports latency, throughput and failures.", "bst-stress");
   app.footer(kExamples);
+  app.set_version_flag("--version", "bst-stress " BST_VERSION);
   const auto flags = AddFlags(app);
   try {
     app.parse(argc, argv);

@@ -14,6 +14,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Sequence
 
+from metrics_table import check_sample
+
 READY_SECONDS = 120  # a build with sanitizers on a busy machine
 
 
@@ -108,7 +110,8 @@ class ServerProcess:
             return answer.read().decode()
 
     def metric(self, line_start: str) -> float:
-        """The value of the sample that is written `line_start`, labels included; 0 if there is none."""
+        """The value of the sample that is written `line_start`, labels included; 0 if there is none yet."""
+        check_sample(line_start)
         for line in self.metrics_text().splitlines():
             if line.startswith(line_start + " "):
                 return float(line.split(" ")[-1])

@@ -7,6 +7,7 @@ import math
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -260,6 +261,21 @@ class CliTest(unittest.TestCase):
             self.assertEqual(result.returncode, 0)
             self.assertIn("Examples:", result.stdout)
 
+    def test_versions(self) -> None:
+        versions = [subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()
+                    for program in (arguments.server, arguments.cli, str(Path(arguments.cli).with_name("bst-stress")))]
+        self.assertEqual([words[0] for words in versions], ["bst-server", "bst", "bst-stress"])
+        self.assertEqual(len({words[1] for words in versions}), 1)
+
+    def test_health_gives_a_silent_server_up(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            result = subprocess.run([arguments.cli, "health", "--server", address], capture_output=True, text=True,
+                                    timeout=60)
+        self.assertEqual(result.returncode, 1)
+        self.assertRegex(result.stderr, "DEADLINE_EXCEEDED|UNAVAILABLE")
+        self.assertIn("default: 5", run_cli(None, "health", "--help").stdout)
+
     def test_timeout(self) -> None:
         result = run_cli(self.server, "generate", "--prompt", "x", *GREEDY, "--max-new-tokens", "1000000",
                          "--timeout", "0.5")
@@ -272,7 +288,7 @@ class CliTest(unittest.TestCase):
         self.assertEqual(process.stdout.read(1), "A")  # it runs
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
-        self.assertEqual(process.returncode, 1)
+        self.assertEqual(process.returncode, 128 + signal.SIGINT)
         self.assertIn("CANCELLED", stderr)
         # A server with one slot answers this only if the slot is free again.
         self.assertEqual(len(self.generate("--prompt", "y", *GREEDY, "--max-new-tokens", "3")["token_ids"]), 3)

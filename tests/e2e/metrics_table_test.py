@@ -1,4 +1,4 @@
-"""Every metric of the real server: name, type, labels, buckets. Dashboards and alerts are built on this table."""
+"""The real server has every metric of metrics_table, and no other."""
 
 from __future__ import annotations
 
@@ -8,62 +8,7 @@ from collections import defaultdict
 
 import bst_process
 from bst_process import ServerProcess, cli_json, run_cli
-
-FIRST_TOKEN = ".001 .005 .01 .02 .04 .06 .08 .1 .25 .5 .75 1 2.5 5 7.5 10 20 40 80 160 640 2560"
-INTER_TOKEN = ".0005 .001 .002 .003 .005 .0075 .01 .025 .05 .075 .1 .15 .2 .3 .4 .5 .75 1 2.5 5 10"
-REQUEST = ".001 .01 .05 .1 .3 .5 1 2.5 5 10 30 60 120 240 480 960 1920 7680"
-TOKENS = " ".join(str(step * 10**decade) for decade in range(7) for step in (1, 2, 5))
-POWERS = " ".join(str(2**power) for power in range(17))
-PHASES = {"phase": {"prefill", "decode", "mixed"}}
-STATES = {"state": {"used", "cached", "free"}, "tier": {"device"}}
-ANY = None  # values of a label that are not a fixed set
-
-# name -> (type, labels and their values, buckets)
-METRICS: dict[str, tuple[str, dict[str, set[str] | None], str]] = {
-    "bst_requests_total": ("counter", {"rpc": ANY, "code": ANY, "finish_reason": ANY}, ""),
-    "bst_requests_rejected_total": (
-        "counter", {"reason": {"queue_requests", "queue_tokens", "too_long", "draining", "invalid"}}, ""),
-    "bst_requests_cancelled_total": (
-        "counter", {"stage": {"queued", "prefill", "decode"}, "cause": {"client", "deadline", "abort"}}, ""),
-    "bst_requests_running": ("gauge", {}, ""),
-    "bst_requests_waiting": ("gauge", {}, ""),
-    "bst_awaiting_input": ("gauge", {}, ""),
-    "bst_draining": ("gauge", {}, ""),
-    "bst_engine_healthy": ("gauge", {}, ""),
-    "bst_messages_to_read": ("gauge", {}, ""),
-    "bst_messages_to_read_bytes": ("gauge", {}, ""),
-    "bst_queue_tokens": ("gauge", {}, ""),
-    "bst_time_to_first_token_seconds": ("histogram", {}, FIRST_TOKEN),
-    "bst_inter_token_latency_seconds": ("histogram", {}, INTER_TOKEN),
-    "bst_time_per_output_token_seconds": ("histogram", {}, INTER_TOKEN),
-    "bst_request_queue_seconds": ("histogram", {}, REQUEST),
-    "bst_request_prefill_seconds": ("histogram", {}, REQUEST),
-    "bst_request_decode_seconds": ("histogram", {}, REQUEST),
-    "bst_e2e_request_latency_seconds": ("histogram", {}, REQUEST),
-    "bst_prompt_tokens_total": ("counter", {}, ""),
-    "bst_generation_tokens_total": ("counter", {}, ""),
-    "bst_request_prompt_tokens": ("histogram", {}, TOKENS),
-    "bst_request_generation_tokens": ("histogram", {}, TOKENS),
-    "bst_batch_sequences": ("histogram", PHASES, POWERS),
-    "bst_iteration_tokens": ("histogram", PHASES, POWERS),
-    "bst_step_seconds": ("histogram", PHASES, INTER_TOKEN),
-    "bst_decode_stall_seconds": ("histogram", {}, INTER_TOKEN),
-    "bst_state_slots": ("gauge", STATES, ""),
-    "bst_state_bytes": ("gauge", STATES, ""),
-    "bst_last_step_timestamp_seconds": ("gauge", {}, ""),
-    "bst_model_load_seconds": ("gauge", {}, ""),
-    "bst_build_info": ("gauge", {"version": ANY}, ""),
-    "bst_model_info": ("gauge", {"name": ANY, "backend": ANY, "weights": ANY, "kv": ANY, "parameters": ANY}, ""),
-    "process_resident_memory_bytes": ("gauge", {}, ""),
-    "process_virtual_memory_bytes": ("gauge", {}, ""),
-    "process_cpu_seconds_total": ("counter", {}, ""),
-    "process_open_fds": ("gauge", {}, ""),
-    "process_max_fds": ("gauge", {}, ""),
-    "process_start_time_seconds": ("gauge", {}, ""),
-}
-# What the HTTP server says about itself.
-EXPOSER = {"exposer_request_latencies", "exposer_scrapes_total", "exposer_transferred_bytes_total"}
-
+from metrics_table import ANY, EXPOSER, METRICS, check_sample
 
 class MetricsTableTest(unittest.TestCase):
     def test_every_metric_of_the_table_and_no_other(self) -> None:
@@ -93,6 +38,17 @@ class MetricsTableTest(unittest.TestCase):
                 bounds = sorted(float(bound) for bound in labels[name]["le"] if bound != "+Inf")
                 self.assertEqual(bounds, [float(bound) for bound in buckets.split()])
                 self.assertEqual("+Inf" in labels[name]["le"], kind == "histogram")
+
+    def test_samples_that_do_not_exist_are_refused(self) -> None:
+        for sample in ("bst_requests_running", 'bst_requests_rejected_total{reason="draining"}',
+                       "bst_time_to_first_token_seconds_count", 'bst_time_to_first_token_seconds_bucket{le="0.1"}',
+                       'bst_step_seconds_sum{phase="decode"}'):
+            check_sample(sample)
+        for sample in ("bst_requests_runing", "bst_requests_rejected_total", 'bst_requests_running{phase="decode"}',
+                       'bst_requests_rejected_total{reason="drained"}', 'bst_state_slots{tier="device",state="used"}',
+                       "bst_time_to_first_token_seconds_bucket"):
+            with self.subTest(sample=sample), self.assertRaises(AssertionError):
+                check_sample(sample)
 
 
 if __name__ == "__main__":

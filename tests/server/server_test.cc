@@ -14,6 +14,7 @@
 #include <string>
 #include <thread>
 
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "tests/server/http_get.h"
 #include "tests/server/running_server.h"
@@ -84,6 +85,44 @@ TEST(Server, AWarmUpThatFailsIsReported) {
 
 // ---- Credentials ----
 
+// A call of any method: one empty message, then whatever comes, to the end.
+class EmptyCall final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  EmptyCall(RunningServer& server, const google::protobuf::MethodDescriptor& method)
+      : path_("/" + method.service()->full_name() + "/" + method.name()) {
+    const bool is_control = method.service()->name() == "Control";
+    const Addresses bound = server.server().addresses();
+    stub_ = std::make_unique<grpc::GenericStub>(
+        NarrowChannel(is_control ? bound.control : bound.grpc, grpc::InsecureChannelCredentials()));
+  }
+
+  grpc::Status Run(grpc::ClientContext& context) {
+    stub_->PrepareBidiStreamingCall(&context, path_, {}, this);
+    StartWriteLast(&empty_, {});
+    StartRead(&answer_);
+    StartCall();
+    done_.WaitForNotification();
+    return status_;
+  }
+
+  void OnReadDone(bool ok) override {
+    if (ok) StartRead(&answer_);
+  }
+  void OnDone(const grpc::Status& status) override {
+    status_ = status;
+    done_.Notify();
+  }
+
+ private:
+  const std::string path_;
+  std::unique_ptr<grpc::GenericStub> stub_;
+  const grpc::Slice no_bytes_;
+  grpc::ByteBuffer empty_{&no_bytes_, 1};
+  grpc::ByteBuffer answer_;
+  grpc::Status status_;
+  absl::Notification done_;
+};
+
 class ServerAuthTest : public testing::Test {
  protected:
   static ServerConfig Config() {
@@ -111,15 +150,6 @@ TEST_F(ServerAuthTest, EveryRpcAsksForAKey) {
     }
     return reader->Finish();
   };
-  const auto score = [this](grpc::ClientContext& context) {
-    v1::ScoreRequest request;
-    request.set_text("x");
-    const auto reader = server_.generation().Score(&context, request);
-    v1::ScoreEvent event;
-    while (reader->Read(&event)) {
-    }
-    return reader->Finish();
-  };
   const auto once = [this](grpc::ClientContext& context) {
     v1::GenerateResult result;
     return server_.generation().GenerateOnce(&context, TextRequest("x"), &result);
@@ -132,24 +162,21 @@ TEST_F(ServerAuthTest, EveryRpcAsksForAKey) {
     v1::AbortResponse response;
     return server_.control().Abort(&context, v1::AbortRequest(), &response);
   };
-  const auto drain = [this](grpc::ClientContext& context) {
-    const auto reader = server_.control().Drain(&context, v1::DrainRequest());
-    v1::DrainProgress progress;
-    while (reader->Read(&progress)) {
+  for (const auto* const service :
+       {v1::GenerateRequest::descriptor()->file()->FindServiceByName("Generation"),
+        v1::GetLoadRequest::descriptor()->file()->FindServiceByName("Control")}) {
+    ASSERT_NE(service, nullptr);
+    ASSERT_GT(service->method_count(), 0);
+    for (int i = 0; i < service->method_count(); ++i) {
+      const auto call = [&](grpc::ClientContext& context) {
+        return EmptyCall(server_, *service->method(i)).Run(context);
+      };
+      const std::string& name = service->method(i)->full_name();
+      EXPECT_EQ(CodeWith("", call), grpc::StatusCode::UNAUTHENTICATED) << name;
+      EXPECT_EQ(CodeWith("alpha", call), grpc::StatusCode::UNAUTHENTICATED) << name;
+      EXPECT_EQ(CodeWith("Bearer gamma", call), grpc::StatusCode::PERMISSION_DENIED) << name;
     }
-    return reader->Finish();
-  };
-  const auto refused = [](const auto& call) {
-    EXPECT_EQ(CodeWith("", call), grpc::StatusCode::UNAUTHENTICATED);
-    EXPECT_EQ(CodeWith("alpha", call), grpc::StatusCode::UNAUTHENTICATED);
-    EXPECT_EQ(CodeWith("Bearer gamma", call), grpc::StatusCode::PERMISSION_DENIED);
-  };
-  refused(generate);
-  refused(score);
-  refused(once);
-  refused(info);
-  refused(abort);
-  refused(drain);
+  }
   EXPECT_EQ(server_.engine().num_requests(), 0u);
   EXPECT_FALSE(server_.engine().load().draining);
   EXPECT_EQ(CodeWith("Bearer alpha", generate), grpc::StatusCode::OK);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from typing import TextIO
 
@@ -83,7 +84,7 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         print("bst_client: cancelled", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
     return 0
 
 
