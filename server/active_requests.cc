@@ -1,7 +1,10 @@
 #include "server/active_requests.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
+
+#include "absl/time/clock.h"
 
 namespace bst {
 
@@ -64,29 +67,54 @@ void ActiveRequests::CloseRpc() {
   --open_rpcs_;
 }
 
-void ActiveRequests::EnterUnread() {
+void ActiveRequests::EnterUnread(const std::shared_ptr<UnreadCall>& call) {
   absl::MutexLock lock(&mutex_);
-  ++unread_;
+  unread_.emplace(call.get(), Unread{call, absl::Now()});
 }
 
-void ActiveRequests::LeaveUnread() {
+void ActiveRequests::SetUnreadBytes(const UnreadCall& call, int64_t bytes) {
   absl::MutexLock lock(&mutex_);
-  --unread_;
+  const auto found = unread_.find(&call);
+  if (found == unread_.end()) return;
+  unread_bytes_ += bytes - std::exchange(found->second.bytes, bytes);
+}
+
+void ActiveRequests::LeaveUnread(const UnreadCall& call) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = unread_.find(&call);
+  if (found == unread_.end()) return;
+  unread_bytes_ -= found->second.bytes;
+  unread_.erase(found);
+}
+
+void ActiveRequests::CutUnread(absl::Duration time, int64_t max_bytes) {
+  std::vector<Unread> overdue;
+  int64_t rest;
+  {
+    absl::MutexLock lock(&mutex_);
+    const absl::Time now = absl::Now();
+    for (const auto& [call, unread] : unread_) {
+      if (now - unread.since > time) overdue.push_back(unread);
+    }
+    rest = unread_bytes_;
+  }
+  std::sort(overdue.begin(), overdue.end(),
+            [](const Unread& a, const Unread& b) { return a.bytes > b.bytes; });
+  for (const Unread& unread : overdue) {
+    if (rest <= max_bytes) return;
+    rest -= unread.bytes;
+    if (const std::shared_ptr<UnreadCall> call = unread.call.lock()) call->Cut();
+  }
 }
 
 int ActiveRequests::unread() const {
   absl::MutexLock lock(&mutex_);
-  return unread_;
+  return static_cast<int>(unread_.size());
 }
 
 int ActiveRequests::unfinished() const {
   absl::MutexLock lock(&mutex_);
-  return static_cast<int>(calls_.size()) + unread_;
-}
-
-void ActiveRequests::AddUnreadBytes(int64_t difference) {
-  absl::MutexLock lock(&mutex_);
-  unread_bytes_ += difference;
+  return static_cast<int>(calls_.size() + unread_.size());
 }
 
 int64_t ActiveRequests::unread_bytes() const {

@@ -1,5 +1,6 @@
-// ActiveRequests: the RPCs that are open, by request id those that the engine works for, and those
-// whose client has not sent its request yet.
+// ActiveRequests: the RPCs that are open: by request id those that the engine works for, those
+// whose client has not sent its request yet, and those whose client has not taken all of the
+// answer.
 //
 // Ownership   Knows calls weakly; each is owned by its RPC.
 // Threads     Thread-safe. No lock is held while a call is used.
@@ -44,6 +45,14 @@ class AwaitsRequest {
   virtual void GiveUp(const absl::Status& why) = 0;
 };
 
+// A call whose request is over: nobody but its client, which takes what was written, keeps it.
+class UnreadCall {
+ public:
+  virtual ~UnreadCall() = default;
+  // Ends the call; what was not taken is lost. No-op if it is over.
+  virtual void Cut() = 0;
+};
+
 class ActiveRequests {
  public:
   // False if a request of this id is in flight.
@@ -68,18 +77,28 @@ class ActiveRequests {
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
   // Waits until none is open. False: `timeout` passed first.
   bool WaitUntilNoneOpen(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Of the open ones those whose request has ended: only their clients keep them.
-  void EnterUnread() ABSL_LOCKS_EXCLUDED(mutex_);
-  void LeaveUnread() ABSL_LOCKS_EXCLUDED(mutex_);
+  void EnterUnread(const std::shared_ptr<UnreadCall>& call) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What the client has still to take of the call. No-op if it is unknown.
+  void SetUnreadBytes(const UnreadCall& call, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // No-op if it is unknown.
+  void LeaveUnread(const UnreadCall& call) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Cuts calls that have been unread for longer than `time`, of those the ones with the most to
+  // take, until the others hold at most `max_bytes`.
+  void CutUnread(absl::Duration time, int64_t max_bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   int unread() const ABSL_LOCKS_EXCLUDED(mutex_);
   // Requests in flight and those unread calls, together: no request is missed on its way from one
   // to the other.
   int unfinished() const ABSL_LOCKS_EXCLUDED(mutex_);
-  // What their readers have still to take of them all.
-  void AddUnreadBytes(int64_t difference) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What the clients of all unread calls have still to take.
   int64_t unread_bytes() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  struct Unread {
+    std::weak_ptr<UnreadCall> call;
+    absl::Time since;
+    int64_t bytes = 0;
+  };
+
   std::shared_ptr<Abortable> Find(const std::string& request_id) const ABSL_LOCKS_EXCLUDED(mutex_);
 
   mutable absl::Mutex mutex_;
@@ -87,8 +106,8 @@ class ActiveRequests {
   absl::flat_hash_map<const AwaitsRequest*, std::weak_ptr<AwaitsRequest>> awaiting_
       ABSL_GUARDED_BY(mutex_);
   int open_rpcs_ ABSL_GUARDED_BY(mutex_) = 0;
-  int unread_ ABSL_GUARDED_BY(mutex_) = 0;
-  int64_t unread_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::flat_hash_map<const UnreadCall*, Unread> unread_ ABSL_GUARDED_BY(mutex_);
+  int64_t unread_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // the sum of them
 };
 
 }  // namespace bst

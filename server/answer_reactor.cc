@@ -28,17 +28,15 @@ AnswerReactor::AnswerReactor(Frontend& frontend, grpc::CallbackServerContext& co
 
 void AnswerReactor::Answer(const absl::Status& status) {
   if (!status.ok()) response_.Clear();
-  unread_bytes_ = static_cast<int64_t>(response_.Length());
-  frontend_.active().EnterUnread();
-  frontend_.active().AddUnreadBytes(unread_bytes_);
+  frontend_.active().EnterUnread(watch_);
+  frontend_.active().SetUnreadBytes(*watch_, static_cast<int64_t>(response_.Length()));
   watch_->Begin();
   Finish(ToGrpcStatus(status, context_));
 }
 
 void AnswerReactor::OnDone() {
   watch_->Close();
-  frontend_.active().AddUnreadBytes(-unread_bytes_);
-  frontend_.active().LeaveUnread();
+  frontend_.active().LeaveUnread(*watch_);
   frontend_.active().CloseRpc();
   self_.reset();
 }

@@ -40,7 +40,6 @@ class AnswerReactor final : public grpc::ServerUnaryReactor {
   grpc::CallbackServerContext& context_;
   grpc::ByteBuffer& response_;
   const std::shared_ptr<WriteWatch> watch_;  // shared with the alarm's callback
-  int64_t unread_bytes_ = 0;                 // set by Answer, constant afterwards
   std::unique_ptr<AnswerReactor> self_;
 };
 

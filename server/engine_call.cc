@@ -19,6 +19,15 @@ double Milliseconds(absl::Duration duration) { return absl::ToDoubleMilliseconds
 
 }  // namespace
 
+EngineCall::EngineCall(Frontend& frontend, grpc::CallbackServerContext& context, const char* rpc)
+    : frontend_(frontend),
+      context_(context),
+      rpc_(rpc),
+      watch_(std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
+                                          [this] { EndForWriteTimeout(); })) {
+  frontend.active().OpenRpc();
+}
+
 void EngineCall::Push(SequenceEvent event) {
   {
     absl::MutexLock lock(&mutex_);
@@ -46,22 +55,22 @@ void EngineCall::Cancel(CancelCause cause) {
 }
 
 void EngineCall::ReadRequest(
-    const grpc::CallbackServerContext& context, const grpc::ByteBuffer& message,
+    const grpc::ByteBuffer& message,
     std::function<void(const ServedModel&, const grpc::ByteBuffer&)> read) {
   came_at_start_ = true;
   // Of a stream that was reset, or ended without a message.
-  if (!message.Valid()) return Reject(LeftBefore("its request came", context));
+  if (!message.Valid()) return Reject(LeftBefore("its request came"));
   const grpc::ByteBuffer bytes = TakeBytes(message);
-  const absl::StatusOr<const ServedModel*> model = frontend_.Admit(context);
+  const absl::StatusOr<const ServedModel*> model = frontend_.Admit(context_);
   if (!model.ok()) return Reject(model.status());
   // Of a small one CheckBeforeReading asks at once.
   const bool waits = bytes.Length() > MessageReaders::kSmallBytes;
   absl::Status may_wait = waits ? frontend_.CheckQueue() : absl::OkStatus();
   if (may_wait.ok()) may_wait = frontend_.CheckReaders(bytes.Length());
   if (!may_wait.ok()) return Reject(may_wait);
-  frontend_.readers().Read(bytes.Length(), [this, self = shared_from_this(), &context,
-                                            model = *model, bytes, read = std::move(read)] {
-    const absl::Status admitted = CheckBeforeReading(context);
+  frontend_.readers().Read(bytes.Length(), [this, self = shared_from_this(), model = *model, bytes,
+                                            read = std::move(read)] {
+    const absl::Status admitted = CheckBeforeReading();
     if (!admitted.ok()) return Reject(admitted);
     read(*model, bytes);
   });
@@ -139,35 +148,22 @@ std::vector<SequenceEvent> EngineCall::TakeEvents() {
     if (events.empty() || !std::holds_alternative<FinishedEvent>(events.back())) return events;
     ended_ = true;
   }
-  frontend_.active().EnterUnread();
+  frontend_.active().EnterUnread(watch_);
   frontend_.active().Remove(request_id_);
   return events;
 }
 
 void EngineCall::AccountUnread(size_t bytes) {
-  int64_t difference;
   {
     absl::MutexLock lock(&mutex_);
-    if (!ended_ || closed_) return;
-    difference = static_cast<int64_t>(bytes) - unread_bytes_;
-    unread_bytes_ = static_cast<int64_t>(bytes);
+    if (!ended_) return;
   }
-  if (difference != 0) frontend_.active().AddUnreadBytes(difference);
+  frontend_.active().SetUnreadBytes(*watch_, static_cast<int64_t>(bytes));
 }
 
 void EngineCall::CloseRpc() {
-  bool ended;
-  int64_t unread_bytes;
-  {
-    absl::MutexLock lock(&mutex_);
-    closed_ = true;
-    ended = ended_;
-    unread_bytes = unread_bytes_;
-  }
-  if (ended) {
-    frontend_.active().AddUnreadBytes(-unread_bytes);
-    frontend_.active().LeaveUnread();
-  }
+  watch_->Close();
+  frontend_.active().LeaveUnread(*watch_);
   frontend_.active().CloseRpc();
 }
 
@@ -187,30 +183,29 @@ void EngineCall::EndForWriteTimeout() {
   Cancel(CancelCause::kWriteTimeout);
 }
 
-CancelCause EngineCall::CauseOfCancellation(const grpc::CallbackServerContext& context) const {
+CancelCause EngineCall::CauseOfCancellation() const {
   // A client resets the stream at its own deadline, often before the server's copy of it is over:
   // that starts when the call arrives, and gRPC sends the timeout rounded up by as much as 1 %.
   constexpr std::chrono::milliseconds kTravel(50);
-  const std::chrono::nanoseconds left = context.deadline() - std::chrono::system_clock::now();
+  const std::chrono::nanoseconds left = context_.deadline() - std::chrono::system_clock::now();
   const std::chrono::nanoseconds elapsed = std::chrono::steady_clock::now() - start_;
   return left <= elapsed / 50 + kTravel ? CancelCause::kDeadline : CancelCause::kClient;
 }
 
-absl::Status EngineCall::LeftBefore(const char* event,
-                                    const grpc::CallbackServerContext& context) const {
-  return CauseOfCancellation(context) == CancelCause::kDeadline
+absl::Status EngineCall::LeftBefore(const char* event) const {
+  return CauseOfCancellation() == CancelCause::kDeadline
              ? absl::DeadlineExceededError(
                    absl::StrCat("the call's deadline passed before ", event))
              : absl::CancelledError(absl::StrCat("the client left before ", event));
 }
 
-absl::Status EngineCall::CheckBeforeReading(const grpc::CallbackServerContext& context) const {
+absl::Status EngineCall::CheckBeforeReading() const {
   BST_RETURN_IF_ERROR(frontend_.CheckQueue());
-  return CheckWanted(context);
+  return CheckWanted();
 }
 
-absl::Status EngineCall::CheckWanted(const grpc::CallbackServerContext& context) const {
-  return context.IsCancelled() ? LeftBefore("its request was read", context) : absl::OkStatus();
+absl::Status EngineCall::CheckWanted() const {
+  return context_.IsCancelled() ? LeftBefore("its request was read") : absl::OkStatus();
 }
 
 Ending EngineCall::EndingOf(const FinishedEvent& finished, Completeness completeness) const {

@@ -12,7 +12,7 @@
 // Memory      What waits for the reader is bounded by the request's tokens, and by kMaxOutboxBytes:
 //             a request whose reader is further behind ends with kResourceExhausted, and what
 //             waited is dropped. ServerConfig::write_timeout bounds how long one message waits, and
-//             max_unread_bytes what finished requests keep together.
+//             max_unread_bytes what finished requests keep together (Frontend::CheckUnread).
 // Ownership   Shared by its RPC (until OnDone), the engine (until FinishedEvent) and the delivery
 //             thread (while posted).
 // Threads     Thread-safe.
@@ -38,6 +38,7 @@
 #include "server/active_requests.h"
 #include "server/delivery_thread.h"
 #include "server/frontend.h"
+#include "server/write_watch.h"
 
 namespace grpc {
 class CallbackServerContext;
@@ -71,10 +72,9 @@ class EngineCall : public TokenSink,
   void Cancel(CancelCause cause) ABSL_LOCKS_EXCLUDED(mutex_);
 
  protected:
-  // The RPC is open from now on. `rpc`: the method's name, for logs and metrics.
-  EngineCall(Frontend& frontend, const char* rpc) : frontend_(frontend), rpc_(rpc) {
-    frontend.active().OpenRpc();
-  }
+  // The RPC of `context`, which is gRPC's and lives until OnDone, is open from now on. `rpc`: the
+  // method's name, for logs and metrics.
+  EngineCall(Frontend& frontend, grpc::CallbackServerContext& context, const char* rpc);
   // Once the request is over: `bytes` of it wait for the reader. No-op before, and after CloseRpc,
   // when the delivery thread may still come.
   void AccountUnread(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -87,7 +87,7 @@ class EngineCall : public TokenSink,
   // The request that comes in one `message`, which is gRPC's: past the gate to `read`. At once, or
   // if it is large when its turn comes on a thread of MessageReaders, and it can still be served;
   // else to Reject.
-  void ReadRequest(const grpc::CallbackServerContext& context, const grpc::ByteBuffer& message,
+  void ReadRequest(const grpc::ByteBuffer& message,
                    std::function<void(const ServedModel&, const grpc::ByteBuffer&)> read);
 
   // Hands the request to the engine. The times of one that ReadRequest read count from the start.
@@ -107,22 +107,20 @@ class EngineCall : public TokenSink,
   // The events since the last call. After FinishedEvent the request id is free again.
   std::vector<SequenceEvent> TakeEvents() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Why gRPC cancelled the call of `context`.
-  CancelCause CauseOfCancellation(const grpc::CallbackServerContext& context) const;
+  // Why gRPC cancelled the call.
+  CancelCause CauseOfCancellation() const;
   // The status of such a call that the engine has not heard of; `event`: what had not happened yet.
-  absl::Status LeftBefore(const char* event, const grpc::CallbackServerContext& context) const;
+  absl::Status LeftBefore(const char* event) const;
   // Whether somebody still waits for the request. Errors: those of LeftBefore.
-  absl::Status CheckWanted(const grpc::CallbackServerContext& context) const;
+  absl::Status CheckWanted() const;
   // Whether a request that was admitted is still to be read, which may come much later.
   // Errors: those of Frontend::CheckQueue and CheckWanted.
-  absl::Status CheckBeforeReading(const grpc::CallbackServerContext& context) const;
+  absl::Status CheckBeforeReading() const;
 
   // Ends the request if its reader is too far behind. `bytes`: what was taken and not written.
   // True, once: they must be dropped, and all output that still comes, or the reader would find a
   // gap; the request does not end with OK then. A request that has ended keeps its last output.
   bool BoundOutbox(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Ends the request, if it has not ended, because a write to its reader took too long.
-  void EndForWriteTimeout() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // How `finished` reads on the wire. A complete answer overrides how the engine ended, but not
   // that output was dropped.
@@ -136,11 +134,18 @@ class EngineCall : public TokenSink,
                        int64_t generated_tokens);
 
   Frontend& frontend() { return frontend_; }
+  grpc::CallbackServerContext& context() const { return context_; }
+  WriteWatch& watch() { return *watch_; }
   const std::string& request_id() const { return request_id_; }
 
  private:
+  // Ends the request, if it has not ended, because its reader took nothing for too long.
+  void EndForWriteTimeout() ABSL_LOCKS_EXCLUDED(mutex_);
+
   Frontend& frontend_;
+  grpc::CallbackServerContext& context_;
   const char* const rpc_;
+  const std::shared_ptr<WriteWatch> watch_;  // shared with the alarm's callback
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   bool came_at_start_ = false;  // ReadRequest had all of the request
   std::string request_id_;      // set by Submit, constant afterwards
@@ -149,10 +154,8 @@ class EngineCall : public TokenSink,
   mutable absl::Mutex mutex_;
   std::vector<SequenceEvent> outbox_ ABSL_GUARDED_BY(mutex_);
   bool posted_ ABSL_GUARDED_BY(mutex_) = false;
-  bool ended_ ABSL_GUARDED_BY(mutex_) = false;        // FinishedEvent was taken
-  bool closed_ ABSL_GUARDED_BY(mutex_) = false;       // CloseRpc was called
-  int64_t unread_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // as AccountUnread was told
-  bool dropped_ ABSL_GUARDED_BY(mutex_) = false;      // BoundOutbox returned true
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;    // FinishedEvent was taken
+  bool dropped_ ABSL_GUARDED_BY(mutex_) = false;  // BoundOutbox returned true
   std::optional<SequenceId> id_ ABSL_GUARDED_BY(mutex_);
   CancelCause cause_ ABSL_GUARDED_BY(mutex_) = CancelCause::kNone;
   absl::Status refusal_ ABSL_GUARDED_BY(mutex_);         // kRefused: why

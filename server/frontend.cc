@@ -70,7 +70,7 @@ absl::StatusOr<const ServedModel*> Frontend::Admit(
 }
 
 absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
-    const grpc::CallbackServerContext& context) const {
+    const grpc::CallbackServerContext& context) {
   BST_ASSIGN_OR_RETURN(const ServedModel* const model, Admit(context));
   BST_RETURN_IF_ERROR(CheckQueue());
   return model;
@@ -82,14 +82,17 @@ absl::Status Frontend::CheckReaders(size_t bytes) const {
       "queue is full: more than ", ReadersLimit(config_) >> 10, " KB of messages wait to be read"));
 }
 
-absl::Status Frontend::CheckUnread() const {
+absl::Status Frontend::CheckUnread() {
   if (!UnreadIsFull()) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
+  absl::Status full = absl::ResourceExhaustedError(
       absl::StrCat("readers are behind: ", active_.unread_bytes() >> 20,
                    " MB of the output of finished requests wait for them"));
+  // One that takes a message now and then would keep the others out for as long as it likes.
+  active_.CutUnread(config_.write_timeout, config_.max_unread_bytes);
+  return full;
 }
 
-absl::Status Frontend::CheckQueue() const {
+absl::Status Frontend::CheckQueue() {
   const EngineLoad load = model()->engine->load();
   if (load.draining) return Draining();
   BST_RETURN_IF_ERROR(CheckUnread());

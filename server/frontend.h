@@ -58,12 +58,13 @@ class Frontend {
   absl::StatusOr<const ServedModel*> Admit(const grpc::CallbackServerContext& context) const;
   // Admit for a request that will be queued, so that one that cannot be served costs no
   // tokenisation. Errors: also those of CheckQueue.
-  absl::StatusOr<const ServedModel*> AdmitToQueue(const grpc::CallbackServerContext& context) const;
+  absl::StatusOr<const ServedModel*> AdmitToQueue(const grpc::CallbackServerContext& context);
   // Whether the queue could take one more at all; Submit has the last word.
   // Errors: kUnavailable while draining; kResourceExhausted. REQUIRES: a model is served.
-  absl::Status CheckQueue() const;
-  // Whether readers keep up with what is written to them. Errors: kResourceExhausted.
-  absl::Status CheckUnread() const;
+  absl::Status CheckQueue();
+  // Whether readers keep up with what is written to them. If not those that have had the write
+  // timeout since their request ended lose their calls. Errors: kResourceExhausted.
+  absl::Status CheckUnread();
   // Whether a message of so many bytes may be read: small ones at once, and so always.
   // Errors: kResourceExhausted when too many wait to be read.
   absl::Status CheckReaders(size_t bytes) const;

@@ -8,7 +8,6 @@
 #include "engine/base/status_macros.h"
 #include "server/generate_stream.h"
 #include "server/wire_message.h"
-#include "server/write_watch.h"
 
 namespace bst {
 namespace {
@@ -20,17 +19,16 @@ class GenerateReactor final : public GenerateStream<grpc::ServerWriteReactor<grp
 
   void Start(std::shared_ptr<GenerateReactor> self, const grpc::ByteBuffer& message) {
     OwnItself(std::move(self));
-    ReadRequest(
-        context(), message,
-        [this](const ServedModel& model, const grpc::ByteBuffer& bytes) { Read(model, bytes); });
+    ReadRequest(message, [this](const ServedModel& model, const grpc::ByteBuffer& bytes) {
+      Read(model, bytes);
+    });
   }
 
  private:
   void Read(const ServedModel& model, const grpc::ByteBuffer& bytes) {
     const auto request = ParseMessage<v1::GenerateRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
-    PromptReader prompt(model.engine->info(), *model.tokenizer,
-                        [this] { return CheckWanted(context()); });
+    PromptReader prompt(model.engine->info(), *model.tokenizer, [this] { return CheckWanted(); });
     Begin(model, *request, prompt, PromptEnd::kComplete);
   }
 };
@@ -65,15 +63,11 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
  public:
   GenerateOnceReactor(Frontend& frontend, grpc::CallbackServerContext& context,
                       grpc::ByteBuffer& response)
-      : EngineCall(frontend, "GenerateOnce"),
-        context_(context),
-        response_(response),
-        watch_(std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
-                                            [this] { EndForWriteTimeout(); })) {}
+      : EngineCall(frontend, context, "GenerateOnce"), response_(response) {}
 
   void Start(std::shared_ptr<GenerateOnceReactor> self, const grpc::ByteBuffer& message) {
     self_ = std::move(self);
-    ReadRequest(context_, message, [this](const ServedModel& model, const grpc::ByteBuffer& bytes) {
+    ReadRequest(message, [this](const ServedModel& model, const grpc::ByteBuffer& bytes) {
       const absl::Status status = Submit(model, bytes);
       if (!status.ok()) Reject(status);
     });
@@ -100,10 +94,9 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     frontend().slow_delivery().Post(std::make_shared<LargeAnswer>(self_, *std::move(finish)));
   }
 
-  void OnCancel() override { Cancel(CauseOfCancellation(context_)); }
+  void OnCancel() override { Cancel(CauseOfCancellation()); }
 
   void OnDone() override {
-    watch_->Close();
     CloseRpc();
     self_.reset();
   }
@@ -131,15 +124,15 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
       status = Complete(finished);
     }
     AccountUnread(response_.Length());
-    watch_->Begin();  // this writes the answer
-    Finish(ToGrpcStatus(status, context_));
+    watch().Begin();  // this writes the answer
+    Finish(ToGrpcStatus(status, context()));
   }
 
   absl::Status Submit(const ServedModel& model, const grpc::ByteBuffer& bytes) {
     BST_ASSIGN_OR_RETURN(const v1::GenerateRequest request,
                          ParseMessage<v1::GenerateRequest>(bytes, "request"));
     const ModelInfo& info = model.engine->info();
-    PromptReader prompt(info, *model.tokenizer, [this] { return CheckWanted(context_); });
+    PromptReader prompt(info, *model.tokenizer, [this] { return CheckWanted(); });
     BST_ASSIGN_OR_RETURN(ValidGenerate valid,
                          ValidateGenerate(request, info, prompt, PromptEnd::kComplete));
     valid.request.prompt_progress = false;
@@ -159,7 +152,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
 
   void Reject(const absl::Status& status) override {
     AccountRejected(status);
-    Finish(ToGrpcStatus(status, context_));
+    Finish(ToGrpcStatus(status, context()));
   }
 
   absl::Status Complete(const FinishedEvent& finished)
@@ -177,9 +170,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     return ending.status;
   }
 
-  grpc::CallbackServerContext& context_;
   grpc::ByteBuffer& response_;
-  const std::shared_ptr<WriteWatch> watch_;  // shared with the alarm's callback
   std::shared_ptr<GenerateOnceReactor> self_;
   absl::Mutex handle_mutex_;
   // Set by Submit, before the first event.

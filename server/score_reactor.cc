@@ -23,18 +23,17 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
 
   void Start(std::shared_ptr<ScoreReactor> self, const grpc::ByteBuffer& message) {
     OwnItself(std::move(self));
-    ReadRequest(
-        context(), message,
-        [this](const ServedModel& model, const grpc::ByteBuffer& bytes) { Read(model, bytes); });
+    ReadRequest(message, [this](const ServedModel& model, const grpc::ByteBuffer& bytes) {
+      Read(model, bytes);
+    });
   }
 
  private:
   void Read(const ServedModel& model, const grpc::ByteBuffer& bytes) {
     const auto request = ParseMessage<v1::ScoreRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
-    absl::StatusOr<ScoreRequest> valid =
-        ValidateScore(*request, model.engine->info(), *model.tokenizer,
-                      [this] { return CheckWanted(context()); });
+    absl::StatusOr<ScoreRequest> valid = ValidateScore(
+        *request, model.engine->info(), *model.tokenizer, [this] { return CheckWanted(); });
     if (!valid.ok()) return Reject(valid.status());
     first_token_ = valid->tokens.front();
     has_top_ = valid->top_logprobs > 0;

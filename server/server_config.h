@@ -34,9 +34,10 @@ struct ServerConfig {
   absl::Duration write_timeout = absl::Seconds(60);
 
   // No flags; tests make them smaller. Output of requests that are over may take max_unread_bytes,
-  // all readers together; above it no request is admitted. The server pings its clients, so that
-  // one that vanished without a word frees its slot. The stall limit is the longest step of a
-  // machine that still works: prompt chunks of a large model on few cores take seconds.
+  // all readers together; above it no request is admitted, and those whose request ended
+  // write_timeout ago lose their RPCs. The server pings its clients, so that one that vanished
+  // without a word frees its slot. The stall limit is the longest step of a machine that still
+  // works: prompt chunks of a large model on few cores take seconds.
   int64_t max_unread_bytes = int64_t{256} << 20;
   absl::Duration ping_interval = absl::Seconds(60);
   absl::Duration stall_limit = absl::Seconds(120);

@@ -91,8 +91,9 @@ ABSL_FLAG(
 ABSL_FLAG(
     double, write_timeout_seconds, absl::ToDoubleSeconds(bst::ServerConfig().write_timeout),
     "Seconds that a client may take to receive one message, 1 MB at most in a stream; then its "
-    "call is cancelled. More: readers may pause longer; unread output, up to 64 MB of a "
-    "call, stays in memory for longer.");
+    "call is cancelled. So is one whose output is still being received that long after its request "
+    "ended, once 256 MB of such output wait and others are refused for it. More: readers may pause "
+    "longer; unread output, up to 64 MB of a call, stays in memory for longer.");
 ABSL_FLAG(double, grace_seconds, absl::ToDoubleSeconds(bst::ServerConfig().grace),
           "Seconds that SIGTERM leaves running streams to finish; what is left then ends with "
           "UNAVAILABLE.");

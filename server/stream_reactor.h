@@ -26,7 +26,6 @@
 #include "server/engine_call.h"
 #include "server/grpc_status.h"
 #include "server/wire_message.h"
-#include "server/write_watch.h"
 
 namespace bst {
 
@@ -54,20 +53,20 @@ class StreamReactor : public Base, public EngineCall {
     // Outside the lock: whoever set writing_ or finishing_ is the only one here.
     if (next == Next::kWrite) {
       bytes_ = BytesOf(*message);
-      watch_->Begin();
+      watch().Begin();
       this->StartWrite(&bytes_);
     }
-    if (next == Next::kFinish) this->Finish(ToGrpcStatus(*end_, context_));
+    if (next == Next::kFinish) this->Finish(ToGrpcStatus(*end_, context()));
   }
 
   void OnWriteDone(bool ok) final ABSL_LOCKS_EXCLUDED(write_mutex_) {
-    watch_->End();
+    watch().End();
     {
       absl::MutexLock lock(&write_mutex_);
       writing_ = false;
       reader_gone_ |= !ok;
     }
-    if (!ok) Cancel(CauseOfCancellation(context_));
+    if (!ok) Cancel(CauseOfCancellation());
     Advance();
   }
 
@@ -76,21 +75,17 @@ class StreamReactor : public Base, public EngineCall {
       absl::MutexLock lock(&write_mutex_);
       reader_gone_ = true;
     }
-    Cancel(CauseOfCancellation(context_));
+    Cancel(CauseOfCancellation());
   }
 
   void OnDone() override {
-    watch_->Close();
     CloseRpc();
     self_.reset();
   }
 
  protected:
   StreamReactor(Frontend& frontend, grpc::CallbackServerContext& context, const char* rpc)
-      : EngineCall(frontend, rpc),
-        context_(context),
-        watch_(std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
-                                            [this] { EndForWriteTimeout(); })) {}
+      : EngineCall(frontend, context, rpc) {}
 
   // From now on the reactor lives until OnDone.
   void OwnItself(std::shared_ptr<StreamReactor> self) { self_ = std::move(self); }
@@ -143,13 +138,9 @@ class StreamReactor : public Base, public EngineCall {
     Advance();
   }
 
-  grpc::CallbackServerContext& context() const { return context_; }
-
   absl::Mutex write_mutex_;
 
  private:
-  grpc::CallbackServerContext& context_;
-  const std::shared_ptr<WriteWatch> watch_;  // shared with the alarm's callback
   std::shared_ptr<StreamReactor> self_;
   grpc::ByteBuffer bytes_;  // being written while writing_
   bool writing_ ABSL_GUARDED_BY(write_mutex_) = false;

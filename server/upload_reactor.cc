@@ -43,7 +43,7 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
 
   void OnReadDone(bool ok) override {
     // A client that leaves looks like the end of its parts. What has begun OnCancel ends.
-    if (!ok && context().IsCancelled()) return GiveUp(LeftBefore("the first part", context()));
+    if (!ok && context().IsCancelled()) return GiveUp(LeftBefore("the first part"));
     const bool is_first = !prompt_.has_value();
     if (is_first && !EndAwaiting()) return;    // given up
     if (!HoldFinish()) return ForgetPrompt();  // it has ended
@@ -127,14 +127,14 @@ class UploadReactor final : public UploadStream, public AwaitsRequest {
   // anything, though OnCancel may come later.
   absl::Status CheckPart() {
     if (HasEnded()) return absl::CancelledError("the request has ended");
-    absl::Status wanted = CheckWanted(context());
-    if (!wanted.ok()) Cancel(CauseOfCancellation(context()));
+    absl::Status wanted = CheckWanted();
+    if (!wanted.ok()) Cancel(CauseOfCancellation());
     return wanted;
   }
 
   // The parts of the prompt, one at a time. True: the next one may come.
   bool ReadFirst(bool ok) {
-    const absl::Status admitted = CheckBeforeReading(context());
+    const absl::Status admitted = CheckBeforeReading();
     if (!admitted.ok()) return Rejected(admitted);
     if (!ok) return Rejected(InvalidPart("is missing, the first must be request"));
     const absl::StatusOr<v1::GenerateUploadPart> part = Parse();

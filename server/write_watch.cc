@@ -17,8 +17,14 @@ void WriteWatch::End() {
 
 void WriteWatch::Close() {
   absl::MutexLock lock(&mutex_);
+  is_over_ = true;
   begun_.reset();
   alarm_.reset();
+}
+
+void WriteWatch::Cut() {
+  absl::MutexLock lock(&mutex_);
+  if (!is_over_) EndCall();
 }
 
 void WriteWatch::SetAlarm(Clock::duration delay) {
@@ -37,6 +43,11 @@ void WriteWatch::OnAlarm() {
   if (!begun_.has_value()) return;
   const Clock::duration elapsed = Clock::now() - *begun_;
   if (elapsed < limit_) return SetAlarm(limit_ - elapsed);
+  if (!is_over_) EndCall();
+}
+
+void WriteWatch::EndCall() {
+  is_over_ = true;
   begun_.reset();
   // Under the lock, or the RPC could be done meanwhile: reactions come on other threads.
   on_stall_();

@@ -22,6 +22,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "server/active_requests.h"
 
 namespace grpc {
 class CallbackServerContext;
@@ -29,11 +30,11 @@ class CallbackServerContext;
 
 namespace bst {
 
-class WriteWatch : public std::enable_shared_from_this<WriteWatch> {
+class WriteWatch final : public UnreadCall, public std::enable_shared_from_this<WriteWatch> {
  public:
-  // A write that takes longer than `limit` leads to `on_stall()`, then to the end of the call of
-  // `context`, once. Both are used until Close; `on_stall` runs
-  // under the watch's lock and must not call it.
+  // A write that takes longer than `limit`, or Cut, leads to `on_stall()`, then to the end of the
+  // call of `context`. Both are used until Close; `on_stall` runs under the watch's lock and must
+  // not call it.
   WriteWatch(grpc::CallbackServerContext& context, absl::Duration limit,
              std::function<void()> on_stall)
       : context_(context),
@@ -45,12 +46,14 @@ class WriteWatch : public std::enable_shared_from_this<WriteWatch> {
   void End() ABSL_LOCKS_EXCLUDED(mutex_);
   // The RPC is done.
   void Close() ABSL_LOCKS_EXCLUDED(mutex_);
+  void Cut() override ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   using Clock = std::chrono::steady_clock;
 
   void SetAlarm(Clock::duration delay) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnAlarm() ABSL_LOCKS_EXCLUDED(mutex_);
+  void EndCall() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   grpc::CallbackServerContext& context_;
   const std::chrono::milliseconds limit_;
@@ -59,6 +62,7 @@ class WriteWatch : public std::enable_shared_from_this<WriteWatch> {
   absl::Mutex mutex_;
   std::optional<Clock::time_point> begun_ ABSL_GUARDED_BY(mutex_);  // while a write is in flight
   bool alarm_is_set_ ABSL_GUARDED_BY(mutex_) = false;
+  bool is_over_ ABSL_GUARDED_BY(mutex_) = false;  // closed, or the call was ended from here
   std::unique_ptr<grpc::Alarm> alarm_ ABSL_GUARDED_BY(mutex_);
 };
 

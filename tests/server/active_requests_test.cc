@@ -4,6 +4,10 @@
 
 #include <memory>
 #include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
 
 namespace bst {
 namespace {
@@ -63,13 +67,52 @@ TEST(ActiveRequests, GivesUpThoseWhoseRequestHasNotCome) {
   EXPECT_TRUE(came->gave_up.ok());
 }
 
+class FakeUnread : public UnreadCall {
+ public:
+  void Cut() override { was_cut = true; }
+  bool was_cut = false;
+};
+
 TEST(ActiveRequests, CountsTheUnread) {
   ActiveRequests active;
-  active.EnterUnread();
-  active.EnterUnread();
+  const auto first = std::make_shared<FakeUnread>(), second = std::make_shared<FakeUnread>();
+  active.SetUnreadBytes(*first, 100);  // not yet
+  EXPECT_EQ(active.unread_bytes(), 0);
+  active.EnterUnread(first);
+  active.EnterUnread(second);
+  active.SetUnreadBytes(*first, 100);
+  active.SetUnreadBytes(*second, 20);
+  active.SetUnreadBytes(*first, 50);
   EXPECT_EQ(active.unread(), 2);
-  active.LeaveUnread();
+  EXPECT_EQ(active.unread_bytes(), 70);
+  active.LeaveUnread(*first);
+  active.LeaveUnread(*first);
+  active.SetUnreadBytes(*first, 100);  // no longer
   EXPECT_EQ(active.unread(), 1);
+  EXPECT_EQ(active.unread_bytes(), 20);
+}
+
+TEST(ActiveRequests, CutsTheLargestOfTheOverdueAsFarAsNeeded) {
+  ActiveRequests active;
+  std::vector<std::shared_ptr<FakeUnread>> calls;
+  for (const int64_t bytes : {10, 50, 40, 30}) {
+    calls.push_back(std::make_shared<FakeUnread>());
+    active.EnterUnread(calls.back());
+    active.SetUnreadBytes(*calls.back(), bytes);
+  }
+  active.EnterUnread(std::make_shared<FakeUnread>());  // is gone
+  const auto cut = [&calls] {
+    std::vector<bool> result;
+    for (const auto& call : calls) result.push_back(std::exchange(call->was_cut, false));
+    return result;
+  };
+  active.CutUnread(absl::Hours(1), 0);
+  EXPECT_EQ(cut(), std::vector<bool>({false, false, false, false}));
+  absl::SleepFor(absl::Milliseconds(2));
+  active.CutUnread(absl::Milliseconds(1), 130);
+  EXPECT_EQ(cut(), std::vector<bool>({false, false, false, false}));
+  active.CutUnread(absl::Milliseconds(1), 60);
+  EXPECT_EQ(cut(), std::vector<bool>({false, true, true, false}));
 }
 
 TEST(ActiveRequests, ARequestIsUnfinishedUntilItsAnswerIsRead) {
@@ -77,10 +120,11 @@ TEST(ActiveRequests, ARequestIsUnfinishedUntilItsAnswerIsRead) {
   const auto call = std::make_shared<FakeCall>();
   active.Add("a", call);
   EXPECT_EQ(active.unfinished(), 1);
-  active.EnterUnread();
+  const auto unread = std::make_shared<FakeUnread>();
+  active.EnterUnread(unread);
   active.Remove("a");
   EXPECT_EQ(active.unfinished(), 1);
-  active.LeaveUnread();
+  active.LeaveUnread(*unread);
   EXPECT_EQ(active.unfinished(), 0);
 }
 

@@ -497,6 +497,28 @@ TEST(UnreadOutput, OfAllReadersTogetherIsBounded) {
   EXPECT_TRUE(server.Generate(TextRequest("z")).status.ok());
 }
 
+TEST(UnreadOutput, OfASlowSteadyReaderKeepsTheOthersOutForTheWriteTimeoutOnly) {
+  ServerConfig config = LoopbackConfig();
+  config.max_unread_bytes = 100'000;
+  config.write_timeout = absl::Seconds(1);
+  RunningServer server(config);
+  grpc::ClientContext context;
+  const auto reader = server.generation().Generate(&context, RequestOfMuch());
+  const SequenceId id = server.engine().WaitForRequest(0).id;
+  GenerateMuch(server.engine(), id);
+  server.engine().Finish(id, FinishReason::kMaxTokens);
+  EXPECT_TRUE(server.WaitForUnreadCalls(1));
+  std::thread slow_reader([&reader] {  // some 25 messages
+    v1::GenerateEvent event;
+    while (reader->Read(&event)) absl::SleepFor(absl::Milliseconds(300));
+  });
+  RefusedForUnreadOutput(server);
+  EXPECT_TRUE(WaitUntil([&] { return server.Generate(TextRequest("z")).status.ok(); }));
+  slow_reader.join();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_TRUE(server.WaitForUnreadCalls(0));
+}
+
 // A unary call whose client reads nothing of the answer.
 class UnreadAnswer final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
