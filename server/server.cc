@@ -4,10 +4,17 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <memory>
+#include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -62,6 +69,32 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(
   return grpc::SslServerCredentials(options);
 }
 
+// What keeps gRPC, which does not say it, from listening there: the system's word, if it has one.
+std::string WhyNotBound(const HostPort& address, bool has_tls) {
+  std::string host = address.host;
+  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);  // IPv6
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  const int unresolved =
+      getaddrinfo(host.c_str(), absl::StrCat(address.port).c_str(), &hints, &found);
+  if (unresolved != 0) return gai_strerror(unresolved);
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owned(found, &freeaddrinfo);
+  for (const addrinfo* info = found; info != nullptr; info = info->ai_next) {
+    const int fd = socket(info->ai_family, info->ai_socktype | SOCK_CLOEXEC, info->ai_protocol);
+    if (fd < 0) return std::generic_category().message(errno);
+    const int reuse = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof(reuse));
+    const bool is_free = bind(fd, info->ai_addr, info->ai_addrlen) == 0 && listen(fd, 1) == 0;
+    const int error = errno;
+    close(fd);
+    if (!is_free) return std::generic_category().message(error);
+  }
+  return has_tls ? "--tls_key, --tls_cert or --tls_client_ca are no PEM, or do not belong together"
+                 : "gRPC gives no reason";
+}
+
 struct BoundServer {
   std::unique_ptr<grpc::Server> server;
   std::string address;  // HOST:PORT, the port that was bound
@@ -96,8 +129,8 @@ absl::StatusOr<BoundServer> Bind(const std::string& address, const ServerConfig&
   BoundServer bound;
   bound.server = builder.BuildAndStart();
   if (bound.server == nullptr || port == 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen at ", address, " (in use, or bad TLS files)"));
+    return absl::UnavailableError(absl::StrCat("cannot listen at ", address, ": ",
+                                               WhyNotBound(host_port, !config.tls_cert.empty())));
   }
   bound.address = absl::StrCat(host_port.host, ":", port);
   return bound;

@@ -229,6 +229,7 @@ class TlsTest(CredentialsTest):
                 [arguments.server, f"--model={arguments.model}", "--listen=127.0.0.1:0", "--metrics_listen=",
                  f"--tls_key={key}", f"--tls_cert={cert}"], capture_output=True, text=True, timeout=60)
             self.assertEqual(result.returncode, 1, (key, cert, result.stderr))
+            self.assertRegex(result.stderr, "--tls_key, --tls_cert or --tls_client_ca are no PEM|missing: No such file")
 
 
 if __name__ == "__main__":

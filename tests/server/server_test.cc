@@ -63,7 +63,16 @@ TEST(Server, ATakenPortIsAnError) {
     const absl::Status status = Server::Start(config).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr(first.server().addresses().grpc));
+    const bool is_http = member == &ServerConfig::metrics_listen;  // that library does not say why
+    EXPECT_THAT(std::string(status.message()), HasSubstr(is_http ? "" : "Address already in use"));
   }
+}
+
+TEST(Server, AnAddressOfAnotherMachineIsAnError) {
+  ServerConfig config = LoopbackConfig();
+  config.listen = "192.0.2.1:0";  // of documentation: RFC 5737
+  EXPECT_THAT(std::string(Server::Start(config).status().message()),
+              HasSubstr("cannot listen at 192.0.2.1:0: Cannot assign requested address"));
 }
 
 TEST(Server, FilesThatCannotBeReadAreErrors) {
