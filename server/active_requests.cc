@@ -4,8 +4,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/clock.h"
-
 namespace bst {
 
 bool ActiveRequests::Add(const std::string& request_id, std::weak_ptr<Abortable> call) {
@@ -69,14 +67,18 @@ void ActiveRequests::CloseRpc() {
 
 void ActiveRequests::EnterUnread(const std::shared_ptr<UnreadCall>& call) {
   absl::MutexLock lock(&mutex_);
-  unread_.emplace(call.get(), Unread{call, absl::Now()});
+  unread_.emplace(call.get(), Unread{call, std::nullopt, 0});
 }
 
-void ActiveRequests::SetUnreadBytes(const UnreadCall& call, int64_t bytes) {
+void ActiveRequests::SetUnreadBytes(const UnreadCall& call, int64_t bytes, Readable readable) {
   absl::MutexLock lock(&mutex_);
   const auto found = unread_.find(&call);
   if (found == unread_.end()) return;
-  unread_bytes_ += bytes - std::exchange(found->second.bytes, bytes);
+  Unread& unread = found->second;
+  unread_bytes_ += bytes - std::exchange(unread.bytes, bytes);
+  if (readable == Readable::kYes && !unread.readable_since.has_value()) {
+    unread.readable_since = Clock::now();
+  }
 }
 
 void ActiveRequests::LeaveUnread(const UnreadCall& call) {
@@ -92,9 +94,11 @@ void ActiveRequests::CutUnread(absl::Duration time, int64_t max_bytes) {
   int64_t rest;
   {
     absl::MutexLock lock(&mutex_);
-    const absl::Time now = absl::Now();
+    const Clock::time_point limit = Clock::now() - absl::ToChronoNanoseconds(time);
     for (const auto& [call, unread] : unread_) {
-      if (now - unread.since > time) overdue.push_back(unread);
+      if (unread.bytes > 0 && unread.readable_since.value_or(limit) < limit) {
+        overdue.push_back(unread);
+      }
     }
     rest = unread_bytes_;
   }

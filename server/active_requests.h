@@ -7,7 +7,9 @@
 // Tested by   tests/server/active_requests_test.cc
 #pragma once
 
+#include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -53,6 +55,9 @@ class UnreadCall {
   virtual void Cut() = 0;
 };
 
+// Whether the client can take what it has not taken, or the server is still at work on it.
+enum class Readable { kNotYet, kYes };
+
 class ActiveRequests {
  public:
   // False if a request of this id is in flight.
@@ -72,18 +77,19 @@ class ActiveRequests {
   // Gives up all that were added and not removed.
   void GiveUpAwaiting(const absl::Status& why) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // RPCs that use the engine, from their first to their last moment (longer than a request).
+  // RPCs that a drain waits for, from their first to their last moment (longer than a request).
   void OpenRpc() ABSL_LOCKS_EXCLUDED(mutex_);
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
   // Waits until none is open. False: `timeout` passed first.
   bool WaitUntilNoneOpen(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
   void EnterUnread(const std::shared_ptr<UnreadCall>& call) ABSL_LOCKS_EXCLUDED(mutex_);
   // What the client has still to take of the call. No-op if it is unknown.
-  void SetUnreadBytes(const UnreadCall& call, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  void SetUnreadBytes(const UnreadCall& call, int64_t bytes, Readable readable)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // No-op if it is unknown.
   void LeaveUnread(const UnreadCall& call) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Cuts calls that have been unread for longer than `time`, of those the ones with the most to
-  // take, until the others hold at most `max_bytes`.
+  // Cuts calls that were readable for longer than `time`, of those the ones with the most to take,
+  // until the others hold at most `max_bytes` or nothing is left that would free any.
   void CutUnread(absl::Duration time, int64_t max_bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   int unread() const ABSL_LOCKS_EXCLUDED(mutex_);
   // Requests in flight and those unread calls, together: no request is missed on its way from one
@@ -93,9 +99,11 @@ class ActiveRequests {
   int64_t unread_bytes() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   struct Unread {
     std::weak_ptr<UnreadCall> call;
-    absl::Time since;
+    std::optional<Clock::time_point> readable_since;
     int64_t bytes = 0;
   };
 

@@ -2,10 +2,15 @@
 
 #include <grpcpp/server_context.h>
 
-#include "engine/base/log.h"
 #include "server/grpc_status.h"
 
 namespace bst {
+namespace {
+
+// gRPC takes as much for a client that reads nothing: the window of a stream is 64 KB.
+constexpr size_t kSmallAnswerBytes = size_t{16} << 10;
+
+}  // namespace
 
 AnswerReactor& AnswerReactor::Open(Frontend& frontend, grpc::CallbackServerContext& context,
                                    const char* rpc, grpc::ByteBuffer& response) {
@@ -20,17 +25,19 @@ AnswerReactor::AnswerReactor(Frontend& frontend, grpc::CallbackServerContext& co
     : frontend_(frontend),
       context_(context),
       response_(response),
-      watch_(
-          std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
-                                       [&frontend, rpc] { frontend.LogWriteTimeout(rpc, ""); })) {
+      watch_(std::make_shared<WriteWatch>(
+          context, frontend.config().write_timeout,
+          [&frontend, &context, rpc](Stall why) { frontend.LogCut(rpc, "", context, why); })) {
   frontend_.active().OpenRpc();
 }
 
 void AnswerReactor::Answer(const absl::Status& status) {
-  if (!status.ok()) response_.Clear();
-  frontend_.active().EnterUnread(watch_);
-  frontend_.active().SetUnreadBytes(*watch_, static_cast<int64_t>(response_.Length()));
-  watch_->Begin();
+  if (response_.Length() > kSmallAnswerBytes) {
+    frontend_.active().EnterUnread(watch_);
+    frontend_.active().SetUnreadBytes(*watch_, static_cast<int64_t>(response_.Length()),
+                                      Readable::kYes);
+    watch_->Begin();
+  }
   Finish(ToGrpcStatus(status, context_));
 }
 

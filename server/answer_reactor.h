@@ -1,7 +1,7 @@
 // AnswerReactor: a unary RPC that the server answers itself, without the engine.
 //
-// What it answers waits for its client as the output of requests does: under WriteWatch, in
-// ActiveRequests' accounts, and a drain lets it finish.
+// A drain of the server lets it finish, and an answer that is not small waits for its client as the
+// output of requests does: under WriteWatch, in ActiveRequests' accounts.
 //
 // Ownership   Owns itself until gRPC's OnDone.
 // Threads     Answer on any thread.

@@ -24,7 +24,7 @@ EngineCall::EngineCall(Frontend& frontend, grpc::CallbackServerContext& context,
       context_(context),
       rpc_(rpc),
       watch_(std::make_shared<WriteWatch>(context, frontend.config().write_timeout,
-                                          [this] { EndForWriteTimeout(); })) {
+                                          [this](Stall why) { EndForStall(why); })) {
   frontend.active().OpenRpc();
 }
 
@@ -153,12 +153,12 @@ std::vector<SequenceEvent> EngineCall::TakeEvents() {
   return events;
 }
 
-void EngineCall::AccountUnread(size_t bytes) {
+void EngineCall::AccountUnread(size_t bytes, Readable readable) {
   {
     absl::MutexLock lock(&mutex_);
     if (!ended_) return;
   }
-  frontend_.active().SetUnreadBytes(*watch_, static_cast<int64_t>(bytes));
+  frontend_.active().SetUnreadBytes(*watch_, static_cast<int64_t>(bytes), readable);
 }
 
 void EngineCall::CloseRpc() {
@@ -178,8 +178,8 @@ bool EngineCall::BoundOutbox(size_t bytes) {
   return true;
 }
 
-void EngineCall::EndForWriteTimeout() {
-  frontend_.LogWriteTimeout(rpc_, request_id_);
+void EngineCall::EndForStall(Stall why) {
+  frontend_.LogCut(rpc_, request_id_, context_, why);
   Cancel(CancelCause::kWriteTimeout);
 }
 
@@ -236,6 +236,7 @@ Ending EngineCall::EndingOf(const FinishedEvent& finished, Completeness complete
 
 void EngineCall::AccountRejected(const absl::Status& status) {
   frontend_.CountRejected(status);
+  frontend_.CutOverdueReaders();
   frontend_.AccountCall(rpc_, request_id_, status, start_);
 }
 

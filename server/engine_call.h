@@ -77,7 +77,7 @@ class EngineCall : public TokenSink,
   EngineCall(Frontend& frontend, grpc::CallbackServerContext& context, const char* rpc);
   // Once the request is over: `bytes` of it wait for the reader. No-op before, and after CloseRpc,
   // when the delivery thread may still come.
-  void AccountUnread(size_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  void AccountUnread(size_t bytes, Readable readable = Readable::kYes) ABSL_LOCKS_EXCLUDED(mutex_);
   // The RPC is done (gRPC's OnDone): the frontend may be gone afterwards.
   void CloseRpc() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -139,8 +139,8 @@ class EngineCall : public TokenSink,
   const std::string& request_id() const { return request_id_; }
 
  private:
-  // Ends the request, if it has not ended, because its reader took nothing for too long.
-  void EndForWriteTimeout() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Ends the request, if it has not ended, because of its reader.
+  void EndForStall(Stall why) ABSL_LOCKS_EXCLUDED(mutex_);
 
   Frontend& frontend_;
   grpc::CallbackServerContext& context_;

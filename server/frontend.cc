@@ -70,7 +70,7 @@ absl::StatusOr<const ServedModel*> Frontend::Admit(
 }
 
 absl::StatusOr<const ServedModel*> Frontend::AdmitToQueue(
-    const grpc::CallbackServerContext& context) {
+    const grpc::CallbackServerContext& context) const {
   BST_ASSIGN_OR_RETURN(const ServedModel* const model, Admit(context));
   BST_RETURN_IF_ERROR(CheckQueue());
   return model;
@@ -82,17 +82,23 @@ absl::Status Frontend::CheckReaders(size_t bytes) const {
       "queue is full: more than ", ReadersLimit(config_) >> 10, " KB of messages wait to be read"));
 }
 
-absl::Status Frontend::CheckUnread() {
+absl::Status Frontend::CheckUnread() const {
   if (!UnreadIsFull()) return absl::OkStatus();
-  absl::Status full = absl::ResourceExhaustedError(
+  return absl::ResourceExhaustedError(
       absl::StrCat("readers are behind: ", active_.unread_bytes() >> 20,
                    " MB of the output of finished requests wait for them"));
-  // One that takes a message now and then would keep the others out for as long as it likes.
-  active_.CutUnread(config_.write_timeout, config_.max_unread_bytes);
-  return full;
 }
 
-absl::Status Frontend::CheckQueue() {
+absl::Status Frontend::CheckAnswer() const {
+  if (model()->engine->load().draining) return Draining();
+  return CheckUnread();
+}
+
+void Frontend::CutOverdueReaders() {
+  if (UnreadIsFull()) active_.CutUnread(config_.write_timeout, config_.max_unread_bytes);
+}
+
+absl::Status Frontend::CheckQueue() const {
   const EngineLoad load = model()->engine->load();
   if (load.draining) return Draining();
   BST_RETURN_IF_ERROR(CheckUnread());
@@ -158,10 +164,13 @@ void Frontend::AccountCall(const char* rpc, const std::string& request_id,
        {"code", CodeName(status.code())}});
 }
 
-void Frontend::LogWriteTimeout(const char* rpc, const std::string& request_id) const {
+void Frontend::LogCut(const char* rpc, const std::string& request_id,
+                      const grpc::CallbackServerContext& context, Stall why) const {
   Log(LogLevel::kWarning, "write_timeout",
       {{"id", request_id},
        {"rpc", rpc},
+       {"peer", context.peer()},
+       {"cause", why == Stall::kMessage ? "message" : "output"},
        {"write_timeout_ms", absl::ToDoubleMilliseconds(config_.write_timeout)}});
 }
 

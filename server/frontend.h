@@ -28,6 +28,7 @@
 #include "server/message_readers.h"
 #include "server/metrics_exporter.h"
 #include "server/server_config.h"
+#include "server/write_watch.h"
 
 namespace grpc {
 class CallbackServerContext;
@@ -58,13 +59,14 @@ class Frontend {
   absl::StatusOr<const ServedModel*> Admit(const grpc::CallbackServerContext& context) const;
   // Admit for a request that will be queued, so that one that cannot be served costs no
   // tokenisation. Errors: also those of CheckQueue.
-  absl::StatusOr<const ServedModel*> AdmitToQueue(const grpc::CallbackServerContext& context);
+  absl::StatusOr<const ServedModel*> AdmitToQueue(const grpc::CallbackServerContext& context) const;
   // Whether the queue could take one more at all; Submit has the last word.
   // Errors: kUnavailable while draining; kResourceExhausted. REQUIRES: a model is served.
-  absl::Status CheckQueue();
-  // Whether readers keep up with what is written to them. If not those that have had the write
-  // timeout since their request ended lose their calls. Errors: kResourceExhausted.
-  absl::Status CheckUnread();
+  absl::Status CheckQueue() const;
+  // Whether a text may be tokenised, or tokens made one, whose answer waits for its reader.
+  // Errors: kUnavailable while draining; kResourceExhausted while readers are behind.
+  // REQUIRES: a model is served.
+  absl::Status CheckAnswer() const;
   // Whether a message of so many bytes may be read: small ones at once, and so always.
   // Errors: kResourceExhausted when too many wait to be read.
   absl::Status CheckReaders(size_t bytes) const;
@@ -82,8 +84,13 @@ class Frontend {
   // when it came; `request_id`: empty where it has none or was refused before that was read.
   void AccountCall(const char* rpc, const std::string& request_id, const absl::Status& status,
                    std::chrono::steady_clock::time_point start);
-  // Logs a call that is cut because its client took nothing for too long.
-  void LogWriteTimeout(const char* rpc, const std::string& request_id) const;
+  // Where readers are behind: cuts those that had the write timeout for what they read, since
+  // others are refused for it. One that takes a message now and then would keep them out for as
+  // long as it likes.
+  void CutOverdueReaders();
+  // Logs a call that is cut because of its reader.
+  void LogCut(const char* rpc, const std::string& request_id,
+              const grpc::CallbackServerContext& context, Stall why) const;
 
   // nullptr while loading.
   const ServedModel* model() const { return published_.load(std::memory_order_acquire); }
@@ -102,6 +109,7 @@ class Frontend {
   Addresses addresses() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  absl::Status CheckUnread() const;
   bool UnreadIsFull() const;
   bool RequestsAreFull(const EngineLoad& load) const;
 
@@ -112,8 +120,9 @@ class Frontend {
   ActiveRequests active_;
   HeldText held_text_;
   MetricsExporter metrics_;  // reads active_
-  DeliveryThread slow_delivery_, delivery_;
-  ServedModel model_;  // after what its engine calls
+  DeliveryThread slow_delivery_;
+  DeliveryThread delivery_;  // after slow_delivery_, to which it posts to its end
+  ServedModel model_;        // after what its engine calls
   std::atomic<const ServedModel*> published_{nullptr};
   MessageReaders readers_;  // last: they use all the others
 };

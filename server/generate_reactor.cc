@@ -90,7 +90,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     }
     if (!finish.has_value()) return;
     if (bytes <= kLargeAnswerBytes) return Answer(*finish);
-    AccountUnread(bytes);
+    AccountUnread(bytes, Readable::kNotYet);
     frontend().slow_delivery().Post(std::make_shared<LargeAnswer>(self_, *std::move(finish)));
   }
 
@@ -161,10 +161,13 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
     const v1::Finished& message = output_->Finish(ending, finished);
     const v1::FinishReason reason = message.reason();
     const auto generated = static_cast<int64_t>(message.usage().generated_tokens());
-    while (std::optional<v1::GenerateEvent> event = output_->Next()) {
-      Collect(*std::move(event), result_);
+    // Nobody waits for the work of a client that has left meanwhile.
+    if (ending.status.ok() && !context().IsCancelled()) {
+      while (std::optional<v1::GenerateEvent> event = output_->Next()) {
+        Collect(*std::move(event), result_);
+      }
+      response_ = BytesOf(result_);
     }
-    if (ending.status.ok()) response_ = BytesOf(result_);
     result_ = {};  // may be unread for long, and the bytes are enough
     AccountFinished({reason, ending.status}, finished, generated);
     return ending.status;

@@ -106,7 +106,10 @@ grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body)
   AnswerReactor& reactor = AnswerReactor::Open(frontend_, call.context, call.rpc, call.response);
   const auto finish = [this, call, start, &reactor](const absl::Status& status) {
     // What asks while the model loads is a probe.
-    if (!status.ok() && frontend_.model() != nullptr) frontend_.CountRejected(status);
+    if (!status.ok() && frontend_.model() != nullptr) {
+      frontend_.CountRejected(status);
+      frontend_.CutOverdueReaders();
+    }
     frontend_.AccountCall(call.rpc, "", status, start);
     reactor.Answer(status);
   };
@@ -118,7 +121,9 @@ grpc::ServerUnaryReactor* GenerationService::Answer(const Call& call, Body body)
   const grpc::ByteBuffer bytes = TakeBytes(call.request);
   const auto model = frontend_.Admit(call.context);
   absl::Status admitted = model.status();
-  if (admitted.ok()) admitted = frontend_.CheckUnread();
+  if (admitted.ok() && call.answer_size == AnswerSize::kGrowsWithRequest) {
+    admitted = frontend_.CheckAnswer();
+  }
   if (admitted.ok()) admitted = frontend_.CheckReaders(bytes.Length());
   if (!admitted.ok()) {
     finish(admitted);
@@ -151,8 +156,8 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
     for (const TokenId token : tokens) response.add_token_ids(static_cast<uint32_t>(token.value()));
     return absl::OkStatus();
   };
-  return Answer<v1::TokenizeRequest, v1::TokenizeResponse>({"Tokenize", *context, *bytes, *answer},
-                                                           tokenize);
+  return Answer<v1::TokenizeRequest, v1::TokenizeResponse>(
+      {"Tokenize", *context, *bytes, *answer, AnswerSize::kGrowsWithRequest}, tokenize);
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
@@ -166,7 +171,7 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
     return absl::OkStatus();
   };
   return Answer<v1::DetokenizeRequest, v1::DetokenizeResponse>(
-      {"Detokenize", *context, *bytes, *answer}, detokenize);
+      {"Detokenize", *context, *bytes, *answer, AnswerSize::kGrowsWithRequest}, detokenize);
 }
 
 grpc::ServerUnaryReactor* GenerationService::GetModelInfo(grpc::CallbackServerContext* context,
@@ -177,8 +182,8 @@ grpc::ServerUnaryReactor* GenerationService::GetModelInfo(grpc::CallbackServerCo
     FillModelInfo(model.engine->info(), frontend_.config(), response);
     return absl::OkStatus();
   };
-  return Answer<v1::GetModelInfoRequest, v1::ModelInfo>({"GetModelInfo", *context, *bytes, *answer},
-                                                        describe);
+  return Answer<v1::GetModelInfoRequest, v1::ModelInfo>(
+      {"GetModelInfo", *context, *bytes, *answer, AnswerSize::kConstant}, describe);
 }
 
 }  // namespace bst

@@ -45,12 +45,14 @@ class GenerationService final : public RawGeneration {
                                          grpc::ByteBuffer* response) override;
 
  private:
+  enum class AnswerSize { kConstant, kGrowsWithRequest };
   // What a unary call brought, and where its answer goes.
   struct Call {
     const char* rpc;
     grpc::CallbackServerContext& context;
     const grpc::ByteBuffer& request;
     grpc::ByteBuffer& response;
+    AnswerSize answer_size;
   };
 
   template <typename Request, typename Response, typename Body>

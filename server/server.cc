@@ -69,6 +69,18 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(
   return grpc::SslServerCredentials(options);
 }
 
+// errno of listening there; 0: it can be done.
+int BindError(const addrinfo& info) {
+  const int fd = socket(info.ai_family, info.ai_socktype | SOCK_CLOEXEC, info.ai_protocol);
+  if (fd < 0) return errno;
+  const int reuse = 1;
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof(reuse));
+  const bool is_free = bind(fd, info.ai_addr, info.ai_addrlen) == 0 && listen(fd, 1) == 0;
+  const int error = is_free ? 0 : errno;
+  close(fd);
+  return error;
+}
+
 // What keeps gRPC, which does not say it, from listening there: the system's word, if it has one.
 std::string WhyNotBound(const HostPort& address, bool has_tls) {
   std::string host = address.host;
@@ -79,18 +91,20 @@ std::string WhyNotBound(const HostPort& address, bool has_tls) {
   addrinfo* found = nullptr;
   const int unresolved =
       getaddrinfo(host.c_str(), absl::StrCat(address.port).c_str(), &hints, &found);
+  if (unresolved == EAI_SYSTEM) return std::generic_category().message(errno);
   if (unresolved != 0) return gai_strerror(unresolved);
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owned(found, &freeaddrinfo);
+  int first_error = 0;  // of the addresses of one name one that can be listened at is enough
   for (const addrinfo* info = found; info != nullptr; info = info->ai_next) {
-    const int fd = socket(info->ai_family, info->ai_socktype | SOCK_CLOEXEC, info->ai_protocol);
-    if (fd < 0) return std::generic_category().message(errno);
-    const int reuse = 1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof(reuse));
-    const bool is_free = bind(fd, info->ai_addr, info->ai_addrlen) == 0 && listen(fd, 1) == 0;
-    const int error = errno;
-    close(fd);
-    if (!is_free) return std::generic_category().message(error);
+    const int error = BindError(*info);
+    if (error == EADDRINUSE) return std::generic_category().message(error);
+    if (error == 0) {
+      first_error = 0;
+      break;
+    }
+    if (first_error == 0) first_error = error;
   }
+  if (first_error != 0) return std::generic_category().message(first_error);
   return has_tls ? "--tls_key, --tls_cert or --tls_client_ca are no PEM, or do not belong together"
                  : "gRPC gives no reason";
 }

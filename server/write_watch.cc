@@ -24,7 +24,7 @@ void WriteWatch::Close() {
 
 void WriteWatch::Cut() {
   absl::MutexLock lock(&mutex_);
-  if (!is_over_) EndCall();
+  if (!is_over_) EndCall(Stall::kOutput);
 }
 
 void WriteWatch::SetAlarm(Clock::duration delay) {
@@ -43,14 +43,14 @@ void WriteWatch::OnAlarm() {
   if (!begun_.has_value()) return;
   const Clock::duration elapsed = Clock::now() - *begun_;
   if (elapsed < limit_) return SetAlarm(limit_ - elapsed);
-  if (!is_over_) EndCall();
+  if (!is_over_) EndCall(Stall::kMessage);
 }
 
-void WriteWatch::EndCall() {
+void WriteWatch::EndCall(Stall why) {
   is_over_ = true;
   begun_.reset();
   // Under the lock, or the RPC could be done meanwhile: reactions come on other threads.
-  on_stall_();
+  on_stall_(why);
   context_.TryCancel();
 }
 

@@ -30,13 +30,19 @@ class CallbackServerContext;
 
 namespace bst {
 
+// Why a client loses its call.
+enum class Stall {
+  kMessage,  // it took one for too long
+  kOutput    // it took messages, but was long with all of them, and others were refused for that
+};
+
 class WriteWatch final : public UnreadCall, public std::enable_shared_from_this<WriteWatch> {
  public:
-  // A write that takes longer than `limit`, or Cut, leads to `on_stall()`, then to the end of the
+  // A write that takes longer than `limit`, or Cut, leads to `on_stall`, then to the end of the
   // call of `context`. Both are used until Close; `on_stall` runs under the watch's lock and must
   // not call it.
   WriteWatch(grpc::CallbackServerContext& context, absl::Duration limit,
-             std::function<void()> on_stall)
+             std::function<void(Stall)> on_stall)
       : context_(context),
         limit_(absl::ToChronoMilliseconds(limit)),
         on_stall_(std::move(on_stall)) {}
@@ -53,11 +59,11 @@ class WriteWatch final : public UnreadCall, public std::enable_shared_from_this<
 
   void SetAlarm(Clock::duration delay) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnAlarm() ABSL_LOCKS_EXCLUDED(mutex_);
-  void EndCall() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndCall(Stall why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   grpc::CallbackServerContext& context_;
   const std::chrono::milliseconds limit_;
-  const std::function<void()> on_stall_;
+  const std::function<void(Stall)> on_stall_;
 
   absl::Mutex mutex_;
   std::optional<Clock::time_point> begun_ ABSL_GUARDED_BY(mutex_);  // while a write is in flight

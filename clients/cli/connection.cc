@@ -1,6 +1,7 @@
 #include "clients/cli/connection.h"
 
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <string>
 
@@ -15,7 +16,7 @@ void Connection::AddFlags(CLI::App& app) {
   const std::string description = "Seconds after which the call is given up; default: ";
   app.add_option(
          "--timeout", timeout_seconds,
-         description + (timeout_seconds ? CLI::detail::to_string(*timeout_seconds) : "never"))
+         description + (timeout_seconds ? std::to_string(std::lround(*timeout_seconds)) : "never"))
       ->check(client::Positive());
 }
 

@@ -273,7 +273,7 @@ class CliTest(unittest.TestCase):
             result = subprocess.run([arguments.cli, "health", "--server", address], capture_output=True, text=True,
                                     timeout=60)
         self.assertEqual(result.returncode, 1)
-        self.assertRegex(result.stderr, "DEADLINE_EXCEEDED|UNAVAILABLE")
+        self.assertIn("DEADLINE_EXCEEDED", result.stderr)  # gRPC's own, UNAVAILABLE, is 20 s
         self.assertIn("default: 5", run_cli(None, "health", "--help").stdout)
 
     def test_timeout(self) -> None:
@@ -283,13 +283,14 @@ class CliTest(unittest.TestCase):
         self.assertIn("DEADLINE_EXCEEDED", result.stderr)
 
     def test_ctrl_c_cancels_and_frees_the_slot(self) -> None:
-        process = start_cli(self.server, "generate", "--prompt", "x", *GREEDY, "--max-new-tokens", "1000000",
-                            "--logit-bias", "65=100")
-        self.assertEqual(process.stdout.read(1), "A")  # it runs
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
-        self.assertEqual(process.returncode, 128 + signal.SIGINT)
-        self.assertIn("CANCELLED", stderr)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process = start_cli(self.server, "generate", "--prompt", "x", *GREEDY, "--max-new-tokens", "1000000",
+                                "--logit-bias", "65=100")
+            self.assertEqual(process.stdout.read(1), "A")  # it runs
+            process.send_signal(number)
+            _, stderr = process.communicate(timeout=30)
+            self.assertEqual(process.returncode, 128 + number)
+            self.assertIn("CANCELLED", stderr)
         # A server with one slot answers this only if the slot is free again.
         self.assertEqual(len(self.generate("--prompt", "y", *GREEDY, "--max-new-tokens", "3")["token_ids"]), 3)
         self.assertEqual(self.server.metric("bst_requests_running"), 0)

@@ -39,7 +39,8 @@ def open_connections(pid: int, address: str) -> int:
 
     own = {target(file) for file in Path(f"/proc/{pid}/fd").iterdir()}
     port = f":{int(address.rsplit(':', 1)[1]):04X}"
-    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()]
+    tables = [path for path in (Path(f"/proc/{pid}/net/tcp"), Path(f"/proc/{pid}/net/tcp6")) if path.exists()]
+    rows = [line.split() for table in tables for line in table.read_text().splitlines()]
     return sum(remote.endswith(port) and state == "01" and f"socket:[{row[5]}]" in own
                for _, _, remote, state, *row in rows)
 

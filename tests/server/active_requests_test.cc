@@ -76,18 +76,18 @@ class FakeUnread : public UnreadCall {
 TEST(ActiveRequests, CountsTheUnread) {
   ActiveRequests active;
   const auto first = std::make_shared<FakeUnread>(), second = std::make_shared<FakeUnread>();
-  active.SetUnreadBytes(*first, 100);  // not yet
+  active.SetUnreadBytes(*first, 100, Readable::kYes);  // not yet
   EXPECT_EQ(active.unread_bytes(), 0);
   active.EnterUnread(first);
   active.EnterUnread(second);
-  active.SetUnreadBytes(*first, 100);
-  active.SetUnreadBytes(*second, 20);
-  active.SetUnreadBytes(*first, 50);
+  active.SetUnreadBytes(*first, 100, Readable::kYes);
+  active.SetUnreadBytes(*second, 20, Readable::kYes);
+  active.SetUnreadBytes(*first, 50, Readable::kYes);
   EXPECT_EQ(active.unread(), 2);
   EXPECT_EQ(active.unread_bytes(), 70);
   active.LeaveUnread(*first);
   active.LeaveUnread(*first);
-  active.SetUnreadBytes(*first, 100);  // no longer
+  active.SetUnreadBytes(*first, 100, Readable::kYes);  // no longer
   EXPECT_EQ(active.unread(), 1);
   EXPECT_EQ(active.unread_bytes(), 20);
 }
@@ -98,9 +98,14 @@ TEST(ActiveRequests, CutsTheLargestOfTheOverdueAsFarAsNeeded) {
   for (const int64_t bytes : {10, 50, 40, 30}) {
     calls.push_back(std::make_shared<FakeUnread>());
     active.EnterUnread(calls.back());
-    active.SetUnreadBytes(*calls.back(), bytes);
+    active.SetUnreadBytes(*calls.back(), bytes, Readable::kYes);
   }
   active.EnterUnread(std::make_shared<FakeUnread>());  // is gone
+  const auto empty = std::make_shared<FakeUnread>(), unready = std::make_shared<FakeUnread>();
+  active.EnterUnread(empty);
+  active.SetUnreadBytes(*empty, 0, Readable::kYes);
+  active.EnterUnread(unready);
+  active.SetUnreadBytes(*unready, 1000, Readable::kNotYet);
   const auto cut = [&calls] {
     std::vector<bool> result;
     for (const auto& call : calls) result.push_back(std::exchange(call->was_cut, false));
@@ -109,10 +114,14 @@ TEST(ActiveRequests, CutsTheLargestOfTheOverdueAsFarAsNeeded) {
   active.CutUnread(absl::Hours(1), 0);
   EXPECT_EQ(cut(), std::vector<bool>({false, false, false, false}));
   absl::SleepFor(absl::Milliseconds(2));
-  active.CutUnread(absl::Milliseconds(1), 130);
+  active.CutUnread(absl::Milliseconds(1), 1130);
   EXPECT_EQ(cut(), std::vector<bool>({false, false, false, false}));
-  active.CutUnread(absl::Milliseconds(1), 60);
+  active.CutUnread(absl::Milliseconds(1), 1060);
   EXPECT_EQ(cut(), std::vector<bool>({false, true, true, false}));
+  active.CutUnread(absl::Milliseconds(1), 0);  // not reached: what is not overdue is more
+  EXPECT_EQ(cut(), std::vector<bool>({true, true, true, true}));
+  EXPECT_FALSE(empty->was_cut);
+  EXPECT_FALSE(unready->was_cut);
 }
 
 TEST(ActiveRequests, ARequestIsUnfinishedUntilItsAnswerIsRead) {

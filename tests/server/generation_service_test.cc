@@ -500,18 +500,18 @@ TEST(UnreadOutput, OfAllReadersTogetherIsBounded) {
 TEST(UnreadOutput, OfASlowSteadyReaderKeepsTheOthersOutForTheWriteTimeoutOnly) {
   ServerConfig config = LoopbackConfig();
   config.max_unread_bytes = 100'000;
-  config.write_timeout = absl::Seconds(1);
+  config.write_timeout = absl::Seconds(4);
   RunningServer server(config);
   grpc::ClientContext context;
   const auto reader = server.generation().Generate(&context, RequestOfMuch());
   const SequenceId id = server.engine().WaitForRequest(0).id;
+  std::thread slow_reader([&reader] {  // in time for each message, not for all of some 25
+    v1::GenerateEvent event;
+    while (reader->Read(&event)) absl::SleepFor(absl::Milliseconds(400));
+  });
   GenerateMuch(server.engine(), id);
   server.engine().Finish(id, FinishReason::kMaxTokens);
-  EXPECT_TRUE(server.WaitForUnreadCalls(1));
-  std::thread slow_reader([&reader] {  // some 25 messages
-    v1::GenerateEvent event;
-    while (reader->Read(&event)) absl::SleepFor(absl::Milliseconds(300));
-  });
+  server.WaitForEnd("much");
   RefusedForUnreadOutput(server);
   EXPECT_TRUE(WaitUntil([&] { return server.Generate(TextRequest("z")).status.ok(); }));
   slow_reader.join();
@@ -536,12 +536,22 @@ class UnreadAnswer final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc
     context_.TryCancel();
     done_.WaitForNotification();
   }
-  void OnDone(const grpc::Status& /*status*/) override { done_.Notify(); }
+  void OnDone(const grpc::Status& status) override {
+    code_ = status.error_code();
+    done_.Notify();
+  }
+  // Reads the answer after all; returns how the call ended.
+  grpc::StatusCode Read() {
+    StartRead(&answer_);
+    done_.WaitForNotification();
+    return code_;
+  }
 
  private:
   grpc::GenericStub stub_;
   grpc::ClientContext context_;
-  grpc::ByteBuffer request_;
+  grpc::ByteBuffer request_, answer_;
+  grpc::StatusCode code_ = grpc::StatusCode::UNKNOWN;  // constant once done_
   absl::Notification done_;
 };
 
@@ -597,14 +607,24 @@ TEST(UnreadOutput, OfCallsWithoutTheEngineCountsToo) {
 
 TEST(UnreadOutput, OfCallsWithoutTheEngineADrainWaitsFor) {
   RunningServer server(LoopbackConfig(), ModelOfLongPrompts());
-  const UnreadAnswer answer(server.server().addresses().grpc, "Tokenize", TokenizeMuch());
+  UnreadAnswer answer(server.server().addresses().grpc, "Tokenize", TokenizeMuch());
   EXPECT_TRUE(server.WaitForUnreadCalls(1));
   grpc::ClientContext context;
-  const auto drain = server.control().Drain(&context, v1::DrainRequest());
+  const auto watch = server.control().Drain(&context, v1::DrainRequest());
   v1::DrainProgress progress;
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(drain->Read(&progress));  // the last would be the first
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(watch->Read(&progress));  // the last would be the first
   context.TryCancel();
-  EXPECT_EQ(drain->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_EQ(watch->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  // Nothing new comes in between.
+  v1::TokenizeRequest request;
+  v1::TokenizeResponse response;
+  grpc::ClientContext late;
+  EXPECT_EQ(server.generation().Tokenize(&late, request, &response).error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+  std::thread drain([&server] { server.server().Drain(); });
+  absl::SleepFor(absl::Seconds(1));  // else it would be cut in a quarter of that
+  EXPECT_EQ(answer.Read(), grpc::StatusCode::OK);
+  drain.join();
 }
 
 TEST(UnreadOutput, ThePromptSentBackCountsToo) {
@@ -772,7 +792,7 @@ TEST_F(WriteTimeoutTest, ARequestWhoseReaderReadsNothingEnds) {
 
 TEST(WriteTimeout, AnAnswerWithoutTheEngineThatNobodyReadsIsGoneSoon) {
   ServerConfig config = LoopbackConfig();
-  config.write_timeout = absl::Seconds(1);  // in which the call is seen
+  config.write_timeout = absl::Seconds(3);  // in which the call is seen
   RunningServer server(config, ModelOfLongPrompts());
   const UnreadAnswer answer(server.server().addresses().grpc, "Tokenize", TokenizeMuch());
   EXPECT_TRUE(server.WaitForUnreadCalls(1));
