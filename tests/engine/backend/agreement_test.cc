@@ -5,8 +5,10 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -118,18 +120,16 @@ struct FeedForwardProblem {
   int rows, dim, hidden;
   DType up_type, down_type;
   LinearEpilogue act = LinearEpilogue::kRelu;
-  float gain = 1.0f;  // times a random one
 };
 void ExpectFeedForwardIsItsOperators(Backend& backend, const FeedForwardProblem& problem,
                                      bool is_fused) {
-  const auto [rows, dim, hidden, up_type, down_type, act, largest_gain] = problem;
+  const auto [rows, dim, hidden, up_type, down_type, act] = problem;
   const std::string what = absl::StrCat(
       backend.name(), ": ", rows, " rows, ", dim, " x ", hidden, " ", std::string(Name(up_type)),
       " ", std::string(Name(down_type)), " epilogue ", static_cast<int>(act));
   std::vector<float> w1 = RandomVector(static_cast<size_t>(dim * hidden), 1),
                      w2 = RandomVector(static_cast<size_t>(dim * hidden), 2),
                      gain = RandomVector(static_cast<size_t>(dim), 3);
-  for (float& g : gain) g *= largest_gain;
   const auto up = *backend.PackLinear({Contiguous(w1, {hidden, dim})}, up_type);
   const auto down = *backend.PackLinear({Contiguous(w2, {dim, hidden})}, down_type);
   Matrix expected = Matrix::Random(rows, dim, 4), got = Matrix::Random(rows, dim, 4);
@@ -173,11 +173,40 @@ TEST_P(AgreementTest, FeedForwardIsItsOperators) {
       }
     }
   }
-  // Of two types; and so large that BF16 has infinities, which must not meet the padding.
+  // Of two types.
   ExpectFeedForwardIsItsOperators(*tested_, {300, 32, 31, DType::kBF16, DType::kF32}, false);
-  ExpectFeedForwardIsItsOperators(
-      *tested_, {300, 32, 31, DType::kBF16, DType::kBF16, LinearEpilogue::kRelu, 3e38f},
-      IsFused(GetParam(), 300, DType::kBF16));
+}
+
+// An infinite input makes every hidden number of its row infinite, or zero. None may meet the
+// zeros that pad a row of 31: that product would be NaN.
+TEST_P(AgreementTest, FeedForwardOfInfinities) {
+  constexpr int kRows = 300, kDim = 32, kHidden = 31;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<float> w1 = RandomVector(kHidden * kDim, 1), w2 = RandomVector(kDim * kHidden, 2),
+                     gain(kDim, 1.0f);
+  gain[0] = 3e38f;
+  for (size_t h = 0; h < kHidden; ++h) w1[h * kDim] = 1.0f;
+  for (size_t i = 0; i < w2.size(); ++i)  // each output sums infinities of one sign
+    w2[i] = std::copysign(w2[i], i / kHidden % 2 == 0 ? 1.0f : -1.0f);
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    const auto up = *tested_->PackLinear({Contiguous(w1, {kHidden, kDim})}, type);
+    const auto down = *tested_->PackLinear({Contiguous(w2, {kDim, kHidden})}, type);
+    Matrix x = Matrix::Random(kRows, kDim, 4), normed(kRows, kDim), hidden(kRows, kHidden);
+    const auto is_above = [](int row) { return row % 3 != 1; };
+    for (int r = 0; r < kRows; ++r) x.at(r, 0) = is_above(r) ? 10.0f : -10.0f;
+    Matrix before = x;
+    tested_->FeedForward(x.view(), Contiguous(gain, {kDim}), 1e-6f, *up, LinearEpilogue::kRelu,
+                         *down, normed.view(), hidden.view());
+    EXPECT_EQ(normed.at(0, 0) == kSentinel, IsFused(GetParam(), kRows, type));
+    for (int r = 0; r < kRows; ++r) {
+      for (int o = 0; o < kDim; ++o) {
+        const float expected =
+            is_above(r) ? std::copysign(kInfinity, o % 2 == 0 ? 1.0f : -1.0f) : before.at(r, o);
+        ASSERT_EQ(x.at(r, o), expected)
+            << std::string(Name(type)) << ", row " << r << ", output " << o;
+      }
+    }
+  }
 }
 
 // A layer's heads, by ProjectHeads and by the operators it stands for.
@@ -381,7 +410,6 @@ TEST_P(AgreementTest, NormsGatesAndRotations) {
   }
 }
 
-// Extreme inputs of the activations: no NaN, the right limits; NaN stays NaN.
 // Squares beyond float32: the sum goes on in float64; NaN reaches every output of its row.
 TEST_P(AgreementTest, NormsOfHugeNumbersAndNan) {
   std::vector<float> gain(37, 1.5f);
@@ -397,24 +425,45 @@ TEST_P(AgreementTest, NormsOfHugeNumbersAndNan) {
   for (int i = 0; i < 37; ++i) EXPECT_TRUE(std::isnan(y.at(0, i))) << i;
 }
 
+// The right limits, and NaN stays NaN.
 TEST_P(AgreementTest, ActivationsAtTheirLimits) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kHuge = 0x1p100f;  // BF16 has it
+  struct Limit {
+    float input, relu;
+    std::optional<float> gelu;  // none: half of it times a difference that may be zero
+  };
+  constexpr Limit kLimits[] = {{-100.0f, 0.0f, 0.0f},
+                               {100.0f, 100.0f, 100.0f},
+                               {0.0f, 0.0f, 0.0f},
+                               {-kHuge, 0.0f, 0.0f},
+                               {kHuge, kHuge, kHuge},
+                               {-kInfinity, 0.0f, {}},
+                               {kInfinity, kInfinity, kInfinity}};
+  constexpr int kRows = std::size(kLimits) + 1;  // and one of NaN
+  // Its ReLU is x > 0 ? x : 0.
+  const bool relu_keeps_nan = !absl::StartsWith(GetParam(), "cuda");
   std::vector<float> one = {1.0f};
-  const float infinity = std::numeric_limits<float>::infinity();
   for (Backend* backend : {reference_.get(), tested_.get()}) {
-    const auto packed = *backend->PackLinear({Contiguous(one, {1, 1})}, DType::kF32);
-    Matrix x(6, 1), y(6, 1);
-    const float inputs[] = {-100.0f, 100.0f, 0.0f, -infinity, 1e30f, std::nanf("")};
-    for (int i = 0; i < 6; ++i) x.at(i, 0) = inputs[i];
-    for (const LinearEpilogue epilogue : {LinearEpilogue::kRelu, LinearEpilogue::kGelu}) {
-      backend->Linear(x.view(), *packed, {.epilogue = epilogue}, y.view());
-      EXPECT_EQ(y.at(0, 0), 0.0f);
-      EXPECT_EQ(y.at(1, 0), 100.0f);
-      EXPECT_EQ(y.at(2, 0), 0.0f);
-      EXPECT_EQ(y.at(4, 0), 1e30f);
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      const auto packed = *backend->PackLinear({Contiguous(one, {1, 1})}, type);
+      Matrix x(kRows, 1), relu(kRows, 1), gelu(kRows, 1);
+      for (int r = 0; r + 1 < kRows; ++r) x.at(r, 0) = kLimits[r].input;
+      x.at(kRows - 1, 0) = std::nanf("");
+      backend->Linear(x.view(), *packed, {.epilogue = LinearEpilogue::kRelu}, relu.view());
+      backend->Linear(x.view(), *packed, {.epilogue = LinearEpilogue::kGelu}, gelu.view());
+      const std::string what = absl::StrCat(backend->name(), " ", std::string(Name(type)), " of ");
+      for (int r = 0; r + 1 < kRows; ++r) {
+        const Limit& limit = kLimits[r];
+        EXPECT_EQ(relu.at(r, 0), limit.relu) << what << limit.input;
+        if (limit.gelu.has_value()) {
+          EXPECT_EQ(gelu.at(r, 0), *limit.gelu) << what << limit.input;
+        }
+      }
+      EXPECT_TRUE(std::isnan(gelu.at(kRows - 1, 0))) << what << "NaN";
+      if (backend == tested_.get() && !relu_keeps_nan) continue;
+      EXPECT_TRUE(std::isnan(relu.at(kRows - 1, 0))) << what << "NaN";
     }
-    backend->Linear(x.view().Rows(5, 6), *packed, {.epilogue = LinearEpilogue::kGelu},
-                    y.view().Rows(5, 6));
-    EXPECT_TRUE(std::isnan(y.at(5, 0))) << backend->name();
   }
 }
 
@@ -873,6 +922,41 @@ TEST_P(AgreementTest, EmbeddingGatherAndLogprobs) {
           return out;
         },
         absl::StrCat("logprobs of ", vocab), 1e-6);
+  }
+}
+
+// The largest logit, in every place of a vector and of the rest, is what the others are measured
+// against: e^200 is no float32, and neither is the sum of a thousand e^-200.
+TEST_P(AgreementTest, LogprobsFarFromZero) {
+  for (Backend* backend : {reference_.get(), tested_.get()}) {
+    for (const int vocab : {1, 2, 15, 16, 17, 40, 1100}) {
+      const int step = vocab > 100 ? 61 : 1;
+      for (int place = 0; place < vocab; place += step) {
+        for (const float others : {0.0f, -200.0f}) {
+          const std::string what = absl::StrCat(backend->name(), ": largest of ", vocab, " at ",
+                                                place, ", others ", others);
+          Matrix logits(2, vocab);
+          for (int c = 0; c < vocab; ++c) logits.at(0, c) = logits.at(1, c) = others;
+          logits.at(0, place) = 200.0f;         // beside which the others are nothing
+          logits.at(1, place) = others + 1.0f;  // e times as likely as each of the others
+          float got[2];
+          const int target = (place + 1) % vocab;
+          backend->TargetLogprobs(logits.view(), {TokenId(place), TokenId(target)},
+                                  absl::MakeSpan(got));
+          EXPECT_EQ(got[0], 0.0f) << what;
+          const double expected =
+              (target == place ? 1.0 : 0.0) - std::log(std::exp(1.0) + vocab - 1);
+          EXPECT_NEAR(got[1], expected, 2e-6 * (1 - expected)) << what;
+          backend->TargetLogprobs(logits.view(), {TokenId(target), TokenId(place)},
+                                  absl::MakeSpan(got));
+          EXPECT_EQ(got[0], target == place ? 0.0f : others - 200.0f) << what;
+          logits.at(0, place) = std::nanf("");
+          backend->TargetLogprobs(logits.view(), {TokenId(target), TokenId(place)},
+                                  absl::MakeSpan(got));
+          EXPECT_TRUE(std::isnan(got[0])) << what;
+        }
+      }
+    }
   }
 }
 
