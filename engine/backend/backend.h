@@ -260,7 +260,8 @@ class Backend {
     Attention(weights, heads.q, heads.k, heads.v, rows, ring, out);
   }
 
-  // Writes rows of k, v [n, H * dh] to contexts (attention.h). No two of `rows` share a row.
+  // Writes rows of k, v [n, H * dh] to contexts (attention.h). No two of `rows` share a row; they
+  // may be neighbours in one context.
   virtual void StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
                             absl::Span<const ContextRows> rows, PoolView contexts) = 0;
   // Attention of q [n, H * dh] to contexts. No query is in two of `uses`; for one in none `out` may

@@ -1,5 +1,7 @@
 #include "engine/backend/cpu/cpu_context_attention.h"
 
+#include <algorithm>
+
 #include "engine/backend/cpu/cpu_key_values.h"
 #include "engine/tensor/host_convert.h"
 
@@ -8,6 +10,8 @@ namespace {
 
 // Below so many elements another thread is not worth waking.
 constexpr int64_t kSerialElements = 30'000;
+// Where there is enough to share out, so that threads finish together.
+constexpr int kTasksOfThread = 4;
 
 KeyValueLayout Layout(const CpuContext& context, const ContextSpec& spec) {
   return {context.kernels(), spec.capacity, spec.head_dim, spec.kv_type};
@@ -54,10 +58,8 @@ void CpuContextAttention::StoreTyped(CpuContext& context, TensorView k, TensorVi
   const int heads = spec().num_heads;
   const KeyValueLayout layout = Layout(context, spec());
   const size_t head_bytes = layout.HeadBytes();
-  const auto store = [&](int index, int) {
-    const ContextRows& part = rows[static_cast<size_t>(index / heads)];
+  const auto store = [&](const ContextRows& part, int head) {
     BST_DCHECK(part.first_row + part.end - part.begin <= spec().capacity);
-    const int head = index % heads;
     const int64_t column = int64_t{head} * spec().head_dim;
     const Head to(layout,
                   contexts.slot<std::byte>(part.slot) + static_cast<size_t>(head) * head_bytes);
@@ -66,14 +68,22 @@ void CpuContextAttention::StoreTyped(CpuContext& context, TensorView k, TensorVi
               v.row_stride()},
              part.end - part.begin);
   };
-  const int tasks = static_cast<int>(rows.size()) * heads;
   int64_t elements = 0;
   for (const ContextRows& part : rows) elements += int64_t{part.end - part.begin} * k.dim(1);
   if (elements < kSerialElements) {
-    for (int i = 0; i < tasks; ++i) store(i, 0);
-  } else {
-    context.pool().Run(tasks, store);
+    for (const ContextRows& part : rows) {
+      for (int head = 0; head < heads; ++head) store(part, head);
+    }
+    return;
   }
+  // Parts of one context may meet within a word: one task writes them all.
+  const int shares =
+      std::min(static_cast<int>(rows.size()), kTasksOfThread * context.pool().num_threads());
+  context.pool().Run(shares * heads, [&](int index, int) {
+    for (const ContextRows& part : rows) {
+      if (part.slot.value() % shares == index / heads) store(part, index % heads);
+    }
+  });
 }
 
 void CpuContextAttention::Attend(CpuContext& context, TensorView q,

@@ -131,6 +131,30 @@ TEST_P(ContextAttentionTest, AQueryDoesNotDependOnItsNeighbours) {
   }
 }
 
+// Neighbouring rows may lie in one word of memory, whose halves threads must not both write.
+TEST_P(ContextAttentionTest, PartsMayBeSingleRows) {
+  constexpr int kCapacity = 256, kHeadDim = 128;  // enough for more than one thread
+  std::vector<float> scale = {1.0f};
+  for (const DType type : Types()) {
+    const ContextSpec spec = {
+        .num_heads = 1, .head_dim = kHeadDim, .capacity = kCapacity, .kv_type = type};
+    const auto weights =
+        *tested_->PackContextAttention({.spec = spec, .scale = Contiguous(scale, {1})});
+    Matrix k = Matrix::Random(kCapacity, kHeadDim, 1), v = Matrix::Random(kCapacity, kHeadDim, 2);
+    const auto store = [&](const std::vector<ContextRows>& parts) {
+      const Slots memory(*tested_, tested_->ContextBytes(spec), 1);
+      tested_->StoreContext(*weights, k.view(), v.view(), parts, memory.view());
+      EXPECT_TRUE(tested_->Sync().ok());
+      const PoolView context = memory.view();
+      return std::vector<std::byte>(context.base, context.base + context.slot_bytes);
+    };
+    std::vector<ContextRows> rows;
+    for (int r = 0; r < kCapacity; ++r) rows.push_back({r, r + 1, SlotId(0), r});
+    const std::vector<std::byte> whole = store({{0, kCapacity, SlotId(0), 0}});
+    for (int i = 0; i < 20; ++i) ASSERT_TRUE(store(rows) == whole) << std::string(Name(type));
+  }
+}
+
 // One use: so many queries, of the first rows of a context. The first `left_out` are in no use.
 struct Use {
   int queries, slot, num_rows, left_out = 0;
