@@ -383,6 +383,18 @@ size_t MeteredBackend::ContextBytes(const ContextSpec& spec) const {
   if (inner_ != nullptr) return inner_->ContextBytes(spec);
   return KeyValueBytes(spec.capacity, spec.num_heads, spec.head_dim, spec.kv_type);
 }
+// What more rows take: those of one slot are padded.
+constexpr int kMoreRows = 1024;
+double MeteredBackend::KeyValueBytesOf(const AttentionSpec& spec) const {
+  AttentionSpec more = spec;
+  more.window += kMoreRows;
+  return static_cast<double>(RingBytes(more) - RingBytes(spec)) / kMoreRows;
+}
+double MeteredBackend::KeyValueBytesOf(const ContextSpec& spec) const {
+  ContextSpec more = spec;
+  more.capacity += kMoreRows;
+  return static_cast<double>(ContextBytes(more) - ContextBytes(spec)) / kMoreRows;
+}
 size_t MeteredBackend::SsmStateBytes(const SsmWeights& weights) const {
   const auto& w = AsMetered(weights);
   return w.inner == nullptr ? w.facts.state_bytes : inner_->SsmStateBytes(*w.inner);
@@ -524,7 +536,7 @@ void MeteredBackend::RunAttention(
     absl::FunctionRef<void(Backend& inner, const AttentionWeights& weights)> run) {
   const auto& w = AsMetered(weights);
   const AttentionSpec& spec = w.spec();
-  const double key_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
+  const double key_bytes = KeyValueBytesOf(spec);
   const auto [unit, products] = AttentionUnit(counted_, spec.kv_type, spec.head_dim);
   OperatorCost cost = {.unit = unit};
   for (const Row& row : rows) {
@@ -542,8 +554,9 @@ void MeteredBackend::RunAttention(
 void MeteredBackend::StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
                                   absl::Span<const ContextRows> rows, PoolView contexts) {
   const auto& w = AsMetered(weights);
-  Run("store context",
-      {.bytes = 2 * Elements(k) * (kFloat + static_cast<double>(SizeOf(w.spec().kv_type)))},
+  double stored = 0;
+  for (const ContextRows& part : rows) stored += part.end - part.begin;
+  Run("store context", {.bytes = stored * (2 * Columns(k) * kFloat + KeyValueBytesOf(w.spec()))},
       [&](Backend& inner) { inner.StoreContext(*w.inner, k, v, rows, contexts); });
 }
 
@@ -551,7 +564,7 @@ void MeteredBackend::ContextAttention(const ContextWeights& weights, TensorView 
                                       absl::Span<const ContextUse> uses, TensorView out) {
   const auto& w = AsMetered(weights);
   const ContextSpec& spec = w.spec();
-  const double row_bytes = 2 * Columns(q) * static_cast<double>(SizeOf(spec.kv_type));
+  const double row_bytes = KeyValueBytesOf(spec);
   const auto [unit, products] = AttentionUnit(counted_, spec.kv_type, spec.head_dim);
   OperatorCost cost = {.unit = unit};
   for (const ContextUse& use : uses) {

@@ -141,6 +141,9 @@ class MeteredBackend final : public Backend {
   absl::Status Sync() override { return inner_ == nullptr ? absl::OkStatus() : inner_->Sync(); }
 
  private:
+  // Of one row of keys and values of all heads, scales and sums of the backend's own with them.
+  double KeyValueBytesOf(const AttentionSpec& spec) const;
+  double KeyValueBytesOf(const ContextSpec& spec) const;
   void Run(const std::string& name, const OperatorCost& cost,
            absl::FunctionRef<void(Backend&)> run);
   void RunProjection(TensorView x, const LinearWeights& weights, const HeadOptions& options,

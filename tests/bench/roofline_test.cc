@@ -4,10 +4,16 @@
 
 #include <fstream>
 #include <iterator>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "engine/backend/cpu/cpu_isa.h"
 #include "engine/backend/cuda/cuda_backend.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/bench/metered_backend.h"
+#include "tests/support/model_runner.h"
 #include "tests/support/sanitized.h"
 
 namespace bst {
@@ -136,6 +142,54 @@ TEST(RooflineTest, ContextsAreAttendedToOnTheTensorCores) {
   EXPECT_EQ(cost.unit, RooflineUnit::kTensorBf16);
   EXPECT_DOUBLE_EQ(cost.operations, 3 * 4.0 * 64 * (4 + 5));
   EXPECT_DOUBLE_EQ(cost.bytes, 2 * (2 * 64.0 * 4) + 2 * 64.0 * 2 * (4 + 5));
+}
+
+// Keys and values of bytes come with a scale each and, where they are multiplied as bytes, with a
+// key's offset; a slot's padding is not counted.
+TEST(MeteredBackendTest, CountsWhatStandsBesideBytes) {
+  constexpr int kHeads = 2, kHeadDim = 64, kWidth = kHeads * kHeadDim, kWindow = 40, kRows = 5;
+  constexpr double kNumbers = 4 * kWidth * 4;  // q, k, v and o of one token
+  std::vector<std::pair<std::string, int>> levels = {{"reference", 8}, {"cpu:avx2:1", 8}};
+  if (Supports(DetectCpuIsa(), CpuIsa::kAvx512Vnni)) levels.emplace_back("cpu:avx512vnni:1", 12);
+  for (const auto& [name, beside] : levels) {
+    const auto inner = *MakeBackend(name);
+    MeteredBackend metered(inner.get(), /*repeats=*/1, CountedBackend::kCpu);
+    float scale[kHeads] = {1.0f, 1.0f};
+    const TensorView scales(scale, DType::kF32, {kHeads});
+    const AttentionSpec spec = {
+        .num_heads = kHeads, .head_dim = kHeadDim, .window = kWindow, .kv_type = DType::kI8};
+    const ContextSpec context_spec = {
+        .num_heads = kHeads, .head_dim = kHeadDim, .capacity = kRows, .kv_type = DType::kI8};
+    const auto attention = *metered.PackAttention({.spec = spec, .scale = scales, .bias = {}});
+    const auto contexts = *metered.PackContextAttention({.spec = context_spec, .scale = scales});
+    const size_t ring_bytes = metered.RingBytes(spec),
+                 context_bytes = metered.ContextBytes(context_spec);
+    const Buffer ring = *metered.Allocate(ring_bytes), context = *metered.Allocate(context_bytes),
+                 numbers = *metered.Allocate(4 * kRows * kWidth * sizeof(float));
+    const PoolView rings = {static_cast<std::byte*>(ring.data()), ring_bytes},
+                   pool = {static_cast<std::byte*>(context.data()), context_bytes};
+    const auto matrix = [&](int i) {
+      return TensorView(static_cast<float*>(numbers.data()) + i * kRows * kWidth, DType::kF32,
+                        {kRows, kWidth});
+    };
+    const auto token = [&](int i) { return matrix(i).Rows(0, 1); };
+    metered.Start();
+    metered.Attention(*attention, token(0), token(1), token(2),
+                      {Row{.slot = SlotId(0), .begin = 0, .end = 1, .position = 1000}}, rings,
+                      token(3));
+    metered.StoreContext(*contexts, matrix(1), matrix(2),
+                         {ContextRows{.begin = 1, .end = kRows, .slot = SlotId(0), .first_row = 0}},
+                         pool);
+    metered.ContextAttention(*contexts, token(0),
+                             {ContextUse{0, 1, pool.slot<std::byte>(SlotId(0)), kRows - 1}},
+                             token(3));
+    const std::vector<OperatorUse> uses = metered.Stop();
+    ASSERT_EQ(uses.size(), 3u);
+    const double row_bytes = 2 * kWidth + kHeads * beside;
+    EXPECT_DOUBLE_EQ(uses[0].cost.bytes, kNumbers + kWindow * row_bytes) << name;
+    EXPECT_DOUBLE_EQ(uses[1].cost.bytes, (kRows - 1) * (2 * kWidth * 4 + row_bytes)) << name;
+    EXPECT_DOUBLE_EQ(uses[2].cost.bytes, kNumbers / 2 + (kRows - 1) * row_bytes) << name;
+  }
 }
 
 TEST(RooflineTest, TheSlowestOfThreeBoundsCounts) {
