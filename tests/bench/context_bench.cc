@@ -17,6 +17,7 @@
 #include "engine/model/model.h"
 #include "nlohmann/json.hpp"
 #include "tests/bench/bench.h"
+#include "tests/support/statistics.h"
 
 namespace bst {
 namespace {
@@ -25,12 +26,6 @@ using Clock = std::chrono::steady_clock;
 
 double Seconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
 // Resident memory of this process, from /proc.

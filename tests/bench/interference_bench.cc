@@ -19,16 +19,10 @@
 #include "engine/base/status_macros.h"
 #include "engine/engine.h"
 #include "tests/bench/bench.h"
+#include "tests/support/statistics.h"
 
 namespace bst {
 namespace {
-
-// Nearest rank. REQUIRES: not empty.
-double Percentile(std::vector<double> values, double percent) {
-  std::sort(values.begin(), values.end());
-  const auto rank = static_cast<size_t>(percent / 100 * static_cast<double>(values.size() - 1));
-  return values[rank];
-}
 
 // Keeps what the engine tells while it is asked to; read when the engine is shut down.
 class Recorder final : public EngineObserver {

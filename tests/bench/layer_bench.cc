@@ -21,6 +21,7 @@
 #include "nlohmann/json.hpp"
 #include "tests/bench/bench.h"
 #include "tests/bench/random_model.h"
+#include "tests/support/statistics.h"
 
 namespace bst {
 namespace {
@@ -59,12 +60,6 @@ constexpr LayerKind kLayers[] = {
 };
 // The layers of the paper's figure.
 constexpr int kFigureLayers = 5;
-
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 // A model of one layer with random weights.
 class OneLayer {

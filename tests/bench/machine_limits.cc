@@ -10,6 +10,7 @@
 #include "engine/backend/cpu/cpu_isa.h"
 #include "engine/base/check.h"
 #include "engine/tensor/buffer.h"
+#include "tests/support/statistics.h"
 
 namespace bst {
 namespace {
@@ -106,7 +107,7 @@ void RepeatLoadedTiles(int64_t count) {
 #undef BST_REPEAT_LOADED_TILES
 }
 
-// The rates of runs in which every thread does `work(thread)` and counts `amount` each, ascending.
+// The rates of runs in which every thread does `work(thread)` and counts `amount` each.
 template <typename Work>
 std::vector<double> Rates(int runs, int threads, double amount, const Work& work) {
   std::vector<double> rates;
@@ -119,13 +120,13 @@ std::vector<double> Rates(int runs, int threads, double amount, const Work& work
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     rates.push_back(threads * amount / seconds);
   }
-  std::sort(rates.begin(), rates.end());
   return rates;
 }
 
 template <typename Work>
 double BestRate(int threads, double amount, const Work& work) {
-  return Rates(kRuns, threads, amount, work).back();
+  const std::vector<double> rates = Rates(kRuns, threads, amount, work);
+  return *std::max_element(rates.begin(), rates.end());
 }
 
 double OperationRate(int threads, void (*repeat)(int64_t), double operations_each) {
@@ -172,8 +173,8 @@ MachineLimits MeasureMachineLimits(int threads) {
         OperationRate(threads, RepeatInt8Tiles, kTileSums * 2.0 * 16 * 16 * 64);
     static constexpr int kLoadedRuns = 25, kLoadedCount = 500'000;
     const auto median = [&](void (*repeat)(int64_t)) {
-      return Rates(kLoadedRuns, threads, kLoadedCount * kTileSums * 2.0 * 16 * 16 * 32,
-                   [repeat](int) { repeat(kLoadedCount); })[kLoadedRuns / 2];
+      return Median(Rates(kLoadedRuns, threads, kLoadedCount * kTileSums * 2.0 * 16 * 16 * 32,
+                          [repeat](int) { repeat(kLoadedCount); }));
     };
     limits.loaded_tile_operations = median(RepeatLoadedTiles<false>);
     limits.freed_tile_operations = median(RepeatLoadedTiles<true>);

@@ -19,6 +19,7 @@
 #include "engine/checkpoint/tensor_schema.h"
 #include "engine/model/model.h"
 #include "nlohmann/json.hpp"
+#include "tests/support/statistics.h"
 
 namespace bst {
 namespace {
@@ -110,12 +111,6 @@ absl::StatusOr<Checkpoint> SketchCheckpoint(std::string_view config, Values valu
   std::filesystem::resize_file(path, sizeof(length) + length + offset, error);
   if (!file || error) return absl::InternalError(absl::StrCat("cannot write ", path));
   return Checkpoint::Open(directory.string());
-}
-
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 std::string Count(int64_t n) {  // 1,234,567

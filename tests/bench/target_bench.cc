@@ -26,6 +26,7 @@
 #include "tests/bench/machine_limits.h"
 #include "tests/bench/metered_backend.h"
 #include "tests/bench/random_model.h"
+#include "tests/support/statistics.h"
 
 namespace bst {
 namespace {
@@ -166,12 +167,6 @@ class TargetModel {
     return Median(seconds);
   }
 
-  static double Median(std::vector<double> values) {
-    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-    std::nth_element(values.begin(), middle, values.end());
-    return *middle;
-  }
-
   size_t weight_bytes() const { return model_->weight_bytes(); }
   size_t state_bytes() const { return model_->state_layout().bytes_per_slot(); }
 
@@ -288,7 +283,7 @@ absl::Status Measure(const TargetBenchOptions& options, const Checkpoint& checkp
   model.Prefill(lengths, [&](size_t i, double s, SlotId sequence) {
     seconds[i].push_back(s);
     const int64_t n = lengths[i];
-    report("prefill", 1, n, static_cast<double>(n) / TargetModel::Median(seconds[i]),
+    report("prefill", 1, n, static_cast<double>(n) / Median(seconds[i]),
            1 / seconds_of_operations(PromptTokenOperations(),
                                      PromptAttentionOperations(MeanVisible(n))));
     report_decode(sequence, n, 1);

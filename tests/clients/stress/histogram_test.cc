@@ -2,20 +2,14 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "clients/stress/random.h"
+#include "tests/support/statistics.h"
 
 namespace bst::stress {
 namespace {
-
-double NearestRank(std::vector<double> values, double percent) {
-  std::sort(values.begin(), values.end());
-  const double rank = std::ceil(percent / 100 * static_cast<double>(values.size()) - 1e-9);
-  return values[static_cast<size_t>(std::max(rank, 1.0)) - 1];
-}
 
 TEST(HistogramTest, EmptyIsZero) {
   const Histogram histogram;
@@ -49,7 +43,7 @@ TEST(HistogramTest, PercentilesAreWithinHalfAStepOverNineDecades) {
     histogram.Add(values.back());
   }
   for (const double percent : {0.1, 10.0, 37.5, 50.0, 90.0, 99.0, 99.9, 99.99}) {
-    const double exact = NearestRank(values, percent);
+    const double exact = Percentile(values, percent);
     EXPECT_NEAR(histogram.Percentile(percent), exact, exact / 256 + 0.5e-6) << percent;
   }
 }
