@@ -10,7 +10,8 @@
 //           kBlock                        those of t's own block among the above
 //           kZeros                        positions before the document hold k = v = 0, as far as
 //                                         the window reaches; kMasked: they do not exist
-// I8        Keys and values are kept as int8.h says, each with one scale per position and head.
+// I8        Keys and values are kept as int8.h says, each with one scale per position and head;
+//           REQUIRES: head_dim <= kMaxInt8Inputs, a score's sum is an int32
 // Rounding  With BF16 a backend may round queries and softmax weights to BF16 too, with I8 to
 //           integers of 16 bits over their own range; sums are float32 or exact. Else all is
 //           float32.

@@ -35,7 +35,15 @@ void SetKeyValues(const Head& current, const Head& previous, AttendTask& task) {
   task.previous_value_scales = previous.value_scales;
 }
 
-// Blocks that one task takes, of a row of num_blocks.
+// The packed tokens of `row` from `first` on.
+Row TokensFrom(const Row& row, int first) {
+  Row rest = row;
+  rest.begin = first;
+  rest.position += first - row.begin;
+  return rest;
+}
+
+// Blocks of a row that one task takes, of num_blocks, at least one, in all.
 int64_t TaskBlocks(int64_t num_blocks, int64_t heads, int64_t threads) {
   return std::clamp<int64_t>(num_blocks * heads / (kTasksOfThread * threads), 1, num_blocks);
 }
@@ -109,38 +117,27 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
   for (const Row& row : rows) {
     // What comes before is skipped; a single token writes the ring as it attends.
     const int first = row.num_tokens() == 1 ? row.begin : std::max(row.begin, row.outputs_from);
-    for (int t = first; t < row.end;) {
-      const int64_t position = row.position + (t - row.begin);
-      const int offset = static_cast<int>(position % spec().window);
-      const int count = std::min(row.end - t, spec().window - offset);
-      segments.push_back({row, position / spec().window, t, offset, count, t == first});
-      t += count;
-    }
+    ForEachBlock(
+        TokensFrom(row, first), spec().window,
+        [&](int64_t block, int64_t begin, int64_t end, int64_t token) {
+          segments.push_back({row, block, first + static_cast<int>(token), static_cast<int>(begin),
+                              static_cast<int>(end - begin), token == 0});
+        });
   }
   // Long rows in as few tasks as still share the work evenly: that of single tokens is nothing
   // beside theirs.
-  const auto blocks =
-      static_cast<int>(std::count_if(segments.begin(), segments.end(), [](const Segment& segment) {
-        return segment.row.num_tokens() > 1;
-      }));
-  const int most = blocks * spec().num_heads / (kTasksOfThread * context.pool().num_threads());
-  int length = 0;
+  const int64_t blocks =
+      std::count_if(segments.begin(), segments.end(),
+                    [](const Segment& segment) { return segment.row.num_tokens() > 1; });
+  const int64_t most =
+      TaskBlocks(std::max<int64_t>(1, blocks), spec().num_heads, context.pool().num_threads());
+  int64_t length = 0;
   for (Segment& segment : segments) {
-    length = segment.begins_task || length >= most ? 1 : length + 1;
+    length = segment.begins_task || length == most ? 1 : length + 1;
     segment.begins_task = length == 1;
   }
-  const int group = RingLayout(context, spec()).group;
-  if (group == 2) {
-    RunTyped<HeadPairs>(context, q, k, v, rows, ring, out, segments);
-  } else if (group == 4) {
-    RunTyped<HeadQuads>(context, q, k, v, rows, ring, out, segments);
-  } else if (spec().kv_type == DType::kBF16) {
-    RunTyped<HeadKeyValues<BFloat16>>(context, q, k, v, rows, ring, out, segments);
-  } else if (spec().kv_type == DType::kI8) {
-    RunTyped<HeadKeyValues<int8_t>>(context, q, k, v, rows, ring, out, segments);
-  } else {
-    RunTyped<HeadKeyValues<float>>(context, q, k, v, rows, ring, out, segments);
-  }
+  WithHead(Layout(context),
+           [&]<typename Head>() { RunTyped<Head>(context, q, k, v, rows, ring, out, segments); });
 }
 
 template <typename Head>
@@ -178,13 +175,13 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
     if (row.num_tokens() == 1) return;
     const int head = index % heads;
     const Head head_ring = RingHead<Head>(layout, ring, row.slot, head);
-    for (int t = std::max(row.begin, row.end - spec().window); t < row.end;) {
-      const int64_t to = (row.position + (t - row.begin)) % spec().window;
-      const int count = std::min(row.end - t, spec().window - static_cast<int>(to));
-      head_ring.Write(context.kernels(), to, RowsFrom(k, v, t, int64_t{head} * spec().head_dim),
-                      count);
-      t += count;
-    }
+    const int first = std::max(row.begin, row.end - spec().window);
+    ForEachBlock(TokensFrom(row, first), spec().window,
+                 [&](int64_t, int64_t begin, int64_t end, int64_t token) {
+                   const int64_t column = int64_t{head} * spec().head_dim;
+                   head_ring.Write(context.kernels(), begin, RowsFrom(k, v, first + token, column),
+                                   end - begin);
+                 });
   });
 }
 
@@ -260,8 +257,8 @@ KeyValueLayout CpuAttention::Layout(const CpuContext& context) const {
 }
 
 void CpuAttention::StartPacked(CpuContext& context, const PackedHeads& heads, PoolView ring) const {
-  if (Layout(context).group == 2) return StartPackedTyped<HeadPairs>(context, heads, ring);
-  StartPackedTyped<HeadQuads>(context, heads, ring);
+  WithPackedHead(Layout(context),
+                 [&]<typename Head>() { StartPackedTyped<Head>(context, heads, ring); });
 }
 
 template <typename Head>
@@ -289,19 +286,16 @@ void CpuAttention::WritePacked(const CpuContext& context, const PackedHeads& hea
   const int64_t stride = spec().head_dim;
   ForEachBlock(part, spec().window, [&](int64_t block, int64_t begin, int64_t end, int64_t at) {
     const KeyValueRows rows = {k + at * stride, v + at * stride, stride, stride};
-    std::byte* const base = heads.block(head, block);
-    if (layout.group == 2) {
-      HeadPairs(layout, base).Write(context.kernels(), begin, rows, end - begin);
-    } else {
-      HeadQuads(layout, base).Write(context.kernels(), begin, rows, end - begin);
-    }
+    WithPackedHead(layout, [&]<typename Head>() {
+      Head(layout, heads.block(head, block)).Write(context.kernels(), begin, rows, end - begin);
+    });
   });
 }
 
 void CpuAttention::RunPacked(CpuContext& context, const PackedHeads& heads, PoolView ring,
                              TensorView out) const {
-  if (Layout(context).group == 2) return RunPackedTyped<HeadPairs>(context, heads, ring, out);
-  RunPackedTyped<HeadQuads>(context, heads, ring, out);
+  WithPackedHead(Layout(context),
+                 [&]<typename Head>() { RunPackedTyped<Head>(context, heads, ring, out); });
 }
 
 template <typename Head>

@@ -38,18 +38,8 @@ size_t CpuContextAttention::ContextBytes(const CpuContext& context, const Contex
 
 void CpuContextAttention::Store(CpuContext& context, TensorView k, TensorView v,
                                 absl::Span<const ContextRows> rows, PoolView contexts) const {
-  const int group = Layout(context, spec()).group;
-  if (group == 2) {
-    StoreTyped<HeadPairs>(context, k, v, rows, contexts);
-  } else if (group == 4) {
-    StoreTyped<HeadQuads>(context, k, v, rows, contexts);
-  } else if (spec().kv_type == DType::kBF16) {
-    StoreTyped<HeadKeyValues<BFloat16>>(context, k, v, rows, contexts);
-  } else if (spec().kv_type == DType::kI8) {
-    StoreTyped<HeadKeyValues<int8_t>>(context, k, v, rows, contexts);
-  } else {
-    StoreTyped<HeadKeyValues<float>>(context, k, v, rows, contexts);
-  }
+  WithHead(Layout(context, spec()),
+           [&]<typename Head>() { StoreTyped<Head>(context, k, v, rows, contexts); });
 }
 
 template <typename Head>
@@ -90,18 +80,8 @@ void CpuContextAttention::Attend(CpuContext& context, TensorView q,
                                  absl::Span<const ContextUse> uses, TensorView out) const {
   BST_CHECK(q.dim(1) == int64_t{spec().num_heads} * spec().head_dim, "queries of ", q.dim(1));
   BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
-  const int group = Layout(context, spec()).group;
-  if (group == 2) {
-    AttendTyped<HeadPairs>(context, q, uses, out);
-  } else if (group == 4) {
-    AttendTyped<HeadQuads>(context, q, uses, out);
-  } else if (spec().kv_type == DType::kBF16) {
-    AttendTyped<HeadKeyValues<BFloat16>>(context, q, uses, out);
-  } else if (spec().kv_type == DType::kI8) {
-    AttendTyped<HeadKeyValues<int8_t>>(context, q, uses, out);
-  } else {
-    AttendTyped<HeadKeyValues<float>>(context, q, uses, out);
-  }
+  WithHead(Layout(context, spec()),
+           [&]<typename Head>() { AttendTyped<Head>(context, q, uses, out); });
 }
 
 template <typename Head>

@@ -16,6 +16,8 @@
 #include <type_traits>
 
 #include "engine/backend/cpu/cpu_context.h"
+#include "engine/backend/int8.h"
+#include "engine/base/check.h"
 #include "engine/tensor/dtype.h"
 
 namespace bst {
@@ -47,8 +49,9 @@ struct KeyValueLayout {
  private:
   int Group(const CpuKernels& kernels) const {
     if (type == DType::kBF16 && kernels.write_pairs != nullptr) return 2;
-    const bool fits = head_dim <= kMaxInt8Inputs;  // a score's sum is an int32
-    return type == DType::kI8 && kernels.write_bytes != nullptr && fits ? 4 : 1;
+    if (type != DType::kI8 || kernels.write_bytes == nullptr) return 1;
+    BST_CHECK(head_dim <= kMaxInt8Inputs, "a score of ", head_dim, " products is no int32");
+    return 4;
   }
   int64_t ToSteps(int64_t n) const { return group > 1 ? RoundUp(n, group * kStepGroups) : n; }
   // With a byte ring's key offsets.
@@ -304,5 +307,20 @@ struct HeadQuads {
   }
   void Pad(int64_t /*begin*/, int64_t /*end*/) const {}
 };
+
+// run<Head>() with what a head of this layout is.
+template <typename Run>
+void WithPackedHead(const KeyValueLayout& layout, const Run& run) {
+  BST_CHECK(layout.group == 2 || layout.group == 4, "groups of ", layout.group);
+  if (layout.group == 2) return run.template operator()<HeadPairs>();
+  run.template operator()<HeadQuads>();
+}
+template <typename Run>
+void WithHead(const KeyValueLayout& layout, const Run& run) {
+  if (layout.group > 1) return WithPackedHead(layout, run);
+  if (layout.type == DType::kBF16) return run.template operator()<HeadKeyValues<BFloat16>>();
+  if (layout.type == DType::kI8) return run.template operator()<HeadKeyValues<int8_t>>();
+  run.template operator()<HeadKeyValues<float>>();
+}
 
 }  // namespace bst
