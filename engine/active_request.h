@@ -36,7 +36,7 @@ struct ActiveRequest {
   std::string request_id;
   RequestStats::Kind kind = RequestStats::Kind::kGenerate;
   StoppingParams stopping;       // kGenerate
-  bool prompt_progress = false;  // kGenerate; always for an open prompt
+  bool prompt_progress = false;  // always for an open prompt and for kScore
   int top_logprobs = 0;
   Priority priority = Priority::kNormal;
   absl::Time arrived;
@@ -45,7 +45,8 @@ struct ActiveRequest {
   std::shared_ptr<TokenSink> sink;
 
   std::vector<TokenId> prompt;       // moves on to the scheduler
-  std::unique_ptr<Sampler> sampler;  // kGenerate; knows the prompt, each continuation has a copy
+  std::unique_ptr<Sampler> sampler;  // kGenerate; knows the prompt; a lone continuation takes it,
+                                     // of several each has a copy
   std::optional<TokenId> eos;        // none if ignored
   std::vector<TokenId> ending;       // tokens that end the sequence: eos and the stop tokens
   std::vector<ContinuationRecord> continuations;  // by index; none for kScore

@@ -68,7 +68,13 @@ class EngineImpl final : public Engine {
 
  private:
   RequestLimits limits() const {
-    return {info_.vocab_size, info_.max_prompt_tokens, info_.max_sequences};
+    return {.vocab_size = info_.vocab_size,
+            .max_prompt_tokens = info_.max_prompt_tokens,
+            .max_sequences = info_.max_sequences,
+            .eos = eos()};
+  }
+  std::optional<TokenId> eos() const {
+    return info_.eos.empty() ? std::nullopt : std::optional(info_.eos.front());
   }
   void Loop();
 
@@ -135,7 +141,7 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(GenerateRequest request,
   active->start_by = active->arrived + request.queue_timeout;
   active->finish_by = active->arrived + request.time_limit;
   active->sink = std::move(sink);
-  if (!request.stopping.ignore_eos && !info_.eos.empty()) active->eos = info_.eos.front();
+  if (!request.stopping.ignore_eos) active->eos = eos();
   active->ending = request.stopping.stop_token_ids;
   if (active->eos.has_value()) active->ending.push_back(*active->eos);
   active->stopping = std::move(request.stopping);
@@ -155,6 +161,7 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(ScoreRequest request,
   auto active = std::make_unique<ActiveRequest>();
   active->request_id = std::move(request.request_id);
   active->kind = RequestStats::Kind::kScore;
+  active->prompt_progress = true;
   active->prompt_tokens = static_cast<int64_t>(request.tokens.size());
   active->priority = request.priority;
   active->top_logprobs = request.top_logprobs;

@@ -46,19 +46,30 @@ struct GenerateRequest {
   absl::Duration time_limit = absl::InfiniteDuration();
 };
 
-// Whether any token may be drawn before min_new_tokens: logit_bias may ban tokens, and until then
-// those that end the output are banned too, the stop tokens and, unless ignored, one for eos: the
-// caller may not have thought of it, so a vocabulary of which only the end is left counts as
-// banned.
-inline bool LeavesTokensToDraw(const GenerateRequest& request, int vocab_size) {
-  if (request.stopping.min_new_tokens == 0) return true;
+// Tokens that are not drawn before min_new_tokens, where there is one: logit_bias may ban tokens,
+// and until then the stop tokens are banned too; and eos, unless it is ignored, which is not among
+// these.
+inline std::set<TokenId> BannedBeforeMinNewTokens(const GenerateRequest& request) {
   std::set<TokenId> banned(request.stopping.stop_token_ids.begin(),
                            request.stopping.stop_token_ids.end());
   for (const auto& [token, bias] : request.sampling.logit_bias) {
     if (std::isinf(bias)) banned.insert(token);
   }
+  return banned;
+}
+// Whether any token may be drawn before min_new_tokens. `eos`: the model's, where it has one.
+inline bool LeavesTokensToDraw(const GenerateRequest& request, int vocab_size,
+                               std::optional<TokenId> eos) {
+  if (request.stopping.min_new_tokens == 0) return true;
+  std::set<TokenId> banned = BannedBeforeMinNewTokens(request);
+  if (eos.has_value() && !request.stopping.ignore_eos) banned.insert(*eos);
+  return banned.size() < static_cast<size_t>(vocab_size);
+}
+// The same whatever the model's eos is.
+inline bool LeavesTokensToDraw(const GenerateRequest& request, int vocab_size) {
+  if (request.stopping.min_new_tokens == 0) return true;
   const size_t ends = request.stopping.ignore_eos ? 0 : 1;
-  return banned.size() + ends < static_cast<size_t>(vocab_size);
+  return BannedBeforeMinNewTokens(request).size() + ends < static_cast<size_t>(vocab_size);
 }
 
 // Log-probabilities of the tokens of a text under the model.

@@ -64,8 +64,8 @@ absl::Status CheckStopping(const StoppingParams& stopping, int vocab_size) {
   return CheckTokens("stop_token_ids", stopping.stop_token_ids, vocab_size);
 }
 
-absl::Status CheckSomethingCanBeDrawn(const GenerateRequest& request, int vocab_size) {
-  if (LeavesTokensToDraw(request, vocab_size)) return absl::OkStatus();
+absl::Status CheckSomethingCanBeDrawn(const GenerateRequest& request, const RequestLimits& limits) {
+  if (LeavesTokensToDraw(request, limits.vocab_size, limits.eos)) return absl::OkStatus();
   return Invalid(request.sampling.logit_bias.empty() ? "stop_token_ids" : "logit_bias",
                  absl::StrCat("leaves no token to draw before min_new_tokens, ",
                               request.stopping.min_new_tokens));
@@ -93,7 +93,7 @@ absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& l
   BST_RETURN_IF_ERROR(CheckDuration("queue_timeout", request.queue_timeout));
   BST_RETURN_IF_ERROR(CheckDuration("time_limit", request.time_limit));
   BST_RETURN_IF_ERROR(Validate(request.sampling, limits.vocab_size));
-  return CheckSomethingCanBeDrawn(request, limits.vocab_size);
+  return CheckSomethingCanBeDrawn(request, limits);
 }
 
 absl::Status CheckRequest(const ScoreRequest& request, const RequestLimits& limits) {

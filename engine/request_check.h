@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -17,7 +18,8 @@ namespace bst {
 struct RequestLimits {
   int vocab_size = 0;
   int64_t max_prompt_tokens = 0;
-  int max_sequences = 1;  // slots
+  int max_sequences = 1;       // slots
+  std::optional<TokenId> eos;  // the model's
 };
 
 absl::Status CheckRequest(const GenerateRequest& request, const RequestLimits& limits);

@@ -336,7 +336,10 @@ StepSampler::Draw StepRunner::DrawOf(const DrawnToken& drawn, int row, SlotId sl
   const int index = drawn.event.sequence_index;
   ContinuationRecord& continuation = request.continuations[static_cast<size_t>(index)];
   if (!continuation.sampler.has_value()) {
-    continuation.sampler = request.sampler->ForSequence(static_cast<uint32_t>(index));
+    const auto sequence_index = static_cast<uint32_t>(index);
+    continuation.sampler = request.continuations.size() == 1
+                               ? std::move(*request.sampler).ForSequence(sequence_index)
+                               : request.sampler->ForSequence(sequence_index);
   }
   const bool may_end = continuation.generated_tokens >= request.stopping.min_new_tokens;
   return {.sampler = &*continuation.sampler,

@@ -45,7 +45,8 @@ struct AcceptedEvent {
   int64_t queue_position = 0;  // requests that start before this one; 0: next
 };
 
-// On request; an open prompt always gets them, since whoever sends it must not run far ahead.
+// On request. An open prompt always gets them, since whoever sends it must not run far ahead, and
+// so does a text that is scored.
 struct PrefillProgressEvent {
   int64_t processed_tokens = 0;
   int64_t total_tokens = 0;  // of an open prompt: so far

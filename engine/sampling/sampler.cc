@@ -79,27 +79,32 @@ size_t DrawFromWeights(double u, SamplerScratch& scratch) {
 
 }  // namespace
 
-Sampler::Sampler(Options options, absl::Span<const TokenId> prompt) : options_(std::move(options)) {
+Sampler::Sampler(Options options, absl::Span<const TokenId> prompt)
+    : options_(std::make_shared<const Options>(std::move(options))),
+      sequence_index_(options_->sequence_index) {
   AddPrompt(prompt);
 }
 
 void Sampler::AddPrompt(absl::Span<const TokenId> tokens) {
   if (!looks_at_prompt()) return;
   for (const TokenId token : tokens) {
-    BST_CHECK(InVocabulary(token, static_cast<size_t>(options_.vocab_size)), "token ",
+    BST_CHECK(InVocabulary(token, static_cast<size_t>(options_->vocab_size)), "token ",
               token.value());
     output_counts_.try_emplace(token, 0);
   }
 }
 
-Sampler Sampler::ForSequence(uint32_t sequence_index) const {
-  Sampler sampler = *this;
-  sampler.options_.sequence_index = sequence_index;
-  return sampler;
+Sampler Sampler::ForSequence(uint32_t sequence_index) const& {
+  return Sampler(*this).ForSequence(sequence_index);
+}
+
+Sampler Sampler::ForSequence(uint32_t sequence_index) && {
+  sequence_index_ = sequence_index;
+  return std::move(*this);
 }
 
 bool Sampler::has_penalties() const {
-  const SamplingParams& params = options_.params;
+  const SamplingParams& params = this->params();
   return params.repetition_penalty != 1 || params.presence_penalty != 0 ||
          params.frequency_penalty != 0;
 }
@@ -107,7 +112,7 @@ bool Sampler::has_penalties() const {
 absl::Span<const float> Sampler::Adjust(absl::Span<const float> logits,
                                         absl::Span<const TokenId> banned,
                                         SamplerScratch& scratch) const {
-  const SamplingParams& params = options_.params;
+  const SamplingParams& params = this->params();
   if (params.logit_bias.empty() && output_counts_.empty() && banned.empty()) return logits;
   scratch.logits.assign(logits.begin(), logits.end());
   for (const auto& [token, bias] : params.logit_bias) {
@@ -129,8 +134,8 @@ absl::Span<const float> Sampler::Adjust(absl::Span<const float> logits,
 absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, uint64_t token_index,
                                              absl::Span<const TokenId> banned,
                                              SamplerScratch& scratch) {
-  const SamplingParams& params = options_.params;
-  BST_CHECK(logits.size() == static_cast<size_t>(options_.vocab_size), logits.size(), " logits");
+  const SamplingParams& params = this->params();
+  BST_CHECK(logits.size() == static_cast<size_t>(options_->vocab_size), logits.size(), " logits");
   BST_ASSIGN_OR_RETURN(const float raw_max, CheckedMax(ScanLogits(logits)));
   ComputeWeights(logits, raw_max, 1.0f, scratch.weights);
   const double log_sum =
@@ -149,17 +154,16 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, uin
     if (changed || params.temperature != 1)
       ComputeWeights(adjusted, max, params.temperature, scratch.weights);
     ApplyFilters(params, adjusted, max, scratch);
-    drawn =
-        DrawFromWeights(TokenUniform(params.seed, options_.sequence_index, token_index), scratch);
+    drawn = DrawFromWeights(TokenUniform(params.seed, sequence_index_, token_index), scratch);
   }
   const TokenId token(static_cast<int32_t>(drawn));
   if (has_penalties()) ++output_counts_[token];
-  return Describe(logits, token, options_.top_logprobs, log_sum);
+  return Describe(logits, token, options_->top_logprobs, log_sum);
 }
 
 TokenDraw Sampler::DeviceDraw(uint64_t token_index, absl::Span<const TokenId> banned, int row,
                               SlotId state) const {
-  const SamplingParams& params = options_.params;
+  const SamplingParams& params = this->params();
   TokenDraw draw = {.params = {.seed = params.seed,
                                .temperature = params.temperature,
                                .top_k = params.top_k,
@@ -170,10 +174,10 @@ TokenDraw Sampler::DeviceDraw(uint64_t token_index, absl::Span<const TokenId> ba
                                .presence_penalty = params.presence_penalty,
                                .frequency_penalty = params.frequency_penalty},
                     .token_index = token_index,
-                    .sequence_index = options_.sequence_index,
+                    .sequence_index = sequence_index_,
                     .row = row,
                     .banned = banned,
-                    .num_top = std::min(options_.top_logprobs, options_.vocab_size)};
+                    .num_top = std::min(options_->top_logprobs, options_->vocab_size)};
   if (HasState()) draw.state = state;
   return draw;
 }
@@ -187,7 +191,7 @@ std::vector<TokenId> Sampler::StateTokens() const {
 
 std::vector<TokenBias> Sampler::StateBias() const {
   std::vector<TokenBias> biases;
-  for (const auto& [token, bias] : options_.params.logit_bias) biases.push_back({token, bias});
+  for (const auto& [token, bias] : params().logit_bias) biases.push_back({token, bias});
   return biases;
 }
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -57,12 +58,14 @@ class Sampler {
   Sampler(Options options, absl::Span<const TokenId> prompt);
 
   // Whether the prompt's tokens matter to what is drawn; else AddPrompt does nothing.
-  bool looks_at_prompt() const { return options_.params.repetition_penalty != 1; }
+  bool looks_at_prompt() const { return params().repetition_penalty != 1; }
   // More of the prompt; order and number of its tokens do not matter, so DistinctTokens will do.
   // REQUIRES: nothing was drawn yet; the ids are in the vocabulary.
   void AddPrompt(absl::Span<const TokenId> tokens);
-  // The sampler of another sequence of the same request. REQUIRES: nothing was drawn yet.
-  Sampler ForSequence(uint32_t sequence_index) const;
+  // The sampler of another sequence of the same request, which shares its parameters.
+  // REQUIRES: nothing was drawn yet.
+  Sampler ForSequence(uint32_t sequence_index) const&;
+  Sampler ForSequence(uint32_t sequence_index) &&;
 
   // Draws the token that stands at `token_index` of the output and remembers it for the penalties.
   //   logits [V]; `banned` are tokens not to be drawn now (eos before min_new_tokens)
@@ -76,7 +79,7 @@ class Sampler {
   // token. `state` is where, for draws that HasState; it begins as StateTokens and the bias.
   TokenDraw DeviceDraw(uint64_t token_index, absl::Span<const TokenId> banned, int row,
                        SlotId state) const;
-  bool HasState() const { return has_penalties() || !options_.params.logit_bias.empty(); }
+  bool HasState() const { return has_penalties() || !params().logit_bias.empty(); }
   std::vector<TokenId> StateTokens() const;  // of the prompt. REQUIRES: nothing was drawn yet
   std::vector<TokenBias> StateBias() const;
 
@@ -86,7 +89,10 @@ class Sampler {
   absl::Span<const float> Adjust(absl::Span<const float> logits, absl::Span<const TokenId> banned,
                                  SamplerScratch& scratch) const;
 
-  Options options_;
+  const SamplingParams& params() const { return options_->params; }
+
+  std::shared_ptr<const Options> options_;  // but for its sequence_index
+  uint32_t sequence_index_;
   // With penalties only: tokens of prompt and output, and how often each is in the output.
   absl::flat_hash_map<TokenId, int> output_counts_;
 };

@@ -15,7 +15,9 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-constexpr RequestLimits kLimits = {.vocab_size = 100, .max_prompt_tokens = 5, .max_sequences = 4};
+constexpr TokenId kEos(7);
+constexpr RequestLimits kLimits = {
+    .vocab_size = 100, .max_prompt_tokens = 5, .max_sequences = 4, .eos = kEos};
 
 GenerateRequest Valid() {
   GenerateRequest request;
@@ -80,12 +82,13 @@ TEST(RequestCheckTest, NamesTheFieldTheValueAndTheLimit) {
        "logit_bias ", "100"},
       {[](auto& r) {
          r.stopping.min_new_tokens = 1;
-         for (int id = 0; id < 99; ++id) r.stopping.stop_token_ids.emplace_back(id);
+         for (int id = 0; id < 100; ++id) r.stopping.stop_token_ids.emplace_back(id);
        },
        "stop_token_ids ", "min_new_tokens, 1"},
       {[](auto& r) {
          r.stopping.min_new_tokens = 1;
-         for (int id = 0; id < 99; ++id) {
+         for (int id = 0; id < 100; ++id) {
+           if (TokenId(id) == kEos) continue;
            r.sampling.logit_bias.emplace_back(TokenId(id), -std::numeric_limits<float>::infinity());
          }
        },
@@ -98,6 +101,38 @@ TEST(RequestCheckTest, NamesTheFieldTheValueAndTheLimit) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << one.field;
     EXPECT_THAT(std::string(status.message()), AllOf(StartsWith(one.field), HasSubstr(one.detail)));
   }
+}
+
+// Before min_new_tokens eos is banned too, once: also where the request bans it already.
+TEST(RequestCheckTest, OneTokenThatCanBeDrawnSuffices) {
+  GenerateRequest request = Valid();
+  request.stopping.min_new_tokens = 1;
+  const auto ban_all_but = [&](TokenId left) {
+    request.sampling.logit_bias.clear();
+    for (int id = 0; id < 100; ++id) {
+      if (TokenId(id) == left) continue;
+      request.sampling.logit_bias.emplace_back(TokenId(id),
+                                               -std::numeric_limits<float>::infinity());
+    }
+  };
+  ban_all_but(TokenId(50));
+  EXPECT_TRUE(CheckRequest(request, kLimits).ok());
+  request.stopping.stop_token_ids = {TokenId(50)};
+  EXPECT_FALSE(CheckRequest(request, kLimits).ok());
+  request.stopping.stop_token_ids = {kEos};
+  EXPECT_TRUE(CheckRequest(request, kLimits).ok());
+
+  ban_all_but(kEos);
+  request.stopping.stop_token_ids.clear();
+  EXPECT_FALSE(CheckRequest(request, kLimits).ok());
+  request.stopping.ignore_eos = true;
+  EXPECT_TRUE(CheckRequest(request, kLimits).ok());
+  request.stopping.ignore_eos = false;
+  RequestLimits without_eos = kLimits;
+  without_eos.eos.reset();
+  EXPECT_TRUE(CheckRequest(request, without_eos).ok());
+  request.stopping.min_new_tokens = 0;
+  EXPECT_TRUE(CheckRequest(request, kLimits).ok());
 }
 
 TEST(RequestCheckTest, ScoreRequestsAreCheckedToo) {

@@ -373,6 +373,30 @@ TEST_F(EngineTest, ScoreGivesTheLogprobsThatGenerateGave) {
   EXPECT_EQ(std::vector(top.begin() + 28 * 3, top.end()), TopOf(generated));
 }
 
+TEST_F(EngineTest, AScoredTextTellsHowFarItIsRead) {
+  EngineOptions options = Options();
+  options.chunk_tokens = options.max_step_tokens = 64;
+  const auto engine = MakeEngine(options);
+  // Kinds and positions in the order in which they come.
+  std::vector<std::pair<bool, int64_t>> events;
+  const auto sink = std::make_shared<RecordingSink>([&](const SequenceEvent& event) {
+    if (const auto* scored = std::get_if<ScoredEvent>(&event)) {
+      events.emplace_back(false,
+                          scored->first_position + static_cast<int64_t>(scored->tokens.size()));
+    } else if (const auto* progress = std::get_if<PrefillProgressEvent>(&event)) {
+      events.emplace_back(true, progress->processed_tokens);
+      EXPECT_EQ(progress->total_tokens, 150);
+    }
+  });
+  ASSERT_TRUE(
+      engine->Submit(ScoreRequest{.request_id = "s", .tokens = LongPrompt(150)}, sink).ok());
+  EXPECT_TRUE(sink->WaitFinished().status.ok());
+  // A chunk's last target is the first token of the next chunk.
+  EXPECT_THAT(events,
+              ElementsAre(std::pair(false, 65), std::pair(true, 64), std::pair(false, 129),
+                          std::pair(true, 128), std::pair(false, 150), std::pair(true, 150)));
+}
+
 TEST_F(EngineTest, ScoresDoNotDependOnChunksOrLoad) {
   ScoreRequest request;
   request.tokens = LongPrompt(300);

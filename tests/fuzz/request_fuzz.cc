@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,7 +40,8 @@ const bst::ModelInfo& Info() {
 bst::RequestLimits Limits() {
   return {.vocab_size = Info().vocab_size,
           .max_prompt_tokens = Info().max_prompt_tokens,
-          .max_sequences = Info().max_sequences};
+          .max_sequences = Info().max_sequences,
+          .eos = Info().eos.empty() ? std::nullopt : std::optional(Info().eos.front())};
 }
 
 const bst::Tokenizer& Bytes() {

@@ -50,5 +50,16 @@ TEST(SamplerAllocationTest, NothingIsAllocatedPerTokenOnceTheScratchHasItsSize) 
   EXPECT_GT(before, 0);  // the count works
 }
 
+TEST(SamplerAllocationTest, SequencesOfARequestShareItsParameters) {
+  SamplingParams params;
+  for (int id = 0; id < 5000; ++id) params.logit_bias.emplace_back(TokenId(id), 1.0f);
+  const Sampler first(
+      {.params = params, .vocab_size = 5000, .sequence_index = 0, .top_logprobs = 0}, {});
+  const long before = g_allocations;
+  const Sampler second = first.ForSequence(1);
+  EXPECT_EQ(g_allocations - before, 0);
+  EXPECT_EQ(second.StateBias().size(), 5000u);
+}
+
 }  // namespace
 }  // namespace bst
