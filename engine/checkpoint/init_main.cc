@@ -67,8 +67,9 @@ int main(int argc, char** argv) {
                  "The model's config.json; copied into DIR as it is")
       ->required()
       ->type_name("FILE");
-  app.add_option("--out", options.directory,
-                 "The checkpoint directory; created if need be, weights in it are replaced")
+  app.add_option(
+         "--out", options.directory,
+         "The checkpoint directory; created if need be, a model.safetensors in it is replaced")
       ->required()
       ->type_name("DIR");
   app.add_option("--seed", options.seed, "Seed of the random weights, 0 .. 2^64 - 1")

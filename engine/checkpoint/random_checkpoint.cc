@@ -224,6 +224,13 @@ absl::Status WriteRandomCheckpoint(const RandomCheckpointOptions& options) {
   if (!config.ok()) return Annotate(config.status(), options.config_path);
 
   std::error_code error;
+  const std::string index = options.directory + "/model.safetensors.index.json";
+  if (std::filesystem::exists(index, error)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(index,
+                     " names the weights of a checkpoint in several files, which are not replaced: "
+                     "choose another directory, or remove them"));
+  }
   std::filesystem::create_directories(options.directory, error);
   if (error)
     return absl::InternalError(

@@ -27,7 +27,8 @@
 // Every tensor has its own random stream, derived from the seed and its name: the same on every
 // machine whose C library rounds log, sin and cos alike, and unchanged by other layers.
 // Threads   Pure function of its arguments and the file system.
-// Errors    kFailedPrecondition (config); kNotFound (config or tokenizer file); kInvalidArgument (a
+// Errors    kFailedPrecondition (config; a directory with an index of shards, which stays as it
+//           is); kNotFound (config or tokenizer file); kInvalidArgument (a
 //           tokenizer file that the configuration has no use for); kInternal (cannot write).
 // Tested by tests/engine/checkpoint/random_checkpoint_test.cc
 #pragma once

@@ -381,14 +381,12 @@ TEST_F(EngineSequencesTest, TheyRunOneAfterAnotherWhereFewSlotsAreFree) {
   before.sink->WaitEvents(4);
   const Stream three =
       StartThree([](SequenceId, const SequenceEvent&) {}, Greedy(LongPrompt(20), 9));
-  const Stream two = Start(*engine_, [&] {
-    GenerateRequest request = Greedy(LongPrompt(30), 9);
-    request.stopping.ignore_eos = true;
-    return request;
-  }());
+  GenerateRequest one_alone = Greedy(LongPrompt(30), 9);
+  one_alone.stopping.ignore_eos = true;
+  const Stream one = Start(*engine_, one_alone);
   engine_->StopSequence(before.id, 2);
   EXPECT_EQ(three.sink->WaitFinished().generated_tokens, 27);
-  EXPECT_EQ(two.sink->WaitFinished().generated_tokens, 9);
+  EXPECT_EQ(one.sink->WaitFinished().generated_tokens, 9);
   for (int index = 1; index < 3; ++index) EXPECT_EQ(TokensOf(three, index), TokensOf(three, 0));
   EXPECT_EQ(engine_->load().slots_used, 2);
   engine_->Cancel(before.id);

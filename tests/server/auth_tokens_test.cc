@@ -1,6 +1,7 @@
 #include "server/auth_tokens.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <string>
@@ -10,10 +11,13 @@ namespace {
 
 const absl::Time kNow = absl::UnixEpoch() + absl::Hours(24 * 365 * 56);
 
-std::string WriteKeys(const std::string& text) {
-  const std::string path = testing::TempDir() + "/bst_auth_tokens_test_keys";
+absl::StatusOr<AuthTokens> LoadKeys(const std::string& text) {
+  const std::string path =
+      testing::TempDir() + "/bst_auth_tokens_test_" + std::to_string(::getpid());
   std::ofstream(path) << text;
-  return path;
+  absl::StatusOr<AuthTokens> tokens = AuthTokens::Load(path);
+  ::unlink(path.c_str());
+  return tokens;
 }
 
 TEST(AuthTokens, WithoutKeysEveryoneMayCall) {
@@ -22,7 +26,7 @@ TEST(AuthTokens, WithoutKeysEveryoneMayCall) {
 }
 
 TEST(AuthTokens, AnyOfTheKeysWill) {
-  const auto tokens = AuthTokens::Load(WriteKeys("first\n\n  second  \r\nthird"));
+  const auto tokens = LoadKeys("first\n\n  second  \r\nthird");
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   for (const char* const key : {"Bearer first", "Bearer second", "bearer third"}) {
     EXPECT_TRUE(tokens->Check(key, kNow).ok()) << key;
@@ -30,7 +34,7 @@ TEST(AuthTokens, AnyOfTheKeysWill) {
 }
 
 TEST(AuthTokens, NoCredentialsAndWrongOnesAreToldApart) {
-  const auto tokens = AuthTokens::Load(WriteKeys("first\n"));
+  const auto tokens = LoadKeys("first\n");
   ASSERT_TRUE(tokens.ok());
   for (const auto& none :
        {std::optional<std::string_view>(), std::optional<std::string_view>(""),
@@ -46,10 +50,10 @@ TEST(AuthTokens, NoCredentialsAndWrongOnesAreToldApart) {
 }
 
 TEST(AuthTokens, AKeyMayExpire) {
-  const auto tokens =
-      AuthTokens::Load(WriteKeys("old expires=2001-01-01T00:00:00Z\n"
-                                 "new\texpires=2001-01-01T02:00:00.5+02:00\n"
-                                 "both expires=2000-01-01T00:00:00Z\nboth\n"));
+  const auto tokens = LoadKeys(
+      "old expires=2001-01-01T00:00:00Z\n"
+      "new\texpires=2001-01-01T02:00:00.5+02:00\n"
+      "both expires=2000-01-01T00:00:00Z\nboth\n");
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   absl::Time end;
   ASSERT_TRUE(absl::ParseTime(absl::RFC3339_full, "2001-01-01T00:00:00Z", &end, nullptr));
@@ -68,8 +72,7 @@ TEST(AuthTokens, ALineOfAnotherFormIsAnErrorThatDoesNotShowIt) {
   for (const char* const line :
        {"secret word", "secret expires=tomorrow", "secret expires=2026-12-31", "secret expires=",
         "secret expires=2026-12-31T00:00:00Z more", "secret EXPIRES=2026-12-31T00:00:00Z"}) {
-    const absl::Status status =
-        AuthTokens::Load(WriteKeys(std::string("good\n\n") + line + "\n")).status();
+    const absl::Status status = LoadKeys(std::string("good\n\n") + line + "\n").status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << line;
     EXPECT_NE(status.message().find("line 3"), std::string::npos) << status;
     EXPECT_EQ(status.message().find("secret"), std::string::npos) << status;
@@ -77,8 +80,7 @@ TEST(AuthTokens, ALineOfAnotherFormIsAnErrorThatDoesNotShowIt) {
 }
 
 TEST(AuthTokens, AFileWithoutKeysIsAnErrorNotAnOpenDoor) {
-  EXPECT_EQ(AuthTokens::Load(WriteKeys("\n \n")).status().code(),
-            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(LoadKeys("\n \n").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(AuthTokens::Load("/nonexistent/keys").status().code(),
             absl::StatusCode::kInvalidArgument);
 }

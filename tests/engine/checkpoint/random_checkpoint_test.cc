@@ -65,6 +65,17 @@ class RandomCheckpointTest : public testing::Test {
   RandomCheckpointOptions options_;
 };
 
+// The new file beside the old index would be no checkpoint.
+TEST_F(RandomCheckpointTest, LeavesAShardedCheckpointAlone) {
+  ASSERT_THAT(Write(), IsOk());
+  const std::string weights = directory_.Read("out/model/model.safetensors");
+  directory_.Write("out/model/model.safetensors.index.json", R"({"weight_map": {}})");
+  options_.seed = 8;
+  EXPECT_THAT(Write(), StatusIs(absl::StatusCode::kFailedPrecondition,
+                                HasSubstr("out/model/model.safetensors.index.json names")));
+  EXPECT_TRUE(directory_.Read("out/model/model.safetensors") == weights);
+}
+
 TEST_F(RandomCheckpointTest, LoadsInEveryType) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     options_.dtype = dtype;

@@ -1,6 +1,9 @@
 #include "engine/tokenizer/stream_encoder.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -8,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
 #include "engine/tokenizer/sentencepiece_cuts.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -235,8 +240,9 @@ TEST(SpaceCutsTest, ARuleBesideASpaceForbidsCuts) {
                {"2E 20\t2E\n", true},   // ". " -> "."
                {"41\t20 42\n", true}};  // "A" -> " B"
   for (const auto& test : cases) {
-    const std::string rules = testing::TempDir() + "/stream_encoder_rules.tsv";
+    const std::string rules = absl::StrCat(testing::TempDir(), "/bst_rules_", ::getpid());
     std::ofstream(rules) << test.rule;
+    const absl::Cleanup remove = [&] { std::filesystem::remove(rules); };
     for (const char* const spaces : {"true", "false"}) {
       const TrainedModel model("--normalization_rule_tsv=" + rules +
                                " --remove_extra_whitespaces=" + spaces);
