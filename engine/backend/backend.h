@@ -119,6 +119,15 @@ struct ProjectedHeads {
 
 enum class GateActivation { kGelu, kSilu };
 
+// A matrix as a pool that Backend::CopySlot takes: so many rows of it are a slot each.
+// REQUIRES: float32, row after row.
+inline PoolView PoolOf(const TensorView& matrix, int64_t rows_of_slot = 1) {
+  BST_CHECK(matrix.dtype() == DType::kF32 && matrix.row_stride() == matrix.dim(1), "rows of ",
+            matrix.dim(1), " ", matrix.row_stride(), " apart");
+  return {static_cast<std::byte*>(matrix.data()),
+          static_cast<size_t>(rows_of_slot * matrix.dim(1)) * sizeof(float)};
+}
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -172,7 +181,7 @@ class Backend {
   // Back to all zeros: the state before the first token.
   virtual void ClearSlot(PoolView pool, SlotId slot) = 0;
   // One slot of `to` becomes a copy of one of `from`, byte by byte; of slots of two sizes the
-  // smaller's worth. Float32 matrices, row-major, may be seen as pools and be copied.
+  // smaller's worth. Matrices may be seen as pools (PoolOf).
   virtual void CopySlot(PoolView from, SlotId from_slot, PoolView to, SlotId to_slot) = 0;
 
   // ---- Operators: every step ----

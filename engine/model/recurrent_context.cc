@@ -116,10 +116,6 @@ void RecurrentContext::Update(Backend& backend, const Step& step,
   const TensorView projected = workspace.context.Matrix(rows, 2 * a);
   const TensorView attended = workspace.modes.Matrix(rows, 2 * a);
   const TensorView updated = workspace.update.Matrix(rows, hidden_size_);
-  const size_t state_bytes = static_cast<size_t>(num_states * hidden_size_) * sizeof(float);
-  const auto pool_of = [&](const TensorView& matrix) {
-    return PoolView{static_cast<std::byte*>(matrix.data()), state_bytes};
-  };
   const PoolView slots = step.pool->region(state_region_);
   const auto end_of = [&](int64_t i) -> const BlockEnd& {
     return step.block_ends[static_cast<size_t>(ends[static_cast<size_t>(i)])];
@@ -128,13 +124,15 @@ void RecurrentContext::Update(Backend& backend, const Step& step,
     return step.rows[static_cast<size_t>(end_of(i).row)].slot;
   };
 
+  const PoolView item_states = PoolOf(states, num_states);
+  const PoolView initial =
+      PoolOf(initial_.View(DType::kF32, {num_states, hidden_size_}), num_states);
   for (int64_t i = 0; i < n; ++i) {
     const SlotId item(static_cast<int>(i));
     if (end_of(i).block == 0) {
-      backend.CopySlot({static_cast<std::byte*>(initial_.data()), state_bytes}, SlotId(0),
-                       pool_of(states), item);
+      backend.CopySlot(initial, SlotId(0), item_states, item);
     } else {
-      backend.CopySlot(slots, slot_of(i), pool_of(states), item);
+      backend.CopySlot(slots, slot_of(i), item_states, item);
     }
   }
   backend.Linear(Normalized(backend, states, normed), *queries_, {}, projected);
@@ -167,7 +165,7 @@ void RecurrentContext::Update(Backend& backend, const Step& step,
   backend.Linear(attended, *output_, {}, updated);
   backend.Interpolate(states, gate_.View(DType::kF32, {hidden_size_}), updated);
   for (int64_t i = 0; i < n; ++i)
-    backend.CopySlot(pool_of(updated), SlotId(static_cast<int>(i)), slots, slot_of(i));
+    backend.CopySlot(PoolOf(updated, num_states), SlotId(static_cast<int>(i)), slots, slot_of(i));
   backend.Linear(Normalized(backend, updated, normed), *keys_values_, {}, projected);
   if (qk_norm_) backend.NormalizeHeads(projected.Columns(0, a), head_dim_, /*rotary=*/{});
   contexts_.Store(backend, step, projected.Columns(0, a), projected.Columns(a, 2 * a), ends);

@@ -65,11 +65,7 @@ absl::Status StepSampler::Sample(TensorView logits, absl::Span<const Draw> draws
 
 void StepSampler::KeepLogits(TensorView logits, int row, SlotId slot) {
   BST_CHECK(logits.dim(1) == kept_logits_.dim(1), "logits of ", logits.dim(1), " tokens");
-  const auto pool = [](const TensorView& matrix) {
-    return PoolView{static_cast<std::byte*>(matrix.data()),
-                    static_cast<size_t>(matrix.dim(1)) * sizeof(float)};
-  };
-  backend_.CopySlot(pool(logits), SlotId(row), pool(kept_logits_), slot);
+  backend_.CopySlot(PoolOf(logits), SlotId(row), PoolOf(kept_logits_), slot);
 }
 
 absl::Status StepSampler::Score(TensorView logits, absl::Span<const TokenId> targets,

@@ -94,15 +94,19 @@ struct Request {
 struct Pins {
   int pinned = 0;
   int need_copies = 0;
+  bool refused = false;  // one that would have pinned a slot
 
   void Count(const Request& request) {
     if (request.PinsSlot()) ++pinned;
     if (request.NeedsCopies()) ++need_copies;
   }
-  // Whether the request may take one of so many slots.
-  bool Allow(const Request& request, int slots) const {
+  // Whether the request may take one of so many slots: asked of those that wait in their order. One
+  // that may not lets others pass, but none that would pin a slot in its place.
+  bool Admit(const Request& request, int slots) {
     if (!request.PinsSlot()) return true;
-    return (need_copies == 0 && !request.NeedsCopies()) || pinned + 1 < slots;
+    const bool is_last = pinned + 1 >= slots;
+    if (is_last && (need_copies > 0 || request.NeedsCopies())) refused = true;
+    return !refused;
   }
 };
 
@@ -366,7 +370,6 @@ Scheduler::Impl::Grants Scheduler::Impl::GrantSlots(int short_step_tokens) {
     if (slots > 0 || request.unstarted == 1) grants.late.push_back({&request, slots});
   };
 
-  bool may_pin = true, long_one_may_pin = true;
   auto next_short = waiting_short.begin();
   auto next_long = waiting_long.begin();
   while (next_short != waiting_short.end() || next_long != waiting_long.end()) {
@@ -383,10 +386,9 @@ Scheduler::Impl::Grants Scheduler::Impl::GrantSlots(int short_step_tokens) {
       continue;
     }
     ++next;
-    if (!room.pins.Allow(request, pool.num_slots())) may_pin = false;
-    if (is_long && !room.pins_of_long.Allow(request, LongSlots())) long_one_may_pin = false;
-    // These let others pass too, but not one another.
-    if (request.PinsSlot() && !(may_pin && (long_one_may_pin || !is_long))) continue;
+    const bool may_hold = room.pins.Admit(request, pool.num_slots());
+    const bool may_hold_long = !is_long || room.pins_of_long.Admit(request, LongSlots());
+    if (!may_hold || !may_hold_long) continue;
     room.Take(1, is_long);
     room.Count(request, is_long);
     add_reader(request, is_long);
