@@ -49,7 +49,7 @@ namespace bst::cuda {
 
 BST_DEVICE int ThreadX() { return static_cast<int>(threadIdx.x); }
 BST_DEVICE int BlockX() { return static_cast<int>(blockIdx.x); }
-BST_DEVICE int BlockY() { return static_cast<int>(blockIdx.y); }
+BST_DEVICE int BlockY() { return static_cast<int>(blockIdx.z * gridDim.y + blockIdx.y); }
 BST_DEVICE int NumThreads() { return static_cast<int>(blockDim.x); }
 BST_DEVICE void SyncThreads() { __syncthreads(); }
 template <typename T>

@@ -15,10 +15,23 @@ namespace bst::cuda {
 
 struct LaunchShape {
   int blocks_x = 1;  // at least one
+  // Likewise. Of more than kMostGridRows some follow that are not asked for, fewer than there are
+  // layers (GridOf): a kernel that may get so many returns from those.
   int blocks_y = 1;
   int threads = 256;     // whole warps
   int shared_bytes = 0;  // for BST_DYNAMIC_SHARED
 };
+
+// What devices take: up to 2^31 - 1 blocks in x, so many in y and so many in z. Rows of blocks that
+// are more lie in layers, one behind the other.
+constexpr int kMostGridRows = 65535;
+struct Grid {
+  int x, rows, layers;
+};
+constexpr Grid GridOf(const LaunchShape& shape) {
+  const int layers = (shape.blocks_y - 1) / kMostGridRows + 1;
+  return {shape.blocks_x, (shape.blocks_y - 1) / layers + 1, layers};
+}
 
 }  // namespace bst::cuda
 

@@ -122,7 +122,9 @@ void Fill(Stream& stream, void* to, int byte, size_t bytes) {
 void LaunchRaw(const void* kernel, const char* name, const LaunchShape& shape, Stream& stream,
                void** arguments) {
   if (!stream.status.ok()) return;
-  const dim3 blocks(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y));
+  const Grid grid = GridOf(shape);
+  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.rows),
+                    static_cast<unsigned>(grid.layers));
   const dim3 threads(static_cast<unsigned>(shape.threads));
   Keep(stream,
        cudaLaunchKernel(kernel, blocks, threads, arguments, static_cast<size_t>(shape.shared_bytes),

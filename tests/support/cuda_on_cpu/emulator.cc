@@ -23,6 +23,10 @@ namespace bst::cuda_on_cpu {
 namespace {
 
 constexpr int kLanes = 32;
+// What any device takes: CUDA C++ Programming Guide, "Technical Specifications per Compute
+// Capability". Not taken from launch.h, which is under test.
+constexpr int kMostGridRows = 65535;  // in y and in z
+constexpr int kMostThreads = 1024;
 constexpr size_t kGuardBytes = 64;
 constexpr int kGuard = 0xa5;
 constexpr int kPoison = 0xff;  // as float32: NaN; as an index: out of any bounds
@@ -153,9 +157,11 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
                                 const std::function<void()>& thread) {
   constexpr const char* kOrderNames[] = {"forward", "reversed", "shuffled"};
   launched_.insert(absl::StrCat(kernel, " ", kOrderNames[static_cast<int>(order_)]));
-  if (shape.blocks_x < 1 || shape.blocks_y < 1 || shape.blocks_y > 65535 || shape.threads < 1 ||
-      shape.threads > 1024 || shape.threads % kLanes != 0) {
-    return absl::StrCat(kernel, ": a launch of ", shape.blocks_x, " x ", shape.blocks_y,
+  const cuda::Grid grid = cuda::GridOf(shape);
+  if (grid.x < 1 || grid.rows < 1 || grid.rows > kMostGridRows || grid.layers < 1 ||
+      grid.layers > kMostGridRows || shape.threads < 1 || shape.threads > kMostThreads ||
+      shape.threads % kLanes != 0) {
+    return absl::StrCat(kernel, ": a launch of ", grid.x, " x ", grid.rows, " x ", grid.layers,
                         " blocks of ", shape.threads, " threads");
   }
   const auto allowed = allowed_.find(kernel);
@@ -182,8 +188,8 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
   warps_.reserve(static_cast<size_t>(num_threads_ / kLanes));  // before the release: fibers read it
   Release(&launch_sync_);
   // Blocks in the order of the mode; the columns first.
-  for (const int y : InOrder(shape.blocks_y)) {
-    for (const int x : InOrder(shape.blocks_x)) {
+  for (const int y : InOrder(grid.rows * grid.layers)) {
+    for (const int x : InOrder(grid.x)) {
       block_x_ = x;
       block_y_ = y;
       const std::string problem = RunBlock();

@@ -155,7 +155,28 @@ TEST_F(EmulatorTest, AMissingSynchronizeBetweenStreamsShows) {
 
 TEST_F(EmulatorTest, ALaunchThatNoDeviceTakesIsAnError) {
   RUN(bst_test_indices, 1, 48);
-  EXPECT_THAT(status_.ToString(), HasSubstr("bst_test_indices: a launch of 1 x 1 blocks of 48"));
+  EXPECT_THAT(status_.ToString(),
+              HasSubstr("bst_test_indices: a launch of 1 x 1 x 1 blocks of 48"));
+  for (const LaunchShape& shape :
+       {LaunchShape{.threads = 1056}, LaunchShape{.blocks_x = 0, .threads = 32},
+        LaunchShape{.blocks_y = 0, .threads = 32}, LaunchShape{.blocks_y = -1, .threads = 32}}) {
+    DestroyStream(stream_);
+    stream_ = *CreateStream();
+    Launch(bst_test_indices, "bst_test_indices", shape, *stream_, PlantedTask{});
+    EXPECT_THAT(Synchronize(*stream_).ToString(), HasSubstr("bst_test_indices: a launch of "));
+  }
+}
+
+// In layers of as many each: there may be a few more.
+TEST_F(EmulatorTest, RowsOfBlocksAreAsManyAsTheyNeedBe) {
+  for (const auto& [blocks, launched] :
+       {std::pair(65535, 65535), {65536, 65536}, {131071, 131073}}) {
+    std::vector<float> data(static_cast<size_t>(launched));
+    Launch(bst_test_rows, "bst_test_rows", {.blocks_y = blocks, .threads = 32}, *stream_,
+           PlantedTask{.data = data.data(), .n = launched});
+    ASSERT_TRUE(Synchronize(*stream_).ok());
+    EXPECT_THAT(data, testing::Each(1.0f)) << blocks;
+  }
 }
 
 TEST_F(EmulatorTest, AfterAnErrorNothingRuns) {

@@ -15,6 +15,10 @@ BST_KERNEL void bst_test_indices(PlantedTask task) {
   Own(task) += static_cast<float>(1000 * BlockX() + ThreadX());
 }
 
+BST_KERNEL void bst_test_rows(PlantedTask task) {
+  if (ThreadX() == 0 && BlockY() < task.n) task.data[BlockY()] += 1.0f;
+}
+
 BST_KERNEL void bst_test_reverse(PlantedTask task) {
   BST_SHARED(float, values, kThreads);
   values[ThreadX()] = Own(task);

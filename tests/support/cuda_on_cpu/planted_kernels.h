@@ -11,6 +11,7 @@ struct PlantedTask {
 };
 
 BST_KERNEL void bst_test_indices(PlantedTask task);        // += 1000 block + thread
+BST_KERNEL void bst_test_rows(PlantedTask task);           // data[BlockY()] += 1, up to n
 BST_KERNEL void bst_test_reverse(PlantedTask task);        // through shared memory
 BST_KERNEL void bst_test_warp(PlantedTask task);           // the warp's sum, and a ballot
 BST_KERNEL void bst_test_uninitialised(PlantedTask task);  // what shared memory begins as
