@@ -30,7 +30,7 @@ class CudaBackend final : public Backend {
   CudaBackend(std::unique_ptr<CudaDevice> device, const CudaOptions& options)
       : device_(std::move(device)),
         has_tile_memory_(cuda::PrepareAttention(device_->stream())),
-        products_(*device_, options.panel_rows),
+        products_(*device_, options.panel_rows, options.product_seconds),
         sampling_(*device_),
         options_(options) {}
 

@@ -29,6 +29,9 @@ struct CudaOptions {
   // Numbers of rows, descending, that linear layers may give to cuBLAS, where its bits are those of
   // the kernels (cuda_linear.h). Empty: none. More of them make packing weights slower.
   std::vector<int> panel_rows = {2048, 256};
+  // Seconds in which loading looks for cuBLAS's algorithm for each number of them and each shape of
+  // weights, first by measuring, then by comparing bits. Where none is found the kernels stay.
+  double product_seconds = 2.0;
   // Steps of at most so many tokens run as CUDA graphs when they come again (step_graphs.h); not
   // with `blocking`. Longer ones start while the host still enqueues them.
   int graph_tokens = 256;

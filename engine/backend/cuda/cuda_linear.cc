@@ -7,6 +7,7 @@
 #include <random>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/call_list.h"
 #include "engine/backend/cuda/cuda_weights.h"
@@ -20,9 +21,10 @@ namespace {
 constexpr int kAlgorithms = 64;
 constexpr int kAlgorithmsOfAPair = 8;
 constexpr int kRuns = 5;  // of a product that may be the fastest
-// For the measurements of a panel, which loading waits for, in seconds; the library's code is
-// loaded meanwhile too.
-constexpr double kMostSeconds = 0.25;
+// Of the time for a panel, that in which products are measured; the library's code is loaded
+// meanwhile too.
+constexpr double kMeasuringShare = 0.125;
+constexpr size_t kStagingBytes = size_t{4} << 20;  // of what products are tried on, on its way
 // Of the operands that were compared: cuBLAS may go by their addresses.
 constexpr uintptr_t kProductAlignment = 256;
 
@@ -41,16 +43,53 @@ void MakeProduct(cuda::Stream& stream, const ProductCall& call) {
   if (!made.ok()) cuda::Fail(stream, made);
 }
 
-// In [-1.4, 1.4), without short fractions.
-std::vector<float> RandomNumbers(int64_t n, unsigned seed) {
-  std::vector<float> numbers(static_cast<size_t>(n));
-  std::minstd_rand random(seed);
-  for (float& x : numbers) x = static_cast<float>(random()) * 1.3e-9f - 1.4f;
-  return numbers;
+// Numbers in [-1.4, 1.4), without short fractions.
+class RandomNumbers {
+ public:
+  explicit RandomNumbers(unsigned seed) : random_(seed) {}
+  float Next() { return static_cast<float>(random_()) * 1.3e-9f - 1.4f; }
+
+ private:
+  std::minstd_rand random_;
+};
+
+// value(row, column) of a [rows, columns] matrix, called in this order, as `type` on the device. It
+// takes a few MB of the host's memory, however large the matrix is: choosing a product may not fail
+// where loading the weights did not.
+absl::StatusOr<Buffer> UploadMatrix(CudaDevice& device, int64_t rows, int64_t columns, DType type,
+                                    absl::FunctionRef<float(int64_t, int64_t)> value) {
+  const size_t size = SizeOf(type), bytes = static_cast<size_t>(rows * columns) * size;
+  BST_ASSIGN_OR_RETURN(Buffer matrix, device.Allocate(bytes));
+  BST_ASSIGN_OR_RETURN(const Buffer staging,
+                       device.AllocateHostReadable(std::min(bytes, kStagingBytes)));
+  int64_t row = 0, column = 0;
+  for (size_t done = 0; done < bytes;) {
+    const size_t piece = std::min(bytes - done, staging.bytes());
+    for (size_t i = 0; i < piece / size; ++i) {
+      const float x = value(row, column);
+      if (type == DType::kBF16) {
+        static_cast<BFloat16*>(staging.data())[i] = ToBFloat16(x);
+      } else {
+        static_cast<float*>(staging.data())[i] = x;
+      }
+      if (++column < columns) continue;
+      column = 0;
+      ++row;
+    }
+    cuda::Copy(device.stream(), static_cast<std::byte*>(matrix.data()) + done, staging.data(),
+               piece);
+    BST_RETURN_IF_ERROR(device.Sync());
+    done += piece;
+  }
+  return matrix;
 }
 
 bool IsAligned(const void* data) {
   return reinterpret_cast<uintptr_t>(data) % kProductAlignment == 0;
+}
+
+double SecondsSince(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 int NumSegments(const CudaLinear& weights) {
@@ -87,9 +126,27 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::Pack(CudaDevice& device,
   return weights;
 }
 
-CudaProducts::CudaProducts(CudaDevice& device, std::vector<int> panel_rows)
+absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::PackRandom(CudaDevice& device,
+                                                                   const CudaLinear& like) {
+  const int in = like.in_features(), out = like.out_features();
+  auto weights = std::unique_ptr<CudaLinear>(new CudaLinear(in, out, like.type_));
+  const bool transposed = like.type_ == DType::kF32;
+  RandomNumbers random(1234567);
+  BST_ASSIGN_OR_RETURN(weights->weights_,
+                       UploadMatrix(device, transposed ? in : weights->padded_out(),
+                                    transposed ? weights->padded_out() : weights->padded_in(),
+                                    like.type_, [&](int64_t row, int64_t column) {
+                                      const bool inside = row < (transposed ? in : out) &&
+                                                          column < (transposed ? out : in);
+                                      return inside ? random.Next() : 0.0f;
+                                    }));
+  return weights;
+}
+
+CudaProducts::CudaProducts(CudaDevice& device, std::vector<int> panel_rows, double most_seconds)
     : device_(device),
       panel_rows_(std::move(panel_rows)),
+      most_seconds_(most_seconds),
       shared_bytes_(cuda::PrepareLinear(device.stream())) {
   if (panel_rows_.empty()) {
     missing_ = "no cuBLAS: not asked for";
@@ -121,11 +178,8 @@ void CudaProducts::Choose(const CudaLinear& weights) {
   if (blas_ == nullptr || chosen_.count(ShapeOf(weights)) > 0) return;
   std::vector<Panel>& panels = chosen_[ShapeOf(weights)].panels;
   // Not by the weights themselves: those of one layer may be zeros, for which all sums are alike.
-  const int64_t in = weights.in_features(), out = weights.out_features();
-  std::vector<float> numbers = RandomNumbers(in * out, 1234567);
   const absl::StatusOr<std::unique_ptr<CudaLinear>> random =
-      CudaLinear::Pack(device_, {TensorView(numbers.data(), DType::kF32, {out, in})},
-                       weights.is_bf16() ? DType::kBF16 : DType::kF32);
+      CudaLinear::PackRandom(device_, weights);
   if (!random.ok()) return;
   for (const int rows : panel_rows_) {
     const size_t rounded =
@@ -182,7 +236,8 @@ bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
   std::stable_sort(panels.begin(), panels.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });
   auto right = panels.begin();
-  while (right != panels.end() && !SameBits(weights, *trial, right->second)) ++right;
+  while (right != panels.end() && !SameBits(weights, *trial, right->second))
+    right = SecondsSince(start) < most_seconds_ ? right + 1 : panels.end();
   const bool found = right != panels.end() && !IsKernelFaster(weights, *trial, right->second);
   panel = found ? right->second : Panel{.rows = panel.rows};
   for (const std::vector<cuda::Product*>& products : {whole, last}) {
@@ -202,17 +257,19 @@ absl::StatusOr<CudaProducts::Trial> CudaProducts::MakeTrial(const CudaLinear& we
   const auto bytes = [&](int64_t columns) {
     return static_cast<size_t>(rows * columns) * sizeof(float);
   };
-  std::vector<float> numbers = RandomNumbers(kDifferent * in, 1);
-  for (int64_t k = 0; k < in; ++k) {
-    numbers[static_cast<size_t>(in + k)] = 0.0f;
-    numbers[static_cast<size_t>(3 * in + k)] *= 1e-39f;
-  }
-  numbers[static_cast<size_t>(5 * in + in / 2)] = std::numeric_limits<float>::quiet_NaN();
-  numbers[static_cast<size_t>(7 * in + in / 3)] = std::numeric_limits<float>::infinity();
+  RandomNumbers random(1);
+  const auto number = [&](int64_t row, int64_t k) {
+    const float x = random.Next();
+    if (row == 1) return 0.0f;
+    if (row == 3) return x * 1e-39f;
+    if (row == 5 && k == in / 2) return std::numeric_limits<float>::quiet_NaN();
+    if (row == 7 && k == in / 3) return std::numeric_limits<float>::infinity();
+    return x;
+  };
   std::vector<int32_t> indices(static_cast<size_t>(rows));
   for (size_t i = 0; i < indices.size(); ++i) indices[i] = static_cast<int32_t>(i % kDifferent);
-  BST_ASSIGN_OR_RETURN(Buffer table,
-                       device_.Upload(numbers.data(), numbers.size() * sizeof(float)));
+  BST_ASSIGN_OR_RETURN(const Buffer table,
+                       UploadMatrix(device_, kDifferent, in, DType::kF32, number));
   Trial trial = {.rows = rows, .in = in, .out = out};
   BST_ASSIGN_OR_RETURN(trial.inputs, device_.Allocate(bytes(in)));
   BST_ASSIGN_OR_RETURN(trial.kernels, device_.Allocate(bytes(out)));
@@ -243,10 +300,8 @@ std::vector<double> CudaProducts::Measure(const CudaLinear& weights, const Trial
                                           .scale = 1.0f,
                                           .epilogue = cuda::ProductEpilogue::kStore};
   double best = kNever;
-  const auto is_time_left = [&] {
-    return std::chrono::duration<double>(Clock::now() - start).count() < kMostSeconds;
-  };
-  for (size_t i = 0; i < products.size() && is_time_left(); ++i) {
+  const double seconds = kMeasuringShare * most_seconds_;
+  for (size_t i = 0; i < products.size() && SecondsSince(start) < seconds; ++i) {
     bool starts = true;
     const auto run = [&] {
       return cuda::Measure(device_.stream(), [&] {

@@ -8,7 +8,8 @@
 // passed over. cuBLAS never sees another number of rows, nor outputs that are columns of a wider
 // matrix, nor outputs or F32 inputs that do not begin at 256 bytes, so that nothing is left to its
 // promises; the rows that remain are the kernels'. Of the algorithms that are right the fastest is
-// taken, unless the kernels are faster: by measurements, which no bit hangs on.
+// taken, unless the kernels are faster: by measurements, which no bit hangs on. So neither does it
+// matter that the search ends when its time is up.
 //
 // Ownership   CudaLinear owns device memory; CudaProducts outlives every call of Run.
 // Threads     One.
@@ -40,6 +41,9 @@ class CudaLinear : public LinearWeights {
   static absl::StatusOr<std::unique_ptr<CudaLinear>> Pack(CudaDevice& device,
                                                           absl::Span<const TensorView> parts,
                                                           DType type);
+  // Random numbers in place of the weights of `like`.
+  static absl::StatusOr<std::unique_ptr<CudaLinear>> PackRandom(CudaDevice& device,
+                                                                const CudaLinear& like);
   const Buffer& weights() const { return weights_; }
   bool is_bf16() const { return type_ == DType::kBF16; }
   int padded_in() const { return Padded(in_features(), cuda::kLinearDepth); }
@@ -55,8 +59,9 @@ class CudaLinear : public LinearWeights {
 
 class CudaProducts {
  public:
-  // panel_rows: descending; empty: cuBLAS is not asked for.
-  CudaProducts(CudaDevice& device, std::vector<int> panel_rows);
+  // panel_rows: descending; empty: cuBLAS is not asked for. most_seconds: of Choose, for each of
+  // them; the comparison that has begun then is the last.
+  CudaProducts(CudaDevice& device, std::vector<int> panel_rows, double most_seconds);
   CudaProducts(const CudaProducts&) = delete;
   CudaProducts& operator=(const CudaProducts&) = delete;
   ~CudaProducts();
@@ -102,6 +107,7 @@ class CudaProducts {
 
   CudaDevice& device_;
   std::vector<int> panel_rows_;
+  double most_seconds_;
   int shared_bytes_;  // of the kernels' blocks
   cuda::Blas* blas_ = nullptr;
   std::string missing_;  // why blas_ is null

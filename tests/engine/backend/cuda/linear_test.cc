@@ -140,6 +140,16 @@ TEST_F(CudaProductsTest, ArePassedOverWhereTheyDoNotStart) {
   }
 }
 
+// Of the two that are proposed the first has other bits.
+TEST_F(CudaProductsTest, AreNotLookedForWhenTheTimeIsUp) {
+  for (const auto& [seconds, found] : {std::pair(0.0, 0), {60.0, 1}}) {
+    const auto backend = *MakeCudaBackend({.panel_rows = {16}, .product_seconds = seconds});
+    Layer layer(*backend, {100, 70}, DType::kBF16, 40);
+    EXPECT_EQ(backend->name(), absl::StrCat("cuda (emulated, cuBLAS for ", found, " of 1 shapes)"));
+    EXPECT_TRUE(IsTail(layer.Run(1), layer.Run(40)));
+  }
+}
+
 TEST_F(CudaProductsTest, MayBeMissing) {
   SetBlas(BlasKind::kMissing);
   const auto backend = *MakeCudaBackend();
