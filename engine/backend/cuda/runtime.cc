@@ -174,9 +174,11 @@ Graph* EndCapture(Stream& stream) {
   stream.status = absl::OkStatus();
   return made ? new Graph{.handle = handle} : nullptr;
 }
-void LaunchGraph(Stream& stream, const Graph& graph) {
-  if (!stream.status.ok()) return;
-  Keep(stream, cudaGraphLaunch(graph.handle, stream.handle), "a step's graph");
+bool LaunchGraph(Stream& stream, const Graph& graph) {
+  if (!stream.status.ok()) return true;  // nothing runs any more
+  if (cudaGraphLaunch(graph.handle, stream.handle) == cudaSuccess) return true;
+  (void)cudaGetLastError();  // a fault of the device stays, and the calls tell of it
+  return false;
 }
 void DestroyGraph(Graph* graph) {
   (void)cudaGraphExecDestroy(graph->handle);

@@ -49,11 +49,12 @@ void StartRecording(Stream& stream, CallList* list);
 void StopRecording(Stream& stream);
 
 // A CUDA graph of what the stream was given between BeginCapture and EndCapture, which does not run
-// by itself. False or null where that cannot be; the stream then is as before.
+// by itself. False or null where that cannot be; the stream then is as before. So it is where
+// LaunchGraph says false: it enqueued nothing.
 class Graph;
 bool BeginCapture(Stream& stream);
 Graph* EndCapture(Stream& stream);
-void LaunchGraph(Stream& stream, const Graph& graph);
+bool LaunchGraph(Stream& stream, const Graph& graph);
 void DestroyGraph(Graph* graph);
 
 // The stream has failed: nothing that is enqueued from now on runs, Synchronize says why.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 namespace bst {
 
@@ -11,12 +12,12 @@ void StepGraphs::Clear() {
 }
 
 void StepGraphs::Run(cuda::Stream& stream, const cuda::CallList& calls) {
-  const auto run = [&](const Known& known) {
+  const auto run = [&](Known& known) {
     if (known.graph != nullptr) {
-      cuda::LaunchGraph(stream, *known.graph);
-    } else {
-      calls.RunAll(stream);
+      if (cuda::LaunchGraph(stream, *known.graph)) return;
+      cuda::DestroyGraph(std::exchange(known.graph, nullptr));  // it is not tried again
     }
+    calls.RunAll(stream);
   };
   const uint64_t hash = calls.hash();
   const auto [begin, end] = by_hash_.equal_range(hash);

@@ -11,7 +11,8 @@
 //
 // Ownership   Owns its graphs; what their calls point to outlives it.
 // Threads     One.
-// Errors      A graph that cannot be made costs only its advantage: the calls are made one by one.
+// Errors      A graph that cannot be made, or not be launched, costs only its advantage: the calls
+//             are made one by one.
 // Tested by   tests/engine/backend/cuda/step_graph_test.cc
 #pragma once
 

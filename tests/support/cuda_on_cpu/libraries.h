@@ -15,12 +15,13 @@ namespace bst::cuda_on_cpu {
 
 // In which order several streams' work runs, from now on.
 void SetStreamOrder(uint32_t seed);
-// LaunchGraph calls of this process so far.
+// LaunchGraph calls of this process so far that enqueued something.
 int NumGraphLaunches();
 // Kernels enqueued one by one: neither as part of a graph nor while one is captured.
 int NumSingleKernels();
 
-enum class CaptureFails { kNever, kAtBegin, kAtEnd };
+// kAtLaunch: what was captured is not launched.
+enum class CaptureFails { kNever, kAtBegin, kAtEnd, kAtLaunch };
 void SetCaptureFails(CaptureFails fails);
 
 // Kernels cannot be prepared, as where the driver does not know their code.

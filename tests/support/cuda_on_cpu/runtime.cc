@@ -207,10 +207,12 @@ Graph* EndCapture(Stream& stream) {
   if (capture_fails == cuda_on_cpu::CaptureFails::kAtEnd) return nullptr;
   return new Graph{.tasks = std::move(tasks)};
 }
-void LaunchGraph(Stream& stream, const Graph& graph) {
+bool LaunchGraph(Stream& stream, const Graph& graph) {
+  if (capture_fails == cuda_on_cpu::CaptureFails::kAtLaunch) return false;
   ++graph_launches;
-  if (discards) return;
+  if (discards) return true;
   for (const Task& task : graph.tasks) stream.Push(task);
+  return true;
 }
 void DestroyGraph(Graph* graph) { delete graph; }
 

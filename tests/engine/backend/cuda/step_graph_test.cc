@@ -110,6 +110,24 @@ TEST_F(StepGraphsTest, AStepThatCannotBeCapturedRunsAsItIs) {
   }
 }
 
+// A graph is launched in vain once; then its step has none.
+TEST_F(StepGraphsTest, AGraphThatCannotBeLaunchedIsGivenUp) {
+  StepGraphs graphs(4);
+  for (const float value : {1.0f, 10.0f}) {
+    EXPECT_FALSE(Step(graphs, value));
+    EXPECT_TRUE(Step(graphs, value));
+  }
+  SetCaptureFails(CaptureFails::kAtLaunch);
+  for (int i = 0; i < 2; ++i) EXPECT_FALSE(Step(graphs, 1));
+  EXPECT_FALSE(Step(graphs, 100));
+  EXPECT_FALSE(Step(graphs, 100));  // nor one that was just made
+  SetCaptureFails(CaptureFails::kNever);
+  EXPECT_FALSE(Step(graphs, 1));
+  EXPECT_FALSE(Step(graphs, 100));
+  EXPECT_TRUE(Step(graphs, 10));
+  EXPECT_EQ(sum_, 5 * 1 + 3 * 10 + 3 * 100);
+}
+
 struct SumTask {
   const float* from[6];
   int count;
