@@ -4,6 +4,9 @@
 
 #include <array>
 #include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/runtime_stream.h"
@@ -35,38 +38,35 @@ struct Functions {
   decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
 };
 
-#define BST_LOAD(field, name) \
-  functions.field = reinterpret_cast<decltype(functions.field)>(::dlsym(library, #name))
-
 absl::StatusOr<Functions> Load() {
   const std::string file = absl::StrCat("libcublasLt.so.", CUBLAS_VER_MAJOR);
   void* const library = ::dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return absl::UnavailableError(absl::StrCat("no cuBLAS: ", ::dlerror()));
+  bool has_all = true;
+  const auto find = [&](auto& function, const char* name) {
+    function =
+        reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(library, name));
+    has_all = has_all && function != nullptr;
+  };
   Functions functions;
-  BST_LOAD(create, cublasLtCreate);
-  BST_LOAD(destroy, cublasLtDestroy);
-  BST_LOAD(matmul, cublasLtMatmul);
-  BST_LOAD(algo_check, cublasLtMatmulAlgoCheck);
-  BST_LOAD(heuristic, cublasLtMatmulAlgoGetHeuristic);
-  BST_LOAD(algo_attribute, cublasLtMatmulAlgoConfigGetAttribute);
-  BST_LOAD(desc_create, cublasLtMatmulDescCreate);
-  BST_LOAD(desc_destroy, cublasLtMatmulDescDestroy);
-  BST_LOAD(desc_set, cublasLtMatmulDescSetAttribute);
-  BST_LOAD(layout_create, cublasLtMatrixLayoutCreate);
-  BST_LOAD(layout_destroy, cublasLtMatrixLayoutDestroy);
-  BST_LOAD(preference_create, cublasLtMatmulPreferenceCreate);
-  BST_LOAD(preference_destroy, cublasLtMatmulPreferenceDestroy);
-  BST_LOAD(preference_set, cublasLtMatmulPreferenceSetAttribute);
-  static_assert(sizeof(Functions) % sizeof(void*) == 0);
-  const auto* const pointers = reinterpret_cast<void* const*>(&functions);
-  for (size_t i = 0; i < sizeof(Functions) / sizeof(void*); ++i) {
-    if (pointers[i] == nullptr)
-      return absl::UnavailableError(absl::StrCat("no cuBLAS: ", file, " lacks a function"));
-  }
+  find(functions.create, "cublasLtCreate");
+  find(functions.destroy, "cublasLtDestroy");
+  find(functions.matmul, "cublasLtMatmul");
+  find(functions.algo_check, "cublasLtMatmulAlgoCheck");
+  find(functions.heuristic, "cublasLtMatmulAlgoGetHeuristic");
+  find(functions.algo_attribute, "cublasLtMatmulAlgoConfigGetAttribute");
+  find(functions.desc_create, "cublasLtMatmulDescCreate");
+  find(functions.desc_destroy, "cublasLtMatmulDescDestroy");
+  find(functions.desc_set, "cublasLtMatmulDescSetAttribute");
+  find(functions.layout_create, "cublasLtMatrixLayoutCreate");
+  find(functions.layout_destroy, "cublasLtMatrixLayoutDestroy");
+  find(functions.preference_create, "cublasLtMatmulPreferenceCreate");
+  find(functions.preference_destroy, "cublasLtMatmulPreferenceDestroy");
+  find(functions.preference_set, "cublasLtMatmulPreferenceSetAttribute");
+  if (!has_all)
+    return absl::UnavailableError(absl::StrCat("no cuBLAS: ", file, " lacks a function"));
   return functions;
 }
-
-#undef BST_LOAD
 
 constexpr ProductEpilogue kEpilogues[] = {ProductEpilogue::kStore, ProductEpilogue::kRelu,
                                           ProductEpilogue::kAdd};
@@ -75,7 +75,15 @@ constexpr ProductEpilogue kEpilogues[] = {ProductEpilogue::kStore, ProductEpilog
 
 class Blas {
  public:
-  Functions functions = {};
+  explicit Blas(const Functions& its_functions) : functions(its_functions) {}
+  Blas(const Blas&) = delete;
+  Blas& operator=(const Blas&) = delete;
+  ~Blas() {
+    if (workspace != nullptr) FreeDevice(workspace);
+    if (handle != nullptr) (void)functions.destroy(handle);
+  }
+
+  Functions functions;
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
 };
@@ -147,34 +155,29 @@ class Product {
   cublasLtMatmulAlgo_t algo = {};
 };
 
-absl::StatusOr<Blas*> OpenBlas() {
-  absl::StatusOr<Functions> functions = Load();
+void BlasDeleter::operator()(Blas* blas) const { delete blas; }
+
+absl::StatusOr<BlasPtr> OpenBlas() {
+  const absl::StatusOr<Functions> functions = Load();
   if (!functions.ok()) return functions.status();
-  auto blas = std::make_unique<Blas>();
-  blas->functions = *functions;
+  BlasPtr blas(new Blas(*functions));
   if (const cublasStatus_t status = blas->functions.create(&blas->handle);
       status != CUBLAS_STATUS_SUCCESS) {
     return absl::UnavailableError(
         absl::StrCat("no cuBLAS: it does not start, status ", static_cast<int>(status)));
   }
   absl::StatusOr<void*> workspace = AllocateDevice(kWorkspaceBytes);
-  if (!workspace.ok()) {
-    (void)blas->functions.destroy(blas->handle);
+  if (!workspace.ok())
     return absl::UnavailableError(absl::StrCat("no cuBLAS: ", workspace.status().message()));
-  }
   blas->workspace = *workspace;
-  return blas.release();
+  return blas;
 }
 
-void CloseBlas(Blas* blas) {
-  FreeDevice(blas->workspace);
-  (void)blas->functions.destroy(blas->handle);
-  delete blas;
-}
+void ProductDeleter::operator()(Product* product) const { delete product; }
 
-std::vector<Product*> FindProducts(Blas& blas, const ProductShape& shape, int count) {
-  std::vector<Product*> found;
-  auto product = std::make_unique<Product>(blas, shape);
+std::vector<ProductPtr> FindProducts(Blas& blas, const ProductShape& shape, int count) {
+  std::vector<ProductPtr> found;
+  ProductPtr product(new Product(blas, shape));
   cublasLtMatmulPreference_t preference = nullptr;
   const Functions& f = blas.functions;
   if (!product->ok || f.preference_create(&preference) != CUBLAS_STATUS_SUCCESS) return found;
@@ -194,14 +197,12 @@ std::vector<Product*> FindProducts(Blas& blas, const ProductShape& shape, int co
   for (int i = 0; i < returned; ++i) {
     const cublasLtMatmulHeuristicResult_t& result = results[static_cast<size_t>(i)];
     if (result.state != CUBLAS_STATUS_SUCCESS || !product->Takes(result.algo)) continue;
-    found.push_back(product.release());
-    product = std::make_unique<Product>(blas, shape);
+    found.push_back(std::move(product));
+    product.reset(new Product(blas, shape));
     if (!product->ok) break;
   }
   return found;
 }
-
-void DestroyProduct(Product* product) { delete product; }
 
 absl::Status RunProduct(Stream& stream, const Product& product, const ProductOperands& operands) {
   if (!stream.status.ok()) return stream.status;
@@ -226,14 +227,14 @@ namespace bst::cuda {
 class Blas {};
 class Product {};
 
-absl::StatusOr<Blas*> OpenBlas() {
+void BlasDeleter::operator()(Blas* blas) const { delete blas; }
+absl::StatusOr<BlasPtr> OpenBlas() {
   return absl::UnavailableError("no cuBLAS: the backend was built without it");
 }
-void CloseBlas(Blas* /*blas*/) {}
-std::vector<Product*> FindProducts(Blas& /*blas*/, const ProductShape& /*shape*/, int /*count*/) {
+void ProductDeleter::operator()(Product* product) const { delete product; }
+std::vector<ProductPtr> FindProducts(Blas& /*blas*/, const ProductShape& /*shape*/, int /*count*/) {
   return {};
 }
-void DestroyProduct(Product* /*product*/) {}
 absl::Status RunProduct(Stream& /*stream*/, const Product& /*product*/,
                         const ProductOperands& /*operands*/) {
   return absl::UnimplementedError("built without cuBLAS");

@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -34,13 +35,18 @@ struct ProductShape {
   int64_t x_stride, weights_stride, out_stride;  // elements
 };
 
-absl::StatusOr<Blas*> OpenBlas();
-void CloseBlas(Blas* blas);
+struct BlasDeleter {
+  void operator()(Blas* blas) const;
+};
+using BlasPtr = std::unique_ptr<Blas, BlasDeleter>;
+absl::StatusOr<BlasPtr> OpenBlas();
 
-// Different algorithms for a shape, the most promising first, at most `count`. The caller destroys
-// them.
-std::vector<Product*> FindProducts(Blas& blas, const ProductShape& shape, int count);
-void DestroyProduct(Product* product);
+struct ProductDeleter {
+  void operator()(Product* product) const;
+};
+using ProductPtr = std::unique_ptr<Product, ProductDeleter>;
+// Different algorithms for a shape, the most promising first, at most `count`.
+std::vector<ProductPtr> FindProducts(Blas& blas, const ProductShape& shape, int count);
 
 struct ProductOperands {
   const void* x;

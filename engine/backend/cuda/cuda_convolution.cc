@@ -14,6 +14,7 @@
 // Scratch     Spectra of Q blocks, one block before its transform, and one sum of products.
 #include <algorithm>
 #include <bit>
+#include <utility>
 #include <vector>
 
 #include "engine/backend/cuda/call_list.h"
@@ -34,30 +35,9 @@ struct TransformCall {
   float* from;
   float* to;
 };
-void MakeForward(cuda::Stream& stream, const TransformCall& call) {
-  cuda::ForwardFft(stream, *call.fft, call.from, call.to);
+void MakeTransform(cuda::Stream& stream, const TransformCall& call) {
+  cuda::Transform(stream, *call.fft, call.from, call.to);
 }
-void MakeInverse(cuda::Stream& stream, const TransformCall& call) {
-  cuda::InverseFft(stream, *call.fft, call.from, call.to);
-}
-
-class FftPlan {
- public:
-  FftPlan() = default;
-  FftPlan(const FftPlan&) = delete;
-  FftPlan& operator=(const FftPlan&) = delete;
-  ~FftPlan() {
-    if (fft_ != nullptr) cuda::DestroyFft(fft_);
-  }
-  absl::Status Make(int size, int batch) {
-    BST_ASSIGN_OR_RETURN(fft_, cuda::MakeFft(size, batch));
-    return absl::OkStatus();
-  }
-  const cuda::Fft& operator*() const { return *fft_; }
-
- private:
-  cuda::Fft* fft_ = nullptr;
-};
 
 class CudaConvolution : public CudaSequence {
  public:
@@ -179,10 +159,18 @@ class CudaConvolution : public CudaSequence {
     if (partitions < kMinPartitions) return absl::OkStatus();
     const int features = spec().num_features(), inputs = spec().num_inputs;
     size_ = 2 * static_cast<int>(std::bit_ceil(static_cast<unsigned>(window)));
-    for (const auto& [plan, batch] : {std::pair{&input_fft_, inputs}, {&feature_fft_, features}}) {
-      const absl::Status made = plan->Make(size_, batch);
-      if (absl::IsUnavailable(made)) return absl::OkStatus();
-      BST_RETURN_IF_ERROR(made);
+    struct Plan {
+      cuda::FftPtr& fft;
+      cuda::FftDirection direction;
+      int batch;
+    };
+    cuda::FftPtr inputs_forward, sums_inverse, filters_forward;
+    for (const Plan& plan : {Plan{inputs_forward, cuda::FftDirection::kForward, inputs},
+                             Plan{sums_inverse, cuda::FftDirection::kInverse, features},
+                             Plan{filters_forward, cuda::FftDirection::kForward, features}}) {
+      absl::StatusOr<cuda::FftPtr> made = cuda::MakeFft(plan.direction, size_, plan.batch);
+      if (absl::IsUnavailable(made.status())) return absl::OkStatus();
+      BST_ASSIGN_OR_RETURN(plan.fft, std::move(made));
     }
     BST_RETURN_IF_ERROR(device.ReserveScratch(
         static_cast<size_t>(partitions * SpectrumFloats(inputs) + SpectrumFloats(features) +
@@ -202,11 +190,13 @@ class CudaConvolution : public CudaSequence {
         }
       }
       BST_ASSIGN_OR_RETURN(const Buffer uploaded, UploadAs(device, reals, DType::kF32));
-      cuda::ForwardFft(device.stream(), *feature_fft_, static_cast<float*>(uploaded.data()),
-                       static_cast<float*>(filters_.data()) + static_cast<size_t>(p) * spectrum);
+      cuda::Transform(device.stream(), *filters_forward, static_cast<float*>(uploaded.data()),
+                      static_cast<float*>(filters_.data()) + static_cast<size_t>(p) * spectrum);
       BST_RETURN_IF_ERROR(device.Sync());
     }
     num_partitions_ = partitions;
+    inputs_forward_ = std::move(inputs_forward);
+    sums_inverse_ = std::move(sums_inverse);
     return absl::OkStatus();
   }
 
@@ -268,9 +258,9 @@ class CudaConvolution : public CudaSequence {
                                         .size = size_,
                                         .inputs = inputs,
                                         .ring_rows = ring_rows()});
-      cuda::CallOrKeep<MakeForward>(
+      cuda::CallOrKeep<MakeTransform>(
           device.stream(),
-          TransformCall{&*input_fft_, reals, spectra + newest * SpectrumFloats(inputs)});
+          TransformCall{inputs_forward_.get(), reals, spectra + newest * SpectrumFloats(inputs)});
     }
     cuda::MultiplySpectra(device.stream(), {.inputs_spectra = spectra,
                                             .filters = static_cast<const float*>(filters_.data()),
@@ -281,7 +271,8 @@ class CudaConvolution : public CudaSequence {
                                             .ring = num_partitions_,
                                             .newest = newest,
                                             .count = pass.num_blocks});
-    cuda::CallOrKeep<MakeInverse>(device.stream(), TransformCall{&*feature_fft_, sums, reals});
+    cuda::CallOrKeep<MakeTransform>(device.stream(),
+                                    TransformCall{sums_inverse_.get(), sums, reals});
     cuda::StoreBase(
         device.stream(),
         {.reals = reals, .place = places, .rows = window, .size = size_, .features = features});
@@ -291,7 +282,7 @@ class CudaConvolution : public CudaSequence {
   int num_taps_;
   int num_partitions_ = 0;  // 0: the direct form
   int size_ = 0;            // of the transforms
-  FftPlan input_fft_, feature_fft_;
+  cuda::FftPtr inputs_forward_, sums_inverse_;
   Buffer filters_;  // [partitions, C D, points, 2]
   Buffer taps_;     // [W or taps, C D]
   Buffer d_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
@@ -15,8 +16,15 @@ constexpr size_t kAlignment = 256;
 constexpr int kMaxCounts = kAlignment / sizeof(int32_t);  // different ones of a step
 constexpr int kExactSizes = 4;                            // up to which every size is its own
 
-void ReleaseDevice(void* data, size_t /*bytes*/) { cuda::FreeDevice(data); }
-void ReleasePinned(void* data, size_t /*bytes*/) { cuda::FreePinned(data); }
+// Uninitialised.
+absl::StatusOr<Buffer> DeviceBuffer(size_t bytes) {
+  BST_ASSIGN_OR_RETURN(void* const data, cuda::AllocateDevice(bytes));
+  return Buffer(data, bytes, [](void* memory, size_t /*bytes*/) { cuda::FreeDevice(memory); });
+}
+absl::StatusOr<Buffer> PinnedBuffer(size_t bytes) {
+  BST_ASSIGN_OR_RETURN(void* const data, cuda::AllocatePinned(bytes));
+  return Buffer(data, bytes, [](void* memory, size_t /*bytes*/) { cuda::FreePinned(memory); });
+}
 
 }  // namespace
 
@@ -28,35 +36,23 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(size_t arena_bytes)
   return device;
 }
 
-CudaDevice::~CudaDevice() {
-  scratch_ = Buffer();
-  graphs_.Clear();  // they name the blocks
-  for (const Block& block : arena_) {
-    cuda::FreePinned(block.pinned);
-    cuda::FreeDevice(block.staged);
-  }
-  if (stream_ != nullptr) cuda::DestroyStream(stream_);
-}
-
 absl::StatusOr<Buffer> CudaDevice::Allocate(size_t bytes) {
   graphs_.Clear();  // somebody loads
-  BST_ASSIGN_OR_RETURN(void* const data, cuda::AllocateDevice(bytes));
-  Buffer buffer(data, bytes, ReleaseDevice);
-  cuda::Fill(stream(), data, 0, bytes);
+  BST_ASSIGN_OR_RETURN(Buffer buffer, DeviceBuffer(bytes));
+  cuda::Fill(stream(), buffer.data(), 0, bytes);
   BST_RETURN_IF_ERROR(Sync());
   return buffer;
 }
 
 absl::StatusOr<Buffer> CudaDevice::AllocateHostReadable(size_t bytes) {
-  BST_ASSIGN_OR_RETURN(void* const data, cuda::AllocatePinned(bytes));
-  std::memset(data, 0, bytes);
-  return Buffer(data, bytes, ReleasePinned);
+  BST_ASSIGN_OR_RETURN(Buffer buffer, PinnedBuffer(bytes));
+  std::memset(buffer.data(), 0, bytes);
+  return buffer;
 }
 
 absl::StatusOr<Buffer> CudaDevice::Upload(const void* data, size_t bytes) {
-  BST_ASSIGN_OR_RETURN(void* const copy, cuda::AllocateDevice(bytes));
-  Buffer buffer(copy, bytes, ReleaseDevice);
-  cuda::Copy(stream(), copy, data, bytes);
+  BST_ASSIGN_OR_RETURN(Buffer buffer, DeviceBuffer(bytes));
+  cuda::Copy(stream(), buffer.data(), data, bytes);
   BST_RETURN_IF_ERROR(Sync());
   return buffer;
 }
@@ -69,12 +65,12 @@ const void* CudaDevice::StageBytes(const void* data, size_t bytes, size_t room) 
     if (!grown.ok()) ReuseArena(rounded);
     if (!FindRoom(rounded)) {
       cuda::Fail(stream(), grown);
-      return arena_.front().staged;
+      return arena_.front().staged();
     }
   }
   Block& block = arena_[current_];
-  std::byte* const pinned = block.pinned + block.used;
-  std::byte* const staged = block.staged + block.used;
+  std::byte* const pinned = block.pinned() + block.used;
+  std::byte* const staged = block.staged() + block.used;
   block.used += rounded;
   if (bytes > 0) {
     std::memcpy(pinned, data, bytes);
@@ -87,10 +83,10 @@ void CudaDevice::Download(const void* staged, void* to, size_t bytes) {
   EndStep();
   const auto* const from = static_cast<const std::byte*>(staged);
   const auto block = std::find_if(arena_.begin(), arena_.end(), [&](const Block& b) {
-    return std::less_equal<>()(b.staged, from) && std::less<>()(from, b.staged + b.bytes);
+    return std::less_equal<>()(b.staged(), from) && std::less<>()(from, b.staged() + b.bytes());
   });
   BST_CHECK(block != arena_.end(), "not a place that Stage gave");
-  std::byte* const pinned = block->pinned + (from - block->staged);
+  std::byte* const pinned = block->pinned() + (from - block->staged());
   cuda::Copy(stream(), pinned, staged, bytes);
   if (cuda::Synchronize(stream()).ok()) std::memcpy(to, pinned, bytes);
   EmptyArena();
@@ -108,21 +104,15 @@ bool CudaDevice::FindRoom(size_t bytes) {
 // By as much as there is, so that blocks are few; where that cannot be had, by what is needed.
 absl::Status CudaDevice::Grow(size_t bytes) {
   size_t all = 0;
-  for (const Block& block : arena_) all += block.bytes;
+  for (const Block& block : arena_) all += block.bytes();
   if (bytes < all && AddBlock(all).ok()) return absl::OkStatus();
   return AddBlock(bytes);
 }
 
 absl::Status CudaDevice::AddBlock(size_t bytes) {
-  BST_ASSIGN_OR_RETURN(void* const staged, cuda::AllocateDevice(bytes));
-  absl::StatusOr<void*> pinned = cuda::AllocatePinned(bytes);
-  if (!pinned.ok()) {
-    cuda::FreeDevice(staged);
-    return pinned.status();
-  }
-  arena_.push_back({.pinned = static_cast<std::byte*>(*pinned),
-                    .staged = static_cast<std::byte*>(staged),
-                    .bytes = bytes});
+  BST_ASSIGN_OR_RETURN(Buffer staged, DeviceBuffer(bytes));
+  BST_ASSIGN_OR_RETURN(Buffer pinned, PinnedBuffer(bytes));
+  arena_.push_back({.host = std::move(pinned), .device = std::move(staged), .end = bytes});
   return absl::OkStatus();
 }
 
@@ -138,12 +128,12 @@ void CudaDevice::ReuseArena(size_t bytes) {
   (void)cuda::Synchronize(stream());  // its status sticks
   for (Block& block : arena_) {
     if (block.is_split) continue;
-    if (block.kept < block.used && block.bytes - block.used >= bytes) {
-      block.end = block.bytes;
+    if (block.kept < block.used && block.bytes() - block.used >= bytes) {
+      block.end = block.bytes();
       continue;
     }
     block.is_split = block.kept < block.used;
-    block.end = block.is_split ? block.kept : block.bytes;
+    block.end = block.is_split ? block.kept : block.bytes();
     // The first has the operator's counts.
     block.used = block.kept = &block == &arena_.front() ? std::min(kAlignment, block.end) : 0;
   }
@@ -162,8 +152,8 @@ void CudaDevice::BeginStep() {
   in_step_ = true;
   cuda::StartRecording(stream(), &step_);
   Block& block = arena_.front();
-  counts_ = reinterpret_cast<int32_t*>(block.pinned);
-  staged_counts_ = reinterpret_cast<const int32_t*>(block.staged);
+  counts_ = reinterpret_cast<int32_t*>(block.pinned());
+  staged_counts_ = reinterpret_cast<const int32_t*>(block.staged());
   num_counts_ = 0;
   block.used = block.kept = kAlignment;
 }
@@ -189,7 +179,7 @@ void CudaDevice::EndStep() {
   in_step_ = false;
   cuda::StopRecording(stream());
   for (const Block& block : arena_) {
-    if (block.used > 0) cuda::Copy(stream(), block.staged, block.pinned, block.used);
+    if (block.used > 0) cuda::Copy(stream(), block.staged(), block.pinned(), block.used);
   }
   graphs_.Run(stream(), step_);
   step_.clear();
@@ -198,7 +188,7 @@ void CudaDevice::EndStep() {
 void CudaDevice::EmptyArena() {
   for (Block& block : arena_) {
     block.used = block.kept = 0;
-    block.end = block.bytes;
+    block.end = block.bytes();
     block.is_split = false;
   }
   current_ = 0;

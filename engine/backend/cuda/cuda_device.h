@@ -35,7 +35,6 @@ class CudaDevice {
   static absl::StatusOr<std::unique_ptr<CudaDevice>> Open(size_t arena_bytes);
   CudaDevice(const CudaDevice&) = delete;
   CudaDevice& operator=(const CudaDevice&) = delete;
-  ~CudaDevice();
 
   const std::string& name() const { return name_; }
   cuda::Stream& stream() { return *stream_; }
@@ -77,11 +76,13 @@ class CudaDevice {
 
  private:
   struct Block {
-    std::byte* pinned;
-    std::byte* staged;  // on the device
-    size_t bytes;
+    std::byte* pinned() const { return static_cast<std::byte*>(host.data()); }
+    std::byte* staged() const { return static_cast<std::byte*>(device.data()); }
+    size_t bytes() const { return host.bytes(); }
+
+    Buffer host, device;  // as large
+    size_t end;           // of what may be used
     size_t used = 0;
-    size_t end = bytes;     // of what may be used
     size_t kept = 0;        // where the present operator began
     bool is_split = false;  // it has more behind `end`
   };
@@ -99,7 +100,7 @@ class CudaDevice {
   void ReuseArena(size_t bytes);
 
   std::string name_;
-  cuda::Stream* stream_ = nullptr;
+  cuda::StreamPtr stream_;  // goes last, the memory before it and graphs, which name that, first
   std::vector<Block> arena_;
   size_t current_ = 0;  // the block that is filled
   Buffer scratch_;

@@ -152,22 +152,12 @@ CudaProducts::CudaProducts(CudaDevice& device, std::vector<int> panel_rows, doub
     missing_ = "no cuBLAS: not asked for";
     return;
   }
-  absl::StatusOr<cuda::Blas*> blas = cuda::OpenBlas();
+  absl::StatusOr<cuda::BlasPtr> blas = cuda::OpenBlas();
   if (blas.ok()) {
-    blas_ = *blas;
+    blas_ = *std::move(blas);
   } else {
     missing_ = std::string(blas.status().message());
   }
-}
-
-CudaProducts::~CudaProducts() {
-  for (const auto& [shape, choice] : chosen_) {
-    for (const Panel& panel : choice.panels) {
-      if (panel.whole != nullptr && panel.whole != panel.last) cuda::DestroyProduct(panel.whole);
-      cuda::DestroyProduct(panel.last);
-    }
-  }
-  if (blas_ != nullptr) cuda::CloseBlas(blas_);
 }
 
 CudaProducts::Shape CudaProducts::ShapeOf(const CudaLinear& weights) {
@@ -176,7 +166,7 @@ CudaProducts::Shape CudaProducts::ShapeOf(const CudaLinear& weights) {
 
 void CudaProducts::Choose(const CudaLinear& weights) {
   if (blas_ == nullptr || chosen_.count(ShapeOf(weights)) > 0) return;
-  std::vector<Panel>& panels = chosen_[ShapeOf(weights)].panels;
+  Choice& choice = chosen_[ShapeOf(weights)];
   // Not by the weights themselves: those of one layer may be zeros, for which all sums are alike.
   const absl::StatusOr<std::unique_ptr<CudaLinear>> random =
       CudaLinear::PackRandom(device_, weights);
@@ -185,8 +175,7 @@ void CudaProducts::Choose(const CudaLinear& weights) {
     const size_t rounded =
         static_cast<size_t>(rows) * static_cast<size_t>(weights.padded_in()) * sizeof(BFloat16);
     if (weights.is_bf16() && !device_.ReserveScratch(rounded).ok()) continue;
-    Panel panel = {.rows = rows};
-    if (Find(**random, panel)) panels.push_back(panel);
+    Find(**random, rows, choice);
   }
 }
 
@@ -200,12 +189,12 @@ struct CudaProducts::Trial {
 };
 
 // The fastest algorithms that have the kernels' bits, if the kernels themselves are not faster yet.
-bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
-  const absl::StatusOr<Trial> trial = MakeTrial(weights, panel.rows);
-  if (!trial.ok()) return false;
+void CudaProducts::Find(const CudaLinear& weights, int rows, Choice& choice) {
+  const absl::StatusOr<Trial> trial = MakeTrial(weights, rows);
+  if (!trial.ok()) return;
   const int segments = NumSegments(weights);
   const bool bf16 = weights.is_bf16();
-  cuda::ProductShape shape = {.rows = panel.rows,
+  cuda::ProductShape shape = {.rows = rows,
                               .in = cuda::kLinearSegment,
                               .out = weights.out_features(),
                               .bf16 = bf16,
@@ -214,10 +203,10 @@ bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
                               .out_stride = weights.out_features()};
   const int last_in = static_cast<int>(shape.x_stride) - (segments - 1) * cuda::kLinearSegment;
   const bool is_pair = segments > 1 && last_in != cuda::kLinearSegment;
-  std::vector<cuda::Product*> whole;
+  std::vector<cuda::ProductPtr> whole;
   if (is_pair) whole = cuda::FindProducts(*blas_, shape, kAlgorithmsOfAPair);
   shape.in = last_in;
-  const std::vector<cuda::Product*> last =
+  std::vector<cuda::ProductPtr> last =
       cuda::FindProducts(*blas_, shape, is_pair ? kAlgorithmsOfAPair : kAlgorithms);
   const Clock::time_point start = Clock::now();
   const std::vector<double> whole_micros = Measure(weights, *trial, whole, start);
@@ -225,11 +214,13 @@ bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
 
   std::vector<std::pair<double, Panel>> panels;
   for (size_t i = 0; i < last.size(); ++i) {
-    panel.last = last[i];
-    panel.whole = segments > 1 ? last[i] : nullptr;
-    if (!is_pair) panels.emplace_back(last_micros[i], panel);
+    Panel panel = {.rows = rows, .last = last[i].get()};
+    if (!is_pair) {
+      panel.whole = segments > 1 ? panel.last : nullptr;
+      panels.emplace_back(last_micros[i], panel);
+    }
     for (size_t j = 0; j < whole.size(); ++j) {
-      panel.whole = whole[j];
+      panel.whole = whole[j].get();
       panels.emplace_back((segments - 1) * whole_micros[j] + last_micros[i], panel);
     }
   }
@@ -238,14 +229,15 @@ bool CudaProducts::Find(const CudaLinear& weights, Panel& panel) {
   auto right = panels.begin();
   while (right != panels.end() && !SameBits(weights, *trial, right->second))
     right = SecondsSince(start) < most_seconds_ ? right + 1 : panels.end();
-  const bool found = right != panels.end() && !IsKernelFaster(weights, *trial, right->second);
-  panel = found ? right->second : Panel{.rows = panel.rows};
-  for (const std::vector<cuda::Product*>& products : {whole, last}) {
-    for (cuda::Product* product : products) {
-      if (product != panel.whole && product != panel.last) cuda::DestroyProduct(product);
+  if (right == panels.end() || IsKernelFaster(weights, *trial, right->second)) return;
+  const Panel& found = right->second;
+  for (std::vector<cuda::ProductPtr>* products : {&whole, &last}) {
+    for (cuda::ProductPtr& product : *products) {
+      if (product.get() == found.whole || product.get() == found.last)
+        choice.products.push_back(std::move(product));
     }
   }
-  return found;
+  choice.panels.push_back(found);
 }
 
 // A panel whose rows are 61 different ones, again and again: so a row's place in the panel may not
@@ -288,7 +280,7 @@ absl::StatusOr<CudaProducts::Trial> CudaProducts::MakeTrial(const CudaLinear& we
 // What each takes for one segment, in microseconds; infinity where it does not start, or where
 // those before it took all the time there is.
 std::vector<double> CudaProducts::Measure(const CudaLinear& weights, const Trial& trial,
-                                          const std::vector<cuda::Product*>& products,
+                                          const std::vector<cuda::ProductPtr>& products,
                                           Clock::time_point start) {
   constexpr double kNever = std::numeric_limits<double>::infinity();
   std::vector<double> micros(products.size(), kNever);

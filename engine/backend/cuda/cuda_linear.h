@@ -64,7 +64,6 @@ class CudaProducts {
   CudaProducts(CudaDevice& device, std::vector<int> panel_rows, double most_seconds);
   CudaProducts(const CudaProducts&) = delete;
   CudaProducts& operator=(const CudaProducts&) = delete;
-  ~CudaProducts();
 
   // Chooses for the shape of `weights`, unless it is known. Waits for the device.
   void Choose(const CudaLinear& weights);
@@ -85,6 +84,7 @@ class CudaProducts {
   };
   struct Choice {
     std::vector<Panel> panels;                 // descending in rows
+    std::vector<cuda::ProductPtr> products;    // theirs
     bool is_whole = false, is_sliced = false;  // how outputs have come
   };
   using Shape = std::tuple<int, int, bool>;  // in, out, BF16
@@ -92,11 +92,13 @@ class CudaProducts {
   struct Trial;  // what algorithms for a panel are tried on
 
   static Shape ShapeOf(const CudaLinear& weights);
-  bool Find(const CudaLinear& weights, Panel& panel);
+  // A panel of so many rows, if there is one, joins those of `choice`.
+  void Find(const CudaLinear& weights, int rows, Choice& choice);
   absl::StatusOr<Trial> MakeTrial(const CudaLinear& weights, int rows);
   using Clock = std::chrono::steady_clock;
   std::vector<double> Measure(const CudaLinear& weights, const Trial& trial,
-                              const std::vector<cuda::Product*>& products, Clock::time_point start);
+                              const std::vector<cuda::ProductPtr>& products,
+                              Clock::time_point start);
   bool SameBits(const CudaLinear& weights, const Trial& trial, Panel& panel);  // sets fuses_relu
   bool IsKernelFaster(const CudaLinear& weights, const Trial& trial, const Panel& panel);
   const std::byte* Inputs(const CudaLinear& weights, const cuda::Matrix& x, int rows);
@@ -108,8 +110,8 @@ class CudaProducts {
   CudaDevice& device_;
   std::vector<int> panel_rows_;
   double most_seconds_;
-  int shared_bytes_;  // of the kernels' blocks
-  cuda::Blas* blas_ = nullptr;
+  int shared_bytes_;     // of the kernels' blocks
+  cuda::BlasPtr blas_;   // outlives the products
   std::string missing_;  // why blas_ is null
   std::map<Shape, Choice> chosen_;
 };

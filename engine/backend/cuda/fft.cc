@@ -2,7 +2,8 @@
 
 #include <dlfcn.h>
 
-#include <memory>
+#include <string>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda/runtime_stream.h"
@@ -45,39 +46,37 @@ absl::StatusOr<Functions> Load() {
 
 class Fft {
  public:
-  explicit Fft(const Functions& its_functions) : functions(its_functions) {}
+  Fft(const Functions& its_functions, FftDirection its_direction)
+      : functions(its_functions), direction(its_direction) {}
   Fft(const Fft&) = delete;
   Fft& operator=(const Fft&) = delete;
   ~Fft() {
-    if (has_forward) (void)functions.destroy(forward);
-    if (has_inverse) (void)functions.destroy(inverse);
+    if (has_plan) (void)functions.destroy(plan);
   }
 
-  // The work areas come with the plans: transforms allocate nothing.
+  // The work area comes with the plan: transforms allocate nothing.
   cufftResult Plan(int size, int batch) {
-    cufftResult result = functions.create(&forward);
-    has_forward = result == CUFFT_SUCCESS;
-    if (result == CUFFT_SUCCESS) result = functions.create(&inverse);
-    has_inverse = has_forward && result == CUFFT_SUCCESS;
+    if (const cufftResult made = functions.create(&plan); made != CUFFT_SUCCESS) return made;
+    has_plan = true;
     long long n = size;
     size_t work = 0;
-    for (const cufftType type : {CUFFT_R2C, CUFFT_C2R}) {
-      if (result != CUFFT_SUCCESS) break;
-      result = functions.make_plan(type == CUFFT_R2C ? forward : inverse, 1, &n, nullptr, 1, 0,
-                                   nullptr, 1, 0, type, batch, &work);
-    }
-    return result;
+    return functions.make_plan(plan, 1, &n, nullptr, 1, 0, nullptr, 1, 0,
+                               direction == FftDirection::kForward ? CUFFT_R2C : CUFFT_C2R, batch,
+                               &work);
   }
 
   Functions functions;
-  cufftHandle forward = 0, inverse = 0;
-  bool has_forward = false, has_inverse = false;
+  FftDirection direction;
+  cufftHandle plan = 0;
+  bool has_plan = false;
 };
 
-absl::StatusOr<Fft*> MakeFft(int size, int batch) {
-  absl::StatusOr<Functions> functions = Load();
+void FftDeleter::operator()(Fft* fft) const { delete fft; }
+
+absl::StatusOr<FftPtr> MakeFft(FftDirection direction, int size, int batch) {
+  const absl::StatusOr<Functions> functions = Load();
   if (!functions.ok()) return functions.status();
-  auto fft = std::make_unique<Fft>(*functions);
+  FftPtr fft(new Fft(*functions, direction));
   const cufftResult result = fft->Plan(size, batch);
   if (result == CUFFT_ALLOC_FAILED)
     return absl::ResourceExhaustedError(absl::StrCat("cuFFT: no memory for ", batch, " x ", size));
@@ -85,10 +84,8 @@ absl::StatusOr<Fft*> MakeFft(int size, int batch) {
     return absl::UnavailableError(
         absl::StrCat("no cuFFT: it makes no plan, status ", static_cast<int>(result)));
   }
-  return fft.release();
+  return fft;
 }
-
-void DestroyFft(Fft* fft) { delete fft; }
 
 namespace {
 
@@ -99,15 +96,13 @@ void Keep(Stream& stream, cufftResult result) {
 
 }  // namespace
 
-void ForwardFft(Stream& stream, const Fft& fft, float* reals, float* spectra) {
+void Transform(Stream& stream, const Fft& fft, float* from, float* to) {
   if (!stream.status.ok()) return;
-  Keep(stream, fft.functions.set_stream(fft.forward, stream.handle));
-  Keep(stream, fft.functions.forward(fft.forward, reals, reinterpret_cast<cufftComplex*>(spectra)));
-}
-void InverseFft(Stream& stream, const Fft& fft, float* spectra, float* reals) {
+  Keep(stream, fft.functions.set_stream(fft.plan, stream.handle));
   if (!stream.status.ok()) return;
-  Keep(stream, fft.functions.set_stream(fft.inverse, stream.handle));
-  Keep(stream, fft.functions.inverse(fft.inverse, reinterpret_cast<cufftComplex*>(spectra), reals));
+  Keep(stream, fft.direction == FftDirection::kForward
+                   ? fft.functions.forward(fft.plan, from, reinterpret_cast<cufftComplex*>(to))
+                   : fft.functions.inverse(fft.plan, reinterpret_cast<cufftComplex*>(from), to));
 }
 
 }  // namespace bst::cuda
@@ -118,12 +113,11 @@ namespace bst::cuda {
 
 class Fft {};
 
-absl::StatusOr<Fft*> MakeFft(int /*size*/, int /*batch*/) {
+void FftDeleter::operator()(Fft* fft) const { delete fft; }
+absl::StatusOr<FftPtr> MakeFft(FftDirection /*direction*/, int /*size*/, int /*batch*/) {
   return absl::UnavailableError("no cuFFT: the backend was built without it");
 }
-void DestroyFft(Fft* /*fft*/) {}
-void ForwardFft(Stream& /*stream*/, const Fft& /*fft*/, float* /*reals*/, float* /*spectra*/) {}
-void InverseFft(Stream& /*stream*/, const Fft& /*fft*/, float* /*spectra*/, float* /*reals*/) {}
+void Transform(Stream& /*stream*/, const Fft& /*fft*/, float* /*from*/, float* /*to*/) {}
 
 }  // namespace bst::cuda
 

@@ -73,16 +73,16 @@ absl::StatusOr<void*> AllocatePinned(size_t bytes) {
 }
 void FreePinned(void* data) { (void)cudaFreeHost(data); }
 
-absl::StatusOr<Stream*> CreateStream() {
+absl::StatusOr<StreamPtr> CreateStream() {
   auto stream = std::make_unique<Stream>();
   const cudaError_t error = cudaStreamCreateWithFlags(&stream->handle, cudaStreamNonBlocking);
   if (error != cudaSuccess) {
     return absl::UnavailableError(
         absl::StrCat("cannot make a CUDA stream: ", cudaGetErrorString(error)));
   }
-  return stream.release();
+  return StreamPtr(stream.release());
 }
-void DestroyStream(Stream* stream) {
+void StreamDeleter::operator()(Stream* stream) const {
   (void)cudaStreamSynchronize(stream->handle);
   (void)cudaStreamDestroy(stream->handle);
   delete stream;
@@ -162,7 +162,7 @@ bool BeginCapture(Stream& stream) {
   (void)cudaGetLastError();  // it would show up in later calls
   return false;
 }
-Graph* EndCapture(Stream& stream) {
+GraphPtr EndCapture(Stream& stream) {
   cudaGraph_t captured = nullptr;
   cudaGraphExec_t handle = nullptr;
   const bool ended =
@@ -172,7 +172,7 @@ Graph* EndCapture(Stream& stream) {
   if (captured != nullptr) (void)cudaGraphDestroy(captured);
   (void)cudaGetLastError();  // what kept it from being captured is no error of the stream
   stream.status = absl::OkStatus();
-  return made ? new Graph{.handle = handle} : nullptr;
+  return GraphPtr(made ? new Graph{.handle = handle} : nullptr);
 }
 bool LaunchGraph(Stream& stream, const Graph& graph) {
   if (!stream.status.ok()) return true;  // nothing runs any more
@@ -180,7 +180,7 @@ bool LaunchGraph(Stream& stream, const Graph& graph) {
   (void)cudaGetLastError();  // a fault of the device stays, and the calls tell of it
   return false;
 }
-void DestroyGraph(Graph* graph) {
+void GraphDeleter::operator()(Graph* graph) const {
   (void)cudaGraphExecDestroy(graph->handle);
   delete graph;
 }

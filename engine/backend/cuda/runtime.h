@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -36,8 +37,12 @@ void FreeDevice(void* data);
 absl::StatusOr<void*> AllocatePinned(size_t bytes);
 void FreePinned(void* data);
 
-absl::StatusOr<Stream*> CreateStream();
-void DestroyStream(Stream* stream);
+// Waits for what the stream was given.
+struct StreamDeleter {
+  void operator()(Stream* stream) const;
+};
+using StreamPtr = std::unique_ptr<Stream, StreamDeleter>;
+absl::StatusOr<StreamPtr> CreateStream();
 
 // Enqueued; host memory among the two is pinned and stays as it is until the stream was waited for.
 void Copy(Stream& stream, void* to, const void* from, size_t bytes);
@@ -52,10 +57,13 @@ void StopRecording(Stream& stream);
 // by itself. False or null where that cannot be; the stream then is as before. So it is where
 // LaunchGraph says false: it enqueued nothing.
 class Graph;
+struct GraphDeleter {
+  void operator()(Graph* graph) const;
+};
+using GraphPtr = std::unique_ptr<Graph, GraphDeleter>;
 bool BeginCapture(Stream& stream);
-Graph* EndCapture(Stream& stream);
+GraphPtr EndCapture(Stream& stream);
 bool LaunchGraph(Stream& stream, const Graph& graph);
-void DestroyGraph(Graph* graph);
 
 // The stream has failed: nothing that is enqueued from now on runs, Synchronize says why.
 void Fail(Stream& stream, const absl::Status& status);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <utility>
 
 namespace bst {
 
@@ -15,7 +14,7 @@ void StepGraphs::Run(cuda::Stream& stream, const cuda::CallList& calls) {
   const auto run = [&](Known& known) {
     if (known.graph != nullptr) {
       if (cuda::LaunchGraph(stream, *known.graph)) return;
-      cuda::DestroyGraph(std::exchange(known.graph, nullptr));  // it is not tried again
+      known.graph.reset();  // it is not tried again
     }
     calls.RunAll(stream);
   };
@@ -59,7 +58,6 @@ void StepGraphs::Forget(std::list<Known>::iterator known) {
     by_hash_.erase(it);
     break;
   }
-  if (known->graph != nullptr) cuda::DestroyGraph(known->graph);
   known_.erase(known);
 }
 

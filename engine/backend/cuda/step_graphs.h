@@ -33,7 +33,6 @@ class StepGraphs {
   explicit StepGraphs(size_t capacity) : capacity_(capacity), seen_(kSeenOfAGraph * capacity) {}
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
-  ~StepGraphs() { Clear(); }
 
   void Run(cuda::Stream& stream, const cuda::CallList& calls);
   // For when what calls name by its address may have gone and others have come to its place.
@@ -44,7 +43,7 @@ class StepGraphs {
 
   struct Known {
     cuda::CallList calls;
-    cuda::Graph* graph = nullptr;  // where it could be made
+    cuda::GraphPtr graph = nullptr;  // where it could be made
   };
   // Whether a step of that hash was seen, of which nothing else is known. From now on it was.
   bool WasSeen(uint64_t hash);

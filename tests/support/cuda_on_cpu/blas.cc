@@ -61,21 +61,22 @@ void Multiply(const Product& product, const ProductOperands& operands) {
 
 }  // namespace
 
-absl::StatusOr<Blas*> OpenBlas() {
+void BlasDeleter::operator()(Blas* blas) const { delete blas; }
+absl::StatusOr<BlasPtr> OpenBlas() {
   if (kind == cuda_on_cpu::BlasKind::kMissing)
     return absl::UnavailableError("no cuBLAS: a test took it away");
-  return new Blas();
+  return BlasPtr(new Blas());
 }
-void CloseBlas(Blas* blas) { delete blas; }
 
-std::vector<Product*> FindProducts(Blas& /*blas*/, const ProductShape& shape, int /*count*/) {
+void ProductDeleter::operator()(Product* product) const { delete product; }
+std::vector<ProductPtr> FindProducts(Blas& /*blas*/, const ProductShape& shape, int /*count*/) {
   const auto first = kind == cuda_on_cpu::BlasKind::kFails ? Product::kFails : Product::kInHalves;
-  std::vector<Product*> found = {new Product{.shape = shape, .kind = first}};
+  std::vector<ProductPtr> found;
+  found.emplace_back(new Product{.shape = shape, .kind = first});
   if (kind != cuda_on_cpu::BlasKind::kOtherBits)
-    found.push_back(new Product{.shape = shape, .kind = Product::kInOrder});
+    found.emplace_back(new Product{.shape = shape, .kind = Product::kInOrder});
   return found;
 }
-void DestroyProduct(Product* product) { delete product; }
 
 absl::Status RunProduct(Stream& stream, const Product& product, const ProductOperands& operands) {
   if (product.kind == Product::kFails) return absl::InternalError("does not start");

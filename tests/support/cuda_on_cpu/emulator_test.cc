@@ -31,10 +31,7 @@ using testing::HasSubstr;
 class EmulatorTest : public testing::Test {
  protected:
   void SetUp() override { stream_ = *CreateStream(); }
-  void TearDown() override {
-    DestroyStream(stream_);
-    SetOrder(Order::kForward);
-  }
+  void TearDown() override { SetOrder(Order::kForward); }
 
   // The results of a kernel that gets `blocks` x 64 floats.
   std::vector<float> Run(void (*kernel)(PlantedTask), const char* name, int blocks = 1,
@@ -56,7 +53,7 @@ class EmulatorTest : public testing::Test {
     return results;
   }
 
-  Stream* stream_ = nullptr;
+  StreamPtr stream_;
   absl::Status status_;
 };
 
@@ -109,7 +106,6 @@ TEST_F(EmulatorTest, MoreSharedMemoryIsThereWhenItWasAskedFor) {
   RUN(bst_test_copies, 1, 64, 50000);
   EXPECT_THAT(status_.ToString(),
               HasSubstr("bst_test_copies: a launch with 50000 bytes of shared"));
-  DestroyStream(stream_);
   stream_ = *CreateStream();
   EXPECT_EQ(BST_ALLOW_SHARED(bst_test_copies, 50000, *stream_), 50000);
   EXPECT_LT(BST_ALLOW_SHARED(bst_test_reverse, 1000000, *stream_), 1000000);
@@ -137,7 +133,7 @@ TEST_F(EmulatorTest, AMissingSynchronizeShows) {
 // What two streams do without waiting for each other comes out in the order of a seed; what one
 // does, in its own order.
 TEST_F(EmulatorTest, AMissingSynchronizeBetweenStreamsShows) {
-  Stream* const other = *CreateStream();
+  const StreamPtr other = *CreateStream();
   std::set<float> results;
   for (uint32_t seed = 1; seed <= 16; ++seed) {
     cuda_on_cpu::SetStreamOrder(seed);
@@ -150,7 +146,6 @@ TEST_F(EmulatorTest, AMissingSynchronizeBetweenStreamsShows) {
     results.insert(data[0]);
   }
   EXPECT_EQ(results, (std::set<float>{2.0f, 3.0f}));
-  DestroyStream(other);
 }
 
 TEST_F(EmulatorTest, ALaunchThatNoDeviceTakesIsAnError) {
@@ -160,7 +155,6 @@ TEST_F(EmulatorTest, ALaunchThatNoDeviceTakesIsAnError) {
   for (const LaunchShape& shape :
        {LaunchShape{.threads = 1056}, LaunchShape{.blocks_x = 0, .threads = 32},
         LaunchShape{.blocks_y = 0, .threads = 32}, LaunchShape{.blocks_y = -1, .threads = 32}}) {
-    DestroyStream(stream_);
     stream_ = *CreateStream();
     Launch(bst_test_indices, "bst_test_indices", shape, *stream_, PlantedTask{});
     EXPECT_THAT(Synchronize(*stream_).ToString(), HasSubstr("bst_test_indices: a launch of "));
@@ -193,7 +187,6 @@ TEST_F(EmulatorTest, ABarrierThatSomeThreadsDoNotReachIsReported) {
   EXPECT_THAT(status_.ToString(),
               HasSubstr("bst_planted_divergent_barrier, block (0, 0): of 64 threads 40 wait at a "
                         "barrier, 0 in a warp operation, and 24 have returned"));
-  DestroyStream(stream_);
   stream_ = *CreateStream();
   RUN(bst_test_reverse);  // the device still works
   EXPECT_TRUE(status_.ok()) << status_;

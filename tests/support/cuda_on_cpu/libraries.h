@@ -46,7 +46,9 @@ void SetBlas(BlasKind kind);
 int NumProducts();
 
 void SetFftMissing(bool missing);
-// ForwardFft and InverseFft calls of this process so far.
+// Transform calls of this process so far.
 int NumTransforms();
+// That are there.
+int NumFftPlans();
 
 }  // namespace bst::cuda_on_cpu

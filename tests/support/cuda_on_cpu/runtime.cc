@@ -131,12 +131,12 @@ void FreeDevice(void* data) {
 absl::StatusOr<void*> AllocatePinned(size_t bytes) { return AllocateHost(bytes); }
 void FreePinned(void* data) { FreeHost(data); }
 
-absl::StatusOr<Stream*> CreateStream() {
-  auto* stream = new Stream();
-  Streams().push_back(stream);
+absl::StatusOr<StreamPtr> CreateStream() {
+  StreamPtr stream(new Stream());
+  Streams().push_back(stream.get());
   return stream;
 }
-void DestroyStream(Stream* stream) {
+void StreamDeleter::operator()(Stream* stream) const {
   Drain(stream);
   Streams().erase(std::find(Streams().begin(), Streams().end(), stream));
   delete stream;
@@ -202,10 +202,10 @@ bool BeginCapture(Stream& stream) {
   stream.BeginCapture();
   return true;
 }
-Graph* EndCapture(Stream& stream) {
+GraphPtr EndCapture(Stream& stream) {
   std::deque<Task> tasks = stream.EndCapture();
   if (capture_fails == cuda_on_cpu::CaptureFails::kAtEnd) return nullptr;
-  return new Graph{.tasks = std::move(tasks)};
+  return GraphPtr(new Graph{.tasks = std::move(tasks)});
 }
 bool LaunchGraph(Stream& stream, const Graph& graph) {
   if (capture_fails == cuda_on_cpu::CaptureFails::kAtLaunch) return false;
@@ -214,7 +214,7 @@ bool LaunchGraph(Stream& stream, const Graph& graph) {
   for (const Task& task : graph.tasks) stream.Push(task);
   return true;
 }
-void DestroyGraph(Graph* graph) { delete graph; }
+void GraphDeleter::operator()(Graph* graph) const { delete graph; }
 
 void Fail(Stream& stream, const absl::Status& status) {
   stream.Push([=] { return status; });

@@ -15,6 +15,7 @@
 namespace bst {
 namespace {
 
+using cuda_on_cpu::NumFftPlans;
 using cuda_on_cpu::NumTransforms;
 using cuda_on_cpu::SetFftMissing;
 
@@ -32,10 +33,13 @@ std::vector<float> Convolve(int block, int num_taps) {
   std::vector<float> taps = fill(static_cast<size_t>(kFeatures * num_taps)), d = fill(kFeatures),
                      u = fill(2 * kTokens * kInputs), y(2 * kTokens * kFeatures);
   const auto backend = *MakeCudaBackend({.panel_rows = {}});
+  const int transforms = NumTransforms();
   const auto weights = *backend->PackConvolution(
       {.spec = {.num_inputs = kInputs, .num_filters = kFilters, .block = block},
        .taps = {taps.data(), DType::kF32, {kFeatures, num_taps}},
        .d = {d.data(), DType::kF32, {kFeatures}}});
+  // One way for inputs, the other for sums: that of the filters is done.
+  EXPECT_EQ(NumFftPlans(), NumTransforms() > transforms ? 2 : 0);
   const size_t slot_bytes = backend->SsmStateBytes(*weights);
   const Buffer memory = *backend->Allocate(2 * slot_bytes);
   const PoolView state = {static_cast<std::byte*>(memory.data()), slot_bytes};
@@ -74,7 +78,7 @@ TEST(ConvolutionFormsTest, TakeMoreFeaturesThanAGridHasRows) {
       sums(filters.size());
   for (size_t i = 0; i < spectra.size(); i += 2) spectra[i] = static_cast<float>(i / 2);
   for (size_t i = 0; i < filters.size(); ++i) filters[i] = static_cast<float>(i % 1000);
-  cuda::Stream* const stream = *cuda::CreateStream();
+  const cuda::StreamPtr stream = *cuda::CreateStream();
   cuda::MultiplySpectra(*stream, {.inputs_spectra = spectra.data(),
                                   .filters = filters.data(),
                                   .sums = sums.data(),
@@ -85,7 +89,6 @@ TEST(ConvolutionFormsTest, TakeMoreFeaturesThanAGridHasRows) {
                                   .newest = 0,
                                   .count = 1});
   EXPECT_TRUE(cuda::Synchronize(*stream).ok());
-  cuda::DestroyStream(stream);
   for (size_t i = 0; i < filters.size(); ++i) {
     const size_t number = i / 2 % (kManyInputs * kPoints);
     ASSERT_EQ(sums[i], static_cast<float>(number) * filters[i]) << i;

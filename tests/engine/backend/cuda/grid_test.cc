@@ -19,10 +19,9 @@ class GridTest : public testing::Test {
   void TearDown() override {
     const absl::Status status = Synchronize(*stream_);
     EXPECT_TRUE(status.ok()) << status;
-    DestroyStream(stream_);
   }
 
-  Stream* stream_ = nullptr;
+  StreamPtr stream_;
 };
 
 // Every row a sequence of one token.

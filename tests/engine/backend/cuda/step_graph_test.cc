@@ -38,7 +38,6 @@ void Add(cuda::Stream& stream, const AddTask& task) {
 class StepGraphsTest : public testing::Test {
  protected:
   void SetUp() override { stream_ = *cuda::CreateStream(); }
-  void TearDown() override { cuda::DestroyStream(stream_); }
 
   // A step that adds `value`; whether it ran as a graph.
   bool Step(StepGraphs& graphs, float value) {
@@ -52,7 +51,7 @@ class StepGraphsTest : public testing::Test {
     return NumGraphLaunches() > before;
   }
 
-  cuda::Stream* stream_ = nullptr;
+  cuda::StreamPtr stream_;
   float sum_ = 0;
 };
 
