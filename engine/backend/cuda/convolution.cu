@@ -121,7 +121,6 @@ void StoreBase(Stream& stream, const StoreBaseTask& task) {
   BST_LAUNCH(bst_store_base, shape, stream, task);
 }
 void MultiplySpectra(Stream& stream, const SpectraTask& task) {
-  // Features of many heads are more than a grid has rows.
   const LaunchShape shape = {.blocks_x = task.features,
                              .blocks_y = (task.points + kThreads - 1) / kThreads};
   BST_LAUNCH(bst_multiply_spectra, shape, stream, task);

@@ -39,7 +39,7 @@ struct CudaOptions {
   // on in further rounds (cuda_sequence.cc).
   int most_chunk_places = std::numeric_limits<int>::max();
   // Of host and of device memory, taken at once, for what operators need of the host in a step:
-  // attention to F32 rings takes most, 48 bytes for each token and layer.
+  // attention to F32 rings takes most, 56 bytes for each token and layer.
   size_t arena_bytes = size_t{16} << 20;
 };
 

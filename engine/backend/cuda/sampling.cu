@@ -9,7 +9,7 @@
 // themselves. No atomics, no sort; nothing but the interval depends on how it was split.
 //
 // Shared memory  Every array is written between two barriers and read after the second.
-// Bound          Latency and chains (engine/backend/cuda/README.md); never measured.
+// Bound          Latency and chains: the README beside this, with what was measured.
 #include "engine/backend/cuda/device.h"
 #include "engine/backend/cuda/kernels.h"
 #include "engine/backend/cuda/launch.h"

@@ -2,6 +2,7 @@
 // own, all on the calling thread.
 //
 // What it reports, with the kernel's name, as the error of the launch:
+//   - more threads, blocks in y and z or shared memory than devices take
 //   - a barrier or a warp operation that some threads do not reach, or reach elsewhere in the
 //   source
 //   - a write beyond a shared array (guard zones, checked when the block ends)
