@@ -257,8 +257,8 @@ class Backend {
 
   // Attention of each row's queries over its ring and its own new keys (attention.h), which then
   // replace the oldest in the ring.  q, k, v, out [T, H * dh]; out overlaps none of them. Before a
-  // row's outputs_from `out` may be anything: the CPU backend leaves those tokens out, but of a row
-  // of one; the others attend for all.
+  // row's outputs_from `out` may be anything: but for the reference, backends leave those tokens
+  // out, if the row has more than one.
   virtual void Attention(const AttentionWeights& weights, TensorView q, TensorView k, TensorView v,
                          absl::Span<const Row> rows, PoolView ring, TensorView out) = 0;
 

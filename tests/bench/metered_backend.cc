@@ -540,8 +540,7 @@ void MeteredBackend::RunAttention(
   const auto [unit, products] = AttentionUnit(counted_, spec.kv_type, spec.head_dim);
   OperatorCost cost = {.unit = unit};
   for (const Row& row : rows) {
-    const bool skips = counted_ == CountedBackend::kCpu && row.num_tokens() > 1;
-    const int first = skips ? std::max(row.begin, row.outputs_from) : row.begin;
+    const int first = row.num_tokens() > 1 ? std::max(row.begin, row.outputs_from) : row.begin;
     const VisibleKeys keys = KeysOf(row, first, spec);
     cost.bytes += 2 * (row.end - first + keys.from_row) * Columns(q) * kFloat;
     cost.bytes += (keys.from_ring + std::min(row.num_tokens(), spec.window)) * key_bytes;

@@ -68,8 +68,8 @@ BST_DEVICE void Attend(const float* q, const Keys<T>& keys, int head_dim, float 
 template <typename T>
 BST_DEVICE void AttendRing(const AttentionTask& task) {
   if (HasNoRow(task.num_tokens)) return;
-  const int token = BlockX(), head = BlockY();
-  const TokenRow row = task.tokens[token];
+  const TokenRow row = task.tokens[BlockX()];
+  const int token = row.token, head = BlockY();
   const int64_t column = static_cast<int64_t>(head) * task.head_dim;
   const int64_t width = static_cast<int64_t>(task.heads) * task.head_dim;
   const int farthest = Farthest(task, row.position, row.place);
@@ -98,8 +98,8 @@ BST_DEVICE void AttendRing(const AttentionTask& task) {
 template <typename T>
 BST_DEVICE void AttendContext(const ContextTask& task) {
   if (HasNoRow(task.num_queries)) return;
-  const int query = BlockX(), head = BlockY();
-  const QueryContext use = task.queries[query];
+  const QueryContext use = task.queries[BlockX()];
+  const int query = use.query, head = BlockY();
   const int64_t column = static_cast<int64_t>(head) * task.head_dim;
   Attend(
       task.q.data + query * task.q.stride + column, ContextKeys<T>(task, use.context, column),

@@ -210,7 +210,7 @@ class CudaBackend final : public Backend {
     BST_CHECK_SHAPE(out, {q.dim(0), width});
     const size_t row_bytes = static_cast<size_t>(width) * SizeOf(spec.kv_type);
     const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
-    tokens_.resize(has_tiles ? 0 : static_cast<size_t>(q.dim(0)));
+    tokens_.clear();
     tiles_.clear();
     singles_.clear();
     store_.clear();
@@ -218,19 +218,26 @@ class CudaBackend final : public Backend {
       auto* const keys = ring.slot<std::byte>(row.slot);
       if (has_tiles) CheckPlace(keys);
       auto* const values = keys + static_cast<size_t>(spec.window) * row_bytes;
-      for (int t = row.begin; t < row.end; ++t) {
+      // A single token writes the ring as it attends.
+      const bool is_single = row.num_tokens() == 1;
+      const int first_read = is_single ? row.begin : std::max(row.begin, row.outputs_from);
+      const int first_stored = is_single ? row.end : std::max(row.begin, row.end - spec.window);
+      for (int t = std::min(first_read, first_stored); t < row.end; ++t) {
         const int64_t position = row.position + (t - row.begin);
         const auto place = static_cast<int>(position % spec.window);
         const cuda::TokenRow token = {.cache = keys,
                                       .position = position,
                                       .place = place,
+                                      .token = t,
                                       .begin = row.begin,
                                       .end = row.end};
-        if (!has_tiles) {
-          tokens_[static_cast<size_t>(t)] = token;
-        } else if (row.num_tokens() == 1) {
+        if (t < first_read) {
+          // Nobody reads its output.
+        } else if (!has_tiles) {
+          tokens_.push_back(token);
+        } else if (is_single) {
           singles_.push_back(token);
-        } else if ((t - row.begin) % cuda::kQueriesOfATile == 0) {
+        } else if ((t - first_read) % cuda::kQueriesOfATile == 0) {
           tiles_.push_back({.cache = keys,
                             .position = position,
                             .place = place,
@@ -239,8 +246,7 @@ class CudaBackend final : public Backend {
                             .begin = row.begin,
                             .end = row.end});
         }
-        // A row of one token is stored by those who have read its ring.
-        if (row.num_tokens() == 1 || t < row.end - spec.window) continue;
+        if (t < first_stored) continue;
         const size_t offset = static_cast<size_t>(place) * row_bytes;
         store_.push_back({.first = keys + offset, .second = values + offset, .source = t});
       }
@@ -295,14 +301,14 @@ class CudaBackend final : public Backend {
     const ContextSpec& spec = w.spec();
     BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
     const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
-    queries_.assign(has_tiles ? 0 : static_cast<size_t>(q.dim(0)), {});  // of no rows
+    queries_.clear();
     context_tiles_.clear();
     context_singles_.clear();
     for (const ContextUse& use : uses) {
       if (has_tiles) CheckPlace(use.context);
       for (int i = use.begin; i < use.end; ++i) {
         if (!has_tiles) {
-          queries_[static_cast<size_t>(i)] = {.context = use.context, .num_rows = use.num_rows};
+          queries_.push_back({.context = use.context, .num_rows = use.num_rows, .query = i});
         } else if ((i - use.begin) % cuda::kQueriesOfATile == 0) {
           const int count = std::min(cuda::kQueriesOfATile, use.end - i);
           (count == 1 ? context_singles_ : context_tiles_)

@@ -204,11 +204,12 @@ struct CopyTask {
 };
 void CopyWords(Stream& stream, const CopyTask& task);
 
-// The row of a step that a token belongs to.
+// A token whose output is asked for, and the row of a step that it belongs to.
 struct TokenRow {
   void* cache;       // the ring, as it was before the step
   int64_t position;  // of the token
   int place;         // in the ring: position mod window
+  int token;         // packed
   int begin, end;    // packed tokens of the row
 };
 // Up to kQueriesOfATile queries of one row of a step, one token after the other. Rows of several
@@ -249,6 +250,7 @@ bool PrepareAttention(Stream& stream);
 struct QueryContext {
   const void* context;  // [2, capacity, heads head_dim]
   int num_rows;
+  int query;
 };
 // Up to kQueriesOfATile neighbouring queries that attend to the same rows.
 struct ContextTile {
