@@ -193,6 +193,8 @@ class CudaBackend final : public Backend {
 
   void Rotate(TensorView x, int head_dim, TensorView table) override {
     BST_CHECK_SHAPE(table, {x.dim(0), head_dim});
+    BST_CHECK(head_dim % 2 == 0 && x.dim(1) % head_dim == 0, x.dim(1), " columns in heads of ",
+              head_dim);
     cuda::Rotate(stream(), {.x = ToMatrix(x),
                             .table = ToMatrix(table),
                             .rows = Count(x),
@@ -206,8 +208,7 @@ class CudaBackend final : public Backend {
     const auto& w = dynamic_cast<const CudaAttention&>(weights);
     const AttentionSpec& spec = w.spec();
     const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
-    BST_CHECK_SHAPE(q, {q.dim(0), width});
-    BST_CHECK_SHAPE(out, {q.dim(0), width});
+    for (const TensorView& matrix : {q, k, v, out}) BST_CHECK_SHAPE(matrix, {q.dim(0), width});
     const size_t row_bytes = static_cast<size_t>(width) * SizeOf(spec.kv_type);
     const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
     tokens_.clear();
@@ -280,8 +281,9 @@ class CudaBackend final : public Backend {
   void StoreContext(const ContextWeights& weights, TensorView k, TensorView v,
                     absl::Span<const ContextRows> rows, PoolView contexts) override {
     const ContextSpec& spec = weights.spec();
-    const size_t row_bytes = static_cast<size_t>(spec.num_heads) *
-                             static_cast<size_t>(spec.head_dim) * SizeOf(spec.kv_type);
+    const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
+    for (const TensorView& matrix : {k, v}) BST_CHECK_SHAPE(matrix, {k.dim(0), width});
+    const size_t row_bytes = static_cast<size_t>(width) * SizeOf(spec.kv_type);
     store_.clear();
     for (const ContextRows& part : rows) {
       auto* const keys = contexts.slot<std::byte>(part.slot);
@@ -299,7 +301,8 @@ class CudaBackend final : public Backend {
                         absl::Span<const ContextUse> uses, TensorView out) override {
     const auto& w = dynamic_cast<const CudaContext&>(weights);
     const ContextSpec& spec = w.spec();
-    BST_CHECK_SHAPE(out, {q.dim(0), q.dim(1)});
+    const int64_t width = int64_t{spec.num_heads} * spec.head_dim;
+    for (const TensorView& matrix : {q, out}) BST_CHECK_SHAPE(matrix, {q.dim(0), width});
     const bool has_tiles = HasTiles(spec.kv_type, spec.head_dim);
     queries_.clear();
     context_tiles_.clear();
@@ -402,8 +405,13 @@ class CudaBackend final : public Backend {
                       absl::Span<float> logprobs) override {
     // The targets, and after them the place for the results.
     const auto n = targets.size();
+    BST_CHECK(static_cast<size_t>(logits.dim(0)) == n && logprobs.size() == n, logits.dim(0),
+              " rows of logits, ", n, " targets, ", logprobs.size(), " results");
     targets_.resize(2 * n);
-    for (size_t i = 0; i < n; ++i) targets_[i] = targets[i].value();
+    for (size_t i = 0; i < n; ++i) {
+      targets_[i] = targets[i].value();
+      BST_CHECK(0 <= targets_[i] && targets_[i] < logits.dim(1), "token ", targets_[i]);
+    }
     const int32_t* const place = device_->Stage(absl::MakeConstSpan(targets_));
     auto* const results = reinterpret_cast<float*>(const_cast<int32_t*>(place) + n);
     cuda::TargetLogprobs(stream(), {.logits = ToMatrix(logits),

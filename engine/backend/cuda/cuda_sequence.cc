@@ -50,6 +50,7 @@ class CudaRecurrence : public CudaSequence {
         most_places_(most_places) {
     BST_CHECK(modes > 0 && spec.num_features() > 0, modes, " modes, ", spec.num_features(),
               " features");
+    BST_CHECK(spec.outputs == SsmOutputs::kEveryToken || spec.block > 0, "block of ", spec.block);
   }
 
   // `make` gives the rows of the tables. All memory is asked for before it is called.
@@ -277,6 +278,11 @@ class CudaRecurrence : public CudaSequence {
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaSsm(CudaDevice& device,
                                                         const SsmParameters& parameters,
                                                         int most_places) {
+  const SsmParameters& p = parameters;
+  const int features = p.spec.num_features();
+  for (const TensorView& tensor : {p.a_minus_one, p.b, p.c})
+    BST_CHECK_SHAPE(tensor, {features, p.c.dim(1), 2});
+  BST_CHECK_SHAPE(p.d, {features});
   auto weights = std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1),
                                                   /*dplr=*/false, most_places);
   BST_RETURN_IF_ERROR(weights->Pack(
@@ -287,6 +293,11 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaSsm(CudaDevice& device,
 absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaDplr(CudaDevice& device,
                                                          const DplrParameters& parameters,
                                                          int most_places) {
+  const DplrParameters& p = parameters;
+  const int features = p.spec.num_features();
+  for (const TensorView& tensor : {p.dt_lambda, p.dt_b, p.p, p.g, p.w, p.c})
+    BST_CHECK_SHAPE(tensor, {features, p.c.dim(1), 2});
+  for (const TensorView& tensor : {p.dt, p.d}) BST_CHECK_SHAPE(tensor, {features});
   auto weights = std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1),
                                                   /*dplr=*/true, most_places);
   BST_RETURN_IF_ERROR(

@@ -44,6 +44,7 @@ absl::StatusOr<std::unique_ptr<CudaContext>> CudaContext::Pack(
 
 absl::StatusOr<std::unique_ptr<CudaScan>> CudaScan::Pack(CudaDevice& device,
                                                          TensorView a_minus_one) {
+  BST_CHECK_SHAPE(a_minus_one, {a_minus_one.dim(0), 2});
   auto weights = std::make_unique<CudaScan>();
   BST_ASSIGN_OR_RETURN(weights->e_, UploadFloats(device, a_minus_one));
   weights->modes_ = static_cast<int>(a_minus_one.dim(0));
