@@ -151,30 +151,30 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_copy_words(CopyTask task) {
   }
 }
 
-void Attention(Stream& stream, bool bf16, const AttentionTask& task) {
+void Attention(Stream& stream, Element ring, const AttentionTask& task) {
   const LaunchShape shape = {
       .blocks_x = task.num_tokens.most, .blocks_y = task.heads, .threads = kTile};
   if (shape.blocks_x == 0) return;
-  if (bf16) {
+  if (ring == Element::kBf16) {
     BST_LAUNCH(bst_attention_bf16, shape, stream, task);
   } else {
     BST_LAUNCH(bst_attention_f32, shape, stream, task);
   }
 }
-void ContextAttention(Stream& stream, bool bf16, const ContextTask& task) {
+void ContextAttention(Stream& stream, Element context, const ContextTask& task) {
   const LaunchShape shape = {
       .blocks_x = task.num_queries.most, .blocks_y = task.heads, .threads = kTile};
   if (shape.blocks_x == 0) return;
-  if (bf16) {
+  if (context == Element::kBf16) {
     BST_LAUNCH(bst_context_bf16, shape, stream, task);
   } else {
     BST_LAUNCH(bst_context_f32, shape, stream, task);
   }
 }
-void StoreRows(Stream& stream, bool bf16, const StoreTask& task) {
+void StoreRows(Stream& stream, Element stored, const StoreTask& task) {
   if (task.rows.most == 0) return;
   const LaunchShape shape = {.blocks_x = task.rows.most};
-  if (bf16) {
+  if (stored == Element::kBf16) {
     BST_LAUNCH(bst_store_bf16, shape, stream, task);
   } else {
     BST_LAUNCH(bst_store_f32, shape, stream, task);

@@ -106,7 +106,7 @@ class DplrStep {
 
 }  // namespace
 
-size_t ChunkTableRows(ChunkTable table, int chunk, int reals, bool dplr) {
+size_t ChunkTableRows(ChunkTable table, int chunk, int reals, cuda::Recurrence kind) {
   const auto length = static_cast<size_t>(chunk), width = static_cast<size_t>(reals);
   switch (table) {
     case ChunkTable::kTaps:
@@ -115,7 +115,7 @@ size_t ChunkTableRows(ChunkTable table, int chunk, int reals, bool dplr) {
     case ChunkTable::kIn:
       return length * width;
     case ChunkTable::kCarry:
-      return dplr ? width * width : width;
+      return kind == cuda::Recurrence::kDplr ? width * width : width;
   }
   return 0;
 }

@@ -14,13 +14,14 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "engine/backend/cuda/kernels.h"
 #include "engine/backend/ssm.h"
 
 namespace bst {
 
 // As in RecurrenceTask: rows of one number per feature.
 enum class ChunkTable { kTaps, kOut, kIn, kCarry };
-size_t ChunkTableRows(ChunkTable table, int chunk, int reals, bool dplr);
+size_t ChunkTableRows(ChunkTable table, int chunk, int reals, cuda::Recurrence kind);
 
 // Takes each row of each table once, in any order; `values` dies with the call.
 using ChunkRowSink =

@@ -24,7 +24,6 @@ static_assert(sizeof(TokenId) == sizeof(int32_t), "kernels take token ids as int
 
 int Rows(const TensorView& view) { return static_cast<int>(view.dim(0)); }
 int Columns(const TensorView& view) { return static_cast<int>(view.dim(1)); }
-bool IsBf16(DType type) { return type == DType::kBF16; }
 class CudaBackend final : public Backend {
  public:
   CudaBackend(std::unique_ptr<CudaDevice> device, const CudaOptions& options)
@@ -123,7 +122,7 @@ class CudaBackend final : public Backend {
       device_->BeginStep();
     const auto& w = dynamic_cast<const CudaEmbedding&>(table);
     BST_CHECK_SHAPE(out, {static_cast<int64_t>(tokens.size()), w.dim()});
-    cuda::Gather(stream(), IsBf16(w.type()),
+    cuda::Gather(stream(), ToElement(w.type()),
                  {.table = w.table().data(),
                   .table_stride = w.dim(),
                   .indices = StageTokens(tokens),
@@ -270,7 +269,7 @@ class CudaBackend final : public Backend {
                                       .nearest = spec.include_self ? 0 : 1,
                                       .block_scope = spec.scope == AttentionScope::kBlock,
                                       .zero_prefix = spec.empty_prefix == EmptyPrefix::kZeros};
-    cuda::Attention(stream(), IsBf16(spec.kv_type), task);
+    cuda::Attention(stream(), ToElement(spec.kv_type), task);
     cuda::AttentionTiles(stream(), task);
     cuda::AttentionSingles(stream(), task);
     // The new keys of prompts replace the oldest, which their queries have read.
@@ -333,7 +332,7 @@ class CudaBackend final : public Backend {
         .heads = spec.num_heads,
         .head_dim = spec.head_dim,
         .capacity = spec.capacity};
-    cuda::ContextAttention(stream(), IsBf16(spec.kv_type), task);
+    cuda::ContextAttention(stream(), ToElement(spec.kv_type), task);
     cuda::ContextTiles(stream(), task);
     cuda::ContextSingles(stream(), task);
     Done();
@@ -391,7 +390,7 @@ class CudaBackend final : public Backend {
 
   void GatherRows(TensorView x, absl::Span<const int> indices, TensorView out) override {
     BST_CHECK_SHAPE(out, {static_cast<int64_t>(indices.size()), x.dim(1)});
-    cuda::Gather(stream(), /*bf16=*/false,
+    cuda::Gather(stream(), cuda::Element::kF32,
                  {.table = x.data(),
                   .table_stride = x.row_stride(),
                   .indices = device_->Stage(indices),
@@ -444,7 +443,7 @@ class CudaBackend final : public Backend {
  private:
   // Whether the tensor cores take the queries of attention.
   bool HasTiles(DType type, int head_dim) const {
-    return has_tile_memory_ && IsBf16(type) && head_dim <= cuda::kMaxTileColumns &&
+    return has_tile_memory_ && type == DType::kBF16 && head_dim <= cuda::kMaxTileColumns &&
            head_dim % cuda::kTileColumnsMultiple == 0;
   }
 
@@ -473,7 +472,7 @@ class CudaBackend final : public Backend {
   }
   // Rows of k and v, to where store_ says.
   void Store(TensorView k, TensorView v, DType type) {
-    cuda::StoreRows(stream(), IsBf16(type),
+    cuda::StoreRows(stream(), ToElement(type),
                     {.first = ToMatrix(k),
                      .second = ToMatrix(v),
                      .store = device_->Stage(absl::MakeConstSpan(store_)),

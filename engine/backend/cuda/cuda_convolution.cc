@@ -106,7 +106,7 @@ class CudaConvolution : public CudaSequence {
                          .ring_rows = ring_rows()});
     }
     // The new inputs replace the oldest, which all of the above have read.
-    cuda::StoreRows(device.stream(), /*bf16=*/false,
+    cuda::StoreRows(device.stream(), cuda::Element::kF32,
                     {.first = ToMatrix(u),
                      .second = {},
                      .store = device.Stage(absl::MakeConstSpan(store_)),

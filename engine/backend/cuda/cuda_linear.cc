@@ -266,7 +266,7 @@ absl::StatusOr<CudaProducts::Trial> CudaProducts::MakeTrial(const CudaLinear& we
   BST_ASSIGN_OR_RETURN(trial.inputs, device_.Allocate(bytes(in)));
   BST_ASSIGN_OR_RETURN(trial.kernels, device_.Allocate(bytes(out)));
   BST_ASSIGN_OR_RETURN(trial.products, device_.Allocate(bytes(out)));
-  cuda::Gather(device_.stream(), /*bf16=*/false,
+  cuda::Gather(device_.stream(), cuda::Element::kF32,
                {.table = table.data(),
                 .table_stride = in,
                 .indices = device_.Stage(absl::MakeConstSpan(indices)),
@@ -400,7 +400,7 @@ absl::Status CudaProducts::RunPanel(const CudaLinear& weights, const Panel& pane
 
 void CudaProducts::RunKernel(const CudaLinear& weights, const LinearOptions& options,
                              const cuda::Matrix& x, const cuda::Matrix& out, int rows) {
-  cuda::Linear(device_.stream(), weights.is_bf16(),
+  cuda::Linear(device_.stream(), ToElement(weights.type()),
                {.x = x,
                 .weights = weights.weights().data(),
                 .out = out,

@@ -45,6 +45,7 @@ class CudaLinear : public LinearWeights {
   static absl::StatusOr<std::unique_ptr<CudaLinear>> PackRandom(CudaDevice& device,
                                                                 const CudaLinear& like);
   const Buffer& weights() const { return weights_; }
+  DType type() const { return type_; }
   bool is_bf16() const { return type_ == DType::kBF16; }
   int padded_in() const { return Padded(in_features(), cuda::kLinearDepth); }
   int padded_out() const { return Padded(out_features(), cuda::kLinearColumns); }

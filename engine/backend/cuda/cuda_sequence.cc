@@ -42,10 +42,10 @@ int64_t TotalOutputs(absl::Span<const Row> rows, int block) {
 
 class CudaRecurrence : public CudaSequence {
  public:
-  CudaRecurrence(const SsmSpec& spec, int64_t modes, bool dplr, int most_places)
+  CudaRecurrence(const SsmSpec& spec, int64_t modes, cuda::Recurrence kind, int most_places)
       : CudaSequence(spec),
-        dplr_(dplr),
-        chunk_(dplr ? cuda::kDplrChunk : cuda::kDiagonalChunk),
+        kind_(kind),
+        chunk_(kind == cuda::Recurrence::kDplr ? cuda::kDplrChunk : cuda::kDiagonalChunk),
         reals_(static_cast<int>(2 * modes)),
         most_places_(most_places) {
     BST_CHECK(modes > 0 && spec.num_features() > 0, modes, " modes, ", spec.num_features(),
@@ -59,7 +59,7 @@ class CudaRecurrence : public CudaSequence {
     for (const ChunkTable table :
          {ChunkTable::kTaps, ChunkTable::kOut, ChunkTable::kIn, ChunkTable::kCarry}) {
       BST_ASSIGN_OR_RETURN(
-          Table(table), device.Allocate(ChunkTableRows(table, chunk_, reals_, dplr_) * row_bytes));
+          Table(table), device.Allocate(ChunkTableRows(table, chunk_, reals_, kind_) * row_bytes));
     }
     BST_RETURN_IF_ERROR(device.ReserveScratch(static_cast<size_t>(NumPlaces()) * PlaceBytes()));
     BST_ASSIGN_OR_RETURN(const Buffer staging,
@@ -124,15 +124,15 @@ class CudaRecurrence : public CudaSequence {
       cuda::ChunkSums(device.stream(), with_pieces(round.chunks));
       task.rows = device.Stage(absl::MakeConstSpan(round.rows));
       task.num_rows = device.Count(static_cast<int>(round.rows.size()));
-      cuda::Carry(device.stream(), dplr_, task);
+      cuda::Carry(device.stream(), kind_, task);
       if (spec().outputs == SsmOutputs::kEveryToken) {
-        cuda::ChunkOutputs(device.stream(), dplr_, task);
+        cuda::ChunkOutputs(device.stream(), kind_, task);
       } else {
-        cuda::ChunkSteps(device.stream(), dplr_, with_pieces(round.ends));
+        cuda::ChunkSteps(device.stream(), kind_, with_pieces(round.ends));
       }
     }
     // The last inputs of prompts replace those before the step, which all of the above have read.
-    cuda::ChunkSteps(device.stream(), dplr_, with_pieces(steps_));
+    cuda::ChunkSteps(device.stream(), kind_, with_pieces(steps_));
   }
 
   size_t state_bytes() const override {
@@ -184,13 +184,15 @@ class CudaRecurrence : public CudaSequence {
                                           static_cast<int64_t>(kMostScratchBytes / PlaceBytes()),
                                           int64_t{most_places_}}));
   }
-  int64_t InputsAt() const { return (dplr_ ? 2 : 1) * PlaceFloats(); }
+  // Of X: one in turn with another where all of the last makes the next.
+  int NumStates() const { return kind_ == cuda::Recurrence::kDplr ? 2 : 1; }
+  int64_t InputsAt() const { return NumStates() * PlaceFloats(); }
   float* InputsOf(const Row& row, const PoolView& state) const {
     return state.slot<float>(row.slot) + InputsAt();
   }
   // X at the start of the chunk of `position`.
   float* StateAt(const Row& row, const PoolView& state, int64_t position) const {
-    return state.slot<float>(row.slot) + (dplr_ ? position / chunk_ % 2 * PlaceFloats() : 0);
+    return state.slot<float>(row.slot) + position / chunk_ % NumStates() * PlaceFloats();
   }
 
   cuda::ChunkPiece DecodePiece(const Row& row, const PoolView& state, int& outputs) const {
@@ -262,7 +264,7 @@ class CudaRecurrence : public CudaSequence {
     }
   }
 
-  bool dplr_;
+  cuda::Recurrence kind_;
   int chunk_;
   int reals_;
   int most_places_;
@@ -284,7 +286,7 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaSsm(CudaDevice& device,
     BST_CHECK_SHAPE(tensor, {features, p.c.dim(1), 2});
   BST_CHECK_SHAPE(p.d, {features});
   auto weights = std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1),
-                                                  /*dplr=*/false, most_places);
+                                                  cuda::Recurrence::kDiagonal, most_places);
   BST_RETURN_IF_ERROR(weights->Pack(
       device, [&](ChunkRowSink sink) { return MakeDiagonalTables(parameters, sink); }));
   return weights;
@@ -299,7 +301,7 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackCudaDplr(CudaDevice& device,
     BST_CHECK_SHAPE(tensor, {features, p.c.dim(1), 2});
   for (const TensorView& tensor : {p.dt, p.d}) BST_CHECK_SHAPE(tensor, {features});
   auto weights = std::make_unique<CudaRecurrence>(parameters.spec, parameters.c.dim(1),
-                                                  /*dplr=*/true, most_places);
+                                                  cuda::Recurrence::kDplr, most_places);
   BST_RETURN_IF_ERROR(
       weights->Pack(device, [&](ChunkRowSink sink) { return MakeDplrTables(parameters, sink); }));
   return weights;

@@ -96,6 +96,9 @@ class CudaScan : public ScanWeights {
 inline cuda::Matrix ToMatrix(const TensorView& view) {
   return {view.as<float>(), view.row_stride()};
 }
+inline cuda::Element ToElement(DType type) {
+  return type == DType::kBF16 ? cuda::Element::kBf16 : cuda::Element::kF32;
+}
 // A host tensor of any floating type as float32 on the device.
 absl::StatusOr<Buffer> UploadFloats(CudaDevice& device, TensorView tensor);
 // `values` as F32 or BF16 on the device.

@@ -34,6 +34,9 @@ struct RowCount {
 
 enum class Activation : int { kNone, kRelu, kGelu, kSilu };
 
+// What weights, rings and contexts are made of.
+enum class Element { kF32, kBf16 };
+
 // ---- linear.cu
 // out = epilogue(x W^T). Order of each sum: segments of kLinearSegment inputs, then the segments
 // one after the other, the first to `out` where it is added to it. A segment of floats is added up
@@ -54,7 +57,7 @@ int PrepareLinear(Stream& stream);
 constexpr int kLinearSegment = 4096;
 constexpr int kLinearColumns = 128;  // padded_out is a multiple of it
 constexpr int kLinearDepth = 32;     // padded_in is a multiple of it
-void Linear(Stream& stream, bool bf16, const LinearTask& task);
+void Linear(Stream& stream, Element weights, const LinearTask& task);
 
 // Rows of float become Bf16 that follow one another, with zeros behind: as W's rows are.
 struct RoundTask {
@@ -82,7 +85,7 @@ struct GatherTask {
   RowCount rows;
   int columns;
 };
-void Gather(Stream& stream, bool bf16, const GatherTask& task);
+void Gather(Stream& stream, Element table, const GatherTask& task);
 
 struct RmsNormTask {
   Matrix x, out;
@@ -190,7 +193,7 @@ struct StoreTask {
   int columns;
   bool has_second;
 };
-void StoreRows(Stream& stream, bool bf16, const StoreTask& task);
+void StoreRows(Stream& stream, Element stored, const StoreTask& task);
 
 // So many words from one place to another, where the place is not to be part of the call.
 struct CopyPlace {
@@ -240,7 +243,7 @@ struct AttentionTask {
   int heads, head_dim, window, nearest;
   bool block_scope, zero_prefix;
 };
-void Attention(Stream& stream, bool bf16, const AttentionTask& task);
+void Attention(Stream& stream, Element ring, const AttentionTask& task);
 void AttentionTiles(Stream& stream, const AttentionTask& task);
 void AttentionSingles(Stream& stream, const AttentionTask& task);
 // Once, before the first tile of attention or of a context. False: the device has too little shared
@@ -269,7 +272,7 @@ struct ContextTask {
   RowCount num_queries, num_tiles, num_singles;
   int heads, head_dim, capacity;
 };
-void ContextAttention(Stream& stream, bool bf16, const ContextTask& task);
+void ContextAttention(Stream& stream, Element context, const ContextTask& task);
 void ContextTiles(Stream& stream, const ContextTask& task);
 void ContextSingles(Stream& stream, const ContextTask& task);
 
@@ -286,6 +289,7 @@ struct SequenceRow {
 //   X   += (carry X + S),  S[k] = sum_j in[j][k] u[j]                    at the chunk's end
 // Each sum is made by fmaf in this order, from 0; carry X from S. What makes an output, or a state,
 // is then the same sequence of operations in every launch below.
+enum class Recurrence { kDiagonal, kDplr };
 constexpr int kDiagonalChunk = 16;  // T
 constexpr int kDplrChunk = 32;
 // The tokens that a step has of one chunk of a row.
@@ -320,11 +324,11 @@ struct RecurrenceTask {
 };
 // S of the pieces that complete their chunk, to their `next`.
 void ChunkSums(Stream& stream, const RecurrenceTask& task);
-void Carry(Stream& stream, bool dplr, const RecurrenceTask& task);
+void Carry(Stream& stream, Recurrence kind, const RecurrenceTask& task);
 // An output of every token.
-void ChunkOutputs(Stream& stream, bool dplr, const RecurrenceTask& task);
+void ChunkOutputs(Stream& stream, Recurrence kind, const RecurrenceTask& task);
 // Each piece by itself: an output, inputs to keep, the chunk's end.
-void ChunkSteps(Stream& stream, bool dplr, const RecurrenceTask& task);
+void ChunkSteps(Stream& stream, Recurrence kind, const RecurrenceTask& task);
 
 struct ScanTask {
   Matrix v;

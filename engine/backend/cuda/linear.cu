@@ -663,12 +663,13 @@ void LaunchFew(Stream& stream, const LinearTask& task) {
 int PrepareLinear(Stream& stream) {
   return BST_ALLOW_SHARED(bst_linear_few_bf16, kMostSharedBytes, stream);
 }
-void Linear(Stream& stream, bool bf16, const LinearTask& task) {
+void Linear(Stream& stream, Element weights, const LinearTask& task) {
   if (task.rows.most == 0) return;
+  const bool is_bf16 = weights == Element::kBf16;
   const auto blocks = [](int n, int of) { return (n + of - 1) / of; };
-  if (bf16 && task.rows.most <= kFewGroups * kFewTokens) {
+  if (is_bf16 && task.rows.most <= kFewGroups * kFewTokens) {
     LaunchFew(stream, task);
-  } else if (bf16) {
+  } else if (weights == Element::kBf16) {
     const LaunchShape shape = {.blocks_x = blocks(task.out_features, kTileFeatures),
                                .blocks_y = blocks(task.rows.most, kTileTokens)};
     BST_LAUNCH(bst_linear_tile_bf16, shape, stream, task);

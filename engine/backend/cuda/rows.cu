@@ -225,9 +225,9 @@ BST_KERNEL void BST_BOUNDS(256, 8) bst_target_logprobs(LogprobTask task) {
   }
 }
 
-void Gather(Stream& stream, bool bf16, const GatherTask& task) {
+void Gather(Stream& stream, Element table, const GatherTask& task) {
   if (task.rows.most == 0) return;
-  if (bf16) {
+  if (table == Element::kBf16) {
     BST_LAUNCH(bst_gather_bf16, LaunchShape{.blocks_x = task.rows.most}, stream, task);
   } else {
     BST_LAUNCH(bst_gather_f32, LaunchShape{.blocks_x = task.rows.most}, stream, task);

@@ -102,8 +102,8 @@ BST_DEVICE float CarryReal(const RecurrenceTask& task, const float* x, float s, 
 // ---- Prompts: a chunk after the other only where its state is carried on
 
 constexpr int kSumReals = 8;  // of a thread
-constexpr int kSumPieces =
-    2;  // likewise: a prompt of 2,048 tokens has blocks for all multiprocessors
+// Likewise; a prompt of 2,048 tokens has blocks for all multiprocessors.
+constexpr int kSumPieces = 2;
 
 }  // namespace
 
@@ -442,9 +442,9 @@ void ChunkSums(Stream& stream, const RecurrenceTask& task) {
   BST_LAUNCH(bst_chunk_sums, shape, stream, task);
 }
 
-void Carry(Stream& stream, bool dplr, const RecurrenceTask& task) {
+void Carry(Stream& stream, Recurrence kind, const RecurrenceTask& task) {
   if (task.num_rows.most == 0) return;
-  if (dplr) {
+  if (kind == Recurrence::kDplr) {
     const LaunchShape shape = {
         .blocks_x = DividedUp(task.features, kCarryThreads / CarryLanes(task.reals)),
         .blocks_y = task.num_rows.most,
@@ -458,24 +458,24 @@ void Carry(Stream& stream, bool dplr, const RecurrenceTask& task) {
   }
 }
 
-void ChunkOutputs(Stream& stream, bool dplr, const RecurrenceTask& task) {
+void ChunkOutputs(Stream& stream, Recurrence kind, const RecurrenceTask& task) {
   if (task.num_pieces.most == 0) return;
-  const LaunchShape shape = {
-      .blocks_x = DividedUp(task.features, kWarp),
-      .blocks_y = DividedUp(task.num_pieces.most, kWarps * (dplr ? kDplrPieces : kDiagonalPieces))};
-  if (dplr) {
+  const int pieces = kind == Recurrence::kDplr ? kDplrPieces : kDiagonalPieces;  // of a thread
+  const LaunchShape shape = {.blocks_x = DividedUp(task.features, kWarp),
+                             .blocks_y = DividedUp(task.num_pieces.most, kWarps * pieces)};
+  if (kind == Recurrence::kDplr) {
     BST_LAUNCH(bst_dplr_outputs, shape, stream, task);
   } else {
     BST_LAUNCH(bst_diagonal_outputs, shape, stream, task);
   }
 }
 
-void ChunkSteps(Stream& stream, bool dplr, const RecurrenceTask& task) {
+void ChunkSteps(Stream& stream, Recurrence kind, const RecurrenceTask& task) {
   if (task.num_pieces.most == 0) return;
   const LaunchShape shape = {.blocks_x = DividedUp(task.features, kWarp),
                              .blocks_y = DividedUp(task.num_pieces.most, kStepWarps),
                              .threads = kStepThreads};
-  if (dplr) {
+  if (kind == Recurrence::kDplr) {
     BST_LAUNCH(bst_dplr_steps, shape, stream, task);
   } else {
     BST_LAUNCH(bst_diagonal_steps, shape, stream, task);

@@ -46,10 +46,10 @@ class Collected {
   double At(ChunkTable table, size_t row, size_t feature) {
     return tables_[table].at(row).at(feature);
   }
-  void ExpectComplete(int chunk, int reals, bool dplr, size_t features) {
+  void ExpectComplete(int chunk, int reals, cuda::Recurrence kind, size_t features) {
     for (const ChunkTable table :
          {ChunkTable::kTaps, ChunkTable::kOut, ChunkTable::kIn, ChunkTable::kCarry}) {
-      EXPECT_EQ(tables_[table].size(), ChunkTableRows(table, chunk, reals, dplr));
+      EXPECT_EQ(tables_[table].size(), ChunkTableRows(table, chunk, reals, kind));
       for (const std::vector<float>& row : tables_[table]) EXPECT_EQ(row.size(), features);
     }
   }
@@ -91,7 +91,7 @@ TEST(ChunkTablesTest, DiagonalCarriesKeepTheirRelativePrecision) {
   }
   Collected tables;
   ASSERT_TRUE(MakeDiagonalTables(problem.parameters(), tables.Sink()).ok());
-  tables.ExpectComplete(cuda::kDiagonalChunk, 6, /*dplr=*/false, 2);
+  tables.ExpectComplete(cuda::kDiagonalChunk, 6, cuda::Recurrence::kDiagonal, 2);
   for (size_t f = 0; f < 2; ++f) {
     for (size_t m = 0; m < 3; ++m) {
       const Complex e = At(problem.e, 3 * f + m);
@@ -172,7 +172,7 @@ TEST(ChunkTablesTest, DplrCarriesKeepTheirRelativePrecision) {
   }
   Collected tables;
   ASSERT_TRUE(MakeDplrTables(problem.parameters(), tables.Sink()).ok());
-  tables.ExpectComplete(cuda::kDplrChunk, 4, /*dplr=*/true, 1);
+  tables.ExpectComplete(cuda::kDplrChunk, 4, cuda::Recurrence::kDplr, 1);
   auto exact = problem.Increment();
   for (int power = 1; power < cuda::kDplrChunk; power *= 2) {  // (1 + F)^2 - 1 = F F + 2 F
     auto next = exact;

@@ -53,14 +53,14 @@ TEST_F(GridTest, ScanTakesMoreSequencesThanAGridHasRows) {
 
 // All but the first rows are beyond those that there are: a block of them costs little.
 TEST_F(GridTest, LinearTakesMoreRowsThanAGridHasTilesOfThem) {
-  for (const bool bf16 : {false, true}) {
+  for (const Element element : {Element::kF32, Element::kBf16}) {
     constexpr int kMostRows = 64 * (kRowsOfAGrid + 1) + 1;
     const int32_t rows = 65;
     std::vector<float> x(static_cast<size_t>(rows), 3.0f), out(x.size() + 1, -1.0f);
     // Element [0, 0] is 2, in BF16 in the first half of its word.
     std::vector<uint32_t> weights(kLinearColumns * kLinearDepth);
-    weights[0] = bf16 ? 0x4000u : 0x40000000u;
-    Linear(*stream_, bf16,
+    weights[0] = element == Element::kBf16 ? 0x4000u : 0x40000000u;
+    Linear(*stream_, element,
            {.x = {x.data(), 1},
             .weights = weights.data(),
             .out = {out.data(), 1},
@@ -90,7 +90,7 @@ TEST_F(GridTest, RecurrencesTakeMoreRowsThanAGridHas) {
       {.from = others.data(), .to = others.data() + 2, .places = others.data() + 4, .chunks = 0});
   rows.back() = {.from = from.data(), .to = to.data(), .places = places.data(), .chunks = 1};
   rows.push_back({.from = nullptr, .to = nullptr, .places = nullptr, .chunks = 0});  // of nobody
-  Carry(*stream_, /*dplr=*/false,
+  Carry(*stream_, Recurrence::kDiagonal,
         {.u = {},
          .y = {},
          .pieces = nullptr,
