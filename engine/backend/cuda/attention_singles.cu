@@ -36,6 +36,87 @@ struct Single {
   BST_DEVICE bool Sees(int key) const { return key >= oldest && key <= newest; }
 };
 
+// The query's terms of one piece of columns with those of a tile's keys.
+BST_DEVICE void MultiplyKeys(const FourWords* query, const FourWords (&keys)[4],
+                             FragmentC (&dots)[kKeyFragments]) {
+  BST_UNROLL
+  for (int i = 0; i < 2 * kTerms; ++i) {
+    const FourWords a = query[i * 4];
+    BST_UNROLL
+    for (int n = 0; n < kKeyFragments; ++n) {
+      const uint32_t* b = keys[n].words + i / kTerms * 2;
+      MultiplyAdd({{a.words[0], a.words[1], a.words[2], a.words[3]}}, {{b[0], b[1]}}, dots[n]);
+    }
+  }
+}
+
+// weight(i) as fragments of A, whose rows are all the same.
+template <typename Weight>
+BST_DEVICE void TakeWeights(Weight weight, FragmentA (&weights)[kKeySteps][kTerms]) {
+  BST_UNROLL
+  for (int i = 0; i < 2 * kKeySteps; ++i) {
+    float x = weight(2 * i), y = weight(2 * i + 1);
+    BST_UNROLL
+    for (int term = 0; term < kTerms; ++term) {
+      uint32_t* const words = weights[i / 2][term].words + i % 2 * 2;
+      words[0] = words[1] = TakeTerm(x, y);
+    }
+  }
+}
+
+// A tile's weights with a half of its values' columns. Of the lanes with the same columns one
+// `writes`, from column 16 t of the half on.
+BST_DEVICE void WeighHalf(const FragmentA (&weights)[kKeySteps][kTerms],
+                          const FourWords (&pieces)[kPieces][4], int half, bool writes,
+                          float* part) {
+  BST_UNROLL
+  for (int i = 0; i < kHalfFragments; i += 2) {
+    TwoFloats columns[2];  // of fragments i and i + 1: from 16 t + i and 16 t + 8 + i on
+    BST_UNROLL
+    for (int k = 0; k < 2; ++k) {
+      FragmentC sums = {};
+      BST_UNROLL
+      for (int step = 0; step < kKeySteps; ++step) {
+        const auto& p = pieces[half * kKeySteps + step];
+        const FragmentB b = {{PairOf(p[0], p[1], i + k), PairOf(p[2], p[3], i + k)}};
+        BST_UNROLL
+        for (int term = 0; term < kTerms; ++term) MultiplyAdd(weights[step][term], b, sums);
+      }
+      columns[0].values[k] = sums.values[0];
+      columns[1].values[k] = sums.values[1];
+    }
+    if (writes) {
+      *reinterpret_cast<TwoFloats*>(part + i) = columns[0];
+      *reinterpret_cast<TwoFloats*>(part + kColumnsOfWords + i) = columns[1];
+    }
+  }
+}
+
+// What column ThreadX() has so far: top, total and sum. They are used once in kSlots tiles.
+using Column = float[kMaxTileColumns];
+struct Sum {
+  float sum, total;
+};
+// Of `tiles` the first kSlots join what is in `joined`, if something is.
+BST_DEVICE Sum JoinSlots(bool has_joined, int tiles, const float* tops, const float* totals,
+                         const float* parts, Column* joined) {
+  float top = -INFINITY, total = 0.0f, sum = 0.0f;
+  if (has_joined) {
+    top = joined[0][ThreadX()];
+    total = joined[1][ThreadX()];
+    sum = joined[2][ThreadX()];
+  }
+  for (int slot = 0; slot < kSlots && slot < tiles; ++slot) {
+    const JoinWeights join = JoinTops(top, tops[slot]);
+    total = Join(join, total, totals[slot]);
+    sum = Join(join, sum, parts[slot * kMaxTileColumns + ThreadX()]);
+  }
+  joined[0][ThreadX()] = top;
+  joined[1][ThreadX()] = total;
+  joined[2][ThreadX()] = sum;
+  return {sum, total};
+}
+
 // rows.Row(key) for the stored keys that the query sees, bias(key) for all that it sees; out() is
 // where the output goes.
 //
@@ -47,8 +128,6 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
   BST_SHARED(float, parts, kSlots* kMaxTileColumns);  // of each tile
   BST_SHARED(float, tops, kSlots);
   BST_SHARED(float, totals, kSlots);
-  // What column ThreadX() has so far: top, total and sum. They are used once in kSlots tiles.
-  using Column = float[kMaxTileColumns];
   BST_SHARED(Column, joined, 3);
   if (own.stored > own.newest) {  // no key, or zeros
     for (int c = ThreadX(); c < own.head_dim; c += kThreads) out()[c] = 0.0f;
@@ -110,18 +189,8 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
       FragmentC dots[kKeyFragments] = {};
       BST_UNROLL
       for (int j = 0; j < kPieces; ++j) {
-        if (j * kPieceColumns < own.head_dim) {
-          BST_UNROLL
-          for (int i = 0; i < 2 * kTerms; ++i) {
-            const FourWords a = query[(2 * j * kTerms + i) * 4 + t];
-            BST_UNROLL
-            for (int n = 0; n < kKeyFragments; ++n) {
-              const uint32_t* b = pieces[j][n].words + i / kTerms * 2;
-              MultiplyAdd({{a.words[0], a.words[1], a.words[2], a.words[3]}}, {{b[0], b[1]}},
-                          dots[n]);
-            }
-          }
-        }
+        if (j * kPieceColumns < own.head_dim)
+          MultiplyKeys(query + 2 * j * kTerms * 4 + t, pieces[j], dots);
         load_values(j, tile);
       }
       float biases[kScores], scores[kScores];
@@ -136,16 +205,7 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
       float tile_top, tile_total;
       Weigh(scores, tile_top, tile_total);
       FragmentA weights[kKeySteps][kTerms];
-      BST_UNROLL
-      for (int i = 0; i < 2 * kKeySteps; ++i) {
-        float x = key_of(2 * i) < own.stored ? 0.0f : scores[2 * i];
-        float y = key_of(2 * i + 1) < own.stored ? 0.0f : scores[2 * i + 1];
-        BST_UNROLL
-        for (int term = 0; term < kTerms; ++term) {
-          uint32_t* const words = weights[i / 2][term].words + i % 2 * 2;
-          words[0] = words[1] = TakeTerm(x, y);
-        }
-      }
+      TakeWeights([&](int i) { return key_of(i) < own.stored ? 0.0f : scores[i]; }, weights);
       const int slot = tile - first;
       if (lane == 0) {
         tops[slot] = tile_top;
@@ -153,28 +213,8 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
       }
       BST_UNROLL
       for (int half = 0; half < kHalves; ++half) {
-        float* const part = parts + slot * kMaxTileColumns + half * kHalfColumns + 16 * t;
-        BST_UNROLL
-        for (int i = 0; i < kHalfFragments; i += 2) {
-          TwoFloats columns[2];  // of fragments i and i + 1: from 16 t + i and 16 t + 8 + i on
-          BST_UNROLL
-          for (int k = 0; k < 2; ++k) {
-            FragmentC sums = {};
-            BST_UNROLL
-            for (int step = 0; step < kKeySteps; ++step) {
-              const auto& p = pieces[half * kKeySteps + step];
-              const FragmentB b = {{PairOf(p[0], p[1], i + k), PairOf(p[2], p[3], i + k)}};
-              BST_UNROLL
-              for (int term = 0; term < kTerms; ++term) MultiplyAdd(weights[step][term], b, sums);
-            }
-            columns[0].values[k] = sums.values[0];
-            columns[1].values[k] = sums.values[1];
-          }
-          if (g == 0) {
-            *reinterpret_cast<TwoFloats*>(part + i) = columns[0];
-            *reinterpret_cast<TwoFloats*>(part + kColumnsOfWords + i) = columns[1];
-          }
-        }
+        WeighHalf(weights, pieces, half, g == 0,
+                  parts + slot * kMaxTileColumns + half * kHalfColumns + 16 * t);
         if (tile + kWarps >= tiles) continue;
         BST_UNROLL
         for (int step = 0; step < kKeySteps; ++step)
@@ -183,21 +223,8 @@ BST_DEVICE void AttendSingle(const Single& own, const Rows& rows, Bias bias, Out
     }
     SyncThreads();
     if (ThreadX() < own.head_dim) {
-      float top = -INFINITY, total = 0.0f, sum = 0.0f;
-      if (first > 0) {
-        top = joined[0][ThreadX()];
-        total = joined[1][ThreadX()];
-        sum = joined[2][ThreadX()];
-      }
-      for (int slot = 0; slot < kSlots && slot < tiles - first; ++slot) {
-        const JoinWeights join = JoinTops(top, tops[slot]);
-        total = Join(join, total, totals[slot]);
-        sum = Join(join, sum, parts[slot * kMaxTileColumns + ThreadX()]);
-      }
-      joined[0][ThreadX()] = top;
-      joined[1][ThreadX()] = total;
-      joined[2][ThreadX()] = sum;
-      if (first + kSlots >= tiles) out()[ThreadX()] = Output(sum, Inverse(total));
+      const Sum sum = JoinSlots(first > 0, tiles - first, tops, totals, parts, joined);
+      if (first + kSlots >= tiles) out()[ThreadX()] = Output(sum.sum, Inverse(sum.total));
     }
     SyncThreads();
   }

@@ -83,6 +83,172 @@ struct Queries {
   NewKeys keys;
 };
 
+// Where a thread stands in its block: its lane's row g and column t of a fragment, its warp's
+// group of queries and side.
+struct Stand {
+  int g, t, group, side;
+};
+
+// Half of the terms of the group's queries, of which there are those up to `count` of the block.
+BST_DEVICE void StoreTerms(const Queries& own, int count, const Stand& at, FourWords* queries) {
+  const bool is_wide = IsWide(own.q);
+  BST_UNROLL
+  for (int i = 0; i < kPieces / kSides; ++i) {
+    const int j = at.side * (kPieces / kSides) + i;
+    FourWords terms[kRows][kTerms] = {};
+    BST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const int query = at.group * kFragmentRows + at.g + 8 * r;
+      const int column = j * kPieceColumns + at.t * kColumnsOfWords;
+      if (query < count && column < own.head_dim)
+        TakeTerms(own.q.data + query * own.q.stride + column, is_wide, terms[r]);
+    }
+    BST_UNROLL
+    for (int k = 0; k < 2 * kTerms; ++k) {
+      const uint32_t* low = terms[0][k % kTerms].words + k / kTerms * 2;
+      const uint32_t* high = terms[1][k % kTerms].words + k / kTerms * 2;
+      queries[(2 * j * kTerms + k) * kWarp] = {{low[0], high[0], low[1], high[1]}};
+    }
+  }
+}
+
+// The queries with piece j of the columns of the side's tile of keys.
+BST_DEVICE void MultiplyKeys(const FourWords* queries, const FourWords* keys, const Stand& at,
+                             int j, FragmentC (&dots)[kKeyFragments]) {
+  FourWords words[kKeyFragments];
+  BST_UNROLL
+  for (int n = 0; n < kKeyFragments; ++n)
+    words[n] = keys[Place(at.side * kTileKeys + n * kFragmentColumns + at.g, 4 * j + at.t)];
+  BST_UNROLL
+  for (int i = 0; i < 2 * kTerms; ++i) {
+    const FourWords a = queries[(2 * j * kTerms + i) * kWarp];
+    BST_UNROLL
+    for (int n = 0; n < kKeyFragments; ++n) {
+      const uint32_t* b = words[n].words + i / kTerms * 2;
+      MultiplyAdd({{a.words[0], a.words[1], a.words[2], a.words[3]}}, {{b[0], b[1]}}, dots[n]);
+    }
+  }
+}
+
+// The dots of the lane's query g + 8 r, which sees the keys of `range`, with the keys from
+// `first_key` on become weights; biases as View::Biases has them. Range and scale, in shared
+// memory, are read where they are used: registers are short.
+BST_DEVICE Share WeighQuery(const FragmentC (&dots)[kKeyFragments], int r, int first_key,
+                            bool sees_all, const Range& range, const float* biases,
+                            const float& scale, float (&scores)[kScores]) {
+  const auto key_of = [&](int i) { return first_key + i / 2 * kFragmentColumns + i % 2; };
+  BST_UNROLL
+  for (int i = 0; i < kScores; ++i) scores[i] = dots[i / 2].values[2 * r + i % 2];
+  if (sees_all) {
+    if (biases != nullptr) {
+      BST_UNROLL
+      for (int i = 0; i < kScores; ++i) scores[i] += biases[-key_of(i)];
+    }
+    BST_UNROLL
+    for (int i = 0; i < kScores; ++i) scores[i] *= scale;
+  } else {
+    const int oldest = range.oldest, newest = range.newest;
+    BST_UNROLL
+    for (int i = 0; i < kScores; ++i) {
+      const bool is_seen = key_of(i) >= oldest && key_of(i) <= newest;
+      if (biases != nullptr && is_seen) scores[i] += biases[-key_of(i)];
+      scores[i] = is_seen ? scores[i] * scale : -INFINITY;
+    }
+  }
+  Share share;
+  Weigh(scores, share.top, share.total);
+  return share;
+}
+
+// A tile's weights become terms.
+BST_DEVICE void StoreWeights(const float (&scores)[kRows][kScores], FourWords* weights) {
+  BST_UNROLL
+  for (int step = 0; step < kKeySteps; ++step) {
+    FourWords terms[kTerms];
+    BST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int r = i % 2, at = step * 4 + i / 2 * 2;
+      float x = scores[r][at], y = scores[r][at + 1];
+      BST_UNROLL
+      for (int term = 0; term < kTerms; ++term) terms[term].words[i] = TakeTerm(x, y);
+    }
+    BST_UNROLL
+    for (int term = 0; term < kTerms; ++term) weights[(step * kTerms + term) * kWarp] = terms[term];
+  }
+}
+
+// A tile's weights with the side's columns of its values.
+BST_DEVICE void MultiplyValues(const FourWords* weights, const FourWords* values, const Stand& at,
+                               int tile, FragmentC (&parts)[kHalfFragments]) {
+  BST_UNROLL
+  for (int step = 0; step < kKeySteps; ++step) {
+    FourWords words[4];  // of keys 2 t, 2 t + 1, 2 t + 8, 2 t + 9
+    BST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int key = tile * kTileKeys + step * kFragmentDepth + 2 * at.t + i % 2 + i / 2 * 8;
+      words[i] = values[Place(key, at.side * kHalfColumns / kColumnsOfWords + at.g)];
+    }
+    FragmentA a[kTerms];
+    BST_UNROLL
+    for (int term = 0; term < kTerms; ++term) {
+      const FourWords from = weights[(step * kTerms + term) * kWarp];
+      a[term] = {{from.words[0], from.words[1], from.words[2], from.words[3]}};
+    }
+    BST_UNROLL
+    for (int i = 0; i < kHalfFragments; ++i) {
+      const FragmentB b = {{PairOf(words[0], words[1], i), PairOf(words[2], words[3], i)}};
+      BST_UNROLL
+      for (int term = 0; term < kTerms; ++term) MultiplyAdd(a[term], b, parts[i]);
+    }
+  }
+}
+
+// A tile joins those before it.
+BST_DEVICE void JoinTile(const Share* shares, const FragmentC (&parts)[kHalfFragments],
+                         SoFar* so_far, FragmentC (&sums)[kHalfFragments]) {
+  JoinWeights joins[kRows];
+  SoFar joined = *so_far;
+  BST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const Share share = shares[8 * r];
+    joins[r] = JoinTops(joined.tops[r], share.top);
+    joined.totals[r] = Join(joins[r], joined.totals[r], share.total);
+  }
+  *so_far = joined;
+  BST_UNROLL
+  for (int i = 0; i < kHalfFragments; ++i) {
+    BST_UNROLL
+    for (int j = 0; j < 4; ++j)
+      sums[i].values[j] = Join(joins[j / 2], sums[i].values[j], parts[i].values[j]);
+  }
+}
+
+// Element j of fragment i has row g + 8 (j / 2) and column 8 (2 t + j % 2) + i of its half.
+BST_DEVICE void WriteOutputs(const FragmentC (&sums)[kHalfFragments], const float (&totals)[kRows],
+                             const Matrix& out, int count, int head_dim, const Stand& at) {
+  const bool is_wide = IsWide(out);
+  BST_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const int query = at.group * kFragmentRows + at.g + j / 2 * 8;
+    const int column = at.side * kHalfColumns + (2 * at.t + j % 2) * kColumnsOfWords;
+    if (query >= count || column >= head_dim) continue;
+    const float inverse = Inverse(totals[j / 2]);
+    float* const to = out.data + query * out.stride + column;
+    BST_UNROLL
+    for (int i = 0; i < kHalfFragments; i += 4) {
+      FourFloats four;
+      BST_UNROLL
+      for (int k = 0; k < 4; ++k) four.values[k] = Output(sums[i + k].values[j], inverse);
+      if (is_wide) {
+        *reinterpret_cast<FourFloats*>(to + i) = four;
+      } else {
+        BST_UNROLL
+        for (int k = 0; k < 4; ++k) to[i + k] = four.values[k];
+      }
+    }
+  }
+}
+
 // View::kHasNew says whether keys may be new ones of the step; view.where.Source(key), of any that
 // a query sees, which are where.oldest .. where.newest, and how many queries there are;
 // view.Oldest(query) and view.Newest(query) of those it sees, which neither grow smaller from query
@@ -94,6 +260,7 @@ BST_DEVICE void AttendTile(const Queries& own, const View& view, Out out) {
   const auto thread = static_cast<uint32_t>(ThreadX());
   const int lane = thread % kWarp, warp = thread / kWarp, g = thread % kWarp / 4, t = thread % 4;
   const int group = warp % kGroups, side = warp / kGroups;
+  const Stand at = {.g = g, .t = t, .group = group, .side = side};
   FourWords* const queries = shared + group * kQueryFragments + lane;  // A of each step and term
   FourWords* const weights =  // likewise, of the tiles one after the other
       shared + kGroups * kQueryFragments + group * kSides * kWeightFragments + lane;
@@ -160,26 +327,8 @@ BST_DEVICE void AttendTile(const Queries& own, const View& view, Out out) {
     to[Place(first_key + load_key, load_words)] = words;
   };
 
-  // Half of the group's terms.
   const int first_query = group * kFragmentRows;
-  const bool q_is_wide = IsWide(own.q);
-  BST_UNROLL
-  for (int i = 0; i < kPieces / kSides; ++i) {
-    const int j = side * (kPieces / kSides) + i;
-    FourWords terms[kRows][kTerms] = {};
-    BST_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const int query = first_query + g + 8 * r, column = j * kPieceColumns + t * kColumnsOfWords;
-      if (query < view.where.count && column < own.head_dim)
-        TakeTerms(own.q.data + query * own.q.stride + column, q_is_wide, terms[r]);
-    }
-    BST_UNROLL
-    for (int k = 0; k < 2 * kTerms; ++k) {
-      const uint32_t* low = terms[0][k % kTerms].words + k / kTerms * 2;
-      const uint32_t* high = terms[1][k % kTerms].words + k / kTerms * 2;
-      queries[(2 * j * kTerms + k) * kWarp] = {{low[0], high[0], low[1], high[1]}};
-    }
-  }
+  StoreTerms(own, view.where.count, at, queries);
   // Queries that are not there see what the last one does: nothing is written of them.
   if (thread < kQueriesOfATile) {
     const int query = static_cast<int>(thread) < view.where.count ? thread : view.where.count - 1;
@@ -212,51 +361,6 @@ BST_DEVICE void AttendTile(const Queries& own, const View& view, Out out) {
   for (int first = 0; first <= where->newest; first += kPairKeys) {
     const int own_first = first + side * kTileKeys;  // of the tile that this warp weighs
     FragmentC dots[kKeyFragments] = {};
-    // Piece j of the columns.
-    const auto multiply_keys = [&](int j) {
-      if (j * kPieceColumns >= own.head_dim) return;
-      FourWords words[kKeyFragments];
-      BST_UNROLL
-      for (int n = 0; n < kKeyFragments; ++n)
-        words[n] = keys[Place(side * kTileKeys + n * kFragmentColumns + g, 4 * j + t)];
-      BST_UNROLL
-      for (int i = 0; i < 2 * kTerms; ++i) {
-        const FourWords a = queries[(2 * j * kTerms + i) * kWarp];
-        BST_UNROLL
-        for (int n = 0; n < kKeyFragments; ++n) {
-          const uint32_t* b = words[n].words + i / kTerms * 2;
-          MultiplyAdd({{a.words[0], a.words[1], a.words[2], a.words[3]}}, {{b[0], b[1]}}, dots[n]);
-        }
-      }
-    };
-    // The dots of query g + 8 r become weights.
-    const auto weigh = [&](int r, float(&scores)[kScores]) {
-      const int query = first_query + g + 8 * r, first_key = own_first + 2 * t;
-      const auto key_of = [&](int i) { return first_key + i / 2 * kFragmentColumns + i % 2; };
-      BST_UNROLL
-      for (int i = 0; i < kScores; ++i) scores[i] = dots[i / 2].values[2 * r + i % 2];
-      const float* const biases = query < where->count ? view.Biases(query) : nullptr;
-      if (all_see(own_first)) {
-        if (biases != nullptr) {
-          BST_UNROLL
-          for (int i = 0; i < kScores; ++i) scores[i] += biases[-key_of(i)];
-        }
-        BST_UNROLL
-        for (int i = 0; i < kScores; ++i) scores[i] *= where->scale;
-      } else {
-        const Range range = ranges[query];
-        const int oldest = range.oldest, newest = range.newest;
-        BST_UNROLL
-        for (int i = 0; i < kScores; ++i) {
-          const bool sees = key_of(i) >= oldest && key_of(i) <= newest;
-          if (biases != nullptr && sees) scores[i] += biases[-key_of(i)];
-          scores[i] = sees ? scores[i] * where->scale : -INFINITY;
-        }
-      }
-      Share share;
-      Weigh(scores, share.top, share.total);
-      if (t == 0) shares[side * kFragmentRows + 8 * r] = share;
-    };
     SyncThreads();
     find_sources(first + kPairKeys);
     const bool weighs = is_seen(own_first);
@@ -264,27 +368,20 @@ BST_DEVICE void AttendTile(const Queries& own, const View& view, Out out) {
     for (int j = 0; j < kPieces; ++j) {
       OnItsWay next = {};
       load(next, true, first, j * kLoadedKeys);
-      if (weighs) multiply_keys(j);
+      if (weighs && j * kPieceColumns < own.head_dim) MultiplyKeys(queries, keys, at, j, dots);
       store(next, values, j * kLoadedKeys);
     }
     if (weighs) {
       float scores[kRows][kScores];
       BST_UNROLL
-      for (int r = 0; r < kRows; ++r) weigh(r, scores[r]);
-      BST_UNROLL
-      for (int step = 0; step < kKeySteps; ++step) {
-        FourWords terms[kTerms];
-        BST_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int r = i % 2, at = step * 4 + i / 2 * 2;
-          float x = scores[r][at], y = scores[r][at + 1];
-          BST_UNROLL
-          for (int term = 0; term < kTerms; ++term) terms[term].words[i] = TakeTerm(x, y);
-        }
-        BST_UNROLL
-        for (int term = 0; term < kTerms; ++term)
-          weights[side * kWeightFragments + (step * kTerms + term) * kWarp] = terms[term];
+      for (int r = 0; r < kRows; ++r) {
+        const int query = first_query + g + 8 * r;
+        const float* const biases = query < where->count ? view.Biases(query) : nullptr;
+        const Share share = WeighQuery(dots, r, own_first + 2 * t, all_see(own_first),
+                                       ranges[query], biases, where->scale, scores[r]);
+        if (t == 0) shares[side * kFragmentRows + 8 * r] = share;
       }
+      StoreWeights(scores, weights + side * kWeightFragments);
     }
     SyncThreads();
     const bool goes_on = first + kPairKeys <= where->newest;
@@ -293,82 +390,21 @@ BST_DEVICE void AttendTile(const Queries& own, const View& view, Out out) {
       const int load_first = tile * kTileKeys;
       const bool weighed = is_seen(first + tile * kTileKeys) && side * kHalfColumns < own.head_dim;
       FragmentC parts[kHalfFragments] = {};
-      if (weighed) {
-        BST_UNROLL
-        for (int step = 0; step < kKeySteps; ++step) {
-          FourWords words[4];  // of keys 2 t, 2 t + 1, 2 t + 8, 2 t + 9
-          BST_UNROLL
-          for (int i = 0; i < 4; ++i) {
-            const int key = tile * kTileKeys + step * kFragmentDepth + 2 * t + i % 2 + i / 2 * 8;
-            words[i] = values[Place(key, side * kHalfColumns / kColumnsOfWords + g)];
-          }
-          FragmentA a[kTerms];
-          BST_UNROLL
-          for (int term = 0; term < kTerms; ++term) {
-            const FourWords from =
-                weights[tile * kWeightFragments + (step * kTerms + term) * kWarp];
-            a[term] = {{from.words[0], from.words[1], from.words[2], from.words[3]}};
-          }
-          BST_UNROLL
-          for (int i = 0; i < kHalfFragments; ++i) {
-            const FragmentB b = {{PairOf(words[0], words[1], i), PairOf(words[2], words[3], i)}};
-            BST_UNROLL
-            for (int term = 0; term < kTerms; ++term) MultiplyAdd(a[term], b, parts[i]);
-          }
-        }
-      }
+      if (weighed) MultiplyValues(weights + tile * kWeightFragments, values, at, tile, parts);
       OnItsWay next[kLoads] = {};
       if (goes_on) {
         BST_UNROLL
         for (int i = 0; i < kLoads; ++i)
           load(next[i], false, first + kPairKeys, load_first + i * kLoadedKeys);
       }
-      if (weighed) {
-        JoinWeights joins[kRows];
-        SoFar joined = *so_far;
-        BST_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          const Share share = shares[tile * kFragmentRows + 8 * r];
-          joins[r] = JoinTops(joined.tops[r], share.top);
-          joined.totals[r] = Join(joins[r], joined.totals[r], share.total);
-        }
-        *so_far = joined;
-        BST_UNROLL
-        for (int i = 0; i < kHalfFragments; ++i) {
-          BST_UNROLL
-          for (int j = 0; j < 4; ++j)
-            sums[i].values[j] = Join(joins[j / 2], sums[i].values[j], parts[i].values[j]);
-        }
-      }
+      if (weighed) JoinTile(shares + tile * kFragmentRows, parts, so_far, sums);
       if (goes_on) {
         BST_UNROLL
         for (int i = 0; i < kLoads; ++i) store(next[i], keys, load_first + i * kLoadedKeys);
       }
     }
   }
-  // Element j of fragment i has row g + 8 (j / 2) and column 8 (2 t + j % 2) + i of its half.
-  const Matrix outputs = out();
-  const bool out_is_wide = IsWide(outputs);
-  BST_UNROLL
-  for (int j = 0; j < 4; ++j) {
-    const int query = first_query + g + j / 2 * 8;
-    const int column = side * kHalfColumns + (2 * t + j % 2) * kColumnsOfWords;
-    if (query >= where->count || column >= own.head_dim) continue;
-    const float inverse = Inverse(so_far->totals[j / 2]);
-    float* const to = outputs.data + query * outputs.stride + column;
-    BST_UNROLL
-    for (int i = 0; i < kHalfFragments; i += 4) {
-      FourFloats four;
-      BST_UNROLL
-      for (int k = 0; k < 4; ++k) four.values[k] = Output(sums[i + k].values[j], inverse);
-      if (out_is_wide) {
-        *reinterpret_cast<FourFloats*>(to + i) = four;
-      } else {
-        BST_UNROLL
-        for (int k = 0; k < 4; ++k) to[i + k] = four.values[k];
-      }
-    }
-  }
+  WriteOutputs(sums, so_far->totals, out(), where->count, own.head_dim, at);
 }
 
 struct RingView {

@@ -379,6 +379,43 @@ BST_DEVICE void MultiplyStage(const uint32_t* weights, const uint32_t* inputs, i
   }
 }
 
+// The warp's sums of `rows` tokens, to shared memory; they begin anew.
+template <int kTokenTiles>
+BST_DEVICE void StoreSums(const FewTask& few, int rows, float* all_sums,
+                          FragmentC (&sums)[kTokenTiles]) {
+  const int lane = ThreadX() % kWarp, warp = ThreadX() / kWarp, g = lane / 4, t = lane % 4;
+  BST_UNROLL
+  for (int j = 0; j < kTokenTiles; ++j) {
+    BST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int row = j * kFragmentColumns + 2 * t + i % 2;
+      if (row < rows)
+        all_sums[(warp * few.rows + row) * kSumsOfARow + g + i / 2 * 8] = sums[j].values[i];
+      sums[j].values[i] = 0.0f;
+    }
+  }
+}
+// The segments of the round that begins with input `first` join what is in `out`, one after the
+// other.
+BST_DEVICE void AddRound(const FewTask& few, int first, int first_row, int rows,
+                         const float* all_sums) {
+  const LinearTask& task = few.linear;
+  const int features = few.tiles * kFragmentRows;
+  const int left = (task.padded_in - first + kLinearSegment - 1) / kLinearSegment;
+  const int segments = left < few.segments ? left : few.segments;
+  BST_NO_UNROLL
+  for (int i = ThreadX(); i < rows * features; i += NumThreads()) {
+    const int row = i / features, of_block = i % features;
+    const int feature = BlockX() * features + of_block;
+    if (feature < task.out_features) {
+      AddSegments(task, first, segments, first_row + row, feature,
+                  all_sums + (of_block / kFragmentRows * few.rows + row) * kSumsOfARow +
+                      of_block % kFragmentRows,
+                  few.tiles * few.rows * kSumsOfARow);
+    }
+  }
+}
+
 template <int kTokenTiles>
 BST_DEVICE void FewTokens(const FewTask& few, int rows) {
   BST_DYNAMIC_SHARED(uint32_t, shared);
@@ -443,36 +480,11 @@ BST_DEVICE void FewTokens(const FewTask& few, int rows) {
     place = place + 1 < few.stages ? place + 1 : 0;
     left -= kStageDepth;
     if ((stage + 1) % kSegmentStages != 0 && stage + 1 < stages) continue;
-    // The round's segments join what is in `out`, one after the other.
     left -= (few.segments - 1) * kLinearSegment;
-    BST_UNROLL
-    for (int j = 0; j < kTokenTiles; ++j) {
-      BST_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int row = j * kFragmentColumns + 2 * t + i % 2;
-        if (has_tile && row < rows)
-          all_sums[(warp * few.rows + row) * kSumsOfARow + g + i / 2 * 8] = sums[j].values[i];
-        sums[j].values[i] = 0.0f;
-      }
-    }
+    StoreSums(few, has_tile ? rows : 0, all_sums, sums);
     SyncThreads();
-    const int features = few.tiles * kFragmentRows;
-    const int first_of_round = stage / kSegmentStages * few.segments * kLinearSegment;
-    const int segments_left =
-        (task.padded_in - first_of_round + kLinearSegment - 1) / kLinearSegment;
-    BST_NO_UNROLL
-    for (int i = ThreadX(); i < rows * features; i += NumThreads()) {
-      const int row = i / features, of_block = i % features;
-      const int feature = BlockX() * features + of_block;
-      if (feature < task.out_features) {
-        AddSegments(task, first_of_round,
-                    segments_left < few.segments ? segments_left : few.segments, first_row + row,
-                    feature,
-                    all_sums + (of_block / kFragmentRows * few.rows + row) * kSumsOfARow +
-                        of_block % kFragmentRows,
-                    few.tiles * few.rows * kSumsOfARow);
-      }
-    }
+    AddRound(few, stage / kSegmentStages * few.segments * kLinearSegment, first_row, rows,
+             all_sums);
   }
 }
 
@@ -498,6 +510,47 @@ constexpr int kTokenTiles = kWarpTokens / kFragmentColumns;
 static_assert(kLinearColumns % kTileFeatures == 0 && kLinearSegment % kTileDepth == 0);
 static_assert(kLinearDepth % kTileDepth == 0 && kLinearDepth % kFragmentDepth == 0);
 static_assert(kTileFeatures / kWarpFeatures * (kTileTokens / kWarpTokens) == kWarps);
+
+using WarpTiles = FragmentC[kFeatureTiles][kTokenTiles];
+
+// The warp's tiles of the weights and of x in shared memory, from the lane's words on.
+BST_DEVICE void MultiplyTiles(const uint32_t* weights, const uint32_t* inputs, WarpTiles& sums) {
+  BST_UNROLL
+  for (int k = 0; k < kTileDepth / 2; k += kFragmentDepth / 2) {  // in words
+    FragmentA a[kFeatureTiles];
+    BST_UNROLL
+    for (int i = 0; i < kFeatureTiles; ++i) {
+      const uint32_t* w = weights + i * kFragmentRows * kTileRowWords + k;
+      a[i] = {{w[0], w[8 * kTileRowWords], w[4], w[8 * kTileRowWords + 4]}};
+    }
+    BST_UNROLL
+    for (int j = 0; j < kTokenTiles; ++j) {
+      const uint32_t* x = inputs + j * kFragmentColumns * kTileRowWords + k;
+      const FragmentB b = {{x[0], x[4]}};
+      BST_UNROLL
+      for (int i = 0; i < kFeatureTiles; ++i) MultiplyAdd(a[i], b, sums[i][j]);
+    }
+  }
+}
+// The segment that begins with input `first` joins those before it; the sums, of the lane's rows
+// and features from the first on, begin anew.
+BST_DEVICE void AddTiles(const LinearTask& task, int first, int rows, int first_row,
+                         int first_feature, WarpTiles& sums) {
+  BST_UNROLL
+  for (int i = 0; i < kFeatureTiles; ++i) {
+    BST_UNROLL
+    for (int j = 0; j < kTokenTiles; ++j) {
+      BST_UNROLL
+      for (int c = 0; c < 4; ++c) {
+        const int row = first_row + j * kFragmentColumns + c % 2;
+        const int feature = first_feature + i * kFragmentRows + c / 2 * 8;
+        if (row < rows && feature < task.out_features)
+          AddSegment(task, first, row, feature, sums[i][j].values[c]);
+        sums[i][j].values[c] = 0.0f;
+      }
+    }
+  }
+}
 
 BST_DEVICE void TokenTile(const LinearTask& task) {
   BST_SHARED(uint32_t, ws, kTileFeatures * kTileRowWords);
@@ -532,7 +585,7 @@ BST_DEVICE void TokenTile(const LinearTask& task) {
     }
   };
   load(0);
-  FragmentC sums[kFeatureTiles][kTokenTiles] = {};
+  WarpTiles sums = {};
   for (int first = 0; first < task.padded_in; first += kTileDepth) {
     SyncThreads();
     BST_UNROLL
@@ -547,39 +600,11 @@ BST_DEVICE void TokenTile(const LinearTask& task) {
     SyncThreads();
     load(first + kTileDepth);
     if (!has_tokens) continue;
-    BST_UNROLL
-    for (int k = 0; k < kTileDepth / 2; k += kFragmentDepth / 2) {  // in words
-      FragmentA a[kFeatureTiles];
-      BST_UNROLL
-      for (int i = 0; i < kFeatureTiles; ++i) {
-        const uint32_t* w = ws + (warp_feature + i * kFragmentRows + g) * kTileRowWords + k + t;
-        a[i] = {{w[0], w[8 * kTileRowWords], w[4], w[8 * kTileRowWords + 4]}};
-      }
-      BST_UNROLL
-      for (int j = 0; j < kTokenTiles; ++j) {
-        const uint32_t* x = xs + (warp_token + j * kFragmentColumns + g) * kTileRowWords + k + t;
-        const FragmentB b = {{x[0], x[4]}};
-        BST_UNROLL
-        for (int i = 0; i < kFeatureTiles; ++i) MultiplyAdd(a[i], b, sums[i][j]);
-      }
-    }
+    MultiplyTiles(ws + (warp_feature + g) * kTileRowWords + t,
+                  xs + (warp_token + g) * kTileRowWords + t, sums);
     if ((first + kTileDepth) % kLinearSegment != 0 && first + kTileDepth < task.padded_in) continue;
-    BST_UNROLL
-    for (int i = 0; i < kFeatureTiles; ++i) {
-      BST_UNROLL
-      for (int j = 0; j < kTokenTiles; ++j) {
-        BST_UNROLL
-        for (int c = 0; c < 4; ++c) {
-          const int row = first_token + warp_token + j * kFragmentColumns + 2 * t + c % 2;
-          const int feature = first_feature + warp_feature + i * kFragmentRows + g + c / 2 * 8;
-          if (row < rows && feature < task.out_features) {
-            AddSegment(task, first / kLinearSegment * kLinearSegment, row, feature,
-                       sums[i][j].values[c]);
-          }
-          sums[i][j].values[c] = 0.0f;
-        }
-      }
-    }
+    AddTiles(task, first / kLinearSegment * kLinearSegment, rows, first_token + warp_token + 2 * t,
+             first_feature + warp_feature + g, sums);
   }
 }
 
