@@ -65,12 +65,6 @@ inline bool LeavesTokensToDraw(const GenerateRequest& request, int vocab_size,
   if (eos.has_value() && !request.stopping.ignore_eos) banned.insert(*eos);
   return banned.size() < static_cast<size_t>(vocab_size);
 }
-// The same whatever the model's eos is.
-inline bool LeavesTokensToDraw(const GenerateRequest& request, int vocab_size) {
-  if (request.stopping.min_new_tokens == 0) return true;
-  const size_t ends = request.stopping.ignore_eos ? 0 : 1;
-  return BannedBeforeMinNewTokens(request).size() + ends < static_cast<size_t>(vocab_size);
-}
 
 // Log-probabilities of the tokens of a text under the model.
 struct ScoreRequest {

@@ -243,8 +243,10 @@ TEST_F(RequestValidationTest, SomethingMustBeLeftToDrawBeforeMinNewTokens) {
     (*banned.mutable_sampling()->mutable_logit_bias())[id] =
         -std::numeric_limits<float>::infinity();
   }
-  EXPECT_TRUE(Validate(banned).ok());  // eos and one more are left
-  banned.mutable_stopping()->add_stop_token_ids(257);
+  EXPECT_TRUE(Validate(banned).ok());                  // one is left beside eos
+  banned.mutable_stopping()->add_stop_token_ids(257);  // eos, which is banned already
+  EXPECT_TRUE(Validate(banned).ok());
+  banned.mutable_stopping()->add_stop_token_ids(258);
   EXPECT_THAT(FieldsOf(Validate(banned).status()), ElementsAre("sampling.logit_bias"));
 
   info_.vocab_size = 4;

@@ -14,7 +14,7 @@ BST_DEVICE float Apply(Activation activation, float x) {
     case Activation::kNone:
       return x;
     case Activation::kRelu:
-      return x > 0.0f ? x : 0.0f;
+      return x < 0.0f ? 0.0f : x;  // NaN stays
     case Activation::kGelu:
       return 0.5f * x * (1.0f + erff(x * 0.70710678f));
     case Activation::kSilu:
