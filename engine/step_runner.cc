@@ -337,9 +337,12 @@ StepSampler::Draw StepRunner::DrawOf(const DrawnToken& drawn, int row, SlotId sl
   ContinuationRecord& continuation = request.continuations[static_cast<size_t>(index)];
   if (!continuation.sampler.has_value()) {
     const auto sequence_index = static_cast<uint32_t>(index);
-    continuation.sampler = request.continuations.size() == 1
-                               ? std::move(*request.sampler).ForSequence(sequence_index)
-                               : request.sampler->ForSequence(sequence_index);
+    if (request.continuations.size() == 1) {
+      continuation.sampler = std::move(*request.sampler).ForSequence(sequence_index);
+      request.sampler.reset();
+    } else {
+      continuation.sampler = request.sampler->ForSequence(sequence_index);
+    }
   }
   const bool may_end = continuation.generated_tokens >= request.stopping.min_new_tokens;
   return {.sampler = &*continuation.sampler,

@@ -105,10 +105,13 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
   const std::vector<int> small_panels = {24};  // that small models' steps fill
   const std::vector<std::string> parts = absl::StrSplit(name, ':');
   if (parts[0] == "reference") return MakeReferenceBackend();
-  if (parts[0] == "gpu") return OpenCudaBackend({.panel_rows = small_panels});
+  if (parts[0] == "gpu")
+    return OpenCudaBackend(
+        {.panel_rows = small_panels, .product_seconds = CudaOptions::kUnlimited});
   if (parts[0] == "cuda") {
-    return MakeCudaBackend(
-        {.blocking = parts.size() > 1 && parts[1] == "blocking", .panel_rows = small_panels});
+    return MakeCudaBackend({.blocking = parts.size() > 1 && parts[1] == "blocking",
+                            .panel_rows = small_panels,
+                            .product_seconds = CudaOptions::kUnlimited});
   }
   if (parts[0] != "cpu") return absl::InvalidArgumentError(absl::StrCat("unknown backend ", name));
   CpuOptions options;

@@ -66,7 +66,8 @@ void CpuContextAttention::StoreTyped(CpuContext& context, TensorView k, TensorVi
     }
     return;
   }
-  // Parts of one context may meet within a word: one task writes them all.
+  // Parts of one context may meet within a word: one task writes them all. Slots are numbered from
+  // 0, so that those of a step are spread over the shares.
   const int shares =
       std::min(static_cast<int>(rows.size()), kTasksOfThread * context.pool().num_threads());
   context.pool().Run(shares * heads, [&](int index, int) {

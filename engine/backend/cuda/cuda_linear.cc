@@ -341,7 +341,7 @@ bool CudaProducts::SameBits(const CudaLinear& weights, const Trial& trial, Panel
       !is_same({.epilogue = LinearEpilogue::kAdd}) ||
       (panel.whole == nullptr && !is_same({.scale = 0.37f})))
     return false;
-  // cuBLAS's own may let a NaN through, which the kernels' makes 0.
+  // cuBLAS's own may make a NaN 0, which the kernels' lets through.
   panel.fuses_relu = panel.whole == nullptr;
   if (panel.fuses_relu && is_same(relu)) return true;
   panel.fuses_relu = false;

@@ -694,7 +694,7 @@ void Linear(Stream& stream, Element weights, const LinearTask& task) {
   const auto blocks = [](int n, int of) { return (n + of - 1) / of; };
   if (is_bf16 && task.rows.most <= kFewGroups * kFewTokens) {
     LaunchFew(stream, task);
-  } else if (weights == Element::kBf16) {
+  } else if (is_bf16) {
     const LaunchShape shape = {.blocks_x = blocks(task.out_features, kTileFeatures),
                                .blocks_y = blocks(task.rows.most, kTileTokens)};
     BST_LAUNCH(bst_linear_tile_bf16, shape, stream, task);

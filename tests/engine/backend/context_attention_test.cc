@@ -142,15 +142,18 @@ TEST_P(ContextAttentionTest, PartsMayBeSingleRows) {
         *tested_->PackContextAttention({.spec = spec, .scale = Contiguous(scale, {1})});
     Matrix k = Matrix::Random(kCapacity, kHeadDim, 1), v = Matrix::Random(kCapacity, kHeadDim, 2);
     const auto store = [&](const std::vector<ContextRows>& parts) {
-      const Slots memory(*tested_, tested_->ContextBytes(spec), 1);
+      const Slots memory(*tested_, tested_->ContextBytes(spec), 2);
       tested_->StoreContext(*weights, k.view(), v.view(), parts, memory.view());
       EXPECT_TRUE(tested_->Sync().ok());
-      const PoolView context = memory.view();
-      return std::vector<std::byte>(context.base, context.base + context.slot_bytes);
+      const PoolView contexts = memory.view();
+      return std::vector<std::byte>(contexts.base, contexts.base + 2 * contexts.slot_bytes);
     };
     std::vector<ContextRows> rows;
-    for (int r = 0; r < kCapacity; ++r) rows.push_back({r, r + 1, SlotId(0), r});
-    const std::vector<std::byte> whole = store({{0, kCapacity, SlotId(0), 0}});
+    for (int r = 0; r < kCapacity; ++r) {
+      for (const SlotId slot : {SlotId(1), SlotId(0)}) rows.push_back({r, r + 1, slot, r});
+    }
+    const std::vector<std::byte> whole =
+        store({{0, kCapacity, SlotId(0), 0}, {0, kCapacity, SlotId(1), 0}});
     for (int i = 0; i < 20; ++i) ASSERT_TRUE(store(rows) == whole) << std::string(Name(type));
   }
 }

@@ -15,6 +15,7 @@ class Product {
  public:
   ProductShape shape;
   enum { kInOrder, kInHalves, kFails } kind;
+  bool relu_keeps_nan = true;
 };
 
 namespace {
@@ -53,7 +54,10 @@ void Multiply(const Product& product, const ProductOperands& operands) {
       sum *= operands.scale;
       float& out = operands.out[row * s.out_stride + feature];
       if (operands.epilogue == ProductEpilogue::kAdd) sum += out;
-      if (operands.epilogue == ProductEpilogue::kRelu) sum = sum > 0.0f ? sum : 0.0f;
+      if (operands.epilogue == ProductEpilogue::kRelu) {
+        const bool is_dropped = std::isnan(sum) && !product.relu_keeps_nan;
+        sum = sum < 0.0f || is_dropped ? 0.0f : sum;
+      }
       out = sum;
     }
   }
@@ -74,7 +78,9 @@ std::vector<ProductPtr> FindProducts(Blas& /*blas*/, const ProductShape& shape, 
   std::vector<ProductPtr> found;
   found.emplace_back(new Product{.shape = shape, .kind = first});
   if (kind != cuda_on_cpu::BlasKind::kOtherBits)
-    found.emplace_back(new Product{.shape = shape, .kind = Product::kInOrder});
+    found.emplace_back(new Product{.shape = shape,
+                                   .kind = Product::kInOrder,
+                                   .relu_keeps_nan = kind != cuda_on_cpu::BlasKind::kFails});
   return found;
 }
 

@@ -38,7 +38,7 @@ void EnqueueOnHost(cuda::Stream& stream, std::function<void()> task);
 enum class BlasKind {
   kAsTheKernels,  // proposes an algorithm that adds sums up in two halves, then one in order
   kOtherBits,     // the first of the two alone
-  kFails,         // proposes one that does not start, then one in order
+  kFails,         // proposes one that does not start, then one in order whose ReLU makes NaN 0
   kMissing,
 };
 void SetBlas(BlasKind kind);

@@ -56,7 +56,7 @@ TEST_F(GridTest, LinearTakesMoreRowsThanAGridHasTilesOfThem) {
   for (const Element element : {Element::kF32, Element::kBf16}) {
     constexpr int kMostRows = 64 * (kRowsOfAGrid + 1) + 1;
     const int32_t rows = 65;
-    std::vector<float> x(static_cast<size_t>(rows), 3.0f), out(x.size() + 1, -1.0f);
+    std::vector<float> x(static_cast<size_t>(rows), 3.0f), out(x.size() + 1, 1.0f);
     // Element [0, 0] is 2, in BF16 in the first half of its word.
     std::vector<uint32_t> weights(kLinearColumns * kLinearDepth);
     weights[0] = element == Element::kBf16 ? 0x4000u : 0x40000000u;
@@ -71,11 +71,11 @@ TEST_F(GridTest, LinearTakesMoreRowsThanAGridHasTilesOfThem) {
             .padded_out = kLinearColumns,
             .activation = Activation::kNone,
             .scale = 1.0f,
-            .add = false,
+            .add = true,  // a row that two blocks take would show
             .shared_bytes = 0});
     ASSERT_TRUE(Synchronize(*stream_).ok());
-    EXPECT_THAT(std::vector<float>(out.begin(), out.end() - 1), testing::Each(6.0f));
-    EXPECT_EQ(out.back(), -1.0f);
+    EXPECT_THAT(std::vector<float>(out.begin(), out.end() - 1), testing::Each(7.0f));
+    EXPECT_EQ(out.back(), 1.0f);
   }
 }
 

@@ -81,7 +81,8 @@ class CudaProductsTest : public testing::Test {
 TEST_F(CudaProductsTest, GiveTheKernelsBitsInEveryEpilogue) {
   for (const DType type : {DType::kF32, DType::kBF16}) {
     for (const Size size : {Size{36, 72}, Size{300, 20}, Size{8300, 8}}) {
-      const auto with = *MakeCudaBackend({.panel_rows = {16, 5}});
+      const auto with =
+          *MakeCudaBackend({.panel_rows = {16, 5}, .product_seconds = CudaOptions::kUnlimited});
       const auto without = *MakeCudaBackend({.panel_rows = {}});
       Layer a(*with, size, type, 40), b(*without, size, type, 40);
       EXPECT_EQ(with->name(), "cuda (emulated, cuBLAS for 1 of 1 shapes)");
@@ -107,7 +108,8 @@ TEST_F(CudaProductsTest, GiveTheKernelsBitsInEveryEpilogue) {
 
 TEST_F(CudaProductsTest, AreNotUsedWhereTheirBitsAreOthers) {
   SetBlas(BlasKind::kOtherBits);
-  const auto backend = *MakeCudaBackend({.panel_rows = {16}});
+  const auto backend =
+      *MakeCudaBackend({.panel_rows = {16}, .product_seconds = CudaOptions::kUnlimited});
   Layer layer(*backend, {100, 70}, DType::kBF16, 40);
   EXPECT_EQ(backend->name(), "cuda (emulated, cuBLAS for 0 of 1 shapes)");
   const int before = NumProducts();
@@ -118,7 +120,8 @@ TEST_F(CudaProductsTest, AreNotUsedWhereTheirBitsAreOthers) {
 // For zeros all sums are alike.
 TEST_F(CudaProductsTest, AreComparedByOtherWeightsThanTheLayers) {
   SetBlas(BlasKind::kOtherBits);
-  const auto backend = *MakeCudaBackend({.panel_rows = {16}});
+  const auto backend =
+      *MakeCudaBackend({.panel_rows = {16}, .product_seconds = CudaOptions::kUnlimited});
   std::vector<float> zeros(70 * 100);
   const auto pruned =
       *backend->PackLinear({TensorView(zeros.data(), DType::kF32, {70, 100})}, DType::kF32);
@@ -130,7 +133,8 @@ TEST_F(CudaProductsTest, AreComparedByOtherWeightsThanTheLayers) {
 TEST_F(CudaProductsTest, ArePassedOverWhereTheyDoNotStart) {
   SetBlas(BlasKind::kFails);
   for (const Size size : {Size{100, 72}, Size{4200, 8}}) {
-    const auto backend = *MakeCudaBackend({.panel_rows = {16}});
+    const auto backend =
+        *MakeCudaBackend({.panel_rows = {16}, .product_seconds = CudaOptions::kUnlimited});
     Layer layer(*backend, size, DType::kBF16, 40);
     EXPECT_TRUE(backend->Sync().ok());
     EXPECT_EQ(backend->name(), "cuda (emulated, cuBLAS for 1 of 1 shapes)");
@@ -160,7 +164,8 @@ TEST_F(CudaProductsTest, MayBeMissing) {
 
 // Columns of a wider matrix, rows that do not begin at 256 bytes.
 TEST_F(CudaProductsTest, AreNotUsedForOperandsThatWereNotCompared) {
-  const auto backend = *MakeCudaBackend({.panel_rows = {16}});
+  const auto backend =
+      *MakeCudaBackend({.panel_rows = {16}, .product_seconds = CudaOptions::kUnlimited});
   std::vector<float> w(70 * 33, 0.5f);
   const auto weights =
       *backend->PackLinear({TensorView(w.data(), DType::kF32, {70, 33})}, DType::kF32);
@@ -191,7 +196,8 @@ TEST_F(CudaProductsTest, AreNotUsedForOperandsThatWereNotCompared) {
 // The batch law at its root, and that cuBLAS does not show. Both sides of every border between
 // kernels and panels, emulated; on a GPU 1 to 256 rows, whole chunks, and shapes of real models.
 TEST(CudaLinearLawTest, EmulatedARowsBitsDoNotDependOnTheNumberOfRows) {
-  const auto backend = *MakeCudaBackend({.panel_rows = {80, 24}});
+  const auto backend =
+      *MakeCudaBackend({.panel_rows = {80, 24}, .product_seconds = CudaOptions::kUnlimited});
   for (const DType type : {DType::kF32, DType::kBF16}) {
     // The last: several tiles to a block.
     for (const Size size : {Size{152, 40}, Size{4200, 8}, Size{60, 2200}}) {

@@ -470,7 +470,8 @@ class Workload {
 
 std::vector<float> RunIn(Order order, uint32_t seed) {
   cuda_on_cpu::SetOrder(order, seed);
-  const auto backend = *MakeCudaBackend({.panel_rows = {260}});
+  const auto backend =
+      *MakeCudaBackend({.panel_rows = {260}, .product_seconds = CudaOptions::kUnlimited});
   Workload workload(*backend);
   workload.Run();
   std::vector<float> results = workload.Results();

@@ -25,12 +25,13 @@ namespace bst {
 namespace {
 
 TEST(ProductMemoryTest, ChoosingAProductTakesLittleOfTheHostsMemory) {
-  constexpr int kIn = 256, kOut = 4096;
+  constexpr int kIn = 256, kOut = 10'000;  // more than is staged at once
   const std::vector<float> numbers(size_t{kIn} * kOut, 0.5f);
   const TensorView w(const_cast<float*>(numbers.data()), DType::kF32, {kOut, kIn});
   for (const DType type : {DType::kF32, DType::kBF16}) {
     const auto bytes_of_packing = [&](const std::vector<int>& panel_rows) {
-      const auto backend = *MakeCudaBackend({.panel_rows = panel_rows});
+      const auto backend =
+          *MakeCudaBackend({.panel_rows = panel_rows, .product_seconds = CudaOptions::kUnlimited});
       const size_t before = g_bytes;
       EXPECT_TRUE(backend->PackLinear({w}, type).ok());
       EXPECT_EQ(backend->name(), panel_rows.empty() ? "cuda (emulated, no cuBLAS: not asked for)"

@@ -444,7 +444,9 @@ TEST(CudaGraphTest, DecodeStepsBecomeGraphsAndKeepTheirBits) {
     const std::string directory = std::string("tests/golden/") + model;
     std::vector<std::vector<float>> logits;
     for (const int graph_tokens : {0, 256}) {
-      const auto backend = *MakeCudaBackend({.panel_rows = {2}, .graph_tokens = graph_tokens});
+      const auto backend = *MakeCudaBackend({.panel_rows = {2},
+                                             .product_seconds = CudaOptions::kUnlimited,
+                                             .graph_tokens = graph_tokens});
       const auto runner = *ModelRunner::Create(directory, *backend, DType::kBF16, 64, 3);
       std::vector<SlotLease> leases;
       for (int i = 0; i < 3; ++i) leases.push_back(*runner->pool().Acquire());
