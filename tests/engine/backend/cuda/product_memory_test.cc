@@ -12,9 +12,12 @@ namespace {
 std::atomic<size_t> g_bytes{0};
 }
 
-void* operator new(size_t bytes) {
+void* operator new(size_t bytes, const std::nothrow_t& /*tag*/) noexcept {
   g_bytes.fetch_add(bytes, std::memory_order_relaxed);
-  void* memory = std::malloc(bytes);
+  return std::malloc(bytes);
+}
+void* operator new(size_t bytes) {
+  void* memory = operator new(bytes, std::nothrow);
   if (memory == nullptr) std::abort();
   return memory;
 }
