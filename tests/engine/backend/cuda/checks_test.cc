@@ -1,6 +1,7 @@
 // Shapes that do not fit end the program with a message: on a device they would be somebody else's
 // memory.
 #include <functional>
+#include <list>
 #include <memory>
 #include <string>
 #include <utility>
@@ -14,18 +15,19 @@ namespace {
 
 class CudaChecksDeathTest : public testing::Test {
  protected:
-  // As large as is asked for; nothing is read of it.
+  // Each has memory of its own, for the calls whose shapes fit.
   TensorView Tensor(const Shape& shape) {
-    EXPECT_LE(static_cast<size_t>(shape.num_elements()), numbers_.size());
-    return {numbers_.data(), DType::kF32, shape};
+    tensors_.emplace_back(static_cast<size_t>(shape.num_elements()), 0.5f);
+    return {tensors_.back().data(), DType::kF32, shape};
   }
   // What is called with every wrong operand once.
   void ExpectDeaths(const std::vector<std::pair<std::string, std::function<void()>>>& calls) {
     for (const auto& [name, call] : calls) EXPECT_DEATH(call(), "check failed") << name;
   }
 
-  std::vector<float> numbers_ = std::vector<float>(1000, 0.5f);
-  const PoolView pool_ = {reinterpret_cast<std::byte*>(numbers_.data()), 1000};
+  std::list<std::vector<float>> tensors_;
+  std::vector<std::byte> slot_ = std::vector<std::byte>(4000);
+  const PoolView pool_ = {slot_.data(), 4000};
   const std::unique_ptr<Backend> backend_ = *MakeCudaBackend({.panel_rows = {}});
 };
 

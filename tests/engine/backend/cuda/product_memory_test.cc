@@ -12,14 +12,15 @@ namespace {
 std::atomic<size_t> g_bytes{0};
 }
 
+void* operator new(size_t bytes) {
+  g_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  void* memory = std::malloc(bytes);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
 void* operator new(size_t bytes, const std::nothrow_t& /*tag*/) noexcept {
   g_bytes.fetch_add(bytes, std::memory_order_relaxed);
   return std::malloc(bytes);
-}
-void* operator new(size_t bytes) {
-  void* memory = operator new(bytes, std::nothrow);
-  if (memory == nullptr) std::abort();
-  return memory;
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t /*bytes*/) noexcept { std::free(memory); }
