@@ -156,12 +156,16 @@ std::vector<SequenceEvent> EngineCall::TakeEvents() {
 void EngineCall::AccountUnread(size_t bytes, Readable readable) {
   {
     absl::MutexLock lock(&mutex_);
-    if (!ended_) return;
+    if (!ended_ || closed_) return;
   }
   frontend_.active().SetUnreadBytes(*watch_, static_cast<int64_t>(bytes), readable);
 }
 
 void EngineCall::CloseRpc() {
+  {
+    absl::MutexLock lock(&mutex_);
+    closed_ = true;
+  }
   watch_->Close();
   frontend_.active().LeaveUnread(*watch_);
   frontend_.active().CloseRpc();

@@ -155,6 +155,7 @@ class EngineCall : public TokenSink,
   std::vector<SequenceEvent> outbox_ ABSL_GUARDED_BY(mutex_);
   bool posted_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;    // FinishedEvent was taken
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;   // CloseRpc was called
   bool dropped_ ABSL_GUARDED_BY(mutex_) = false;  // BoundOutbox returned true
   std::optional<SequenceId> id_ ABSL_GUARDED_BY(mutex_);
   CancelCause cause_ ABSL_GUARDED_BY(mutex_) = CancelCause::kNone;
