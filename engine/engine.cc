@@ -71,10 +71,7 @@ class EngineImpl final : public Engine {
     return {.vocab_size = info_.vocab_size,
             .max_prompt_tokens = info_.max_prompt_tokens,
             .max_sequences = info_.max_sequences,
-            .eos = eos()};
-  }
-  std::optional<TokenId> eos() const {
-    return info_.eos.empty() ? std::nullopt : std::optional(info_.eos.front());
+            .eos = info_.eos_token()};
   }
   void Loop();
 
@@ -141,7 +138,7 @@ absl::StatusOr<SequenceId> EngineImpl::Submit(GenerateRequest request,
   active->start_by = active->arrived + request.queue_timeout;
   active->finish_by = active->arrived + request.time_limit;
   active->sink = std::move(sink);
-  if (!request.stopping.ignore_eos) active->eos = eos();
+  if (!request.stopping.ignore_eos) active->eos = info_.eos_token();
   active->ending = request.stopping.stop_token_ids;
   if (active->eos.has_value()) active->ending.push_back(*active->eos);
   active->stopping = std::move(request.stopping);

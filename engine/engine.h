@@ -92,7 +92,10 @@ struct ModelInfo {
   std::string tokenizer_type;          // "byte" or "sentencepiece"
   std::string tokenizer_path;          // the SentencePiece model; empty for bytes
   std::vector<TokenId> bos, eos, pad;  // zero or one id each
-  SamplingParams default_sampling;     // generation_config.json over the built-in defaults
+  std::optional<TokenId> eos_token() const {
+    return eos.empty() ? std::nullopt : std::optional(eos.front());
+  }
+  SamplingParams default_sampling;  // generation_config.json over the built-in defaults
   int default_max_new_tokens = 256;
   double load_seconds = 0;
 };

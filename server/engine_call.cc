@@ -162,7 +162,7 @@ void EngineCall::AccountUnread(size_t bytes, Readable readable) {
 }
 
 void EngineCall::CloseRpc() {
-  {
+  {  // The lock also shows ThreadSanitizer that reactions are over, which gRPC counts unseen by it.
     absl::MutexLock lock(&mutex_);
     closed_ = true;
   }

@@ -191,9 +191,7 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& proto,
     violations.Between("time_limit_ms", proto.time_limit_ms(), uint32_t{1}, kMaxTimeMs);
     request.time_limit = absl::Milliseconds(proto.time_limit_ms());
   }
-  const std::optional<TokenId> eos =
-      info.eos.empty() ? std::nullopt : std::optional(info.eos.front());
-  if (violations.empty() && !LeavesTokensToDraw(request, info.vocab_size, eos)) {
+  if (violations.empty() && !LeavesTokensToDraw(request, info.vocab_size, info.eos_token())) {
     violations.Add(
         request.sampling.logit_bias.empty() ? "stopping.stop_token_ids" : "sampling.logit_bias",
         absl::StrCat("leaves no token to draw before stopping.min_new_tokens, ",

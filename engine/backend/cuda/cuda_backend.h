@@ -23,6 +23,9 @@
 namespace bst {
 
 struct CudaOptions {
+  // As product_seconds: until all algorithms were tried.
+  static constexpr double kUnlimited = std::numeric_limits<double>::infinity();
+
   // Every operator waits until it is done, so that its operands may lie in the host's pageable
   // memory where the device can address that, and die at once; and an error comes at its operator.
   bool blocking = false;
@@ -31,7 +34,6 @@ struct CudaOptions {
   std::vector<int> panel_rows = {2048, 256};
   // Seconds in which loading looks for cuBLAS's algorithm for each number of them and each shape of
   // weights, first by measuring, then by comparing bits. Where none is found the kernels stay.
-  static constexpr double kUnlimited = std::numeric_limits<double>::infinity();
   double product_seconds = 2.0;
   // Steps of at most so many tokens run as CUDA graphs when they come again (step_graphs.h); not
   // with `blocking`. Longer ones start while the host still enqueues them.
