@@ -23,9 +23,9 @@ struct ByteScratch {
   explicit ByteScratch(const AttendTask& task)
       : dims(RoundUpInt8Inputs(task.head_dim)),
         scores(task.scores),
-        factors(scores + NumScores(task.window)),
-        steps(factors + NumFactors(task.window)),
-        border_scores(steps + NumFactors(task.window)),
+        factors(scores + kNumScores),
+        steps(factors + kProductRows),
+        border_scores(steps + kProductRows),
         sums(border_scores + kProductRows * kLanes),
         outputs(sums + kProductRows * dims),
         queries(reinterpret_cast<uint8_t*>(outputs + kQueries * dims)),
@@ -33,11 +33,10 @@ struct ByteScratch {
         previous(own + kProductRows * kStep) {}
 
   int64_t dims;
-  float* scores;   // int32, in even rows then float32 scores and weights, then the digits of a
-                   // chunk's weights: [32][kScoreStride] of a chunk, or of a few queries
-                   // [16][RingScoreStride] of the ring
-  float* factors;  // of a chunk's queries [32], or of a few queries' chunks [16] each
-  float* steps;    // likewise: of the weights' integers
+  float* scores;   // [32][kScoreStride] of a chunk: int32, in even rows then float32 scores and
+                   // weights, then the weights' digits
+  float* factors;  // [32], of a chunk's queries
+  float* steps;    // [32], of their weights' integers
   float* border_scores;  // [32][16]: the border's tile with the block before
   float* sums;           // [32][dims] int32 of a chunk
   float* outputs;        // [16][dims] of the chunks so far
@@ -110,36 +109,56 @@ inline void PackByteQueries(const AttendTask& task, const ByteScratch& scratch, 
   }
 }
 
-// Products of the queries with keys of tiles [first, end), the keys' scales applied.
+// What the ring keeps of a tile's indices, from Scales(tile) on.
+inline const int32_t* KeySums(const char* scales) {
+  return reinterpret_cast<const int32_t*>(scales) + kLanes;
+}
+inline V16 KeyScales(const char* scales) { return Load(reinterpret_cast<const float*>(scales)); }
+inline V16 ValueScales(const char* scales) {
+  return Load(reinterpret_cast<const float*>(scales) + 2 * kLanes);
+}
+
+// Products of the queries with the keys of tiles [first, end) of one chunk, the keys' scales
+// applied.
 template <typename Products>
 inline void ByteScores(Products& products, const ByteScratch& scratch, int num_rows,
-                       const void* keys, const float* key_scales, const int32_t* key_offsets,
-                       int64_t first, int64_t end, int64_t ahead, float* out, int64_t out_stride) {
+                       const void* head, const ByteRing& ring, int64_t first, int64_t end,
+                       int64_t ahead, float* out, int64_t out_stride) {
   if (first >= end) return;
-  const int64_t tile_bytes = kLanes * scratch.dims;
   const ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
                           .row_stride = scratch.dims,
-                          .matrix = static_cast<const char*>(keys) + first * tile_bytes,
+                          .matrix = static_cast<const char*>(head) + ring.Tile(first),
+                          .vector_stride = ring.tile_bytes,
                           .groups = scratch.dims / 4};
   products.Multiply({.runs = &run,
                      .num_runs = 1,
                      .num_rows = 2 * num_rows,
                      .num_vectors = static_cast<int>(end - first),
-                     .group_stride = 4 * kLanes,
-                     .vector_stride = tile_bytes,
                      .out = out,
                      .out_stride = out_stride,
                      .ahead = ahead});
   for (int r = 0; r < num_rows; ++r) {
     float* scores = out + 2 * r * out_stride;
     const float* low = scores + out_stride;
-    for (int64_t j = first * kLanes; j < end * kLanes; j += kLanes) {
-      const V16Int high = {_mm512_sub_epi32(LoadSums(scores).v, LoadInts(key_offsets + j).v)};
-      Store(scores, JoinDigits(high, LoadSums(low)) * Load(key_scales + j));
-      scores += kLanes, low += kLanes;
+    const char* scales = static_cast<const char*>(head) + ring.Scales(first);
+    for (int64_t tile = first; tile < end; ++tile) {
+      const V16Int high = {_mm512_sub_epi32(LoadSums(scores).v, LoadInts(KeySums(scales)).v)};
+      Store(scores, JoinDigits(high, LoadSums(low)) * KeyScales(scales));
+      scores += kLanes, low += kLanes, scales += ByteRing::kScaleBytes;
     }
   }
 }
+
+// The scales of a chunk's values.
+struct ChunkValueScales {
+  ChunkValueScales(const void* head, const ByteRing& ring, const Chunk& chunk)
+      : scales(static_cast<const char*>(head) + ring.Scales(chunk.first)) {}
+
+  // Of value j of the chunk, a multiple of sixteen, and those behind.
+  V16 At(int64_t j) const { return ValueScales(scales + j / kLanes * ByteRing::kScaleBytes); }
+
+  const char* scales;
+};
 
 // A row's part of a chunk's scores. With a bias they become scores proper, else the softmax's scale
 // takes the query's.
@@ -172,8 +191,9 @@ struct ByteScoresOfRow {
 // step of the integers.
 template <bool kBias>
 inline float ByteWeights(const ByteScoresOfRow<kBias>& scores, float row_scale, float row_top,
-                         const float* own_scales, const float* previous_scales, int own,
-                         int visible, int64_t end, uint8_t* low, V16& sum) {
+                         const ChunkValueScales& own_scales,
+                         const ChunkValueScales& previous_scales, int own, int visible, int64_t end,
+                         uint8_t* low, V16& sum) {
   auto* high = reinterpret_cast<uint8_t*>(scores.scores);
   const V16 scale = Set1(row_scale), top = Set1(row_top);
   __m512i most = _mm512_setzero_si512();
@@ -190,16 +210,15 @@ inline float ByteWeights(const ByteScoresOfRow<kBias>& scores, float row_scale, 
   // Whole vectors of the query's own block, one with the border, whole ones of the block before,
   // and what is left of one.
   int j = 0;
-  for (; j + kLanes <= std::min(own, visible); j += kLanes) weigh(j, kLanes, Load(own_scales + j));
+  for (; j + kLanes <= std::min(own, visible); j += kLanes) weigh(j, kLanes, own_scales.At(j));
   const auto mixed = [&] {
-    return SelectFirst(std::clamp(own - j, 0, kLanes), Load(own_scales + j),
-                       Load(previous_scales + j));
+    return SelectFirst(std::clamp(own - j, 0, kLanes), own_scales.At(j), previous_scales.At(j));
   };
   if (j < own && j + kLanes <= visible) {
     weigh(j, kLanes, mixed());
     j += kLanes;
   }
-  for (; j + kLanes <= visible; j += kLanes) weigh(j, kLanes, Load(previous_scales + j));
+  for (; j + kLanes <= visible; j += kLanes) weigh(j, kLanes, previous_scales.At(j));
   if (j < visible) {
     weigh(j, visible - j, mixed());
     j += kLanes;
@@ -217,19 +236,21 @@ inline float ByteWeights(const ByteScoresOfRow<kBias>& scores, float row_scale, 
   return step;
 }
 
-// All rows' scores of the chunk [begin, end), end a multiple of 64, to weights; steps[r] is one of
-// row r. Row r finds `own` and `more` r indices of the ring in its own block and sees `visible` and
-// `more_visible` r; its scores begin at `first_scores` and `stride` r.
+// All rows' scores of a chunk to weights; steps[r] is one of row r. Row r finds `own` and `more` r
+// indices of the ring in its own block and sees `visible` and `more_visible` r; its scores begin at
+// `first_scores` and `stride` r.
 template <bool kBias>
-inline void WeighByteChunk(const AttendTask& task, const float* query_scales, Softmax& softmax,
-                           Fetches& far, float* first_scores, int64_t stride, int64_t begin,
-                           int64_t end, int own, int more, int visible, int more_visible,
-                           float* steps) {
+inline void WeighByteChunk(const AttendTask& task, const ByteRing& ring, const Chunk& chunk,
+                           const float* query_scales, Softmax& softmax, Fetches& far,
+                           float* first_scores, int64_t stride, int own, int more, int visible,
+                           int more_visible, float* steps) {
+  const int64_t begin = chunk.begin, end = chunk.end_index;
   const auto in_chunk = [&](int index) {
     return static_cast<int>(std::clamp<int64_t>(index - begin, 0, end - begin));
   };
-  const float* previous_scales =
-      task.previous_visible ? task.previous_value_scales : task.current_value_scales;
+  const ChunkValueScales own_scales(task.current_ring, ring, chunk);
+  const ChunkValueScales previous_scales(
+      task.previous_visible ? task.previous_ring : task.current_ring, ring, chunk);
   const auto scores = [&](int r) {
     return ByteScoresOfRow<kBias>(task, first_scores + r * stride, query_scales, r, begin);
   };
@@ -239,10 +260,9 @@ inline void WeighByteChunk(const AttendTask& task, const float* query_scales, So
   for (int r = 0; r < softmax.num_rows; ++r) {
     auto* low = reinterpret_cast<uint8_t*>(first_scores + r * stride + stride / 2);
     V16 sum;
-    steps[r] = ByteWeights(scores(r), softmax.scales[r], softmax.tops[r],
-                           task.current_value_scales + begin, previous_scales + begin,
-                           in_chunk(own + more * r), in_chunk(visible + more_visible * r),
-                           end - begin, low, sum);
+    steps[r] = ByteWeights(scores(r), softmax.scales[r], softmax.tops[r], own_scales,
+                           previous_scales, in_chunk(own + more * r),
+                           in_chunk(visible + more_visible * r), end - begin, low, sum);
     softmax.sums[r] = Fma(softmax.sums[r], Set1(softmax.factors[r]), sum);
     far.Fetch();
   }
@@ -258,18 +278,18 @@ class ByteGroup {
         task_(task),
         scratch_(scratch),
         far_(far),
+        ring_(task.window, task.head_dim),
         indices_(task, num_rows, kLanes),
-        softmax_(num_rows),
-        score_stride_(softmax_.few() ? RingScoreStride(task.window) : ByteScratch::kScoreStride),
-        columns_((task.head_dim + kLanes - 1) / kLanes * kLanes) {}
+        softmax_(num_rows) {
+    softmax_.factors = scratch.factors;
+  }
 
   void Attend() {
     PackByteQueries(task_, scratch_, indices_.num_rows, query_scales_);
     for (int r = 0; r < indices_.num_rows; ++r)
       softmax_.scales[r] = task_.bias != nullptr ? task_.scale : task_.scale * query_scales_[r];
     ForEachChunk(
-        indices_, kStep, softmax_.few(), far_,
-        [&](int64_t first, int64_t end) { MakeScores(first, end); },
+        indices_, kStep, far_, [&](const Chunk& chunk) { MakeScores(chunk); },
         [&](const Chunk& chunk) { Weigh(chunk); }, [&](const Chunk& chunk) { AddValues(chunk); });
     for (int r = 0; r < indices_.num_rows; ++r)
       StoreNormalized(task_, r, scratch_.outputs + r * scratch_.dims,
@@ -279,85 +299,69 @@ class ByteGroup {
  private:
   static constexpr int64_t kStep = ByteScratch::kStep;
 
-  // Of tiles [first, end), side by side.
-  void MakeScores(int64_t first, int64_t end) {
-    if constexpr (Products::kFetchesAhead) FetchNextScales(first, end);
-    const int64_t own_end = indices_.OwnEnd(first, end);
-    ByteScores(products_, scratch_, indices_.num_rows, task_.current_keys, task_.current_key_scales,
-               task_.current_key_offsets, first, own_end, task_.next_ring, scratch_.scores,
-               score_stride_);
-    MakePreviousScores(own_end, end, scratch_.scores + (own_end - first) * kLanes, score_stride_);
+  static constexpr int64_t kScoreStride = ByteScratch::kScoreStride;
+
+  void MakeScores(const Chunk& chunk) {
+    if constexpr (Products::kFetchesAhead) FetchNextScales(chunk);
+    const int64_t first = chunk.first, own_end = indices_.OwnEnd(first, chunk.end);
+    MakeScores(task_.current_ring, first, own_end, task_.next_ring, scratch_.scores, kScoreStride);
+    MakeScores(task_.previous_ring, own_end, chunk.end, 0,
+               scratch_.scores + (own_end - first) * kLanes, kScoreStride);
     const int64_t border = indices_.border_tile;
-    if (!indices_.two_blocks || !indices_.HasBorder(first, end)) return;
-    MakePreviousScores(border, border + 1, scratch_.border_scores, kLanes);
+    if (!indices_.two_blocks || !indices_.HasBorder(first, chunk.end)) return;
+    MakeScores(task_.previous_ring, border, border + 1, 0, scratch_.border_scores, kLanes);
     for (int r = 0; r < indices_.num_rows; ++r) {
-      float* score = scratch_.scores + 2 * r * score_stride_ + (border - first) * kLanes;
+      float* score = scratch_.scores + 2 * r * kScoreStride + (border - first) * kLanes;
       Store(score, SelectFirst(indices_.Own(r) - static_cast<int>(border) * kLanes, Load(score),
                                Load(scratch_.border_scores + 2 * r * kLanes)));
     }
   }
-  void MakePreviousScores(int64_t first, int64_t end, float* out, int64_t out_stride) {
-    ByteScores(products_, scratch_, indices_.num_rows, task_.previous_keys,
-               task_.previous_key_scales, task_.previous_key_offsets, first, end, 0, out,
+  // Of tiles [first, end) of a chunk, side by side.
+  void MakeScores(const void* head, int64_t first, int64_t end, int64_t ahead, float* out,
+                  int64_t out_stride) {
+    ByteScores(products_, scratch_, indices_.num_rows, head, ring_, first, end, ahead, out,
                out_stride);
   }
 
-  void FetchNextScales(int64_t first, int64_t end) const {
+  void FetchNextScales(const Chunk& chunk) const {
     if (task_.next_ring == 0) return;
-    for (int64_t j = first * kLanes; j < end * kLanes; j += kLanes) {
-      const auto fetch = [&](const auto* numbers) {
-        _mm_prefetch(reinterpret_cast<const char*>(numbers + j) + task_.next_ring, _MM_HINT_T1);
-      };
-      fetch(task_.current_key_scales);
-      fetch(task_.current_key_offsets);
-      fetch(task_.current_value_scales);
-    }
+    const char* scales = static_cast<const char*>(task_.current_ring) + ring_.Scales(chunk.first);
+    const int64_t bytes = (chunk.end - chunk.first) * ByteRing::kScaleBytes;
+    for (int64_t line = 0; line < bytes; line += kLineBytes)
+      _mm_prefetch(scales + line + task_.next_ring, _MM_HINT_T1);
   }
 
-  // Where a chunk's scores begin, and its weights.
-  float* Scores(const Chunk& chunk) const {
-    return scratch_.scores + (softmax_.few() ? chunk.begin : 0);
-  }
-  // Of its factors and steps.
-  int64_t NumbersOf(const Chunk& chunk) const {
-    return softmax_.few() ? chunk.begin / kChunkIndices * kLanes : 0;
-  }
   int64_t border_step() const { return task_.first_offset / kStep; }
   bool HasBorder(const Chunk& chunk) const {
     return indices_.two_blocks && chunk.first_step <= border_step() &&
            border_step() < chunk.end_step;
   }
   ValueRuns Runs(const Chunk& chunk) const {
-    const float* weights = Scores(chunk);
-    const int64_t group_bytes = 4 * columns_;
     ValueRuns runs;
-    const auto add_steps = [&](const void* values, int64_t from, int64_t to) {
-      runs.AddSteps(weights, 4 * score_stride_, values, chunk, from, to, group_bytes);
+    const auto add_steps = [&](const void* head, int64_t from, int64_t to) {
+      runs.AddSteps(scratch_.scores, 4 * kScoreStride, head, ring_, chunk, from, to);
     };
     if (!indices_.two_blocks) {
-      add_steps(task_.current_values, 0, chunk.end_step);
+      add_steps(task_.current_ring, 0, chunk.end_step);
       return runs;
     }
-    add_steps(task_.current_values, 0, border_step());
+    add_steps(task_.current_ring, 0, border_step());
     if (HasBorder(chunk)) {
-      runs.Add(scratch_.own, kStep, task_.current_values, border_step(), 1, group_bytes);
-      runs.Add(scratch_.previous, kStep, task_.previous_values, border_step(), 1, group_bytes);
+      runs.AddStep(scratch_.own, kStep, task_.current_ring, ring_, border_step());
+      runs.AddStep(scratch_.previous, kStep, task_.previous_ring, ring_, border_step());
     }
-    add_steps(task_.previous_values, border_step() + 1, chunk.end_step);
+    add_steps(task_.previous_ring, border_step() + 1, chunk.end_step);
     return runs;
   }
 
   void Weigh(const Chunk& chunk) {
-    float* scores = Scores(chunk);
-    softmax_.factors = scratch_.factors + NumbersOf(chunk);
     const auto weigh = task_.bias != nullptr ? WeighByteChunk<true> : WeighByteChunk<false>;
-    weigh(task_, query_scales_, softmax_, far_, scores, 2 * score_stride_, chunk.begin,
-          chunk.end_index, indices_.own, indices_.more_own, indices_.visible, indices_.more_visible,
-          scratch_.steps + NumbersOf(chunk));
+    weigh(task_, ring_, chunk, query_scales_, softmax_, far_, scratch_.scores, 2 * kScoreStride,
+          indices_.own, indices_.more_own, indices_.visible, indices_.more_visible, scratch_.steps);
     if (!HasBorder(chunk)) return;
     const int64_t border = border_step() * kStep;
     for (int r = 0; r < indices_.num_rows; ++r) {
-      const auto* digits = reinterpret_cast<const uint8_t*>(scores + 2 * r * score_stride_);
+      const auto* digits = reinterpret_cast<const uint8_t*>(scratch_.scores + 2 * r * kScoreStride);
       SplitDigits(r, digits + (border - chunk.begin), indices_.Own(r) - static_cast<int>(border));
     }
   }
@@ -369,7 +373,7 @@ class ByteGroup {
       const __m512i all = _mm512_loadu_si512(digits);
       _mm512_storeu_si512(scratch_.own + to, _mm512_maskz_mov_epi8(first, all));
       _mm512_storeu_si512(scratch_.previous + to, _mm512_maskz_mov_epi8(~first, all));
-      digits += 4 * score_stride_;
+      digits += 4 * kScoreStride;
     }
   }
 
@@ -378,22 +382,18 @@ class ByteGroup {
     products_.Multiply({.runs = runs.runs,
                         .num_runs = runs.num_runs,
                         .num_rows = 2 * indices_.num_rows,
-                        .num_vectors = static_cast<int>(columns_ / kLanes),
-                        .group_stride = 4 * columns_,
-                        .vector_stride = 4 * kLanes,
+                        .num_vectors = static_cast<int>(ring_.columns / kLanes),
                         .out = scratch_.sums,
                         .out_stride = scratch_.dims,
                         .ahead = task_.next_ring});
-    const float* factors = scratch_.factors + NumbersOf(chunk);
-    const float* steps = scratch_.steps + NumbersOf(chunk);
     for (int r = 0; r < indices_.num_rows; ++r) {
       // The first chunk is every row's; another one may be its neighbours' alone.
       if (chunk.first != 0 && indices_.Visible(r) <= chunk.begin) continue;
       const float* high = scratch_.sums + 2 * r * scratch_.dims;
       const float* low = high + scratch_.dims;
       float* outputs = scratch_.outputs + r * scratch_.dims;
-      const V16 factor = Set1(factors[r]), step = Set1(steps[r]);
-      for (int64_t c = 0; c < columns_; c += kLanes) {
+      const V16 factor = Set1(scratch_.factors[r]), step = Set1(scratch_.steps[r]);
+      for (int64_t c = 0; c < ring_.columns; c += kLanes) {
         const V16 sum = JoinDigits(LoadSums(high + c), LoadSums(low + c)) * step;
         Store(outputs + c, chunk.first == 0 ? sum : Fma(Load(outputs + c), factor, sum));
       }
@@ -404,9 +404,9 @@ class ByteGroup {
   const AttendTask& task_;
   const ByteScratch& scratch_;
   Fetches far_;
+  const ByteRing ring_;
   const GroupIndices indices_;
   Softmax softmax_;
-  const int64_t score_stride_, columns_;
   float query_scales_[kProductRows];
 };
 
@@ -424,19 +424,21 @@ void AttendBytesKernel(const AttendTask& task) {
 inline __m512i SymmetricIntegers(const float* x, int i, int n, V16 inverse) {
   return _mm512_cvtps_epi32(RoundSymmetric(x, i, n, inverse).v);
 }
-inline int8_t* ByteKey(const WriteBytesTask& task, int64_t index) {
-  const int64_t dims = RoundUpInt8Inputs(task.head_dim);
-  return task.keys + index / kLanes * kLanes * dims + index % kLanes * 4;
-}
-inline int8_t* ByteValues(const WriteBytesTask& task, int64_t index) {
-  return task.values + index / 4 * 4 * ((task.head_dim + kLanes - 1) / kLanes * kLanes);
+// What the ring keeps of one index.
+inline void WriteByteScales(const WriteRingTask& task, const ByteRing& ring, int64_t index,
+                            float key_scale, __m512i key_sums, float value_scale) {
+  char* scales = static_cast<char*>(task.ring) + ring.Scales(index / kLanes);
+  const int64_t lane = index % kLanes;
+  reinterpret_cast<float*>(scales)[lane] = key_scale;
+  reinterpret_cast<int32_t*>(scales)[kLanes + lane] = 128 * _mm512_reduce_add_epi32(key_sums);
+  reinterpret_cast<float*>(scales)[2 * kLanes + lane] = value_scale;
 }
 
-inline void WriteByteRow(const WriteBytesTask& task, int i) {
+inline void WriteByteRow(const WriteRingTask& task, const ByteRing& ring, int i) {
   const int64_t index = task.first_index + i;
   const float* k = task.k + i * task.k_stride;
   const float* v = task.v + i * task.v_stride;
-  int8_t* key = ByteKey(task, index);
+  char* key = static_cast<char*>(task.ring) + ring.Key(index);
   __m512i sum = _mm512_setzero_si512();
   const SymmetricStep key_step = SymmetricStepOf(k, task.head_dim);
   for (int d = 0; d < task.head_dim; d += kLanes) {
@@ -447,66 +449,67 @@ inline void WriteByteRow(const WriteBytesTask& task, int i) {
     for (int g = 0; g < kLanes / 4; ++g)
       std::memcpy(key + (d / 4 + g) * 4 * kLanes, bytes + 4 * g, 4);
   }
-  task.key_scales[index] = key_step.scale;
-  task.key_offsets[index] = 128 * _mm512_reduce_add_epi32(sum);
   // One byte of each group of four; the others stay.
-  int8_t* value = ByteValues(task, index);
+  char* value = static_cast<char*>(task.ring) + ring.Value(index);
   const __m512i byte = _mm512_set1_epi32(0xff);
   const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(index % 4) * 8);
   const SymmetricStep value_step = SymmetricStepOf(v, task.head_dim);
   for (int d = 0; d < task.head_dim; d += kLanes) {
-    int8_t* to = value + 4 * d;
     const __m512i own =
         _mm512_and_si512(SymmetricIntegers(v, d, task.head_dim, value_step.inverse), byte);
     const __m512i others =
-        _mm512_andnot_si512(_mm512_sll_epi32(byte, shift), _mm512_loadu_si512(to));
-    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_sll_epi32(own, shift), others));
+        _mm512_andnot_si512(_mm512_sll_epi32(byte, shift), _mm512_loadu_si512(value));
+    _mm512_storeu_si512(value, _mm512_or_si512(_mm512_sll_epi32(own, shift), others));
+    value += ring.ValueStride(index / ByteRing::kStep);
   }
-  task.value_scales[index] = value_step.scale;
+  WriteByteScales(task, ring, index, key_step.scale, sum, value_step.scale);
 }
 
 // Four rows whose ring indices begin at a multiple of four: they share groups of values, and their
 // keys lie side by side.
-inline void WriteFourByteRows(const WriteBytesTask& task, int i) {
+inline void WriteFourByteRows(const WriteRingTask& task, const ByteRing& ring, int i) {
   const int64_t index = task.first_index + i;
   const auto key_row = [&](int t) { return task.k + (i + t) * task.k_stride; };
   const auto value_row = [&](int t) { return task.v + (i + t) * task.v_stride; };
-  V16 key_inverse[4], value_inverse[4];
+  SymmetricStep key_steps[4], value_steps[4];
   __m512i sums[4];
   for (int t = 0; t < 4; ++t) {
-    const SymmetricStep key_step = SymmetricStepOf(key_row(t), task.head_dim);
-    const SymmetricStep value_step = SymmetricStepOf(value_row(t), task.head_dim);
-    task.key_scales[index + t] = key_step.scale;
-    task.value_scales[index + t] = value_step.scale;
-    key_inverse[t] = key_step.inverse;
-    value_inverse[t] = value_step.inverse;
+    key_steps[t] = SymmetricStepOf(key_row(t), task.head_dim);
+    value_steps[t] = SymmetricStepOf(value_row(t), task.head_dim);
     sums[t] = _mm512_setzero_si512();
   }
-  auto* key = reinterpret_cast<__m128i*>(ByteKey(task, index));
-  auto* value = reinterpret_cast<__m128i*>(ByteValues(task, index));
+  char* const head = static_cast<char*>(task.ring);
+  auto* key = reinterpret_cast<__m128i*>(head + ring.Key(index));
+  char* value = head + ring.Value(index);
   for (int d = 0; d < task.head_dim; d += kLanes) {
     __m128i k[4], v[4];
     for (int t = 0; t < 4; ++t) {
-      const __m512i integers = SymmetricIntegers(key_row(t), d, task.head_dim, key_inverse[t]);
+      const __m512i integers =
+          SymmetricIntegers(key_row(t), d, task.head_dim, key_steps[t].inverse);
       sums[t] = _mm512_add_epi32(sums[t], integers);
       k[t] = _mm512_cvtepi32_epi8(integers);
-      v[t] =
-          _mm512_cvtepi32_epi8(SymmetricIntegers(value_row(t), d, task.head_dim, value_inverse[t]));
+      v[t] = _mm512_cvtepi32_epi8(
+          SymmetricIntegers(value_row(t), d, task.head_dim, value_steps[t].inverse));
     }
     // Four dwords of four rows, transposed: a group of all rows is one store.
     TransposeDwords(k);
     for (int g = 0; g < 4; ++g) _mm_storeu_si128(key + (d / 4 + g) * 4, k[g]);
     const __m128i low01 = _mm_unpacklo_epi8(v[0], v[1]), high01 = _mm_unpackhi_epi8(v[0], v[1]);
     const __m128i low23 = _mm_unpacklo_epi8(v[2], v[3]), high23 = _mm_unpackhi_epi8(v[2], v[3]);
-    _mm_storeu_si128(value + d / 4, _mm_unpacklo_epi16(low01, low23));
-    _mm_storeu_si128(value + d / 4 + 1, _mm_unpackhi_epi16(low01, low23));
-    _mm_storeu_si128(value + d / 4 + 2, _mm_unpacklo_epi16(high01, high23));
-    _mm_storeu_si128(value + d / 4 + 3, _mm_unpackhi_epi16(high01, high23));
+    auto* to = reinterpret_cast<__m128i*>(value);
+    _mm_storeu_si128(to, _mm_unpacklo_epi16(low01, low23));
+    _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(low01, low23));
+    _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(high01, high23));
+    _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(high01, high23));
+    value += ring.ValueStride(index / ByteRing::kStep);
   }
-  for (int t = 0; t < 4; ++t) task.key_offsets[index + t] = 128 * _mm512_reduce_add_epi32(sums[t]);
+  for (int t = 0; t < 4; ++t)
+    WriteByteScales(task, ring, index + t, key_steps[t].scale, sums[t], value_steps[t].scale);
 }
 
-void WriteBytesKernel(const WriteBytesTask& task) {
+void WriteBytesKernel(const WriteRingTask& task) {
+  const ByteRing ring(task.window, task.head_dim);
   WriteRows(
-      task, [&](int i) { WriteByteRow(task, i); }, [&](int i) { WriteFourByteRows(task, i); });
+      task, [&](int i) { WriteByteRow(task, ring, i); },
+      [&](int i) { WriteFourByteRows(task, ring, i); });
 }

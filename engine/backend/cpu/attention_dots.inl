@@ -11,80 +11,109 @@ class DotProducts {
 
  private:
   static constexpr int kRows = 8;  // of a register tile of two vectors
+  // Integers may be added in any order.
+  static constexpr int kChains = kFetchesAhead ? 2 : 1;
+  static constexpr int kUnrolled = 2;
 
   // Rows [row, row + rows), Most of them at a time.
   template <int Most>
   static void Rows(const Product& product, int row, int rows) {
     for (; rows >= Most; row += Most, rows -= Most) {
       if constexpr (Most <= 2) {
-        // One query (or what is left of a group): memory is what takes the time. Where a vector's
-        // groups lie one after the other (keys), one vector at a time is one long stream that the
-        // processor sees coming; several at once are as many short ones.
-        if (product.group_stride == 4 * kLanes) {
-          Vectors<Most, 1>(product, row);
-          continue;
-        }
+        for (int vector = 0; vector < product.num_vectors; ++vector)
+          Stream<Most>(product, row, vector);
+      } else {
+        int vector = 0;
+        for (; vector + 2 <= product.num_vectors; vector += 2) Tile<Most, 2>(product, row, vector);
+        if (vector < product.num_vectors) Tile<Most, 1>(product, row, vector);
       }
-      Vectors<Most, Most == 1 ? 8 : Most == 2 ? 4 : 2>(product, row);
     }
     if constexpr (Most > 1) {
       if (rows > 0) Rows<Most - 1>(product, row, rows);
     }
   }
 
-  template <int NumRows, int Wide>
-  static void Vectors(const Product& product, int row, int vector = 0) {
-    for (; vector + Wide <= product.num_vectors; vector += Wide)
-      Tile<NumRows, Wide>(product, row, vector);
-    if constexpr (Wide > 1) {
-      if (vector < product.num_vectors) Vectors<NumRows, Wide / 2>(product, row, vector);
+  template <int NumRows>
+  static void Stream(const Product& product, int row, int vector) {
+    if constexpr (kFetchesAhead && NumRows == 2) {
+      if (product.ahead != 0) return Stream<NumRows, true>(product, row, vector);
     }
+    Stream<NumRows, false>(product, row, vector);
   }
 
-  template <int NumRows, int Wide>
-  static void Tile(const Product& product, int row, int vector) {
-    if constexpr (kFetchesAhead && NumRows == 2) {
-      if (product.ahead != 0) return Tile<NumRows, Wide, true>(product, row, vector);
+  // One query, or what is left of a group: memory is what takes the time. One vector at a time is
+  // one long stream that the processor sees coming; several at once are as many short ones. Few
+  // instructions to a line, so that it begins the next vectors meanwhile.
+  template <int NumRows, bool kFetches>
+  static void Stream(const Product& product, int row, int vector) {
+    typename Dot::Sum sum[NumRows][kChains];
+    for (int r = 0; r < NumRows; ++r) {
+      for (int c = 0; c < kChains; ++c) sum[r][c] = Dot::Zero();
     }
-    Tile<NumRows, Wide, false>(product, row, vector);
+    const ProductRun* run = product.runs;
+    const ProductRun* const last = run + product.num_runs;
+    do {
+      const char* rows = run->rows + row * run->row_stride;
+      const char* const below = rows + (NumRows - 1) * run->row_stride;
+      const char* const end = rows + 4 * run->groups;
+      const int64_t to_below = below - rows;
+      const char* matrix = run->matrix + vector * run->vector_stride;
+      do {
+#pragma GCC unroll 16
+        for (int g = 0; g < kUnrolled; ++g) {
+          const char* from = matrix + g * kMatrixGroupBytes;
+          if constexpr (kFetches) _mm_prefetch(from + product.ahead, _MM_HINT_T1);
+          typename Dot::Weights b = Dot::LoadWeights(from);
+          if constexpr (NumRows > 1) asm("" : "+v"(b));  // or each row loads it
+          for (int r = 0; r < NumRows; ++r) {
+            const typename Dot::Inputs a = Dot::LoadInputs(rows + r * to_below + 4 * g);
+            sum[r][g % kChains] = Dot::MultiplyAdd(sum[r][g % kChains], a, b);
+          }
+        }
+        rows += 4 * kUnrolled;
+        matrix += kUnrolled * kMatrixGroupBytes;
+      } while (rows != end);
+    } while (++run != last);
+    for (int r = 0; r < NumRows; ++r) {
+      typename Dot::Sum all = sum[r][0];
+      if constexpr (kChains == 2) all += sum[r][1];
+      Store(product, row + r, vector, all);
+    }
   }
 
   // Loops that run at least once, and no closure: the sums never leave their registers, where
   // g++ 12 otherwise writes all of them to the stack and back around the loops.
-  template <int NumRows, int Wide, bool kFetches>
+  template <int NumRows, int Wide>
   static void Tile(const Product& product, int row, int vector) {
     typename Dot::Sum sum[NumRows][Wide];
     for (int r = 0; r < NumRows; ++r) {
       for (int c = 0; c < Wide; ++c) sum[r][c] = Dot::Zero();
     }
-    const int64_t group_stride = product.group_stride, vector_stride = product.vector_stride;
     const ProductRun* run = product.runs;
     const ProductRun* const last = run + product.num_runs;
     do {
-      const int64_t row_stride = run->row_stride;
+      const int64_t row_stride = run->row_stride, vector_stride = run->vector_stride;
       const char* rows = run->rows + row * row_stride;
       const char* const end = rows + 4 * run->groups;
       const char* matrix = run->matrix + vector * vector_stride;
       do {
         typename Dot::Weights b[Wide];
-        for (int c = 0; c < Wide; ++c) {
-          const char* from = matrix + c * vector_stride;
-          if constexpr (kFetches) _mm_prefetch(from + product.ahead, _MM_HINT_T1);
-          b[c] = Dot::LoadWeights(from);
-        }
+        for (int c = 0; c < Wide; ++c) b[c] = Dot::LoadWeights(matrix + c * vector_stride);
         for (int r = 0; r < NumRows; ++r) {
           const typename Dot::Inputs a = Dot::LoadInputs(rows + r * row_stride);
           for (int c = 0; c < Wide; ++c) sum[r][c] = Dot::MultiplyAdd(sum[r][c], a, b[c]);
         }
         rows += 4;
-        matrix += group_stride;
+        matrix += kMatrixGroupBytes;
       } while (rows != end);
     } while (++run != last);
     for (int r = 0; r < NumRows; ++r) {
-      for (int c = 0; c < Wide; ++c) {
-        _mm512_storeu_ps(product.out + (row + r) * product.out_stride + (vector + c) * kLanes,
-                         reinterpret_cast<__m512>(sum[r][c]));
-      }
+      for (int c = 0; c < Wide; ++c) Store(product, row + r, vector + c, sum[r][c]);
     }
+  }
+
+  static void Store(const Product& product, int row, int vector, typename Dot::Sum sum) {
+    _mm512_storeu_ps(product.out + row * product.out_stride + vector * kLanes,
+                     reinterpret_cast<__m512>(sum));
   }
 };

@@ -29,8 +29,8 @@ struct PairScratch {
   explicit PairScratch(const AttendTask& task)
       : dims(RoundUpInputs(task.head_dim)),
         scores(task.scores),
-        factors(scores + NumScores(task.window)),
-        border_scores(factors + NumFactors(task.window)),
+        factors(scores + kNumScores),
+        border_scores(factors + kProductRows),
         products(border_scores + kProductRows * kBorderStride),
         outputs(products + kProductRows * dims),
         queries(reinterpret_cast<BFloat16*>(outputs + kProductRows * dims)),
@@ -39,17 +39,16 @@ struct PairScratch {
         last_values(previous_weights + kProductRows * kStep) {}
 
   int64_t dims;
-  float* scores;          // before bias and scale, then, as BF16, a chunk's weights in their place:
-                          // [32][kScoreStride] of a chunk, or of a few queries
-                          // [16][RingScoreStride] of the ring
-  float* factors;         // of a chunk [32], or of a few queries' chunks [16] each
+  float* scores;          // [32][kScoreStride] of a chunk: before bias and scale, then, as BF16,
+                          // weights in their place
+  float* factors;         // [32], of a chunk
   float* border_scores;   // [32][kBorderStride]: the border's step with the block before
   float* products;        // [32][dims] of a chunk
   float* outputs;         // [32][dims] of the chunks so far
   BFloat16* queries;      // [32][dims]
   BFloat16* own_weights;  // [32][32], of the step with the border
   BFloat16* previous_weights;  // likewise
-  BFloat16* last_values;       // [16 pairs][dims][2]
+  BFloat16* last_values;       // a step, [dims / 16][16 pairs][16][2]
 };
 
 // The rows' queries as BF16, padded with zeros, unless they came so.
@@ -65,24 +64,22 @@ inline void PackQueries(const AttendTask& task, const PairScratch& scratch, int 
   }
 }
 
-// Products of the queries with tiles [first, end) of the keys.
+// Products of the queries with num_tiles tiles of keys of one chunk.
 template <typename Products>
 inline void PairScores(Products& products, const AttendTask& task, const PairScratch& scratch,
-                       int num_rows, const void* keys, int64_t first, int64_t end, float* out,
-                       int64_t out_stride) {
-  if (first >= end) return;
-  const int64_t tile_bytes = 2 * kLanes * scratch.dims;
+                       int num_rows, const char* keys, int64_t tile_bytes, int64_t num_tiles,
+                       float* out, int64_t out_stride) {
+  if (num_tiles <= 0) return;
   const BFloat16* queries = task.packed_q != nullptr ? task.packed_q : scratch.queries;
   const ProductRun run = {.rows = reinterpret_cast<const char*>(queries),
                           .row_stride = 2 * scratch.dims,
-                          .matrix = static_cast<const char*>(keys) + first * tile_bytes,
+                          .matrix = keys,
+                          .vector_stride = tile_bytes,
                           .groups = scratch.dims / 2};
   products.Multiply({.runs = &run,
                      .num_runs = 1,
                      .num_rows = num_rows,
-                     .num_vectors = static_cast<int>(end - first),
-                     .group_stride = 4 * kLanes,
-                     .vector_stride = tile_bytes,
+                     .num_vectors = static_cast<int>(num_tiles),
                      .out = out,
                      .out_stride = out_stride,
                      .ahead = task.next_ring});
@@ -174,21 +171,21 @@ inline void WeighPairChunk(const AttendTask& task, Softmax& softmax, Fetches& fa
 }
 
 // The step of values with the last of `visible` and zeros behind, where anything may lie.
-inline const void* LastValues(const PairScratch& scratch, const void* values, int visible,
-                              int64_t columns) {
-  constexpr int kStep = PairScratch::kStep;
-  const int64_t pair_bytes = 4 * columns;
+inline const void* LastValues(const PairScratch& scratch, const void* head, const PairRing& ring,
+                              int visible) {
+  const int64_t step = visible / PairRing::kStep, rest = visible % PairRing::kStep;
   auto* last = reinterpret_cast<char*>(scratch.last_values);
-  const int rest = visible % kStep;
-  std::memcpy(last, static_cast<const char*>(values) + visible / kStep * kStepGroups * pair_bytes,
-              static_cast<size_t>((rest + 1) / 2 * pair_bytes));
-  if (rest % 2 != 0) {
-    for (int64_t c = 0; c < columns; ++c)
-      scratch.last_values[rest / 2 * 2 * columns + 2 * c + 1] = {};
+  for (int64_t v = 0; v < ring.columns / kLanes; ++v) {
+    const char* values =
+        static_cast<const char*>(head) + ring.Step(step) + v * ring.ValueStride(step);
+    for (int64_t i = 0; i < kStepGroups; ++i, last += PairRing::kVectorBytes) {
+      const auto seen = static_cast<unsigned>(std::clamp<int64_t>(rest - 2 * i, 0, 2));
+      const __mmask32 mask = seen == 0 ? 0 : seen == 1 ? 0x55555555 : 0xffffffff;
+      _mm512_storeu_si512(last,
+                          _mm512_maskz_loadu_epi16(mask, values + i * PairRing::kVectorBytes));
+    }
   }
-  const int64_t used = (rest + 1) / 2 * pair_bytes;
-  std::memset(last + used, 0, static_cast<size_t>(kStepGroups * pair_bytes - used));
-  return last;
+  return scratch.last_values;
 }
 
 // Up to 32 queries of one step.
@@ -201,20 +198,19 @@ class PairGroup {
         task_(task),
         scratch_(scratch),
         far_(far),
+        ring_(task.window, task.head_dim),
         indices_(task, num_rows, kStep),
-        softmax_(num_rows),
-        score_stride_(softmax_.few() ? RingScoreStride(task.window) : PairScratch::kScoreStride),
-        columns_((task.head_dim + kLanes - 1) / kLanes * kLanes) {
+        softmax_(num_rows) {
+    softmax_.factors = scratch.factors;
     std::fill_n(softmax_.scales, kProductRows, task.scale);
     if (indices_.all_own && task.num_visible % kStep != 0)
-      last_values_ = LastValues(scratch, task.current_values, task.num_visible, columns_);
+      last_values_ = LastValues(scratch, task.current_ring, ring_, task.num_visible);
   }
 
   void Attend() {
     PackQueries(task_, scratch_, indices_.num_rows);
     ForEachChunk(
-        indices_, kStep, softmax_.few(), far_,
-        [&](int64_t first, int64_t end) { MakeScores(first, end); },
+        indices_, kStep, far_, [&](const Chunk& chunk) { MakeScores(chunk); },
         [&](const Chunk& chunk) { Weigh(chunk); }, [&](const Chunk& chunk) { AddValues(chunk); });
     for (int r = 0; r < indices_.num_rows; ++r)
       StoreNormalized(task_, r, scratch_.outputs + r * scratch_.dims,
@@ -224,18 +220,19 @@ class PairGroup {
  private:
   static constexpr int64_t kStep = PairScratch::kStep;
 
-  // Of tiles [first, end), side by side.
-  void MakeScores(int64_t first, int64_t end) {
-    const int64_t own_end = indices_.OwnEnd(first, end);
-    MakeScores(task_.current_keys, first, own_end, scratch_.scores, score_stride_);
-    MakeScores(task_.previous_keys, own_end, end, scratch_.scores + (own_end - first) * kLanes,
-               score_stride_);
-    if (!indices_.two_blocks || !indices_.HasBorder(first, end)) return;
-    MakeScores(task_.previous_keys, indices_.border_tile, indices_.border_end,
+  static constexpr int64_t kScoreStride = PairScratch::kScoreStride;
+
+  void MakeScores(const Chunk& chunk) {
+    const int64_t first = chunk.first, own_end = indices_.OwnEnd(first, chunk.end);
+    MakeScores(task_.current_ring, first, own_end, scratch_.scores, kScoreStride);
+    MakeScores(task_.previous_ring, own_end, chunk.end,
+               scratch_.scores + (own_end - first) * kLanes, kScoreStride);
+    if (!indices_.two_blocks || !indices_.HasBorder(first, chunk.end)) return;
+    MakeScores(task_.previous_ring, indices_.border_tile, indices_.border_end,
                scratch_.border_scores, PairScratch::kBorderStride);
     for (int r = 0; r < indices_.num_rows; ++r) {
       const float* before = scratch_.border_scores + r * PairScratch::kBorderStride;
-      float* score = scratch_.scores + r * score_stride_ + (indices_.border_tile - first) * kLanes;
+      float* score = scratch_.scores + r * kScoreStride + (indices_.border_tile - first) * kLanes;
       int left = indices_.Own(r) - static_cast<int>(indices_.border_tile) * kLanes;
       for (int64_t t = indices_.border_tile; t < indices_.border_end; ++t) {
         Store(score, SelectFirst(std::clamp(left, 0, kLanes), Load(score), Load(before)));
@@ -243,54 +240,48 @@ class PairGroup {
       }
     }
   }
-  void MakeScores(const void* keys, int64_t first, int64_t end, float* out, int64_t out_stride) {
-    PairScores(products_, task_, scratch_, indices_.num_rows, keys, first, end, out, out_stride);
+  // Of tiles [first, end) of a chunk, side by side.
+  void MakeScores(const void* head, int64_t first, int64_t end, float* out, int64_t out_stride) {
+    PairScores(products_, task_, scratch_, indices_.num_rows,
+               static_cast<const char*>(head) + ring_.Tile(first), ring_.tile_bytes, end - first,
+               out, out_stride);
   }
 
-  // Where a chunk's scores begin, and its weights.
-  float* Scores(const Chunk& chunk) const {
-    return scratch_.scores + (softmax_.few() ? chunk.begin : 0);
-  }
-  float* Factors(const Chunk& chunk) const {
-    return scratch_.factors + (softmax_.few() ? chunk.begin / kChunkIndices * kLanes : 0);
-  }
   ValueRuns Runs(const Chunk& chunk) const {
-    const auto* weights = reinterpret_cast<const BFloat16*>(Scores(chunk));
-    const int64_t stride = 4 * score_stride_, pair_bytes = 4 * columns_;
+    const auto* weights = reinterpret_cast<const BFloat16*>(scratch_.scores);
+    const int64_t stride = 4 * kScoreStride;
     ValueRuns runs;
-    const auto add_steps = [&](const void* values, int64_t from, int64_t to) {
-      runs.AddSteps(weights, stride, values, chunk, from, to, pair_bytes);
+    const auto add_steps = [&](const void* head, int64_t from, int64_t to) {
+      runs.AddSteps(weights, stride, head, ring_, chunk, from, to);
     };
     if (indices_.all_own) {
       const int64_t whole = task_.num_visible / kStep;
-      add_steps(task_.current_values, 0, whole);
+      add_steps(task_.current_ring, 0, whole);
       if (whole < chunk.end_step)
-        runs.Add(weights + (whole - chunk.first_step) * kStep, stride, last_values_, 0, 1,
-                 pair_bytes);
+        runs.Add(weights + (whole - chunk.first_step) * kStep, stride, last_values_,
+                 kStepGroups * PairRing::kVectorBytes, 1);
       return runs;
     }
     const int64_t border = task_.first_offset / kStep, border_stride = ValueRuns::kStepBytes;
-    add_steps(task_.current_values, 0, border);
+    add_steps(task_.current_ring, 0, border);
     if (indices_.HasBorder(chunk.first, chunk.end)) {
       if (task_.previous_visible)
-        runs.Add(scratch_.previous_weights, border_stride, task_.previous_values, border, 1,
-                 pair_bytes);
-      runs.Add(scratch_.own_weights, border_stride, task_.current_values, border, 1, pair_bytes);
+        runs.AddStep(scratch_.previous_weights, border_stride, task_.previous_ring, ring_, border);
+      runs.AddStep(scratch_.own_weights, border_stride, task_.current_ring, ring_, border);
     }
-    if (task_.previous_visible) add_steps(task_.previous_values, border + 1, chunk.end_step);
+    if (task_.previous_visible) add_steps(task_.previous_ring, border + 1, chunk.end_step);
     return runs;
   }
 
   void Weigh(const Chunk& chunk) {
-    float* scores = Scores(chunk);
-    softmax_.factors = Factors(chunk);
+    float* scores = scratch_.scores;
     const auto weigh = task_.bias != nullptr ? WeighPairChunk<true> : WeighPairChunk<false>;
-    weigh(task_, softmax_, far_, scores, score_stride_, chunk.begin, chunk.end_index,
+    weigh(task_, softmax_, far_, scores, kScoreStride, chunk.begin, chunk.end_index,
           indices_.visible, indices_.more_visible);
     if (indices_.all_own || !indices_.HasBorder(chunk.first, chunk.end)) return;
     const int64_t border = indices_.border_tile * kLanes;
     for (int r = 0; r < indices_.num_rows; ++r) {
-      const auto* weights = reinterpret_cast<const BFloat16*>(scores + r * score_stride_);
+      const auto* weights = reinterpret_cast<const BFloat16*>(scores + r * kScoreStride);
       SplitWeights(r, weights + (border - chunk.begin), indices_.Own(r) - static_cast<int>(border));
     }
   }
@@ -309,20 +300,17 @@ class PairGroup {
     products_.Multiply({.runs = runs.runs,
                         .num_runs = runs.num_runs,
                         .num_rows = indices_.num_rows,
-                        .num_vectors = static_cast<int>(columns_ / kLanes),
-                        .group_stride = 4 * columns_,
-                        .vector_stride = 4 * kLanes,
+                        .num_vectors = static_cast<int>(ring_.columns / kLanes),
                         .out = chunk.first == 0 ? scratch_.outputs : scratch_.products,
                         .out_stride = scratch_.dims,
                         .ahead = task_.next_ring});
     if (chunk.first == 0) return;
-    const float* factors = Factors(chunk);
     for (int r = 0; r < indices_.num_rows; ++r) {
       if (indices_.Visible(r) <= chunk.begin) continue;  // the chunk is its neighbours'
-      const V16 factor = Set1(factors[r]);
+      const V16 factor = Set1(scratch_.factors[r]);
       const float* from = scratch_.products + r * scratch_.dims;
       float* to = scratch_.outputs + r * scratch_.dims;
-      for (int64_t c = 0; c < columns_; c += kLanes)
+      for (int64_t c = 0; c < ring_.columns; c += kLanes)
         Store(to + c, Fma(Load(to + c), factor, Load(from + c)));
     }
   }
@@ -331,9 +319,9 @@ class PairGroup {
   const AttendTask& task_;
   const PairScratch& scratch_;
   Fetches far_;
+  const PairRing ring_;
   const GroupIndices indices_;
   Softmax softmax_;
-  const int64_t score_stride_, columns_;
   const void* last_values_ = nullptr;
 };
 
@@ -366,8 +354,7 @@ void AttendPairsKernel(const AttendTask& task) {
 }
 
 // New keys and values lie far apart: the processor does not see the next rows coming.
-template <typename WriteTask>
-inline void PrefetchRows(const WriteTask& task, int row) {
+inline void PrefetchRows(const WriteRingTask& task, int row) {
   constexpr int kAhead = 8;
   if (row + kAhead >= task.count) return;
   for (int d = 0; d < task.head_dim; d += kLanes) {
@@ -377,8 +364,8 @@ inline void PrefetchRows(const WriteTask& task, int row) {
 }
 
 // write(i) for single rows, write_four(i) for four whose ring indices begin at a multiple of four.
-template <typename WriteTask, typename Write, typename WriteFour>
-inline void WriteRows(const WriteTask& task, const Write& write, const WriteFour& write_four) {
+template <typename Write, typename WriteFour>
+inline void WriteRows(const WriteRingTask& task, const Write& write, const WriteFour& write_four) {
   for (int i = 0; i < task.count;) {
     const bool four = (task.first_index + i) % 4 == 0 && i + 4 <= task.count;
     for (int t = 0; t < (four ? 4 : 1); ++t) PrefetchRows(task, i + t);
@@ -402,53 +389,48 @@ inline void TransposeDwords(__m128i (&rows)[4]) {
   rows[3] = _mm_unpackhi_epi64(high01, high23);
 }
 
-inline V16 LoadOfHead(const WritePairsTask& task, const float* row, int first) {
+inline V16 LoadOfHead(const WriteRingTask& task, const float* row, int first) {
   const int n = std::clamp(task.head_dim - first, 0, kLanes);
   return n == kLanes ? Load(row + first) : LoadPartial(row + first, n);
 }
 // Sixteen BF16 in the upper halves.
-inline __m512i UpperHalves(const WritePairsTask& task, const float* row, int first) {
+inline __m512i UpperHalves(const WriteRingTask& task, const float* row, int first) {
   return _mm512_castps_si512(RoundToBFloat16(LoadOfHead(task, row, first)).v);
 }
-inline char* PairKey(const WritePairsTask& task, int64_t index) {
-  const int64_t dims = RoundUpInputs(task.head_dim);
-  return reinterpret_cast<char*>(task.keys + index / kLanes * kLanes * dims + index % kLanes * 2);
-}
-inline BFloat16* PairValues(const WritePairsTask& task, int64_t index) {
-  return task.values + index / 2 * 2 * ((task.head_dim + kLanes - 1) / kLanes * kLanes);
-}
 
-inline void WritePairRow(const WritePairsTask& task, int i) {
+inline void WritePairRow(const WriteRingTask& task, const PairRing& ring, int i) {
   const int64_t index = task.first_index + i;
   const float* key = task.k + i * task.k_stride;
   const float* value = task.v + i * task.v_stride;
-  char* to_key = PairKey(task, index);
-  for (int d = 0; d < RoundUpInputs(task.head_dim); d += kLanes) {
+  char* to_key = static_cast<char*>(task.ring) + ring.Key(index);
+  for (int d = 0; d < ring.dims; d += kLanes) {
     alignas(32) uint32_t pairs[kLanes / 2];
     StoreBFloat16(reinterpret_cast<BFloat16*>(pairs), LoadOfHead(task, key, d));
     for (int p = 0; p < kLanes / 2; ++p)
       std::memcpy(to_key + (d / 2 + p) * 4 * kLanes, &pairs[p], sizeof(uint32_t));
   }
   // The value's half of each pair; the other half stays.
-  BFloat16* to_value = PairValues(task, index);
+  char* to_value = static_cast<char*>(task.ring) + ring.Value(index);
+  const int64_t value_stride = ring.ValueStride(index / PairRing::kStep);
   const bool odd = index % 2 != 0;
   const __m512i mask = _mm512_set1_epi32(static_cast<int>(odd ? 0xffff0000u : 0x0000ffffu));
   for (int c = 0; c < task.head_dim; c += kLanes) {
     const __m512i bits = UpperHalves(task, value, c);
     const __m512i half = odd ? bits : _mm512_srli_epi32(bits, 16);
-    const __m512i old = _mm512_loadu_si512(to_value + 2 * c);
-    _mm512_storeu_si512(to_value + 2 * c, _mm512_or_si512(half, _mm512_andnot_si512(mask, old)));
+    const __m512i old = _mm512_loadu_si512(to_value);
+    _mm512_storeu_si512(to_value, _mm512_or_si512(half, _mm512_andnot_si512(mask, old)));
+    to_value += value_stride;
   }
 }
 
 // Four rows whose ring indices begin at a multiple of four: two pairs of values, and keys that lie
 // side by side.
-inline void WriteFourPairRows(const WritePairsTask& task, int i) {
+inline void WriteFourPairRows(const WriteRingTask& task, const PairRing& ring, int i) {
   const int64_t index = task.first_index + i;
   const auto key_row = [&](int t) { return task.k + (i + t) * task.k_stride; };
   const auto value_row = [&](int t) { return task.v + (i + t) * task.v_stride; };
-  char* to_key = PairKey(task, index);
-  for (int d = 0; d < RoundUpInputs(task.head_dim); d += kLanes) {
+  char* to_key = static_cast<char*>(task.ring) + ring.Key(index);
+  for (int d = 0; d < ring.dims; d += kLanes) {
     __m128i low[4], high[4];  // four pairs each
     for (int t = 0; t < 4; ++t) {
       const __m256i pairs =
@@ -465,16 +447,19 @@ inline void WriteFourPairRows(const WritePairsTask& task, int i) {
     }
   }
   for (int t = 0; t < 4; t += 2) {
-    BFloat16* to_value = PairValues(task, index + t);
+    char* to_value = static_cast<char*>(task.ring) + ring.Value(index + t);
+    const int64_t value_stride = ring.ValueStride((index + t) / PairRing::kStep);
     for (int c = 0; c < task.head_dim; c += kLanes) {
       const __m512i even = _mm512_srli_epi32(UpperHalves(task, value_row(t), c), 16);
-      _mm512_storeu_si512(to_value + 2 * c,
-                          _mm512_or_si512(even, UpperHalves(task, value_row(t + 1), c)));
+      _mm512_storeu_si512(to_value, _mm512_or_si512(even, UpperHalves(task, value_row(t + 1), c)));
+      to_value += value_stride;
     }
   }
 }
 
-void WritePairsKernel(const WritePairsTask& task) {
+void WritePairsKernel(const WriteRingTask& task) {
+  const PairRing ring(task.window, task.head_dim);
   WriteRows(
-      task, [&](int i) { WritePairRow(task, i); }, [&](int i) { WriteFourPairRows(task, i); });
+      task, [&](int i) { WritePairRow(task, ring, i); },
+      [&](int i) { WriteFourPairRows(task, ring, i); });
 }

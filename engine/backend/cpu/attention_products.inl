@@ -2,12 +2,16 @@
 // packed matrix. Both come in groups of four bytes along K: two BF16, summed
 // in float32, or four bytes, summed in int32.
 
+// Of sixteen outputs: a vector, or a row of a tile.
+inline constexpr int64_t kMatrixGroupBytes = 4 * kLanes;
+
 // One run along K: rows [kProductRows][groups] against the matrix.
 struct ProductRun {
   const char* rows;
   int64_t row_stride;  // bytes
-  const char* matrix;  // groups i of vector c at i * group_stride + c * vector_stride
-  int64_t groups;      // a multiple of kStepGroups, not 0
+  const char* matrix;  // groups i of vector c at i * kMatrixGroupBytes + c * vector_stride
+  int64_t vector_stride;
+  int64_t groups;  // a multiple of kStepGroups, not 0
 };
 // out[r][16 c ..] = the sum of the runs in order.
 struct Product {
@@ -15,8 +19,7 @@ struct Product {
   int num_runs;     // at least 1
   int num_rows;     // what completes them to a multiple of 16 may be read and written
   int num_vectors;  // of sixteen outputs
-  int64_t group_stride, vector_stride;
-  float* out;  // or int32
+  float* out;       // or int32
   int64_t out_stride;
   // What lies so many bytes behind the matrix comes to the second-level cache meanwhile, if
   // Products::kFetchesAhead and the rows are those of one query; 0: nothing.

@@ -191,7 +191,7 @@ struct GroupIndices {
   GroupIndices(const AttendTask& task, int num_queries, int64_t border)
       : num_rows(num_queries),
         all_own(task.num_visible >= 0),
-        two_blocks(task.previous_visible && task.current_keys != task.previous_keys),
+        two_blocks(task.previous_visible && task.current_ring != task.previous_ring),
         own(CurrentEnd(task, task.first_offset)),
         more_own(CurrentEndStep(task)),
         visible(task.previous_visible ? task.window : own),
@@ -239,43 +239,46 @@ struct Chunk {
 struct ValueRuns {
   static constexpr int64_t kStepBytes = 4 * kStepGroups;  // of a row
 
-  void Add(const void* rows, int64_t row_stride, const void* values, int64_t step,
-           int64_t num_steps, int64_t group_bytes) {
-    if (num_steps <= 0) return;
-    runs[num_runs++] = {
-        .rows = static_cast<const char*>(rows),
-        .row_stride = row_stride,
-        .matrix = static_cast<const char*>(values) + step * kStepGroups * group_bytes,
-        .groups = num_steps * kStepGroups};
+  void Add(const void* rows, int64_t row_stride, const void* values, int64_t vector_stride,
+           int64_t num_steps) {
+    runs[num_runs++] = {.rows = static_cast<const char*>(rows),
+                        .row_stride = row_stride,
+                        .matrix = static_cast<const char*>(values),
+                        .vector_stride = vector_stride,
+                        .groups = num_steps * kStepGroups};
   }
-  // `weights` are those from the chunk's first step on.
-  void AddSteps(const void* weights, int64_t row_stride, const void* values, const Chunk& chunk,
-                int64_t from, int64_t to, int64_t group_bytes) {
+  // Of a head of `ring`.
+  template <typename Ring>
+  void AddStep(const void* rows, int64_t row_stride, const void* head, const Ring& ring,
+               int64_t step, int64_t num_steps = 1) {
+    Add(rows, row_stride, static_cast<const char*>(head) + ring.Step(step), ring.ValueStride(step),
+        num_steps);
+  }
+  // Those of the chunk's steps that lie in [from, to). `weights` are those from its first step on.
+  template <typename Ring>
+  void AddSteps(const void* weights, int64_t row_stride, const void* head, const Ring& ring,
+                const Chunk& chunk, int64_t from, int64_t to) {
     from = std::max(from, chunk.first_step), to = std::min(to, chunk.end_step);
-    Add(static_cast<const char*>(weights) + (from - chunk.first_step) * kStepBytes, row_stride,
-        values, from, to - from, group_bytes);
+    if (from >= to) return;
+    AddStep(static_cast<const char*>(weights) + (from - chunk.first_step) * kStepBytes, row_stride,
+            head, ring, from, to - from);
   }
 
   ProductRun runs[4];
   int num_runs = 0;
 };
 
-// What a group does: scores of tiles [first, end), a chunk's scores to weights, its values times
-// them. Of a few rows memory is what takes the time: they take all keys in its order, then all
-// values.
+// What a group does, chunk by chunk: scores to weights, and values times them.
 template <typename MakeScores, typename Weigh, typename AddValues>
-inline void ForEachChunk(const GroupIndices& indices, int64_t step, bool few, Fetches& far,
+inline void ForEachChunk(const GroupIndices& indices, int64_t step, Fetches& far,
                          const MakeScores& make_scores, const Weigh& weigh,
                          const AddValues& add_values) {
   constexpr int64_t kTiles = kChunkIndices / kLanes;
   far.SetCalls((indices.tiles + kTiles - 1) / kTiles * indices.num_rows);
-  if (few) make_scores(0, indices.tiles);
   for (int64_t first = 0; first < indices.tiles; first += kTiles) {
     const Chunk chunk(indices, first, step);
-    if (!few) make_scores(chunk.first, chunk.end);
+    make_scores(chunk);
     weigh(chunk);
-    if (!few) add_values(chunk);
+    add_values(chunk);
   }
-  for (int64_t first = 0; few && first < indices.tiles; first += kTiles)
-    add_values(Chunk(indices, first, step));
 }

@@ -35,16 +35,17 @@ class TileProducts {
     if (vector < product.num_vectors) Block<RowTiles, 1, Fetching>(product, vector);
   }
 
-  // multiply(rows, their stride, matrix) for each step along K, the matrix from `vector` on.
+  // multiply(rows, their stride, matrix, its vectors' stride) for each step along K, the matrix
+  // from `vector` on.
   template <typename Multiply>
   static void ForEachStep(const Product& product, int vector, const Multiply& multiply) {
     for (int n = 0; n < product.num_runs; ++n) {
       const ProductRun& run = product.runs[n];
       const char* rows = run.rows;
-      const char* matrix = run.matrix + vector * product.vector_stride;
+      const char* matrix = run.matrix + vector * run.vector_stride;
       const char* const end = rows + 4 * run.groups;
-      for (; rows < end; rows += 4 * kStepGroups, matrix += kStepGroups * product.group_stride)
-        multiply(rows, run.row_stride, matrix);
+      for (; rows < end; rows += 4 * kStepGroups, matrix += kStepGroups * kMatrixGroupBytes)
+        multiply(rows, run.row_stride, matrix, run.vector_stride);
     }
   }
 
@@ -54,10 +55,10 @@ class TileProducts {
   void LoadMatrix(const Product& product, const char* from) {
     if constexpr (Fetching) {
       const char* line = from + product.ahead;
-      for (int g = 0; g < kTileRows; ++g, line += product.group_stride)
+      for (int g = 0; g < kTileRows; ++g, line += kMatrixGroupBytes)
         _mm_prefetch(line, _MM_HINT_T1);
     }
-    tiles_.template Load<T>(from, product.group_stride);
+    tiles_.template Load<T>(from, kMatrixGroupBytes);
   }
 
   template <int RowTiles, int Vectors, bool Fetching>
@@ -67,26 +68,28 @@ class TileProducts {
     if constexpr (kVectors) tiles_.template Zero<1>();
     if constexpr (kRows) tiles_.template Zero<2>();
     if constexpr (kRows && kVectors) tiles_.template Zero<3>();
-    ForEachStep(product, vector, [&](const char* rows, int64_t row_stride, const char* matrix) {
-      tiles_.template Load<4>(rows, row_stride);
-      LoadMatrix<6, Fetching>(product, matrix);
-      Format::template MultiplyAdd<0, 4, 6>(tiles_);
-      if constexpr (kVectors) {
-        LoadMatrix<7, Fetching>(product, matrix + product.vector_stride);
-        Format::template MultiplyAdd<1, 4, 7>(tiles_);
-      }
-      tiles_.template Zero<4>();
-      if constexpr (kRows) {
-        tiles_.template Load<5>(rows + kTileRows * row_stride, row_stride);
-        Format::template MultiplyAdd<2, 5, 6>(tiles_);
-      }
-      tiles_.template Zero<6>();
-      if constexpr (kRows) {
-        if constexpr (kVectors) Format::template MultiplyAdd<3, 5, 7>(tiles_);
-        tiles_.template Zero<5>();
-      }
-      if constexpr (kVectors) tiles_.template Zero<7>();
-    });
+    ForEachStep(
+        product, vector,
+        [&](const char* rows, int64_t row_stride, const char* matrix, int64_t vector_stride) {
+          tiles_.template Load<4>(rows, row_stride);
+          LoadMatrix<6, Fetching>(product, matrix);
+          Format::template MultiplyAdd<0, 4, 6>(tiles_);
+          if constexpr (kVectors) {
+            LoadMatrix<7, Fetching>(product, matrix + vector_stride);
+            Format::template MultiplyAdd<1, 4, 7>(tiles_);
+          }
+          tiles_.template Zero<4>();
+          if constexpr (kRows) {
+            tiles_.template Load<5>(rows + kTileRows * row_stride, row_stride);
+            Format::template MultiplyAdd<2, 5, 6>(tiles_);
+          }
+          tiles_.template Zero<6>();
+          if constexpr (kRows) {
+            if constexpr (kVectors) Format::template MultiplyAdd<3, 5, 7>(tiles_);
+            tiles_.template Zero<5>();
+          }
+          if constexpr (kVectors) tiles_.template Zero<7>();
+        });
     float* out = product.out + vector * kLanes;
     float* below = out + kTileRows * product.out_stride;
     const int64_t out_bytes = product.out_stride * static_cast<int64_t>(sizeof(float));
@@ -103,20 +106,22 @@ class TileProducts {
     tiles_.template Zero<1>();
     tiles_.template Zero<2>();
     tiles_.template Zero<3>();
-    ForEachStep(product, vector, [&](const char* rows, int64_t row_stride, const char* matrix) {
-      tiles_.template Load<4>(rows, row_stride);
-      LoadMatrix<6, Fetching>(product, matrix);
-      Format::template MultiplyAdd<0, 4, 6>(tiles_);
-      LoadMatrix<7, Fetching>(product, matrix + product.vector_stride);
-      Format::template MultiplyAdd<1, 4, 7>(tiles_);
-      LoadMatrix<6, Fetching>(product, matrix + 2 * product.vector_stride);
-      Format::template MultiplyAdd<2, 4, 6>(tiles_);
-      tiles_.template Zero<6>();
-      LoadMatrix<7, Fetching>(product, matrix + 3 * product.vector_stride);
-      Format::template MultiplyAdd<3, 4, 7>(tiles_);
-      tiles_.template Zero<4>();
-      tiles_.template Zero<7>();
-    });
+    ForEachStep(
+        product, vector,
+        [&](const char* rows, int64_t row_stride, const char* matrix, int64_t vector_stride) {
+          tiles_.template Load<4>(rows, row_stride);
+          LoadMatrix<6, Fetching>(product, matrix);
+          Format::template MultiplyAdd<0, 4, 6>(tiles_);
+          LoadMatrix<7, Fetching>(product, matrix + vector_stride);
+          Format::template MultiplyAdd<1, 4, 7>(tiles_);
+          LoadMatrix<6, Fetching>(product, matrix + 2 * vector_stride);
+          Format::template MultiplyAdd<2, 4, 6>(tiles_);
+          tiles_.template Zero<6>();
+          LoadMatrix<7, Fetching>(product, matrix + 3 * vector_stride);
+          Format::template MultiplyAdd<3, 4, 7>(tiles_);
+          tiles_.template Zero<4>();
+          tiles_.template Zero<7>();
+        });
     float* out = product.out + vector * kLanes;
     const int64_t out_bytes = product.out_stride * static_cast<int64_t>(sizeof(float));
     tiles_.template Store<0>(out, out_bytes);
@@ -147,7 +152,7 @@ class TileProducts {
       if constexpr (kRows) Format::template MultiplyAdd<1, 3, 6>(tiles_);
       tiles_.template Zero<6>();
       if constexpr (kSteps) {
-        LoadMatrix<7, Fetching>(product, matrix + kStepGroups * product.group_stride);
+        LoadMatrix<7, Fetching>(product, matrix + kStepGroups * kMatrixGroupBytes);
         Format::template MultiplyAdd<0, 4, 7>(tiles_);
         if constexpr (kRows) Format::template MultiplyAdd<1, 5, 7>(tiles_);
         tiles_.template Zero<7>();
@@ -155,7 +160,7 @@ class TileProducts {
       tiles_.template Store<0>(out, out_bytes);
       if constexpr (kRows)
         tiles_.template Store<1>(out + kTileRows * product.out_stride, out_bytes);
-      matrix += product.vector_stride;
+      matrix += run.vector_stride;
       out += kLanes;
     }
     // Tiles of zeros take no register from what comes next.

@@ -21,20 +21,6 @@ Head RingHead(const KeyValueLayout& layout, PoolView ring, SlotId slot, int head
   return {layout, ring.slot<std::byte>(slot) + static_cast<size_t>(head) * layout.HeadBytes()};
 }
 
-template <typename Head>
-void SetKeyValues(const Head& current, const Head& previous, AttendTask& task) {
-  task.current_keys = current.keys;
-  task.current_values = current.values;
-  task.current_key_scales = current.key_scales;
-  task.current_value_scales = current.value_scales;
-  task.current_key_offsets = current.key_offsets;
-  task.previous_key_offsets = previous.key_offsets;
-  task.previous_keys = previous.keys;
-  task.previous_values = previous.values;
-  task.previous_key_scales = previous.key_scales;
-  task.previous_value_scales = previous.value_scales;
-}
-
 // The packed tokens of `row` from `first` on.
 Row TokensFrom(const Row& row, int first) {
   Row rest = row;
@@ -159,6 +145,9 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
     const int last_head = is_token ? std::min(heads, head + group_heads) : head + 1;
     size_t last = first + 1;
     while (last < segments.size() && !segments[last].begins_task) ++last;
+    // Before all, lest they stand in the way of what the processor sees coming.
+    for (int own = head; is_token && spec().include_self && own < last_head; ++own)
+      WriteToken<Head>(context, segments[first], own, k, v, ring);
     for (; head < last_head; ++head) {
       RunSegments<Head>(context, thread, segments.subspan(first, last - first), head,
                         /*next_head=*/head + 1 < last_head, q, k, v, ring, out);
@@ -186,6 +175,14 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
 }
 
 template <typename Head>
+void CpuAttention::WriteToken(const CpuContext& context, const Segment& token, int head,
+                              TensorView k, TensorView v, PoolView ring) const {
+  RingHead<Head>(RingLayout(context, spec()), ring, token.row.slot, head)
+      .Write(context.kernels(), token.offset,
+             RowsFrom(k, v, token.begin, int64_t{head} * spec().head_dim), 1);
+}
+
+template <typename Head>
 void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments,
                                int head, bool next_head, TensorView q, TensorView k, TensorView v,
                                PoolView ring, TensorView out) const {
@@ -203,19 +200,15 @@ void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const
     task.num_queries = segment.count;
     task.first_offset = segment.offset;
     task.previous_visible = PreviousVisible(segment.block);
-    SetKeyValues(current, previous, task);
+    current.SetBlocks(current, previous, task);
     current.AttendKernel(context.kernels())(task);
   };
 
   if (row.num_tokens() == 1) {
-    const auto write = [&] {
-      head_ring.Write(context.kernels(), segments[0].offset,
-                      RowsFrom(k, v, segments[0].begin, column), 1);
-    };
-    if (spec().include_self) write();
-    if (next_head) task.next_ring = static_cast<int64_t>(layout.HeadBytes());
+    if (next_head && context.kernels().fetches_next_ring)
+      task.next_ring = static_cast<int64_t>(layout.HeadBytes());
     attend(segments[0], head_ring, head_ring);
-    if (!spec().include_self) write();
+    if (!spec().include_self) WriteToken<Head>(context, segments[0], head, k, v, ring);
     return;
   }
 
@@ -333,9 +326,9 @@ void CpuAttention::RunPackedTyped(CpuContext& context, const PackedHeads& heads,
       task.num_queries = static_cast<int>(end - begin);
       task.first_offset = static_cast<int>(begin);
       task.previous_visible = PreviousVisible(block);
-      SetKeyValues(block_head(head, block),
-                   block == heads.first_block() ? ring_head(head) : block_head(head, block - 1),
-                   task);
+      Head::SetBlocks(block_head(head, block),
+                      block == heads.first_block() ? ring_head(head) : block_head(head, block - 1),
+                      task);
       Head::AttendKernel(context.kernels())(task);
     });
   });

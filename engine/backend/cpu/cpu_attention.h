@@ -58,6 +58,11 @@ class CpuAttention : public AttentionWeights {
   void RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v,
                 absl::Span<const Row> rows, PoolView ring, TensorView out,
                 absl::Span<const Segment> segments) const;
+  // Key and value of a single token's head to the ring.
+  template <typename Head>
+  void WriteToken(const CpuContext& context, const Segment& token, int head, TensorView k,
+                  TensorView v, PoolView ring) const;
+  // Of one head; of a single token, to the ring, after WriteToken if it sees itself.
   template <typename Head>
   void RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments, int head,
                    bool next_head, TensorView q, TensorView k, TensorView v, PoolView ring,

@@ -99,11 +99,7 @@ void CpuContextAttention::AttendTyped(CpuContext& context, TensorView q,
     const Head stored(layout,
                       const_cast<std::byte*>(use.context) + static_cast<size_t>(head) * head_bytes);
     AttendTask task = {};
-    task.current_keys = task.previous_keys = stored.keys;
-    task.current_values = task.previous_values = stored.values;
-    task.current_key_scales = stored.key_scales;
-    task.current_value_scales = stored.value_scales;
-    task.current_key_offsets = stored.key_offsets;
+    Head::SetBlocks(stored, stored, task);
     task.previous_visible = false;
     task.q = q.row<float>(use.begin) + column;
     task.q_stride = q.row_stride();

@@ -1,7 +1,7 @@
 // The layout of keys and values that every attention of the CPU backend shares: per head, keys in
 // tiles of sixteen, transposed, so that one vector holds sixteen scores; then values as rows padded
 // to whole vectors; with INT8 then a scale per key and one per value (int8.h). Where attention
-// multiplies pairs of BF16 or bytes: a pair ring or a byte ring (kernels.h).
+// multiplies pairs of BF16 or bytes: a pair ring or a byte ring (grouped_ring.h).
 //
 // Threads   Values; whoever holds a head's memory writes it, or tasks do that keep apart
 //           (cpu_packed_heads.h).
@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "engine/backend/cpu/cpu_context.h"
+#include "engine/backend/cpu/grouped_ring.h"
 #include "engine/backend/int8.h"
 #include "engine/base/check.h"
 #include "engine/tensor/dtype.h"
@@ -32,19 +33,23 @@ struct KeyValueLayout {
   KeyValueLayout(const CpuKernels& kernels, int64_t num_rows, int dim, DType kv_type)
       : rows(num_rows), head_dim(dim), type(kv_type), group(Group(kernels)) {}
 
-  int64_t KeyElements() const { return RoundUp(rows, kLanes) * ToSteps(head_dim); }
-  int64_t value_stride() const { return RoundUp(head_dim, kLanes); }
-  int64_t elements() const { return KeyElements() + ToSteps(rows) * value_stride(); }
-  int64_t scales() const { return RoundUp(rows, kLanes); }  // of the keys, and of the values
-
   size_t HeadBytes() const {
-    const auto numbers = static_cast<size_t>(elements()) * SizeOf(type);
+    if (group == 2) return static_cast<size_t>(PairRing(rows, head_dim).bytes());
+    if (group == 4) return static_cast<size_t>(ByteRing(rows, head_dim).bytes());
+    const size_t numbers = elements() * SizeOf(type);
     return type == DType::kI8 ? numbers + ScaleBytes() : numbers;
   }
   // Of what a prompt block reads: the same in groups, else float32.
   size_t CopyBytes() const {
-    return group > 1 ? HeadBytes() : static_cast<size_t>(elements()) * sizeof(float) + ScaleBytes();
+    return group > 1 ? HeadBytes() : elements() * sizeof(float) + ScaleBytes();
   }
+
+  // ---- Of a ring that is not one of groups ----
+
+  int64_t KeyElements() const { return RoundUp(rows, kLanes) * head_dim; }
+  int64_t value_stride() const { return RoundUp(head_dim, kLanes); }
+  size_t elements() const { return static_cast<size_t>(KeyElements() + rows * value_stride()); }
+  int64_t scales() const { return RoundUp(rows, kLanes); }  // of the keys, and of the values
 
  private:
   int Group(const CpuKernels& kernels) const {
@@ -53,17 +58,13 @@ struct KeyValueLayout {
     BST_CHECK(head_dim <= kMaxInt8Inputs, "a score of ", head_dim, " products is no int32");
     return 4;
   }
-  int64_t ToSteps(int64_t n) const { return group > 1 ? RoundUp(n, group * kStepGroups) : n; }
-  // With a byte ring's key offsets.
-  size_t ScaleBytes() const {
-    return static_cast<size_t>((group == 4 ? 3 : 2) * scales()) * sizeof(float);
-  }
+  size_t ScaleBytes() const { return 2 * static_cast<size_t>(scales()) * sizeof(float); }
 };
 
 // Of AttendTask::scores, for keys of this layout.
 inline size_t AttendScratchBytes(const KeyValueLayout& layout) {
-  if (layout.group == 2) return PairScratchBytes(layout.rows, layout.head_dim);
-  if (layout.group == 4) return ByteScratchBytes(layout.rows, layout.head_dim);
+  if (layout.group == 2) return PairScratchBytes(layout.head_dim);
+  if (layout.group == 4) return ByteScratchBytes(layout.head_dim);
   return static_cast<size_t>(kMaxQueries * RoundUp(layout.rows, kLanes)) * sizeof(float);
 }
 
@@ -85,7 +86,6 @@ struct HeadKeyValues {
   Number* values;       // [rows][value_stride]
   float* key_scales;    // [tiles * 16]; nullptr: no scales
   float* value_scales;  // likewise
-  int32_t* key_offsets = nullptr;
   int head_dim;
   int64_t value_stride;
 
@@ -101,6 +101,18 @@ struct HeadKeyValues {
     if constexpr (std::is_same_v<Number, int8_t>) return kernels.attend_int8;
     if constexpr (std::is_same_v<Number, BFloat16>) return kernels.attend_bf16;
     if constexpr (std::is_same_v<Number, float>) return kernels.attend_f32;
+  }
+  // Of the queries' own block, and of the block before.
+  static void SetBlocks(const HeadKeyValues& current, const HeadKeyValues& previous,
+                        AttendTask& task) {
+    task.current_keys = current.keys;
+    task.current_values = current.values;
+    task.current_key_scales = current.key_scales;
+    task.current_value_scales = current.value_scales;
+    task.previous_keys = previous.keys;
+    task.previous_values = previous.values;
+    task.previous_key_scales = previous.key_scales;
+    task.previous_value_scales = previous.value_scales;
   }
 
   // Rows [0, count) to `index` and on.
@@ -154,159 +166,140 @@ struct HeadKeyValues {
   static void Narrow(float x, BFloat16* out) { *out = ToBFloat16(x); }
 };
 
-// Indices [begin, end) of arrays with so many elements per index.
-template <typename T>
-void CopyRange(const T* from, T* to, int64_t begin, int64_t end, int64_t width) {
-  std::memcpy(to + begin * width, from + begin * width,
-              static_cast<size_t>((end - begin) * width) * sizeof(T));
-}
+// A head of a pair ring or of a byte ring, a copy of it, or a packed block.
+template <int kNumberBytes>
+class GroupedHead {
+ public:
+  using Copied = GroupedHead;
 
-// Ring indices [begin, end) of keys in tiles of sixteen whose groups are four bytes each, the first
-// `groups` of `all`, and of values in groups of kGroup indices: these alone, where CopyRange takes
-// whole tiles and groups.
-inline void CopyKeysExactly(const void* from, void* to, int64_t begin, int64_t end, int64_t groups,
-                            int64_t all) {
-  constexpr int64_t kGroupBytes = 4;
-  const auto* source = static_cast<const std::byte*>(from);
-  auto* target = static_cast<std::byte*>(to);
-  while (begin < end) {
-    const int64_t lane = begin % kLanes, count = std::min(kLanes - lane, end - begin);
-    const int64_t first = begin / kLanes * all * kLanes + lane;
-    if (count == kLanes) {
-      CopyRange(source, target, first, first + groups * kLanes, kGroupBytes);
-    } else {
-      for (int64_t at = first; at < first + groups * kLanes; at += kLanes)
-        CopyRange(source, target, at, at + count, kGroupBytes);
+  GroupedHead(const KeyValueLayout& layout, std::byte* base)
+      : base_(base),
+        rows_(layout.rows),
+        head_dim_(layout.head_dim),
+        ring_(layout.rows, layout.head_dim) {}
+
+  static auto AttendKernel(const CpuKernels& kernels) {
+    return kPairs ? kernels.attend_bf16 : kernels.attend_int8;
+  }
+  // As HeadKeyValues.
+  static void SetBlocks(const GroupedHead& current, const GroupedHead& previous, AttendTask& task) {
+    task.current_ring = current.base_;
+    task.previous_ring = previous.base_;
+  }
+
+  void Write(const CpuKernels& kernels, int64_t index, const KeyValueRows& rows,
+             int64_t count) const {
+    const auto write = kPairs ? kernels.write_pairs : kernels.write_bytes;
+    write({.k = rows.k,
+           .v = rows.v,
+           .k_stride = rows.k_stride,
+           .v_stride = rows.v_stride,
+           .count = static_cast<int>(count),
+           .first_index = static_cast<int>(index),
+           .window = static_cast<int>(rows_),
+           .head_dim = head_dim_,
+           .ring = base_});
+  }
+  // Whole tiles and groups: what they hold besides is finite, and overwritten or not seen.
+  void Copy(int64_t begin, int64_t end, const GroupedHead& from) const {
+    if (begin >= end) return;
+    ForEachChunk(RoundDown(begin, kLanes), RoundUp(end, kLanes), [&](int64_t first, int64_t last) {
+      CopyTiles(from, first / kLanes, (last - first) / kLanes);
+    });
+    ForEachChunk(RoundDown(begin, Ring::kGroup), RoundUp(end, Ring::kGroup),
+                 [&](int64_t first, int64_t last) { CopyValues(from, first, last); });
+  }
+  // These indices alone.
+  void CopyExactly(int64_t begin, int64_t end, const GroupedHead& from) const {
+    for (int64_t first = begin; first < end;) {
+      const int64_t last = std::min(end, RoundDown(first, kLanes) + kLanes);
+      if (last - first == kLanes) {
+        CopyBytes(from, ring_.Tile(first / kLanes), KeyBytes());
+        CopyBytes(from, ring_.Scales(first / kLanes), Ring::kScaleBytes);
+      } else {
+        for (int64_t index = first; index < last; ++index) CopyKey(from, index);
+      }
+      first = last;
     }
-    begin += count;
+    const int64_t whole = std::min(end, RoundUp(begin, Ring::kGroup));
+    const int64_t rest = std::max(whole, RoundDown(end, Ring::kGroup));
+    for (int64_t index = begin; index < whole; ++index) CopyValue(from, index);
+    ForEachChunk(whole, rest, [&](int64_t first, int64_t last) { CopyValues(from, first, last); });
+    for (int64_t index = rest; index < end; ++index) CopyValue(from, index);
   }
-}
-template <int kGroup, typename T>
-void CopyValuesExactly(const T* from, T* to, int64_t begin, int64_t end, int64_t width) {
-  const int64_t first = std::min(end, (begin + kGroup - 1) / kGroup * kGroup);
-  const int64_t last = std::max(first, end / kGroup * kGroup);
-  CopyRange(from, to, first, last, width);
-  const auto copy_one = [&](int64_t index) {
-    const int64_t base = index / kGroup * kGroup * width + index % kGroup;
-    for (int64_t c = 0; c < width; ++c) to[base + c * kGroup] = from[base + c * kGroup];
-  };
-  for (int64_t index = begin; index < first; ++index) copy_one(index);
-  for (int64_t index = last; index < end; ++index) copy_one(index);
-}
-
-// Those of a pair ring, copies of it, and packed blocks.
-struct HeadPairs {
-  using Copied = HeadPairs;
-
-  BFloat16* keys;    // [tiles][key_dims / 2][16][2]
-  BFloat16* values;  // [rows / 2][value_stride][2]
-  float* key_scales = nullptr;
-  float* value_scales = nullptr;
-  int32_t* key_offsets = nullptr;
-  int head_dim;
-  int64_t key_dims;
-  int64_t value_stride;
-
-  HeadPairs(const KeyValueLayout& layout, std::byte* base)
-      : keys(reinterpret_cast<BFloat16*>(base)),
-        values(keys + layout.KeyElements()),
-        head_dim(layout.head_dim),
-        key_dims(RoundUpInputs(layout.head_dim)),
-        value_stride(layout.value_stride()) {}
-
-  static auto AttendKernel(const CpuKernels& kernels) { return kernels.attend_bf16; }
-
-  void Write(const CpuKernels& kernels, int64_t index, const KeyValueRows& rows,
-             int64_t count) const {
-    kernels.write_pairs({.k = rows.k,
-                         .v = rows.v,
-                         .k_stride = rows.k_stride,
-                         .v_stride = rows.v_stride,
-                         .count = static_cast<int>(count),
-                         .head_dim = head_dim,
-                         .first_index = static_cast<int>(index),
-                         .keys = keys,
-                         .values = values});
-  }
-  // Whole tiles and pairs: what they hold besides is finite, and overwritten or not seen.
-  void Copy(int64_t begin, int64_t end, const HeadPairs& from) const {
-    if (begin >= end) return;
-    CopyRange(from.keys, keys, begin / kLanes * kLanes, RoundUp(end, kLanes), key_dims);
-    CopyRange(from.values, values, begin / 2 * 2, RoundUp(end, 2), value_stride);
-  }
-  void CopyExactly(int64_t begin, int64_t end, const HeadPairs& from) const {
-    CopyKeysExactly(from.keys, keys, begin, end, (head_dim + 1) / 2, key_dims / 2);
-    CopyValuesExactly<2>(from.values, values, begin, end, value_stride);
-  }
-  // The kernel multiplies values in whole steps: those beside [begin, end), with zero weights.
+  // Attention multiplies values in whole steps: those of pairs beside [begin, end), with zero
+  // weights, which silence any byte.
   void Pad(int64_t begin, int64_t end) const {
-    constexpr int64_t kStep = 2 * kStepGroups;
-    const auto clear_step_of = [&](int64_t index) {
-      std::fill_n(values + index / kStep * kStep * value_stride, kStep * value_stride, BFloat16{});
+    if constexpr (!kPairs) return;
+    for (const int64_t index : {begin, end}) {
+      if (index % Ring::kStep == 0) continue;
+      ForEachColumns(index, [&](int64_t columns) {
+        std::memset(base_ + ring_.Step(index / Ring::kStep) + columns, 0,
+                    kStepGroups * Ring::kVectorBytes);
+      });
+    }
+  }
+
+ private:
+  using Ring = GroupedRing<kNumberBytes>;
+  static constexpr bool kPairs = kNumberBytes == 2;
+
+  static int64_t RoundDown(int64_t n, int64_t step) { return n / step * step; }
+  // run(first, last) for the indices of [begin, end) that lie in each chunk.
+  template <typename Run>
+  static void ForEachChunk(int64_t begin, int64_t end, const Run& run) {
+    while (begin < end) {
+      const int64_t last = std::min(end, RoundDown(begin, kChunkIndices) + kChunkIndices);
+      run(begin, last);
+      begin = last;
+    }
+  }
+  // run(offset) for each sixteen columns of the values in the chunk of an index.
+  template <typename Run>
+  void ForEachColumns(int64_t index, const Run& run) const {
+    const int64_t stride = ring_.ValueStride(index / Ring::kStep);
+    for (int64_t v = 0; v < ring_.columns / kLanes; ++v) run(v * stride);
+  }
+  void CopyBytes(const GroupedHead& from, int64_t at, int64_t bytes) const {
+    std::memcpy(base_ + at, from.base_ + at, static_cast<size_t>(bytes));
+  }
+  // Of a tile, without padding.
+  int64_t KeyBytes() const { return RoundUp(head_dim_, Ring::kGroup) * kLanes * kNumberBytes; }
+  // Keys of tiles of one chunk, and what a byte ring keeps of their indices.
+  void CopyTiles(const GroupedHead& from, int64_t tile, int64_t num_tiles) const {
+    CopyBytes(from, ring_.Tile(tile), num_tiles * ring_.tile_bytes);
+    CopyBytes(from, ring_.Scales(tile), num_tiles * Ring::kScaleBytes);
+  }
+  // Whole groups of one chunk.
+  void CopyValues(const GroupedHead& from, int64_t first, int64_t last) const {
+    ForEachColumns(first, [&](int64_t columns) {
+      CopyBytes(from, ring_.Value(first) + columns,
+                (last - first) / Ring::kGroup * Ring::kVectorBytes);
+    });
+  }
+  void CopyKey(const GroupedHead& from, int64_t index) const {
+    const auto copy = [&](int64_t first, int64_t bytes) {  // of each vector four bytes are its own
+      for (int64_t at = 0; at < bytes; at += Ring::kVectorBytes)
+        CopyBytes(from, first + at, Ring::kGroupBytes);
     };
-    if (begin % kStep != 0) clear_step_of(begin);
-    if (end % kStep != 0) clear_step_of(end);
+    copy(ring_.Key(index), KeyBytes());
+    copy(ring_.Scales(index / kLanes) + index % kLanes * Ring::kGroupBytes, Ring::kScaleBytes);
   }
+  void CopyValue(const GroupedHead& from, int64_t index) const {
+    const int64_t first = ring_.Value(index) + index % Ring::kGroup * kNumberBytes;
+    ForEachColumns(index, [&](int64_t columns) {
+      for (int64_t c = 0; c < kLanes; ++c)
+        CopyBytes(from, first + columns + c * Ring::kGroupBytes, kNumberBytes);
+    });
+  }
+
+  std::byte* base_;
+  int64_t rows_;
+  int head_dim_;
+  Ring ring_;
 };
-
-// Those of a byte ring, copies of it, and packed blocks. Zero weights silence any byte: nothing
-// needs padding.
-struct HeadQuads {
-  using Copied = HeadQuads;
-
-  int8_t* keys;    // [tiles][key_dims / 4][16][4]
-  int8_t* values;  // [rows / 4][value_stride][4]
-  float* key_scales;
-  float* value_scales;
-  int32_t* key_offsets;
-  int head_dim;
-  int64_t key_dims;
-  int64_t value_stride;
-
-  HeadQuads(const KeyValueLayout& layout, std::byte* base)
-      : keys(reinterpret_cast<int8_t*>(base)),
-        values(keys + layout.KeyElements()),
-        key_scales(reinterpret_cast<float*>(keys + layout.elements())),
-        value_scales(key_scales + layout.scales()),
-        key_offsets(reinterpret_cast<int32_t*>(value_scales + layout.scales())),
-        head_dim(layout.head_dim),
-        key_dims(RoundUpInt8Inputs(layout.head_dim)),
-        value_stride(layout.value_stride()) {}
-
-  static auto AttendKernel(const CpuKernels& kernels) { return kernels.attend_int8; }
-
-  void Write(const CpuKernels& kernels, int64_t index, const KeyValueRows& rows,
-             int64_t count) const {
-    kernels.write_bytes({.k = rows.k,
-                         .v = rows.v,
-                         .k_stride = rows.k_stride,
-                         .v_stride = rows.v_stride,
-                         .count = static_cast<int>(count),
-                         .head_dim = head_dim,
-                         .first_index = static_cast<int>(index),
-                         .keys = keys,
-                         .values = values,
-                         .key_scales = key_scales,
-                         .value_scales = value_scales,
-                         .key_offsets = key_offsets});
-  }
-  void Copy(int64_t begin, int64_t end, const HeadQuads& from) const {
-    if (begin >= end) return;
-    CopyRange(from.keys, keys, begin / kLanes * kLanes, RoundUp(end, kLanes), key_dims);
-    CopyRange(from.values, values, begin / 4 * 4, RoundUp(end, 4), value_stride);
-    CopyRange(from.key_scales, key_scales, begin, end, 1);
-    CopyRange(from.value_scales, value_scales, begin, end, 1);
-    CopyRange(from.key_offsets, key_offsets, begin, end, 1);
-  }
-  void CopyExactly(int64_t begin, int64_t end, const HeadQuads& from) const {
-    CopyKeysExactly(from.keys, keys, begin, end, (head_dim + 3) / 4, key_dims / 4);
-    CopyValuesExactly<4>(from.values, values, begin, end, value_stride);
-    CopyRange(from.key_scales, key_scales, begin, end, 1);
-    CopyRange(from.value_scales, value_scales, begin, end, 1);
-    CopyRange(from.key_offsets, key_offsets, begin, end, 1);
-  }
-  void Pad(int64_t /*begin*/, int64_t /*end*/) const {}
-};
+using HeadPairs = GroupedHead<2>;
+using HeadQuads = GroupedHead<1>;
 
 // run<Head>() with what a head of this layout is.
 template <typename Run>

@@ -9,12 +9,8 @@
 //   ring          [H] x { keys [tiles][dh][16], values [W][dh padded to 16] }; tile j holds ring
 //                 indices 16 j .. 16 j + 15; INT8: then float32 scales of keys and of values, each
 //                 [tiles][16]
-//   pair ring     [H] x { keys [tiles][dh / 2][16][2], values [W / 2][dh][2] }: of BF16 where
-//                 attention multiplies pairs. Keys: along dh, padded to a multiple of 32; values:
-//                 along the ring, W padded to a multiple of 32, dh to one of 16
-//   byte ring     [H] x { keys [tiles][dh / 4][16][4], values [W / 4][dh][4], then scales of keys,
-//                 scales of values and 128 times the sums of keys' bytes, each [tiles][16] }: of
-//                 INT8 where attention multiplies bytes. Padded as a pair ring, to 64 for 32
+//   pair ring     [H] x keys and values of BF16 where attention multiplies pairs: grouped_ring.h
+//   byte ring     likewise of INT8 where it multiplies bytes
 //   ssm           [groups] x { d [16], modes [M][4][16] }: re, im of E and 2 B C (cpu_ssm.h) of the
 //                 group's sixteen features; state [groups][M][2][16]: re, im
 //   dplr          [groups] x { d [16], kappa [16], modes [M][10][16] }: re, im of E, B, P, q and
@@ -76,16 +72,16 @@ struct LinearTask {
 // Ring index j is read from `current` where it belongs to the query's own block, from `previous`
 // where it belongs to the block before; in decode both are the ring itself.
 struct AttendTask {
-  const void* current_keys;    // a head's of a ring, a pair ring or a byte ring: see above
-  const void* current_values;  // likewise; of a ring [W][value_stride]
+  const void* current_ring;  // a head of a pair ring or of a byte ring; else, of a ring:
+  const void* previous_ring;
+  const void* current_keys;
+  const void* current_values;  // [W][value_stride]
   const void* previous_keys;
   const void* previous_values;
   // INT8 (also of a float32 copy of it): what the keys' scores and the values' weights are
   // multiplied with; nullptr otherwise.
   const float* current_key_scales;
   const float* current_value_scales;
-  const int32_t* current_key_offsets;  // of a byte ring
-  const int32_t* previous_key_offsets;
   const float* previous_key_scales;
   const float* previous_value_scales;
   bool previous_visible;  // false: scope block, or nothing before the document
@@ -110,22 +106,23 @@ struct AttendTask {
   int64_t next_k_stride, next_v_stride;
   int num_next;
   // Of one query: the ring that this thread reads next lies so many bytes behind this one; 0: not
-  // known. Dot products of bytes and tiles of BF16 fetch it meanwhile.
+  // known. Where fetches_next_ring is set, dot products of bytes and tiles of BF16 fetch it
+  // meanwhile.
   int64_t next_ring;
   float* scores;  // scratch, [kMaxQueries][W padded to 16], or *ScratchBytes
 };
 inline constexpr int kMaxQueries = 6;  // that one pass over the keys serves
 
-// One key and value each of rows [0, count) to ring indices first_index .. of a pair ring's head.
-struct WritePairsTask {
+// One key and value each of rows [0, count) to indices first_index and behind of a head of a pair
+// ring or of a byte ring.
+struct WriteRingTask {
   const float* k;  // [count][stride]
   const float* v;
   int64_t k_stride, v_stride;
   int count;
-  int head_dim;
   int first_index;
-  BFloat16* keys;
-  BFloat16* values;
+  int window, head_dim;
+  void* ring;
 };
 
 // One feature group of one row, diagonal or DPLR.
@@ -201,21 +198,6 @@ inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
 // K of the packed INT8 layouts.
 inline int64_t RoundUpInt8Inputs(int64_t k) { return (k + 63) / 64 * 64; }
 
-// The same to a byte ring's head.
-struct WriteBytesTask {
-  const float* k;
-  const float* v;
-  int64_t k_stride, v_stride;
-  int count;
-  int head_dim;
-  int first_index;
-  int8_t* keys;
-  int8_t* values;
-  float* key_scales;
-  float* value_scales;
-  int32_t* key_offsets;
-};
-
 // Attention on pairs and on bytes (attention_pairs.inl, attention_bytes.inl) multiplies up to so
 // many rows with keys or values: as many queries, or two digits each of half as many.
 inline constexpr int kProductRows = 32;
@@ -225,35 +207,28 @@ inline constexpr int kChunkIndices = 128;
 // Steps along K, in groups of four bytes, that padding completes: what one AMX tile holds.
 inline constexpr int kStepGroups = 16;
 
-// Scores that attention on pairs and on bytes keeps: of a chunk for all rows; of the whole ring for
-// a few queries, whose rows are one tile.
+// Up to so many queries take their maxima one by one.
 inline constexpr int kFewQueries = 4;
-inline int64_t RingScoreStride(int64_t window) { return RoundUpInt8Inputs(window) + 16; }
-inline int64_t NumScores(int64_t window) {
-  return std::max<int64_t>(kProductRows * (kChunkIndices + 16), 16 * RingScoreStride(window));
-}
 
-// Numbers kept for each row and chunk: of one chunk for all rows, of all chunks for a few queries.
-inline int64_t NumFactors(int64_t window) {
-  return std::max<int64_t>(kProductRows, (window + kChunkIndices - 1) / kChunkIndices * 16);
-}
+// Scores that attention on pairs and on bytes keeps: of a chunk for all rows.
+inline constexpr int64_t kNumScores = kProductRows * (kChunkIndices + 16);
 
 // Scratch of attention on pairs for one head, 64-byte aligned: see PairScratch.
-inline size_t PairScratchBytes(int64_t window, int head_dim) {
+inline size_t PairScratchBytes(int head_dim) {
   const int64_t dims = RoundUpInputs(head_dim);
   // Scores, factors; scores of the step with the border, products, outputs, queries, weights of the
   // step with the border twice; the last values.
-  return static_cast<size_t>(4 * (NumScores(window) + NumFactors(window)) +
+  return static_cast<size_t>(4 * (kNumScores + kProductRows) +
                              kProductRows * (4 * (32 + 16) + 2 * 4 * dims + 2 * dims + 2 * 64) +
                              2 * 32 * dims);
 }
 
 // Likewise of attention on bytes: see ByteScratch.
-inline size_t ByteScratchBytes(int64_t window, int head_dim) {
+inline size_t ByteScratchBytes(int head_dim) {
   const int64_t dims = RoundUpInt8Inputs(head_dim);
   // Sums of scores, factors, steps; sums of scores of the tile with the border, sums of outputs,
   // outputs of half as many rows, digits of queries, digits of the step with the border twice.
-  return static_cast<size_t>(4 * (NumScores(window) + 2 * NumFactors(window)) +
+  return static_cast<size_t>(4 * (kNumScores + 2 * kProductRows) +
                              kProductRows * (4 * 16 + 4 * dims + 2 * dims + dims + 2 * 64));
 }
 
@@ -271,10 +246,11 @@ struct CpuKernels {
   void (*attend_f32)(const AttendTask& task);            // keys and values in float32
   void (*attend_bf16)(const AttendTask& task);           // in BF16
   // Where attend_bf16 multiplies pairs, of a pair ring; nullptr: where it does not.
-  void (*write_pairs)(const WritePairsTask& task);
+  void (*write_pairs)(const WriteRingTask& task);
   void (*attend_int8)(const AttendTask& task);  // in INT8
   // Where attend_int8 multiplies bytes, of a byte ring; nullptr: where it does not.
-  void (*write_bytes)(const WriteBytesTask& task);
+  void (*write_bytes)(const WriteRingTask& task);
+  bool fetches_next_ring;  // AttendTask::next_ring is of use
   // QuantizeSymmetric of int8.h; the second stores the integers as float32.
   float (*quantize_symmetric)(const float* x, int n, int8_t* q, int64_t stride);
   float (*quantize_symmetric_as_floats)(const float* x, int n, float* q, int64_t stride);

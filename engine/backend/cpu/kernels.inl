@@ -564,6 +564,7 @@ constexpr CpuKernels MakeKernels(void (*linear_int8)(const LinearTask&)) {
           .write_pairs = nullptr,
           .attend_int8 = AttendKernel<int8_t>,
           .write_bytes = nullptr,
+          .fetches_next_ring = false,
           .quantize_symmetric = QuantizeSymmetricKernel<int8_t>,
           .quantize_symmetric_as_floats = QuantizeSymmetricKernel<float>,
           .ssm = SsmKernel,

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "engine/backend/cpu/grouped_ring.h"
 #include "engine/backend/cpu/kernels.h"
 
 #pragma GCC push_options
@@ -92,6 +93,7 @@ constexpr CpuKernels MakeTileKernels() {
       MakeByteKernels(LinearTilesKernel<Int8Tiles, Tiles>, AttendBytesTilesKernel<Tiles>),
       LinearTilesKernel<Bf16Tiles, Tiles>, AttendPairsKernel<TileProducts<Bf16Tiles, Tiles>>);
   kernels.linear_takes_tiles = true;
+  kernels.fetches_next_ring = true;
   return kernels;
 }
 
