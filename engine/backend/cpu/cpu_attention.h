@@ -62,7 +62,7 @@ class CpuAttention : public AttentionWeights {
   template <typename Head>
   void WriteToken(const CpuContext& context, const Segment& token, int head, TensorView k,
                   TensorView v, PoolView ring) const;
-  // Of one head; of a single token, to the ring, after WriteToken if it sees itself.
+  // Of one head. A single token that sees itself is in the ring already.
   template <typename Head>
   void RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments, int head,
                    bool next_head, TensorView q, TensorView k, TensorView v, PoolView ring,
