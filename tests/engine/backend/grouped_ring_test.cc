@@ -116,7 +116,8 @@ class TwoHeads {
 
 constexpr struct {
   int64_t begin, end;
-} kRanges[] = {{0, 1}, {0, 200}, {3, 4}, {5, 131}, {16, 32}, {120, 136}, {127, 129}, {64, 200}, {7, 7}};
+} kRanges[] = {{0, 1},     {0, 200},   {3, 4},    {5, 131}, {16, 32},
+               {120, 136}, {127, 129}, {64, 200}, {7, 7}};
 
 TYPED_TEST(GroupedRingTest, ACopyHasAllOfItsIndices) {
   constexpr int kNumRows = 200, kHeadDim = 40;
@@ -155,8 +156,8 @@ TYPED_TEST(GroupedRingTest, PaddingSilencesTheStepsOfBothEnds) {
   heads.to().Pad(5, 150);
   for (int64_t index = 0; index < kNumRows; ++index) {
     const int64_t step = index / TypeParam::kStep;
-    const bool is_cleared = TypeParam::kGroup == 2 &&
-                            (step == 5 / TypeParam::kStep || step == 150 / TypeParam::kStep);
+    const bool is_cleared =
+        TypeParam::kGroup == 2 && (step == 5 / TypeParam::kStep || step == 150 / TypeParam::kStep);
     for (int64_t d = 0; d < kHeadDim; ++d) {
       const int64_t byte = ring.Value(index) + d / kLanes * ring.ValueStride(step) +
                            d % kLanes * TypeParam::kGroupBytes;
