@@ -18,7 +18,6 @@
 struct ByteScratch {
   static constexpr int kQueries = kProductRows / 2;
   static constexpr int64_t kStep = 4 * kStepGroups;  // ring indices
-  static constexpr int64_t kScoreStride = kChunkIndices + kLanes;
 
   explicit ByteScratch(const AttendTask& task)
       : dims(RoundUpInt8Inputs(task.head_dim)),
@@ -280,9 +279,7 @@ class ByteGroup {
         far_(far),
         ring_(task.window, task.head_dim),
         indices_(task, num_rows, kLanes),
-        softmax_(num_rows) {
-    softmax_.factors = scratch.factors;
-  }
+        softmax_(num_rows, scratch.factors) {}
 
   void Attend() {
     PackByteQueries(task_, scratch_, indices_.num_rows, query_scales_);
@@ -298,8 +295,6 @@ class ByteGroup {
 
  private:
   static constexpr int64_t kStep = ByteScratch::kStep;
-
-  static constexpr int64_t kScoreStride = ByteScratch::kScoreStride;
 
   void MakeScores(const Chunk& chunk) {
     if constexpr (Products::kFetchesAhead) FetchNextScales(chunk);

@@ -3,7 +3,8 @@
 template <typename Dot>
 class DotProducts {
  public:
-  static constexpr bool kFetchesAhead = std::is_same_v<typename Dot::Sum, __v16si>;  // bytes
+  static constexpr bool kBytes = std::is_same_v<typename Dot::Sum, __v16si>;
+  static constexpr bool kFetchesAhead = kBytes;
 
   explicit DotProducts(int /*rows*/) {}
 
@@ -12,8 +13,7 @@ class DotProducts {
  private:
   static constexpr int kRows = 8;  // of a register tile of two vectors
   // Integers may be added in any order.
-  static constexpr int kChains = kFetchesAhead ? 2 : 1;
-  static constexpr int kUnrolled = 2;
+  static constexpr int kChains = kBytes ? 2 : 1;
 
   // Rows [row, row + rows), Most of them at a time.
   template <int Most>
@@ -52,26 +52,26 @@ class DotProducts {
     }
     const ProductRun* run = product.runs;
     const ProductRun* const last = run + product.num_runs;
+    constexpr int kUnrolled = 2;
     do {
-      const char* rows = run->rows + row * run->row_stride;
-      const char* const below = rows + (NumRows - 1) * run->row_stride;
+      const int64_t row_stride = run->row_stride;
+      const char* rows = run->rows + row * row_stride;
       const char* const end = rows + 4 * run->groups;
-      const int64_t to_below = below - rows;
       const char* matrix = run->matrix + vector * run->vector_stride;
       do {
-#pragma GCC unroll 16
+#pragma GCC unroll 2
         for (int g = 0; g < kUnrolled; ++g) {
-          const char* from = matrix + g * kMatrixGroupBytes;
+          const char* from = matrix + g * kVectorBytes;
           if constexpr (kFetches) _mm_prefetch(from + product.ahead, _MM_HINT_T1);
           typename Dot::Weights b = Dot::LoadWeights(from);
           if constexpr (NumRows > 1) asm("" : "+v"(b));  // or each row loads it
           for (int r = 0; r < NumRows; ++r) {
-            const typename Dot::Inputs a = Dot::LoadInputs(rows + r * to_below + 4 * g);
+            const typename Dot::Inputs a = Dot::LoadInputs(rows + r * row_stride + 4 * g);
             sum[r][g % kChains] = Dot::MultiplyAdd(sum[r][g % kChains], a, b);
           }
         }
         rows += 4 * kUnrolled;
-        matrix += kUnrolled * kMatrixGroupBytes;
+        matrix += kUnrolled * kVectorBytes;
       } while (rows != end);
     } while (++run != last);
     for (int r = 0; r < NumRows; ++r) {
@@ -104,7 +104,7 @@ class DotProducts {
           for (int c = 0; c < Wide; ++c) sum[r][c] = Dot::MultiplyAdd(sum[r][c], a, b[c]);
         }
         rows += 4;
-        matrix += kMatrixGroupBytes;
+        matrix += kVectorBytes;
       } while (rows != end);
     } while (++run != last);
     for (int r = 0; r < NumRows; ++r) {

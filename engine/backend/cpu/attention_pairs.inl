@@ -23,7 +23,6 @@
 // Where things lie in AttendTask::scores. Strides are odd in cache lines, lest rows share sets.
 struct PairScratch {
   static constexpr int64_t kStep = 2 * kStepGroups;  // ring indices
-  static constexpr int64_t kScoreStride = kChunkIndices + kLanes;
   static constexpr int64_t kBorderStride = kStep + kLanes;
 
   explicit PairScratch(const AttendTask& task)
@@ -178,11 +177,10 @@ inline const void* LastValues(const PairScratch& scratch, const void* head, cons
   for (int64_t v = 0; v < ring.columns / kLanes; ++v) {
     const char* values =
         static_cast<const char*>(head) + ring.Step(step) + v * ring.ValueStride(step);
-    for (int64_t i = 0; i < kStepGroups; ++i, last += PairRing::kVectorBytes) {
+    for (int64_t i = 0; i < kStepGroups; ++i, last += kVectorBytes) {
       const auto seen = static_cast<unsigned>(std::clamp<int64_t>(rest - 2 * i, 0, 2));
       const __mmask32 mask = seen == 0 ? 0 : seen == 1 ? 0x55555555 : 0xffffffff;
-      _mm512_storeu_si512(last,
-                          _mm512_maskz_loadu_epi16(mask, values + i * PairRing::kVectorBytes));
+      _mm512_storeu_si512(last, _mm512_maskz_loadu_epi16(mask, values + i * kVectorBytes));
     }
   }
   return scratch.last_values;
@@ -200,8 +198,7 @@ class PairGroup {
         far_(far),
         ring_(task.window, task.head_dim),
         indices_(task, num_rows, kStep),
-        softmax_(num_rows) {
-    softmax_.factors = scratch.factors;
+        softmax_(num_rows, scratch.factors) {
     std::fill_n(softmax_.scales, kProductRows, task.scale);
     if (indices_.all_own && task.num_visible % kStep != 0)
       last_values_ = LastValues(scratch, task.current_ring, ring_, task.num_visible);
@@ -219,8 +216,6 @@ class PairGroup {
 
  private:
   static constexpr int64_t kStep = PairScratch::kStep;
-
-  static constexpr int64_t kScoreStride = PairScratch::kScoreStride;
 
   void MakeScores(const Chunk& chunk) {
     const int64_t first = chunk.first, own_end = indices_.OwnEnd(first, chunk.end);
@@ -259,7 +254,7 @@ class PairGroup {
       add_steps(task_.current_ring, 0, whole);
       if (whole < chunk.end_step)
         runs.Add(weights + (whole - chunk.first_step) * kStep, stride, last_values_,
-                 kStepGroups * PairRing::kVectorBytes, 1);
+                 kStepGroups * kVectorBytes, 1);
       return runs;
     }
     const int64_t border = task_.first_offset / kStep, border_stride = ValueRuns::kStepBytes;

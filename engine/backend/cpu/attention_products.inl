@@ -2,14 +2,11 @@
 // packed matrix. Both come in groups of four bytes along K: two BF16, summed
 // in float32, or four bytes, summed in int32.
 
-// Of sixteen outputs: a vector, or a row of a tile.
-inline constexpr int64_t kMatrixGroupBytes = 4 * kLanes;
-
 // One run along K: rows [kProductRows][groups] against the matrix.
 struct ProductRun {
   const char* rows;
   int64_t row_stride;  // bytes
-  const char* matrix;  // groups i of vector c at i * kMatrixGroupBytes + c * vector_stride
+  const char* matrix;  // group i of vector c at i * kVectorBytes + c * vector_stride
   int64_t vector_stride;
   int64_t groups;  // a multiple of kStepGroups, not 0
 };

@@ -39,7 +39,8 @@ inline V16 LargestOfRows(const V16* rows) {
 
 // Of a group of rows, of whose scores weights 2^(scale score - top) are made.
 struct Softmax {
-  explicit Softmax(int num_queries) : num_rows(num_queries) {
+  // chunk_factors [kProductRows]: of the chunk that Raise is called for.
+  Softmax(int num_queries, float* chunk_factors) : num_rows(num_queries), factors(chunk_factors) {
     const int used = few() ? num_rows : (num_rows + kLanes - 1) / kLanes * kLanes;
     for (int r = 0; r < used; ++r) {
       largest[r] = kLeast;
@@ -71,13 +72,14 @@ struct Softmax {
   // Less than any score. Finite, so that the factor of a row that sees nothing is one.
   static constexpr float kLeast = -1e38f;
 
-  bool few() const { return num_rows <= kFewQueries; }
+  // Whether rows are raised one by one: so few that it is less work than sixteen at once.
+  bool few() const { return num_rows <= 4; }
 
   int num_rows;
+  float* factors;
   float largest[kProductRows];
   float scales[kProductRows];
   float tops[kProductRows];
-  float* factors = nullptr;  // of the chunk that Raise is called for, [kProductRows]
   V16 maxima[kProductRows];  // of a chunk's scores, lane by lane; NaN scores need not show
   V16 sums[kProductRows];    // of weights, lane by lane
 

@@ -44,7 +44,7 @@ class TileProducts {
       const char* rows = run.rows;
       const char* matrix = run.matrix + vector * run.vector_stride;
       const char* const end = rows + 4 * run.groups;
-      for (; rows < end; rows += 4 * kStepGroups, matrix += kStepGroups * kMatrixGroupBytes)
+      for (; rows < end; rows += 4 * kStepGroups, matrix += kStepGroups * kVectorBytes)
         multiply(rows, run.row_stride, matrix, run.vector_stride);
     }
   }
@@ -55,10 +55,9 @@ class TileProducts {
   void LoadMatrix(const Product& product, const char* from) {
     if constexpr (Fetching) {
       const char* line = from + product.ahead;
-      for (int g = 0; g < kTileRows; ++g, line += kMatrixGroupBytes)
-        _mm_prefetch(line, _MM_HINT_T1);
+      for (int g = 0; g < kTileRows; ++g, line += kVectorBytes) _mm_prefetch(line, _MM_HINT_T1);
     }
-    tiles_.template Load<T>(from, kMatrixGroupBytes);
+    tiles_.template Load<T>(from, kVectorBytes);
   }
 
   template <int RowTiles, int Vectors, bool Fetching>
@@ -152,7 +151,7 @@ class TileProducts {
       if constexpr (kRows) Format::template MultiplyAdd<1, 3, 6>(tiles_);
       tiles_.template Zero<6>();
       if constexpr (kSteps) {
-        LoadMatrix<7, Fetching>(product, matrix + kStepGroups * kMatrixGroupBytes);
+        LoadMatrix<7, Fetching>(product, matrix + kStepGroups * kVectorBytes);
         Format::template MultiplyAdd<0, 4, 7>(tiles_);
         if constexpr (kRows) Format::template MultiplyAdd<1, 5, 7>(tiles_);
         tiles_.template Zero<7>();

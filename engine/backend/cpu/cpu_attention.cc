@@ -140,21 +140,26 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
     const auto first = static_cast<size_t>(index / heads);
     if (!segments[first].begins_task) return;
     const bool is_token = segments[first].row.num_tokens() == 1;
-    int head = index % heads;
+    const int head = index % heads;
     if (is_token && head % group_heads != 0) return;  // another task's
     const int last_head = is_token ? std::min(heads, head + group_heads) : head + 1;
     size_t last = first + 1;
     while (last < segments.size() && !segments[last].begins_task) ++last;
-    // Before all, lest they stand in the way of what the processor sees coming.
-    for (int own = head; is_token && spec().include_self && own < last_head; ++own)
-      WriteToken<Head>(context, segments[first], own, k, v, ring);
-    for (; head < last_head; ++head) {
-      RunSegments<Head>(context, thread, segments.subspan(first, last - first), head,
-                        /*next_head=*/head + 1 < last_head, q, k, v, ring, out);
+    // New keys and values before all or after all: what is touched between two heads stands in the
+    // way of what the processor sees coming.
+    const auto write_tokens = [&] {
+      for (int h = head; h < last_head; ++h)
+        WriteToken<Head>(context, segments[first], h, k, v, ring);
+    };
+    if (is_token && spec().include_self) write_tokens();
+    for (int h = head; h < last_head; ++h) {
+      RunSegments<Head>(context, thread, segments.subspan(first, last - first), h,
+                        /*next_head=*/h + 1 < last_head, q, k, v, ring, out);
     }
+    if (is_token && !spec().include_self) write_tokens();
   });
   // Only now that every block of a chunk has read the old ring may its last W tokens replace it.
-  // Single tokens did so on the way.
+  // Single tokens did so beside their heads.
   const bool chunks =
       std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.num_tokens() > 1; });
   if (!chunks) return;
@@ -200,7 +205,7 @@ void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const
     task.num_queries = segment.count;
     task.first_offset = segment.offset;
     task.previous_visible = PreviousVisible(segment.block);
-    current.SetBlocks(current, previous, task);
+    current.SetBlocks(previous, task);
     current.AttendKernel(context.kernels())(task);
   };
 
@@ -208,7 +213,6 @@ void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const
     if (next_head && context.kernels().fetches_next_ring)
       task.next_ring = static_cast<int64_t>(layout.HeadBytes());
     attend(segments[0], head_ring, head_ring);
-    if (!spec().include_self) WriteToken<Head>(context, segments[0], head, k, v, ring);
     return;
   }
 
@@ -326,9 +330,9 @@ void CpuAttention::RunPackedTyped(CpuContext& context, const PackedHeads& heads,
       task.num_queries = static_cast<int>(end - begin);
       task.first_offset = static_cast<int>(begin);
       task.previous_visible = PreviousVisible(block);
-      Head::SetBlocks(block_head(head, block),
-                      block == heads.first_block() ? ring_head(head) : block_head(head, block - 1),
-                      task);
+      block_head(head, block)
+          .SetBlocks(block == heads.first_block() ? ring_head(head) : block_head(head, block - 1),
+                     task);
       Head::AttendKernel(context.kernels())(task);
     });
   });

@@ -62,7 +62,7 @@ class CpuAttention : public AttentionWeights {
   template <typename Head>
   void WriteToken(const CpuContext& context, const Segment& token, int head, TensorView k,
                   TensorView v, PoolView ring) const;
-  // Of one head. A single token that sees itself is in the ring already.
+  // Of one head. A single token's WriteToken comes before if it sees itself, else afterwards.
   template <typename Head>
   void RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments, int head,
                    bool next_head, TensorView q, TensorView k, TensorView v, PoolView ring,

@@ -99,7 +99,7 @@ void CpuContextAttention::AttendTyped(CpuContext& context, TensorView q,
     const Head stored(layout,
                       const_cast<std::byte*>(use.context) + static_cast<size_t>(head) * head_bytes);
     AttendTask task = {};
-    Head::SetBlocks(stored, stored, task);
+    stored.SetBlocks(stored, task);
     task.previous_visible = false;
     task.q = q.row<float>(use.begin) + column;
     task.q_stride = q.row_stride();

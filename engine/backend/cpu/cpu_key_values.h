@@ -6,7 +6,7 @@
 // Threads   Values; whoever holds a head's memory writes it, or tasks do that keep apart
 //           (cpu_packed_heads.h).
 // Tested by tests/engine/backend/agreement_test.cc, context_attention_test.cc,
-//           projected_attention_test.cc
+//           projected_attention_test.cc, grouped_ring_test.cc
 #pragma once
 
 #include <algorithm>
@@ -102,13 +102,12 @@ struct HeadKeyValues {
     if constexpr (std::is_same_v<Number, BFloat16>) return kernels.attend_bf16;
     if constexpr (std::is_same_v<Number, float>) return kernels.attend_f32;
   }
-  // Of the queries' own block, and of the block before.
-  static void SetBlocks(const HeadKeyValues& current, const HeadKeyValues& previous,
-                        AttendTask& task) {
-    task.current_keys = current.keys;
-    task.current_values = current.values;
-    task.current_key_scales = current.key_scales;
-    task.current_value_scales = current.value_scales;
+  // This is the queries' own block, `previous` the block before.
+  void SetBlocks(const HeadKeyValues& previous, AttendTask& task) const {
+    task.current_keys = keys;
+    task.current_values = values;
+    task.current_key_scales = key_scales;
+    task.current_value_scales = value_scales;
     task.previous_keys = previous.keys;
     task.previous_values = previous.values;
     task.previous_key_scales = previous.key_scales;
@@ -182,8 +181,8 @@ class GroupedHead {
     return kPairs ? kernels.attend_bf16 : kernels.attend_int8;
   }
   // As HeadKeyValues.
-  static void SetBlocks(const GroupedHead& current, const GroupedHead& previous, AttendTask& task) {
-    task.current_ring = current.base_;
+  void SetBlocks(const GroupedHead& previous, AttendTask& task) const {
+    task.current_ring = base_;
     task.previous_ring = previous.base_;
   }
 
@@ -235,7 +234,7 @@ class GroupedHead {
       if (index % Ring::kStep == 0) continue;
       ForEachColumns(index, [&](int64_t columns) {
         std::memset(base_ + ring_.Step(index / Ring::kStep) + columns, 0,
-                    kStepGroups * Ring::kVectorBytes);
+                    kStepGroups * kVectorBytes);
       });
     }
   }
@@ -273,13 +272,12 @@ class GroupedHead {
   // Whole groups of one chunk.
   void CopyValues(const GroupedHead& from, int64_t first, int64_t last) const {
     ForEachColumns(first, [&](int64_t columns) {
-      CopyBytes(from, ring_.Value(first) + columns,
-                (last - first) / Ring::kGroup * Ring::kVectorBytes);
+      CopyBytes(from, ring_.Value(first) + columns, (last - first) / Ring::kGroup * kVectorBytes);
     });
   }
   void CopyKey(const GroupedHead& from, int64_t index) const {
     const auto copy = [&](int64_t first, int64_t bytes) {  // of each vector four bytes are its own
-      for (int64_t at = 0; at < bytes; at += Ring::kVectorBytes)
+      for (int64_t at = 0; at < bytes; at += kVectorBytes)
         CopyBytes(from, first + at, Ring::kGroupBytes);
     };
     copy(ring_.Key(index), KeyBytes());

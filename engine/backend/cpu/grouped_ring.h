@@ -2,8 +2,9 @@
 // bytes, two BF16 (a pair ring) or four INT8 (a byte ring).
 //
 //   head    [chunks], each of kChunkIndices ring indices, the last one of what is left
-//   chunk   { keys [tiles][dh / group][16][group], dh padded with zeros to a step; of bytes then
-//           scales [tiles]; values [dh / 16][indices / group][16][group], dh padded to 16 }
+//   chunk   { keys [tiles][dh / group][16][group], dh padded to a step, of pairs with zeros, of bytes
+//           with anything; of bytes then scales [tiles]; values [dh / 16][indices / group][16][group],
+//           dh padded to 16 }
 //   scales  { float32 of the keys, int32 sums of the keys' bytes times 128, float32 of the
 //           values }, [16] each
 //
@@ -11,8 +12,8 @@
 // and one line at a time: a head, and the heads behind it, are one stream that the processor sees
 // coming. README.md has what a decoding query gained by it.
 //
-// Ring indices are padded to whole steps, of kStepGroups groups. Offsets are in bytes from the
-// head's first.
+// Ring indices are padded to whole tiles, of values to whole steps, of kStepGroups groups. Offsets
+// are in bytes from the head's first.
 //
 // Threads   A value.
 // Tested by tests/engine/backend/grouped_ring_test.cc, agreement_test.cc
@@ -26,17 +27,22 @@
 
 namespace bst {
 
+// Of the keys or values of sixteen indices or columns, a group each.
+inline constexpr int64_t kVectorBytes = 4 * kLanes;
+
 template <int kNumberBytes>
 struct GroupedRing {
   static constexpr int64_t kGroupBytes = 4;
   static constexpr int64_t kGroup = kGroupBytes / kNumberBytes;  // numbers side by side
-  static constexpr int64_t kVectorBytes = kLanes * kGroupBytes;  // sixteen groups
   static constexpr int64_t kStep = kGroup * kStepGroups;         // ring indices
   static constexpr int64_t kScaleBytes = kNumberBytes == 1 ? 3 * kVectorBytes : 0;  // of a tile
 
+  static_assert(kChunkIndices % kStep == 0 && kStep % kLanes == 0);
+
   // REQUIRES: num_rows >= 1.
   GroupedRing(int64_t num_rows, int64_t head_dim)
-      : rows((num_rows + kStep - 1) / kStep * kStep),
+      : key_rows((num_rows + kLanes - 1) / kLanes * kLanes),
+        value_rows((num_rows + kStep - 1) / kStep * kStep),
         dims((head_dim + kStep - 1) / kStep * kStep),
         columns((head_dim + kLanes - 1) / kLanes * kLanes),
         tile_bytes(kLanes * dims * kNumberBytes) {}
@@ -56,7 +62,7 @@ struct GroupedRing {
     return ValuesOf(step * kStep) + step * kStep % kChunkIndices / kGroup * kVectorBytes;
   }
   int64_t ValueStride(int64_t step) const {
-    return ChunkRows(step * kStep) / kGroup * kVectorBytes;
+    return ChunkRows(value_rows, step * kStep) / kGroup * kVectorBytes;
   }
 
   // Group 0 of key `index`; the others lie kVectorBytes apart.
@@ -66,30 +72,32 @@ struct GroupedRing {
     return Step(index / kStep) + index % kStep / kGroup * kVectorBytes;
   }
 
-  int64_t bytes() const { return BytesBefore(rows); }
+  int64_t bytes() const { return KeyBytes(key_rows) + ValueBytes(value_rows); }
 
-  int64_t rows;        // the ring's indices, padded
+  int64_t key_rows;    // the ring's indices, padded
+  int64_t value_rows;  // likewise
   int64_t dims;        // of a key, padded
   int64_t columns;     // of a value, padded
   int64_t tile_bytes;  // of keys
 
  private:
+  // With scales.
+  int64_t KeyBytes(int64_t indices) const { return indices / kLanes * (tile_bytes + kScaleBytes); }
+  int64_t ValueBytes(int64_t indices) const { return indices * columns * kNumberBytes; }
+  // Of all `rows`, those in the chunk of an index.
+  static int64_t ChunkRows(int64_t rows, int64_t index) {
+    return std::min<int64_t>(kChunkIndices, rows - index / kChunkIndices * kChunkIndices);
+  }
   // Where the chunk of an index begins, its scales and its values.
   int64_t ChunkOf(int64_t index) const {
-    return BytesBefore(index / kChunkIndices * kChunkIndices);
+    const int64_t before = index / kChunkIndices * kChunkIndices;
+    return KeyBytes(before) + ValueBytes(before);
   }
   int64_t ScalesOf(int64_t index) const {
-    return ChunkOf(index) + ChunkRows(index) / kLanes * tile_bytes;
+    return ChunkOf(index) + ChunkRows(key_rows, index) / kLanes * tile_bytes;
   }
   int64_t ValuesOf(int64_t index) const {
-    return ScalesOf(index) + ChunkRows(index) / kLanes * kScaleBytes;
-  }
-  // Of so many indices in whole chunks, or of all.
-  int64_t BytesBefore(int64_t indices) const {
-    return indices / kLanes * (tile_bytes + kScaleBytes) + indices * columns * kNumberBytes;
-  }
-  int64_t ChunkRows(int64_t index) const {
-    return std::min<int64_t>(kChunkIndices, rows - index / kChunkIndices * kChunkIndices);
+    return ChunkOf(index) + KeyBytes(ChunkRows(key_rows, index));
   }
 };
 

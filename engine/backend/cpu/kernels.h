@@ -28,7 +28,6 @@
 // Tested by tests/engine/backend/agreement_test.cc, inner_loops_test.py, avx2_counts_test.py
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -201,17 +200,15 @@ inline int64_t RoundUpInt8Inputs(int64_t k) { return (k + 63) / 64 * 64; }
 // Attention on pairs and on bytes (attention_pairs.inl, attention_bytes.inl) multiplies up to so
 // many rows with keys or values: as many queries, or two digits each of half as many.
 inline constexpr int kProductRows = 32;
-// Its softmax takes so many ring indices at a time: scores and weights stay in the first-level
-// cache.
+// So many ring indices go together: in the ring (grouped_ring.h), and in the softmax, whose scores
+// and weights stay in the first-level cache.
 inline constexpr int kChunkIndices = 128;
 // Steps along K, in groups of four bytes, that padding completes: what one AMX tile holds.
 inline constexpr int kStepGroups = 16;
 
-// Up to so many queries take their maxima one by one.
-inline constexpr int kFewQueries = 4;
-
-// Scores that attention on pairs and on bytes keeps: of a chunk for all rows.
-inline constexpr int64_t kNumScores = kProductRows * (kChunkIndices + 16);
+// Scores that both keep: of a chunk for all rows, whose stride is odd in cache lines.
+inline constexpr int64_t kScoreStride = kChunkIndices + 16;
+inline constexpr int64_t kNumScores = kProductRows * kScoreStride;
 
 // Scratch of attention on pairs for one head, 64-byte aligned: see PairScratch.
 inline size_t PairScratchBytes(int head_dim) {

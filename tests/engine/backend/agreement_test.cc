@@ -717,14 +717,17 @@ TEST_P(AgreementTest, AttentionBitsDoNotDependOnCuts) {
 // it, by their weights of zero. It reaches its own column alone; the numbers of an INT8 value share
 // a scale.
 TEST_P(AgreementTest, AttentionKeepsWhatIsNotFiniteToItself) {
-  constexpr int kWindow = 70, kPosition = 75, kColumn = 5, kChunk = 100, kStep = 32;
-  const std::vector<int> lengths = {kChunk, 1, 1, 1, 2 * kWindow};
+  constexpr int kColumn = 5, kStep = 32;
+  // Head widths and windows; the last is of two chunks (grouped_ring.h).
+  const std::vector<std::pair<int, int>> shapes = {{24, 70}, {48, 70}, {80, 70}, {48, 170}};
   for (const DType type : Types()) {
-    for (const int head_dim : {24, 48, 80}) {
-      if (kSanitized && head_dim != 48) continue;
+    for (const auto& [head_dim, window] : shapes) {
+      if (kSanitized && (head_dim != 48 || window != 70)) continue;
+      const int bad = window + 5;
+      const std::vector<int> lengths = {window + 30, 1, 1, 1, 2 * window};
       AttentionProblem problem = {.spec = {.num_heads = 2,
                                            .head_dim = head_dim,
-                                           .window = kWindow,
+                                           .window = window,
                                            .include_self = true,
                                            .kv_type = type},
                                   .scale = {0.2f, 0.3f},
@@ -736,7 +739,7 @@ TEST_P(AgreementTest, AttentionKeepsWhatIsNotFiniteToItself) {
         Matrix got =
             AttendDocuments(*tested_, problem, lengths,
                             [&](Matrix& k, Matrix& v) {  // an infinite key may weigh nothing
-                              (is_key ? k : v).at(kPosition, kColumn) =
+                              (is_key ? k : v).at(bad, kColumn) =
                                   is_key ? std::nanf("") : std::numeric_limits<float>::infinity();
                             });
         const int64_t more = !is_key && type == DType::kBF16 ? kStep - 1 : 0;
@@ -744,16 +747,17 @@ TEST_P(AgreementTest, AttentionKeepsWhatIsNotFiniteToItself) {
         for (const int length : lengths) {
           for (int document = 0; document < 2; ++document) {
             for (int i = 0; i < length; ++i, ++row) {
-              const int64_t distance = position + i - kPosition;
-              const bool sees = document == 0 && 0 <= distance && distance < kWindow;
-              const bool may_meet = document == 0 && -more <= distance && distance < kWindow + more;
+              const int64_t distance = position + i - bad;
+              const bool sees = document == 0 && 0 <= distance && distance < window;
+              const bool may_meet = document == 0 && -more <= distance && distance < window + more;
               for (int64_t c = 0; c < problem.width(); ++c) {
                 const bool is_same =
                     std::memcmp(&got.at(row, c), &expected.at(row, c), sizeof(float)) == 0;
                 const bool is_its = c < head_dim && (is_key || type == DType::kI8 || c == kColumn);
-                const std::string what = absl::StrCat(
-                    std::string(Name(type)), is_key ? " key" : " value", ", head_dim ", head_dim,
-                    ", document ", document, ", position ", position + i, ", column ", c);
+                const std::string what =
+                    absl::StrCat(std::string(Name(type)), is_key ? " key" : " value", ", head_dim ",
+                                 head_dim, ", W ", window, ", document ", document, ", position ",
+                                 position + i, ", column ", c);
                 if (sees && is_its) {
                   ASSERT_FALSE(std::isfinite(got.at(row, c))) << what;
                 } else if (!may_meet || !is_its) {

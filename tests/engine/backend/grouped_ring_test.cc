@@ -29,17 +29,18 @@ TYPED_TEST(GroupedRingTest, AttentionReadsMemoryInOrder) {
     for (const int64_t head_dim : kHeadDims) {
       const Ring ring(num_rows, head_dim);
       int64_t at = 0;
-      for (int64_t first = 0; first < ring.rows; first += kChunkIndices) {
-        const int64_t end = std::min<int64_t>(ring.rows, first + kChunkIndices);
+      for (int64_t first = 0; first < num_rows; first += kChunkIndices) {
+        const int64_t end = std::min<int64_t>(ring.key_rows, first + kChunkIndices);
+        const int64_t values_end = std::min<int64_t>(ring.value_rows, first + kChunkIndices);
         for (int64_t tile = first / kLanes; tile < end / kLanes; ++tile, at += ring.tile_bytes)
           ASSERT_EQ(ring.Tile(tile), at) << num_rows << " x " << head_dim << ", tile " << tile;
         for (int64_t tile = first / kLanes; tile < end / kLanes; ++tile, at += Ring::kScaleBytes)
           ASSERT_EQ(ring.Scales(tile), at) << num_rows << " x " << head_dim << ", tile " << tile;
         for (int64_t column = 0; column < ring.columns; column += kLanes) {
-          for (int64_t step = first / Ring::kStep; step < end / Ring::kStep; ++step) {
+          for (int64_t step = first / Ring::kStep; step < values_end / Ring::kStep; ++step) {
             ASSERT_EQ(ring.Step(step) + column / kLanes * ring.ValueStride(step), at)
                 << num_rows << " x " << head_dim << ", step " << step << ", column " << column;
-            at += kStepGroups * Ring::kVectorBytes;
+            at += kStepGroups * kVectorBytes;
           }
         }
       }
@@ -48,24 +49,31 @@ TYPED_TEST(GroupedRingTest, AttentionReadsMemoryInOrder) {
   }
 }
 
-// Where the numbers of one index lie, as offsets of bytes.
+// Where the numbers of one index lie, as offsets of bytes: its value's; all.
+template <typename Ring>
+std::vector<int64_t> ValueBytesOf(const Ring& ring, int64_t index, int64_t head_dim) {
+  constexpr int64_t kNumberBytes = Ring::kGroupBytes / Ring::kGroup;
+  std::vector<int64_t> bytes;
+  for (int64_t d = 0; d < head_dim; ++d) {
+    const int64_t first = ring.Value(index) + d / kLanes * ring.ValueStride(index / Ring::kStep) +
+                          d % kLanes * Ring::kGroupBytes + index % Ring::kGroup * kNumberBytes;
+    for (int64_t i = 0; i < kNumberBytes; ++i) bytes.push_back(first + i);
+  }
+  return bytes;
+}
 template <typename Ring>
 std::vector<int64_t> BytesOf(const Ring& ring, int64_t index, int64_t head_dim) {
   constexpr int64_t kNumberBytes = Ring::kGroupBytes / Ring::kGroup;
-  std::vector<int64_t> bytes;
-  const auto add = [&](int64_t first, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) bytes.push_back(first + i);
-  };
+  std::vector<int64_t> bytes = ValueBytesOf(ring, index, head_dim);
   for (int64_t d = 0; d < head_dim; ++d) {
-    add(ring.Key(index) + d / Ring::kGroup * Ring::kVectorBytes + d % Ring::kGroup * kNumberBytes,
-        kNumberBytes);
-    add(ring.Value(index) + d / kLanes * ring.ValueStride(index / Ring::kStep) +
-            d % kLanes * Ring::kGroupBytes + index % Ring::kGroup * kNumberBytes,
-        kNumberBytes);
+    const int64_t first =
+        ring.Key(index) + d / Ring::kGroup * kVectorBytes + d % Ring::kGroup * kNumberBytes;
+    for (int64_t i = 0; i < kNumberBytes; ++i) bytes.push_back(first + i);
   }
-  for (int64_t scale = 0; scale < Ring::kScaleBytes; scale += Ring::kVectorBytes)
-    add(ring.Scales(index / kLanes) + scale + index % kLanes * Ring::kGroupBytes,
-        Ring::kGroupBytes);
+  for (int64_t scale = 0; scale < Ring::kScaleBytes; scale += kVectorBytes) {
+    const int64_t first = ring.Scales(index / kLanes) + scale + index % kLanes * Ring::kGroupBytes;
+    for (int64_t i = 0; i < Ring::kGroupBytes; ++i) bytes.push_back(first + i);
+  }
   return bytes;
 }
 
@@ -128,6 +136,10 @@ TYPED_TEST(GroupedRingTest, ACopyHasAllOfItsIndices) {
     for (int64_t index = begin; index < end; ++index) {
       for (const int64_t byte : BytesOf(ring, index, kHeadDim))
         ASSERT_TRUE(heads.IsCopied(byte)) << begin << " to " << end << ", index " << index;
+      // What pads a pair ring's keys meets zeros, which do not silence NaN.
+      const int64_t tile = ring.Tile(index / kLanes);
+      for (int64_t byte = tile; byte < tile + ring.tile_bytes; ++byte)
+        ASSERT_TRUE(heads.IsCopied(byte)) << begin << " to " << end << ", index " << index;
     }
   }
 }
@@ -158,11 +170,8 @@ TYPED_TEST(GroupedRingTest, PaddingSilencesTheStepsOfBothEnds) {
     const int64_t step = index / TypeParam::kStep;
     const bool is_cleared =
         TypeParam::kGroup == 2 && (step == 5 / TypeParam::kStep || step == 150 / TypeParam::kStep);
-    for (int64_t d = 0; d < kHeadDim; ++d) {
-      const int64_t byte = ring.Value(index) + d / kLanes * ring.ValueStride(step) +
-                           d % kLanes * TypeParam::kGroupBytes;
+    for (const int64_t byte : ValueBytesOf(ring, index, kHeadDim))
       ASSERT_TRUE(is_cleared ? heads.IsZero(byte) : heads.IsUntouched(byte)) << "index " << index;
-    }
   }
 }
 
