@@ -2,9 +2,9 @@
 // bytes, two BF16 (a pair ring) or four INT8 (a byte ring).
 //
 //   head    [chunks], each of kChunkIndices ring indices, the last one of what is left
-//   chunk   { keys [tiles][dh / group][16][group], dh padded to a step, of pairs with zeros, of bytes
-//           with anything; of bytes then scales [tiles]; values [dh / 16][indices / group][16][group],
-//           dh padded to 16 }
+//   chunk   { keys [tiles][dh / group][16][group], dh padded to a step, of pairs with zeros, of
+//           bytes with anything; of bytes then scales [tiles]; values
+//           [dh / 16][indices / group][16][group], dh padded to 16 }
 //   scales  { float32 of the keys, int32 sums of the keys' bytes times 128, float32 of the
 //           values }, [16] each
 //
