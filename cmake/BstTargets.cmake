@@ -68,10 +68,12 @@ function(bst_binary)
   target_link_libraries(${ARG_NAME} PRIVATE bst_flags ${ARG_DEPS})
 endfunction()
 
-# bst_test(NAME target SRCS x_test.cc DEPS targets ... [LABELS ...]): a GoogleTest binary and its
-# one ctest entry. Tests run in the source root so that they find tests/golden and models/.
+# bst_test(NAME target SRCS x_test.cc DEPS targets ... [LABELS ...] [COST n]): a GoogleTest binary and
+# its one ctest entry. Tests run in the source root so that they find tests/golden and models/. COST:
+# of the longest, their minutes under ThreadSanitizer; ctest starts them first, lest one runs alone at
+# the end.
 function(bst_test)
-  cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "NAME;COST" "SRCS;DEPS;LABELS" ${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
   if(BST_SANITIZE STREQUAL "address")  # GoogleTest's macros are slow to compile; what is tested has all checks.
     set_source_files_properties(${ARG_SRCS} PROPERTIES COMPILE_OPTIONS "-O0;-fno-sanitize=undefined")
@@ -79,6 +81,9 @@ function(bst_test)
   target_link_libraries(${ARG_NAME} PRIVATE bst_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   bst_unit_test(${ARG_NAME} ${ARG_LABELS})
+  if(ARG_COST)
+    set_tests_properties(${ARG_NAME} PROPERTIES COST ${ARG_COST})
+  endif()
 endfunction()
 
 # bst_unit_test(name [labels ...]): what every ctest entry has that the sanitizer builds run too.

@@ -341,7 +341,8 @@ TEST(ModelDeathTest, LogitsAreOfWantedTokens) {
   EXPECT_DEATH(forward({4}), "not some in order");
 }
 
-// Under a sanitizer the types take turns over the variants and backends.
+// Under a sanitizer the types take turns over the variants and backends; the reference, which has
+// no threads and takes as long as four others, has a third of the variants, those of every type.
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   std::vector<std::string> backends = CpuBackendNames();
@@ -351,7 +352,10 @@ std::vector<Case> Cases() {
   for (const Variant& variant : kVariants) {
     for (const std::string& backend : backends) {
       if (kSanitized) {
-        cases.push_back({variant, backend, types[turn++ % types.size()]});
+        const DType type = types[turn++ % types.size()];
+        const auto index = &variant - kVariants;
+        const bool is_left_out = backend == "reference" && index % 3 != index / 3 % 3;
+        if (!is_left_out) cases.push_back({variant, backend, type});
         continue;
       }
       for (const DType type : types) cases.push_back({variant, backend, type});
