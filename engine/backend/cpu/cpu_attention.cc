@@ -136,6 +136,7 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
   const int most =
       std::clamp(heads_of_all / (kTasksOfThread * context.pool().num_threads()), 1, heads);
   const int groups = (heads + most - 1) / most, group_heads = (heads + groups - 1) / groups;
+  const KeyValueLayout layout = RingLayout(context, spec());
   context.pool().Run(heads_of_all, [&](int index, int thread) {
     const auto first = static_cast<size_t>(index / heads);
     if (!segments[first].begins_task) return;
@@ -147,23 +148,26 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
     while (last < segments.size() && !segments[last].begins_task) ++last;
     // New keys and values before all or after all: what is touched between two heads stands in the
     // way of what the processor sees coming.
-    const auto write_tokens = [&] {
-      for (int h = head; h < last_head; ++h)
-        WriteToken<Head>(context, segments[first], h, k, v, ring);
+    const auto write_token = [&] {
+      const Segment& token = segments[first];
+      for (int h = head; h < last_head; ++h) {
+        RingHead<Head>(layout, ring, token.row.slot, h)
+            .Write(context.kernels(), token.offset,
+                   RowsFrom(k, v, token.begin, int64_t{h} * spec().head_dim), 1);
+      }
     };
-    if (is_token && spec().include_self) write_tokens();
+    if (is_token && spec().include_self) write_token();
     for (int h = head; h < last_head; ++h) {
-      RunSegments<Head>(context, thread, segments.subspan(first, last - first), h,
+      RunSegments<Head>(context, thread, layout, segments.subspan(first, last - first), h,
                         /*next_head=*/h + 1 < last_head, q, k, v, ring, out);
     }
-    if (is_token && !spec().include_self) write_tokens();
+    if (is_token && !spec().include_self) write_token();
   });
   // Only now that every block of a chunk has read the old ring may its last W tokens replace it.
   // Single tokens did so beside their heads.
   const bool chunks =
       std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.num_tokens() > 1; });
   if (!chunks) return;
-  const KeyValueLayout layout = RingLayout(context, spec());
   context.pool().Run(static_cast<int>(rows.size()) * heads, [&](int index, int) {
     const Row& row = rows[static_cast<size_t>(index / heads)];
     if (row.num_tokens() == 1) return;
@@ -180,20 +184,12 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
 }
 
 template <typename Head>
-void CpuAttention::WriteToken(const CpuContext& context, const Segment& token, int head,
-                              TensorView k, TensorView v, PoolView ring) const {
-  RingHead<Head>(RingLayout(context, spec()), ring, token.row.slot, head)
-      .Write(context.kernels(), token.offset,
-             RowsFrom(k, v, token.begin, int64_t{head} * spec().head_dim), 1);
-}
-
-template <typename Head>
-void CpuAttention::RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments,
-                               int head, bool next_head, TensorView q, TensorView k, TensorView v,
-                               PoolView ring, TensorView out) const {
+void CpuAttention::RunSegments(CpuContext& context, int thread, const KeyValueLayout& layout,
+                               absl::Span<const Segment> segments, int head, bool next_head,
+                               TensorView q, TensorView k, TensorView v, PoolView ring,
+                               TensorView out) const {
   const int64_t column = int64_t{head} * spec().head_dim;
   const Row& row = segments[0].row;
-  const KeyValueLayout layout = RingLayout(context, spec());
   const Head head_ring = RingHead<Head>(layout, ring, row.slot, head);
   float* scores = context.scratch(thread);
   AttendTask task = HeadTask(head, scores);

@@ -58,15 +58,12 @@ class CpuAttention : public AttentionWeights {
   void RunTyped(CpuContext& context, TensorView q, TensorView k, TensorView v,
                 absl::Span<const Row> rows, PoolView ring, TensorView out,
                 absl::Span<const Segment> segments) const;
-  // Key and value of a single token's head to the ring.
+  // Of one head. A single token's own key and value come to the ring outside: before, if it sees
+  // itself, else afterwards.
   template <typename Head>
-  void WriteToken(const CpuContext& context, const Segment& token, int head, TensorView k,
-                  TensorView v, PoolView ring) const;
-  // Of one head. A single token's WriteToken comes before if it sees itself, else afterwards.
-  template <typename Head>
-  void RunSegments(CpuContext& context, int thread, absl::Span<const Segment> segments, int head,
-                   bool next_head, TensorView q, TensorView k, TensorView v, PoolView ring,
-                   TensorView out) const;
+  void RunSegments(CpuContext& context, int thread, const KeyValueLayout& layout,
+                   absl::Span<const Segment> segments, int head, bool next_head, TensorView q,
+                   TensorView k, TensorView v, PoolView ring, TensorView out) const;
   template <typename Head>
   void StartPackedTyped(CpuContext& context, const PackedHeads& heads, PoolView ring) const;
   template <typename Head>
