@@ -70,7 +70,7 @@ endfunction()
 
 # bst_test(NAME target SRCS x_test.cc DEPS targets ... [LABELS ...] [COST n]): a GoogleTest binary and
 # its one ctest entry. Tests run in the source root so that they find tests/golden and models/. COST:
-# of the longest, their minutes under ThreadSanitizer; ctest starts them first, lest one runs alone at
+# of the longest, their seconds under ThreadSanitizer; ctest starts them first, lest one runs alone at
 # the end.
 function(bst_test)
   cmake_parse_arguments(ARG "" "NAME;COST" "SRCS;DEPS;LABELS" ${ARGN})
