@@ -17,7 +17,7 @@
 // them. Strides are odd in cache lines.
 struct ByteScratch {
   static constexpr int kQueries = kProductRows / 2;
-  static constexpr int64_t kStep = 4 * kStepGroups;  // ring indices
+  static constexpr int64_t kStep = ByteRing::kStep;
 
   explicit ByteScratch(const AttendTask& task)
       : dims(RoundUpInt8Inputs(task.head_dim)),
@@ -122,7 +122,7 @@ inline V16 ValueScales(const char* scales) {
 template <typename Products>
 inline void ByteScores(Products& products, const ByteScratch& scratch, int num_rows,
                        const void* head, const ByteRing& ring, int64_t first, int64_t end,
-                       int64_t ahead, float* out, int64_t out_stride) {
+                       int64_t next_ring, float* out, int64_t out_stride) {
   if (first >= end) return;
   const ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
                           .row_stride = scratch.dims,
@@ -135,7 +135,7 @@ inline void ByteScores(Products& products, const ByteScratch& scratch, int num_r
                      .num_vectors = static_cast<int>(end - first),
                      .out = out,
                      .out_stride = out_stride,
-                     .ahead = ahead});
+                     .ahead = next_ring});
   for (int r = 0; r < num_rows; ++r) {
     float* scores = out + 2 * r * out_stride;
     const float* low = scores + out_stride;
@@ -299,12 +299,12 @@ class ByteGroup {
   void MakeScores(const Chunk& chunk) {
     if constexpr (Products::kFetchesAhead) FetchNextScales(chunk);
     const int64_t first = chunk.first, own_end = indices_.OwnEnd(first, chunk.end);
-    MakeScores(task_.current_ring, first, own_end, task_.next_ring, scratch_.scores, kScoreStride);
-    MakeScores(task_.previous_ring, own_end, chunk.end, 0,
+    MakeScores(task_.current_ring, first, own_end, scratch_.scores, kScoreStride);
+    MakeScores(task_.previous_ring, own_end, chunk.end,
                scratch_.scores + (own_end - first) * kLanes, kScoreStride);
     const int64_t border = indices_.border_tile;
     if (!indices_.two_blocks || !indices_.HasBorder(first, chunk.end)) return;
-    MakeScores(task_.previous_ring, border, border + 1, 0, scratch_.border_scores, kLanes);
+    MakeScores(task_.previous_ring, border, border + 1, scratch_.border_scores, kLanes);
     for (int r = 0; r < indices_.num_rows; ++r) {
       float* score = scratch_.scores + 2 * r * kScoreStride + (border - first) * kLanes;
       Store(score, SelectFirst(indices_.Own(r) - static_cast<int>(border) * kLanes, Load(score),
@@ -312,10 +312,9 @@ class ByteGroup {
     }
   }
   // Of tiles [first, end) of a chunk, side by side.
-  void MakeScores(const void* head, int64_t first, int64_t end, int64_t ahead, float* out,
-                  int64_t out_stride) {
-    ByteScores(products_, scratch_, indices_.num_rows, head, ring_, first, end, ahead, out,
-               out_stride);
+  void MakeScores(const void* head, int64_t first, int64_t end, float* out, int64_t out_stride) {
+    ByteScores(products_, scratch_, indices_.num_rows, head, ring_, first, end, task_.next_ring,
+               out, out_stride);
   }
 
   void FetchNextScales(const Chunk& chunk) const {
@@ -442,10 +441,11 @@ inline void WriteByteRow(const WriteRingTask& task, const ByteRing& ring, int i)
     alignas(16) int8_t bytes[kLanes];
     _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm512_cvtepi32_epi8(integers));
     for (int g = 0; g < kLanes / 4; ++g)
-      std::memcpy(key + (d / 4 + g) * 4 * kLanes, bytes + 4 * g, 4);
+      std::memcpy(key + (d / 4 + g) * kVectorBytes, bytes + 4 * g, 4);
   }
   // One byte of each group of four; the others stay.
   char* value = static_cast<char*>(task.ring) + ring.Value(index);
+  const int64_t value_stride = ring.ValueStride(index / ByteRing::kStep);
   const __m512i byte = _mm512_set1_epi32(0xff);
   const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(index % 4) * 8);
   const SymmetricStep value_step = SymmetricStepOf(v, task.head_dim);
@@ -455,7 +455,7 @@ inline void WriteByteRow(const WriteRingTask& task, const ByteRing& ring, int i)
     const __m512i others =
         _mm512_andnot_si512(_mm512_sll_epi32(byte, shift), _mm512_loadu_si512(value));
     _mm512_storeu_si512(value, _mm512_or_si512(_mm512_sll_epi32(own, shift), others));
-    value += ring.ValueStride(index / ByteRing::kStep);
+    value += value_stride;
   }
   WriteByteScales(task, ring, index, key_step.scale, sum, value_step.scale);
 }
@@ -476,6 +476,7 @@ inline void WriteFourByteRows(const WriteRingTask& task, const ByteRing& ring, i
   char* const head = static_cast<char*>(task.ring);
   auto* key = reinterpret_cast<__m128i*>(head + ring.Key(index));
   char* value = head + ring.Value(index);
+  const int64_t value_stride = ring.ValueStride(index / ByteRing::kStep);
   for (int d = 0; d < task.head_dim; d += kLanes) {
     __m128i k[4], v[4];
     for (int t = 0; t < 4; ++t) {
@@ -496,7 +497,7 @@ inline void WriteFourByteRows(const WriteRingTask& task, const ByteRing& ring, i
     _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(low01, low23));
     _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(high01, high23));
     _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(high01, high23));
-    value += ring.ValueStride(index / ByteRing::kStep);
+    value += value_stride;
   }
   for (int t = 0; t < 4; ++t)
     WriteByteScales(task, ring, index + t, key_steps[t].scale, sums[t], value_steps[t].scale);

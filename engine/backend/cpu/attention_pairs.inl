@@ -22,7 +22,7 @@
 
 // Where things lie in AttendTask::scores. Strides are odd in cache lines, lest rows share sets.
 struct PairScratch {
-  static constexpr int64_t kStep = 2 * kStepGroups;  // ring indices
+  static constexpr int64_t kStep = PairRing::kStep;
   static constexpr int64_t kBorderStride = kStep + kLanes;
 
   explicit PairScratch(const AttendTask& task)
@@ -63,22 +63,22 @@ inline void PackQueries(const AttendTask& task, const PairScratch& scratch, int 
   }
 }
 
-// Products of the queries with num_tiles tiles of keys of one chunk.
+// Products of the queries with the keys of tiles [first, end) of one chunk.
 template <typename Products>
 inline void PairScores(Products& products, const AttendTask& task, const PairScratch& scratch,
-                       int num_rows, const char* keys, int64_t tile_bytes, int64_t num_tiles,
-                       float* out, int64_t out_stride) {
-  if (num_tiles <= 0) return;
+                       int num_rows, const void* head, const PairRing& ring, int64_t first,
+                       int64_t end, float* out, int64_t out_stride) {
+  if (first >= end) return;
   const BFloat16* queries = task.packed_q != nullptr ? task.packed_q : scratch.queries;
   const ProductRun run = {.rows = reinterpret_cast<const char*>(queries),
                           .row_stride = 2 * scratch.dims,
-                          .matrix = keys,
-                          .vector_stride = tile_bytes,
+                          .matrix = static_cast<const char*>(head) + ring.Tile(first),
+                          .vector_stride = ring.tile_bytes,
                           .groups = scratch.dims / 2};
   products.Multiply({.runs = &run,
                      .num_runs = 1,
                      .num_rows = num_rows,
-                     .num_vectors = static_cast<int>(num_tiles),
+                     .num_vectors = static_cast<int>(end - first),
                      .out = out,
                      .out_stride = out_stride,
                      .ahead = task.next_ring});
@@ -237,9 +237,8 @@ class PairGroup {
   }
   // Of tiles [first, end) of a chunk, side by side.
   void MakeScores(const void* head, int64_t first, int64_t end, float* out, int64_t out_stride) {
-    PairScores(products_, task_, scratch_, indices_.num_rows,
-               static_cast<const char*>(head) + ring_.Tile(first), ring_.tile_bytes, end - first,
-               out, out_stride);
+    PairScores(products_, task_, scratch_, indices_.num_rows, head, ring_, first, end, out,
+               out_stride);
   }
 
   ValueRuns Runs(const Chunk& chunk) const {
@@ -402,7 +401,7 @@ inline void WritePairRow(const WriteRingTask& task, const PairRing& ring, int i)
     alignas(32) uint32_t pairs[kLanes / 2];
     StoreBFloat16(reinterpret_cast<BFloat16*>(pairs), LoadOfHead(task, key, d));
     for (int p = 0; p < kLanes / 2; ++p)
-      std::memcpy(to_key + (d / 2 + p) * 4 * kLanes, &pairs[p], sizeof(uint32_t));
+      std::memcpy(to_key + (d / 2 + p) * kVectorBytes, &pairs[p], sizeof(uint32_t));
   }
   // The value's half of each pair; the other half stays.
   char* to_value = static_cast<char*>(task.ring) + ring.Value(index);
@@ -436,9 +435,9 @@ inline void WriteFourPairRows(const WriteRingTask& task, const PairRing& ring, i
     TransposeDwords(low);
     TransposeDwords(high);
     for (int p = 0; p < 4; ++p) {
-      char* to = to_key + (d / 2 + p) * 4 * kLanes;
+      char* to = to_key + (d / 2 + p) * kVectorBytes;
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to), low[p]);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 4 * 4 * kLanes), high[p]);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 4 * kVectorBytes), high[p]);
     }
   }
   for (int t = 0; t < 4; t += 2) {

@@ -101,7 +101,7 @@ void CpuAttention::Run(CpuContext& context, TensorView q, TensorView k, TensorVi
   for (const TensorView& matrix : {k, v, out}) BST_CHECK_SHAPE(matrix, {q.dim(0), width});
   segments.clear();
   for (const Row& row : rows) {
-    // What comes before is skipped; a single token writes the ring as it attends.
+    // What comes before is skipped; a single token is written beside its heads.
     const int first = row.num_tokens() == 1 ? row.begin : std::max(row.begin, row.outputs_from);
     ForEachBlock(
         TokensFrom(row, first), spec().window,
@@ -164,7 +164,7 @@ void CpuAttention::RunTyped(CpuContext& context, TensorView q, TensorView k, Ten
     if (is_token && !spec().include_self) write_token();
   });
   // Only now that every block of a chunk has read the old ring may its last W tokens replace it.
-  // Single tokens did so beside their heads.
+  // Single tokens are there already.
   const bool chunks =
       std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.num_tokens() > 1; });
   if (!chunks) return;

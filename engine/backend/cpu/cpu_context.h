@@ -54,6 +54,4 @@ class CpuContext {
   Buffer shared_;
 };
 
-inline int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 }  // namespace bst

@@ -8,9 +8,9 @@
 //   scales  { float32 of the keys, int32 sums of the keys' bytes times 128, float32 of the
 //           values }, [16] each
 //
-// Attention takes a chunk's keys, scales and values, then the next chunk's, in the order of memory
-// and one line at a time: a head, and the heads behind it, are one stream that the processor sees
-// coming. README.md has what a decoding query gained by it.
+// Attention takes a chunk's keys, scales and values, then the next chunk's, in the order of memory,
+// and a single query on dot products one line at a time: a head, and the heads behind it, are one
+// stream that the processor sees coming. README.md has what a decoding query gained by it.
 //
 // Ring indices are padded to whole tiles, of values to whole steps, of kStepGroups groups. Offsets
 // are in bytes from the head's first.
@@ -20,7 +20,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
 
 #include "engine/backend/cpu/kernels.h"
@@ -41,10 +40,10 @@ struct GroupedRing {
 
   // REQUIRES: num_rows >= 1.
   GroupedRing(int64_t num_rows, int64_t head_dim)
-      : key_rows((num_rows + kLanes - 1) / kLanes * kLanes),
-        value_rows((num_rows + kStep - 1) / kStep * kStep),
-        dims((head_dim + kStep - 1) / kStep * kStep),
-        columns((head_dim + kLanes - 1) / kLanes * kLanes),
+      : key_rows(RoundUp(num_rows, kLanes)),
+        value_rows(RoundUp(num_rows, kStep)),
+        dims(RoundUp(head_dim, kStep)),
+        columns(RoundUp(head_dim, kLanes)),
         tile_bytes(kLanes * dims * kNumberBytes) {}
 
   // Keys 16 `tile` and behind; the next tile of the chunk follows.

@@ -36,6 +36,8 @@
 
 namespace bst {
 
+inline int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 inline constexpr int kLanes = 16;         // of the vector type
 inline constexpr int kPanelOutputs = 32;  // of the linear layers' packed weights
 
@@ -71,8 +73,10 @@ struct LinearTask {
 // Ring index j is read from `current` where it belongs to the query's own block, from `previous`
 // where it belongs to the block before; in decode both are the ring itself.
 struct AttendTask {
-  const void* current_ring;  // a head of a pair ring or of a byte ring; else, of a ring:
+  // Of a pair ring or a byte ring: a head.
+  const void* current_ring;
   const void* previous_ring;
+  // Of a ring.
   const void* current_keys;
   const void* current_values;  // [W][value_stride]
   const void* previous_keys;
@@ -193,9 +197,9 @@ inline constexpr int64_t kLineBytes = 64;
 inline constexpr int kTileTaskRows = 256;
 
 // K of the packed BF16 layouts.
-inline int64_t RoundUpInputs(int64_t k) { return (k + 31) / 32 * 32; }
+inline int64_t RoundUpInputs(int64_t k) { return RoundUp(k, 32); }
 // K of the packed INT8 layouts.
-inline int64_t RoundUpInt8Inputs(int64_t k) { return (k + 63) / 64 * 64; }
+inline int64_t RoundUpInt8Inputs(int64_t k) { return RoundUp(k, 64); }
 
 // Attention on pairs and on bytes (attention_pairs.inl, attention_bytes.inl) multiplies up to so
 // many rows with keys or values: as many queries, or two digits each of half as many.
@@ -207,7 +211,7 @@ inline constexpr int kChunkIndices = 128;
 inline constexpr int kStepGroups = 16;
 
 // Scores that both keep: of a chunk for all rows, whose stride is odd in cache lines.
-inline constexpr int64_t kScoreStride = kChunkIndices + 16;
+inline constexpr int64_t kScoreStride = kChunkIndices + kLanes;
 inline constexpr int64_t kNumScores = kProductRows * kScoreStride;
 
 // Scratch of attention on pairs for one head, 64-byte aligned: see PairScratch.
