@@ -343,6 +343,7 @@ TEST(ModelDeathTest, LogitsAreOfWantedTokens) {
 
 // Under a sanitizer the types take turns over the variants and backends; the reference, which has
 // no threads and takes as long as four others, has a third of the variants, those of every type.
+// ThreadSanitizer, to which variants are more alike, sees half of the rest.
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   std::vector<std::string> backends = CpuBackendNames();
@@ -354,7 +355,8 @@ std::vector<Case> Cases() {
       if (kSanitized) {
         const DType type = types[turn++ % types.size()];
         const auto index = &variant - kVariants;
-        const bool is_left_out = backend == "reference" && index % 3 != index / 3 % 3;
+        const bool is_left_out = backend == "reference" ? index % 3 != index / 3 % 3
+                                                        : kSanitizedForRaces && turn / 3 % 2 != 0;
         if (!is_left_out) cases.push_back({variant, backend, type});
         continue;
       }
