@@ -75,7 +75,8 @@ endfunction()
 function(bst_test)
   cmake_parse_arguments(ARG "" "NAME;COST" "SRCS;DEPS;LABELS" ${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
-  if(BST_SANITIZE STREQUAL "address")  # GoogleTest's macros are slow to compile; what is tested has all checks.
+  # GoogleTest's macros are slow to compile; what is tested has all checks.
+  if(BST_SANITIZE STREQUAL "address")
     set_source_files_properties(${ARG_SRCS} PROPERTIES COMPILE_OPTIONS "-O0;-fno-sanitize=undefined")
   elseif(BST_SANITIZE STREQUAL "thread")
     set_source_files_properties(${ARG_SRCS} PROPERTIES COMPILE_OPTIONS "-Og")

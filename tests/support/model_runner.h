@@ -64,7 +64,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name);
 std::vector<std::string> OperatorBackendNames();
 
 // "cuda". Nothing in a build for a sanitizer, where the emulated device is slow and
-// cuda_orders_test runs every kernel.
+// the cuda_orders tests run every kernel.
 std::vector<std::string> EmulatedBackendNames();
 
 // "gpu" if there is one here; else nothing.
