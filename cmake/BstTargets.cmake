@@ -47,13 +47,22 @@ if(BST_SANITIZE STREQUAL "thread")
   target_link_libraries(bst_flags INTERFACE ${CMAKE_DL_LIBS})
 endif()
 
-# bst_library(NAME target SRCS a.cc ... DEPS targets ...): a static library of this folder.
+# Most of a file's compile time is that of its headers, so the sanitizers' builds merge sources
+# (CMAKE_UNITY_BUILD in CMakePresets.json). SEPARATE: not these, whose names meet.
+if(CMAKE_UNITY_BUILD)
+  target_compile_options(bst_flags INTERFACE -Wno-subobject-linkage)  # merged sources pass for headers
+endif()
+
+# bst_library(NAME target SRCS a.cc ... DEPS targets ... [SEPARATE]): a static library of this folder.
 function(bst_library)
-  cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "SEPARATE" "NAME" "SRCS;DEPS" ${ARGN})
   if(ARG_SRCS)
     add_library(${ARG_NAME} STATIC ${ARG_SRCS})
     target_link_libraries(${ARG_NAME} PRIVATE bst_flags PUBLIC ${ARG_DEPS})
     target_include_directories(${ARG_NAME} PUBLIC ${CMAKE_SOURCE_DIR})
+    if(ARG_SEPARATE)
+      set_target_properties(${ARG_NAME} PROPERTIES UNITY_BUILD OFF)
+    endif()
   else()
     add_library(${ARG_NAME} INTERFACE)
     target_link_libraries(${ARG_NAME} INTERFACE ${ARG_DEPS})
@@ -68,29 +77,39 @@ function(bst_binary)
   target_link_libraries(${ARG_NAME} PRIVATE bst_flags ${ARG_DEPS})
 endfunction()
 
-# bst_test(NAME target SRCS x_test.cc DEPS targets ... [LABELS ...] [COST n]): a GoogleTest binary and
-# its one ctest entry. Tests run in the source root so that they find tests/golden and models/. COST:
-# of the longest, their seconds under ThreadSanitizer; ctest starts them first, lest one runs alone at
-# the end.
+# bst_test(NAME target SRCS x_test.cc DEPS targets ... [LABELS ...] [COST n] [THREADS] [SEPARATE]): a
+# GoogleTest binary and its one ctest entry. Tests run in the source root so that they find tests/golden
+# and models/. COST: of the longest, their seconds; ctest starts them first, lest one runs alone at the
+# end. THREADS: what is tested runs on several threads; the others are not for ThreadSanitizer.
 function(bst_test)
-  cmake_parse_arguments(ARG "" "NAME;COST" "SRCS;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "THREADS;SEPARATE" "NAME;COST" "SRCS;DEPS;LABELS" ${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
-  # GoogleTest's macros are slow to compile; what is tested has all checks.
-  if(BST_SANITIZE STREQUAL "address")
-    set_source_files_properties(${ARG_SRCS} PROPERTIES COMPILE_OPTIONS "-O0;-fno-sanitize=undefined")
-  elseif(BST_SANITIZE STREQUAL "thread")
-    set_source_files_properties(${ARG_SRCS} PROPERTIES COMPILE_OPTIONS "-Og")
+  if(ARG_SEPARATE)
+    set_target_properties(${ARG_NAME} PROPERTIES UNITY_BUILD OFF)
   endif()
-  target_link_libraries(${ARG_NAME} PRIVATE bst_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  target_link_libraries(${ARG_NAME} PRIVATE bst_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main bst_test_flags)
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  bst_unit_test(${ARG_NAME} ${ARG_LABELS})
+  bst_unit_test(${ARG_NAME} ${ARG_THREADS} ${ARG_LABELS})
   if(ARG_COST)
     set_tests_properties(${ARG_NAME} PROPERTIES COST ${ARG_COST})
   endif()
 endfunction()
 
-# bst_unit_test(name [labels ...]): what every ctest entry has that the sanitizer builds run too.
-function(bst_unit_test name)
+# GoogleTest's macros are slow to compile; what is tested has all checks.
+add_library(bst_test_flags INTERFACE)
+if(BST_SANITIZE STREQUAL "address")
+  target_compile_options(bst_test_flags INTERFACE -O0 -fno-sanitize=undefined)
+elseif(BST_SANITIZE STREQUAL "thread")
+  target_compile_options(bst_test_flags INTERFACE -Og)
+endif()
+
+# bst_unit_test(name threads [labels ...]): what every ctest entry has that the sanitizer builds run
+# too; ThreadSanitizer's only where `threads` is true.
+function(bst_unit_test name threads)
+  if(BST_SANITIZE STREQUAL "thread" AND NOT threads)
+    set_tests_properties(${name} PROPERTIES DISABLED TRUE)
+    return()
+  endif()
   set_tests_properties(${name} PROPERTIES LABELS "unit;${ARGN}" TIMEOUT 600)
   if(NOT BST_SANITIZE STREQUAL "none")
     # Machines differ by three and more in how fast they are under ThreadSanitizer. A test's dlopen

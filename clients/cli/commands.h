@@ -5,10 +5,13 @@
 // Tested by   tests/e2e/cli_test.py
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <functional>
 
 #include "clients/cli/connection.h"
+
+namespace CLI {
+class App;
+}
 
 namespace bst::cli {
 

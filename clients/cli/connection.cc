@@ -1,5 +1,6 @@
 #include "clients/cli/connection.h"
 
+#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cmath>
 #include <cstdio>

@@ -7,10 +7,13 @@
 #include <grpcpp/client_context.h>
 #include <grpcpp/support/status.h>
 
-#include <CLI/CLI.hpp>
 #include <optional>
 
 #include "clients/common/connection.h"
+
+namespace CLI {
+class App;
+}
 
 namespace bst::cli {
 

@@ -4,7 +4,7 @@
 // Tested by   tests/clients/json_text_test.cc
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 
 #include "bst/v1/generation.pb.h"

@@ -1,5 +1,6 @@
 #include "clients/cli/prompt.h"
 
+#include <CLI/CLI.hpp>
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>

@@ -5,7 +5,6 @@
 // Tested by   tests/clients/prompt_test.cc
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -13,6 +12,10 @@
 #include <vector>
 
 #include "bst/v1/generation.pb.h"
+
+namespace CLI {
+class App;
+}
 
 namespace bst::cli {
 

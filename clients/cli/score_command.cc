@@ -1,6 +1,8 @@
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <functional>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "bst/v1/generation.grpc.pb.h"

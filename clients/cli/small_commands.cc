@@ -1,6 +1,8 @@
 // tokenize, info and health: one call, one answer.
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "bst/v1/generation.grpc.pb.h"

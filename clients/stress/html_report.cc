@@ -1,5 +1,7 @@
 #include "clients/stress/html_report.h"
 
+#include <nlohmann/json.hpp>
+
 #include "clients/stress/report_template.h"
 
 namespace bst::stress {

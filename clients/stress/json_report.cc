@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 #include <ctime>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 

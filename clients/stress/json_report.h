@@ -5,7 +5,7 @@
 // Tested by   tests/clients/stress/report_test.cc
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "clients/stress/request_record.h"
 #include "clients/stress/run_result.h"

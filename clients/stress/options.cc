@@ -1,5 +1,6 @@
 #include "clients/stress/options.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
 #include <cmath>

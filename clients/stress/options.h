@@ -6,7 +6,6 @@
 
 #include <grpcpp/support/status.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <optional>
 #include <set>
@@ -17,6 +16,10 @@
 #include "clients/stress/load_run.h"
 #include "clients/stress/slo.h"
 #include "clients/stress/traffic.h"
+
+namespace CLI {
+class App;
+}
 
 namespace bst::stress {
 

@@ -16,6 +16,7 @@
 #include "engine/checkpoint/json.h"
 #include "engine/checkpoint/ssm_stability.h"
 #include "engine/checkpoint/tensor_schema.h"
+#include "nlohmann/json.hpp"
 
 namespace bst {
 namespace {

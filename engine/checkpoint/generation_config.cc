@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/json.h"
+#include "nlohmann/json.hpp"
 
 namespace bst {
 namespace {

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "nlohmann/json.hpp"
 
 namespace bst {
 namespace {

@@ -11,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/json.h"
+#include "nlohmann/json.hpp"
 
 namespace bst {
 namespace {

@@ -15,6 +15,7 @@
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/json.h"
+#include "nlohmann/json.hpp"
 
 namespace bst {
 namespace {

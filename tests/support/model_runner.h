@@ -64,14 +64,14 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name);
 std::vector<std::string> OperatorBackendNames();
 
 // "cuda". Nothing in a build for a sanitizer, where the emulated device is slow and
-// the cuda_orders tests run every kernel.
+// cuda_orders_test runs every kernel.
 std::vector<std::string> EmulatedBackendNames();
 
 // "gpu" if there is one here; else nothing.
 std::vector<std::string> GpuBackendNames();
 
 // Names for MakeBackend: the CPU backend with every instruction set that this machine can run, the
-// emulated tiles among them, in varying numbers of threads.
+// emulated tiles among them, in varying numbers of threads. Two of them under ThreadSanitizer.
 std::vector<std::string> CpuBackendNames();
 
 }  // namespace bst

@@ -9,9 +9,6 @@
 namespace bst {
 namespace {
 
-// Where there is enough to share out, so that threads finish together.
-constexpr int kTasksOfThread = 4;
-
 KeyValueLayout RingLayout(const CpuContext& context, const AttentionSpec& spec) {
   return {context.kernels(), spec.window, spec.head_dim, spec.kv_type};
 }

@@ -17,6 +17,10 @@
 
 namespace bst {
 
+// Tasks that an operator makes for each thread where there is enough to share out, so that threads
+// finish together.
+inline constexpr int kTasksOfThread = 4;
+
 class CpuContext {
  public:
   CpuContext(const CpuKernels& kernels, int num_threads)

@@ -10,8 +10,6 @@ namespace {
 
 // Below so many elements another thread is not worth waking.
 constexpr int64_t kSerialElements = 30'000;
-// Where there is enough to share out, so that threads finish together.
-constexpr int kTasksOfThread = 4;
 
 KeyValueLayout Layout(const CpuContext& context, const ContextSpec& spec) {
   return {context.kernels(), spec.capacity, spec.head_dim, spec.kv_type};

@@ -11,9 +11,13 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "engine/tensor/tensor_view.h"
 
 namespace bst {
+
+// The code of every refusal of a checkpoint.
+inline constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
 
 // A temporary directory; removed with what it holds.
 class TestDirectory {

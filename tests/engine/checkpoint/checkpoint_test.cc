@@ -16,8 +16,6 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
-
 class CheckpointTest : public testing::Test {
  protected:
   CheckpointTest() { Use(kSmallConfig); }

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 #include "tests/engine/checkpoint/checkpoint_files.h"
 #include "tests/support/status_matchers.h"
 
@@ -11,8 +12,6 @@ namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
-
-constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
 
 TEST(ParseJsonTest, BuildsTheDocument) {
   const std::string_view text =

@@ -18,8 +18,6 @@ using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
 
-constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
-
 // A configuration with one value replaced or added: `pointer` is a JSON pointer, `value` is JSON.
 std::string With(const std::string& pointer, const std::string& value,
                  std::string_view text = kSmallConfig) {

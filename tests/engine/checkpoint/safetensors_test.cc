@@ -19,8 +19,6 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
-
 absl::StatusOr<SafetensorsFile> OpenBytes(const TestDirectory& directory,
                                           std::string_view contents) {
   directory.Write("t.safetensors", contents);

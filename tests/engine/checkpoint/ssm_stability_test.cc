@@ -18,7 +18,6 @@ using testing::AllOf;
 using testing::HasSubstr;
 using Complex = std::complex<double>;
 
-constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
 constexpr Discretization kAll[] = {Discretization::kZeroOrderHold, Discretization::kBilinear};
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 

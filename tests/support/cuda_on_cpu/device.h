@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -37,8 +38,12 @@ uint64_t Exchange(uint64_t value, int from_lane, const char* file, unsigned line
 uint32_t Ballot(bool value, const char* file, unsigned line);
 // Every lane gives three values; returns those of all, [value][lane], until the warp's next
 // operation.
-using WarpValues = std::array<std::array<uint64_t, 32>, 3>;
-const WarpValues& Gather(const std::array<uint64_t, 3>& values, const char* file, unsigned line);
+// Words that the lanes of a warp brought to an operation: word i of lane l is [i][l].
+using WarpWords = std::array<std::array<uint64_t, 32>, 5>;
+// Of this lane and fragments of a (two words), b (one) and c (two); returns the warp's words with
+// c + a b in place of c.
+const WarpWords& MultiplyTiles(const std::array<uint64_t, 5>& words, const char* file,
+                               unsigned line);
 int Lane();
 // Of one thread, the oldest first, until they land; how many were started before each commit.
 struct Copy {
@@ -110,31 +115,15 @@ inline void WaitForCopies(int but) {
 // mma.cuh: c += a b, in the order of k.
 inline void MultiplyFragments(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4],
                               const std::source_location& where) {
-  const auto two = [](uint32_t low, uint32_t high) { return low | uint64_t{high} << 32; };
-  const cuda_on_cpu::WarpValues& words = cuda_on_cpu::Gather(
-      {two(a[0], a[1]), two(a[2], a[3]), two(b[0], b[1])}, where.file_name(), where.line());
-  const auto number = [](uint64_t word, int half) {  // BF16 number `half` of a pair of words
-    const uint32_t bits = static_cast<uint32_t>(word >> (16 * half) & 0xffff) << 16;
-    float x;
-    std::memcpy(&x, &bits, sizeof(x));
-    return x;
+  const auto word = [](auto low, auto high) {
+    return std::bit_cast<uint32_t>(low) | uint64_t{std::bit_cast<uint32_t>(high)} << 32;
   };
-  const int g = cuda_on_cpu::Lane() / 4, t = cuda_on_cpu::Lane() % 4;
-  float rows[2][16], columns[2][16];  // of A: g and g + 8; of B: 2 t and 2 t + 1
-  for (size_t k = 0; k < 16; ++k) {
-    const size_t from = k % 8 / 2;  // t of the lanes that hold this k
-    const int half = static_cast<int>(k % 2);
-    const uint64_t a_words = words[k / 8][static_cast<size_t>(g) * 4 + from];
-    rows[0][k] = number(a_words, half);
-    rows[1][k] = number(a_words, 2 + half);
-    for (size_t j = 0; j < 2; ++j) {
-      const uint64_t b_words = words[2][(static_cast<size_t>(t) * 2 + j) * 4 + from];
-      columns[j][k] = number(b_words, static_cast<int>(k / 8) * 2 + half);
-    }
-  }
-  for (int i = 0; i < 4; ++i) {
-    for (int k = 0; k < 16; ++k) c[i] = std::fmaf(rows[i / 2][k], columns[i % 2][k], c[i]);
-  }
+  const cuda_on_cpu::WarpWords& words = cuda_on_cpu::MultiplyTiles(
+      {word(a[0], a[1]), word(a[2], a[3]), word(b[0], b[1]), word(c[0], c[1]), word(c[2], c[3])},
+      where.file_name(), where.line());
+  const auto lane = static_cast<size_t>(cuda_on_cpu::Lane());
+  std::memcpy(c, &words[3][lane], sizeof(words[3][lane]));
+  std::memcpy(c + 2, &words[4][lane], sizeof(words[4][lane]));
 }
 // ftz of nvcc's: what would be subnormal is 0.
 inline float Exp2(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }

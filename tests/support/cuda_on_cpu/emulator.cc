@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -12,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "engine/base/check.h"
 #include "tests/support/cuda_on_cpu/device.h"
 #include "tests/support/cuda_on_cpu/fiber.h"
@@ -61,13 +64,13 @@ struct Thread {
   Copies copies;
 };
 
-// The lanes' values of one operation; the next one uses the other set, since a slow lane may still
+// The lanes' words of one operation; the next one uses the other set, since a slow lane may still
 // read this one.
 struct Warp {
   int arrived = 0;
   unsigned operation = 0;
   Place place;
-  std::array<WarpValues, 2> values = {};
+  std::array<WarpWords, 2> words = {};
 };
 
 struct Array {
@@ -94,7 +97,9 @@ class Multiprocessor {
   int num_threads() const { return num_threads_; }
 
   void Barrier(const Place& place);
-  const WarpValues& WarpOperation(const std::array<uint64_t, 3>& values, const Place& place);
+  // `combine`: by the last lane, before any goes on.
+  const WarpWords& WarpOperation(absl::Span<const uint64_t> words, const Place& place,
+                                 void (*combine)(WarpWords&) = nullptr);
   void* Shared(const void* tag, const char* name, size_t bytes);
   void* DynamicShared(const void* tag, const char* name) {
     return Shared(tag, name, dynamic_bytes_);
@@ -148,10 +153,8 @@ class Multiprocessor {
   std::vector<Array> arrays_;
 };
 
-Multiprocessor& Device() {
-  static auto* const device = new Multiprocessor();
-  return *device;
-}
+Multiprocessor& g_device = *new Multiprocessor();
+Multiprocessor& Device() { return g_device; }
 
 std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& shape,
                                 const std::function<void()>& thread) {
@@ -225,7 +228,8 @@ std::vector<int> Multiprocessor::InOrder(int n) {
 
 std::string Multiprocessor::RunBlock() {
   at_barrier_ = 0;
-  warps_.assign(static_cast<size_t>(num_threads_ / kLanes), Warp());
+  warps_.resize(static_cast<size_t>(num_threads_ / kLanes));
+  for (Warp& warp : warps_) warp.arrived = 0;
   arrays_.clear();
   if (!kFreshSharedMemory) arena_used_ = 0;
   for (int i = 0; i < num_threads_; ++i) threads_[static_cast<size_t>(i)].state = State::kReady;
@@ -302,8 +306,8 @@ void Multiprocessor::Barrier(const Place& place) {
 }
 
 // A warp's operations order nothing in memory, so the sanitizer is told nothing.
-const WarpValues& Multiprocessor::WarpOperation(const std::array<uint64_t, 3>& given,
-                                                const Place& place) {
+const WarpWords& Multiprocessor::WarpOperation(absl::Span<const uint64_t> given, const Place& place,
+                                               void (*combine)(WarpWords&)) {
   const int first = thread_ / kLanes * kLanes;
   Warp& warp = warps_[static_cast<size_t>(thread_ / kLanes)];
   if (warp.arrived == 0) warp.place = place;
@@ -311,10 +315,11 @@ const WarpValues& Multiprocessor::WarpOperation(const std::array<uint64_t, 3>& g
     mismatch_ = "lanes of a warp meet in two operations";
     mismatched_ = {warp.place, place};
   }
-  auto& values = warp.values[warp.operation % 2];
+  WarpWords& words = warp.words[warp.operation % 2];
   for (size_t i = 0; i < given.size(); ++i)
-    values[i][static_cast<size_t>(thread_ - first)] = given[i];
+    words[i][static_cast<size_t>(thread_ - first)] = given[i];
   if (++warp.arrived == kLanes) {
+    if (combine != nullptr) combine(words);
     warp.arrived = 0;
     ++warp.operation;
     for (int i = first; i < first + kLanes; ++i)
@@ -322,7 +327,7 @@ const WarpValues& Multiprocessor::WarpOperation(const std::array<uint64_t, 3>& g
   } else {
     Wait(State::kAtWarpOperation, place);
   }
-  return values;
+  return words;
 }
 
 void* Multiprocessor::Shared(const void* tag, const char* name, size_t bytes) {
@@ -385,6 +390,38 @@ std::string Multiprocessor::Divergence() const {
                       place.ToString());
 }
 
+// Of mma.sync.aligned.m16n8k16 with BF16 factors ("Matrix Fragments" in the PTX manual), every sum
+// in the order of k.
+void MultiplyTilesOfWarp(WarpWords& words) {
+  constexpr size_t kRows = 16, kColumns = 8, kDepth = 16;
+  const auto number = [](uint64_t word, size_t quarter) {  // BF16
+    return std::bit_cast<float>(static_cast<uint32_t>(word >> (16 * quarter) & 0xffff) << 16);
+  };
+  float a[kRows][kDepth], b[kDepth][kColumns], c[kRows][kColumns];
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const size_t g = lane / 4, t = lane % 4 * 2;
+    for (size_t i = 0; i < 2; ++i) {
+      for (size_t half = 0; half < 2; ++half) {
+        a[g + 8 * half][t + i] = number(words[0][lane], 2 * half + i);
+        a[g + 8 * half][t + i + 8] = number(words[1][lane], 2 * half + i);
+        b[t + i + 8 * half][g] = number(words[2][lane], 2 * half + i);
+      }
+    }
+    std::memcpy(&c[g][t], &words[3][lane], sizeof(uint64_t));
+    std::memcpy(&c[g + 8][t], &words[4][lane], sizeof(uint64_t));
+  }
+  for (size_t i = 0; i < kRows; ++i) {
+    for (size_t k = 0; k < kDepth; ++k) {
+      for (size_t j = 0; j < kColumns; ++j) c[i][j] = std::fmaf(a[i][k], b[k][j], c[i][j]);
+    }
+  }
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const size_t g = lane / 4, t = lane % 4 * 2;
+    std::memcpy(&words[3][lane], &c[g][t], sizeof(uint64_t));
+    std::memcpy(&words[4][lane], &c[g + 8][t], sizeof(uint64_t));
+  }
+}
+
 }  // namespace
 
 void SetOrder(Order order, uint32_t seed) { Device().SetOrder(order, seed); }
@@ -412,17 +449,19 @@ void* DynamicSharedArray(const void* tag, const char* name) {
 Copies& CopiesOfThread() { return Device().copies(); }
 void NoteMisaligned() { Device().NoteMisaligned(); }
 void SyncThreads(const char* file, unsigned line) { Device().Barrier({file, line}); }
-const WarpValues& Gather(const std::array<uint64_t, 3>& values, const char* file, unsigned line) {
-  return Device().WarpOperation(values, {file, line});
+const WarpWords& MultiplyTiles(const std::array<uint64_t, 5>& words, const char* file,
+                               unsigned line) {
+  return Device().WarpOperation(words, {file, line}, &MultiplyTilesOfWarp);
 }
 uint64_t Exchange(uint64_t value, int from_lane, const char* file, unsigned line) {
-  return Gather({value, 0, 0}, file, line)[0][static_cast<size_t>(from_lane)];
+  return Device().WarpOperation({&value, 1}, {file, line})[0][static_cast<size_t>(from_lane)];
 }
 uint32_t Ballot(bool value, const char* file, unsigned line) {
-  const auto& values = Gather({value ? uint64_t{1} : 0, 0, 0}, file, line)[0];
+  const uint64_t word = value ? 1 : 0;
+  const auto& words = Device().WarpOperation({&word, 1}, {file, line})[0];
   uint32_t ballot = 0;
   for (int lane = 0; lane < kLanes; ++lane)
-    ballot |= static_cast<uint32_t>(values[static_cast<size_t>(lane)]) << lane;
+    ballot |= static_cast<uint32_t>(words[static_cast<size_t>(lane)]) << lane;
   return ballot;
 }
 
