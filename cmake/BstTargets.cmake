@@ -48,9 +48,9 @@ if(BST_SANITIZE STREQUAL "thread")
 endif()
 
 # Most of a file's compile time is that of its headers, so the sanitizers' builds merge sources
-# (CMAKE_UNITY_BUILD in CMakePresets.json). SEPARATE: not these, whose names meet.
-if(CMAKE_UNITY_BUILD)
-  target_compile_options(bst_flags INTERFACE -Wno-subobject-linkage)  # merged sources pass for headers
+# (CMAKE_UNITY_BUILD in CMakePresets.json). SEPARATE: not these, of which two define the same name.
+if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(bst_flags INTERFACE -Wno-subobject-linkage)  # g++ takes a merged source for a header
 endif()
 
 # bst_library(NAME target SRCS a.cc ... DEPS targets ... [SEPARATE]): a static library of this folder.
@@ -79,8 +79,9 @@ endfunction()
 
 # bst_test(NAME target SRCS x_test.cc DEPS targets ... [LABELS ...] [COST n] [THREADS] [SEPARATE]): a
 # GoogleTest binary and its one ctest entry. Tests run in the source root so that they find tests/golden
-# and models/. COST: of the longest, their seconds; ctest starts them first, lest one runs alone at the
-# end. THREADS: what is tested runs on several threads; the others are not for ThreadSanitizer.
+# and models/. COST: of the longest, about their seconds; ctest starts them first, lest one runs alone
+# at the end. THREADS: what is tested runs on several threads. In ThreadSanitizer's build all others are
+# disabled: it neither makes nor runs them.
 function(bst_test)
   cmake_parse_arguments(ARG "THREADS;SEPARATE" "NAME;COST" "SRCS;DEPS;LABELS" ${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})

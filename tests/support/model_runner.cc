@@ -153,8 +153,8 @@ std::vector<std::string> GpuBackendNames() {
 
 std::vector<std::string> CpuBackendNames() {
   const CpuIsa best = DetectCpuIsa();
-  // How work is shared out depends on threads, and on whether layers and attention take packed
-  // inputs: races need no more levels.
+  // For races: more threads than processors, and inputs, keys and values that are packed. Pairs
+  // and bytes without tiles are shared out as these.
   if (kSanitizedForRaces && best >= CpuIsa::kAvx512) return {"cpu:avx512:3", "cpu:amx-emulated:2"};
   std::vector<std::string> names = {"cpu:avx2:2"};
   if (best >= CpuIsa::kAvx512)

@@ -36,12 +36,10 @@ void SyncThreads(const char* file, unsigned line);
 // Every lane gives a value; returns what `from_lane` gave.
 uint64_t Exchange(uint64_t value, int from_lane, const char* file, unsigned line);
 uint32_t Ballot(bool value, const char* file, unsigned line);
-// Every lane gives three values; returns those of all, [value][lane], until the warp's next
-// operation.
 // Words that the lanes of a warp brought to an operation: word i of lane l is [i][l].
 using WarpWords = std::array<std::array<uint64_t, 32>, 5>;
 // Of this lane and fragments of a (two words), b (one) and c (two); returns the warp's words with
-// c + a b in place of c.
+// c + a b in place of c, until its next operation.
 const WarpWords& MultiplyTiles(const std::array<uint64_t, 5>& words, const char* file,
                                unsigned line);
 int Lane();

@@ -153,6 +153,7 @@ class Multiprocessor {
   std::vector<Array> arrays_;
 };
 
+// No local static, whose guard would be asked at every step of every thread.
 Multiprocessor& g_device = *new Multiprocessor();
 Multiprocessor& Device() { return g_device; }
 
@@ -188,7 +189,7 @@ std::string Multiprocessor::Run(const char* kernel, const cuda::LaunchShape& sha
   for (Thread& t : threads_) {
     if (t.fiber == nullptr) t.fiber = std::make_unique<Fiber>(&RunThreads, this);
   }
-  warps_.reserve(static_cast<size_t>(num_threads_ / kLanes));  // before the release: fibers read it
+  warps_.resize(static_cast<size_t>(num_threads_ / kLanes));  // before the release: fibers read it
   Release(&launch_sync_);
   // Blocks in the order of the mode; the columns first.
   for (const int y : InOrder(grid.rows * grid.layers)) {
@@ -228,7 +229,6 @@ std::vector<int> Multiprocessor::InOrder(int n) {
 
 std::string Multiprocessor::RunBlock() {
   at_barrier_ = 0;
-  warps_.resize(static_cast<size_t>(num_threads_ / kLanes));
   for (Warp& warp : warps_) warp.arrived = 0;
   arrays_.clear();
   if (!kFreshSharedMemory) arena_used_ = 0;

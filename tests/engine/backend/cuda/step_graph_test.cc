@@ -584,7 +584,7 @@ TEST(CudaGraphTest, StepsOfNearlyAsManyRowsAreOneGraph) {
     }
     EXPECT_GT(graphs, kSanitized ? 20 : has_contexts ? 30 : 50) << model;
     for (const Decoded::Step& step : expected.steps) EXPECT_FALSE(step.is_graph);
-    if (kSanitized) break;  // the others' kernels run in the orders tests and golden_test
+    if (kSanitized) break;  // the others' kernels run in cuda_orders_test
   }
 }
 
