@@ -43,7 +43,8 @@ test:
 	cmake --build $(BUILD) -j $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure -j 2
 
-# The unit tests (ThreadSanitizer: of what runs on several threads), server and client as processes; `make test` first, it installs what they need.
+# The unit tests (ThreadSanitizer's: of what runs on several threads), and server and client as processes, under
+# sanitizers; `make test` first, it installs what they need.
 asan tsan:
 	cmake --preset $@ -DBUILD_TESTING=ON
 	cmake --build build/$@ -j $(JOBS) --target sanitized_tests

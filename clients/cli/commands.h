@@ -9,10 +9,6 @@
 
 #include "clients/cli/connection.h"
 
-namespace CLI {
-class App;
-}
-
 namespace bst::cli {
 
 // Returns the exit code; throws UsageError.

@@ -11,10 +11,6 @@
 
 #include "clients/common/connection.h"
 
-namespace CLI {
-class App;
-}
-
 namespace bst::cli {
 
 using client::CodeName;

@@ -17,10 +17,6 @@
 #include "clients/stress/slo.h"
 #include "clients/stress/traffic.h"
 
-namespace CLI {
-class App;
-}
-
 namespace bst::stress {
 
 // What a sweep varies, and how.
