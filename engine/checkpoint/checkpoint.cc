@@ -16,6 +16,7 @@
 #include "engine/checkpoint/json.h"
 #include "engine/checkpoint/ssm_stability.h"
 #include "engine/checkpoint/tensor_schema.h"
+#include "engine/tensor/host_convert.h"
 #include "nlohmann/json.hpp"
 
 namespace bst {
@@ -89,7 +90,11 @@ absl::StatusOr<std::vector<SafetensorsFile>> OpenWeights(const std::string& dire
   }
   BST_ASSIGN_OR_RETURN(auto index, ReadIndex(index_path));
   std::set<std::string, std::less<>> names;
-  for (const auto& [tensor, file] : index) names.insert(file);
+  for (const auto& [tensor, file] : index) {
+    if (!names.insert(file).second || Exists(Join(directory, file))) continue;
+    return absl::NotFoundError(absl::StrCat(index_path, ": tensor '", Excerpt(tensor), "' is in ",
+                                            Excerpt(file), ", but there is no such file"));
+  }
   if (Exists(single_path) && !names.contains(kWeightsFile)) {
     return absl::FailedPreconditionError(
         absl::StrCat(directory, " holds both ", std::string(kWeightsFile), " and ",
@@ -121,7 +126,8 @@ absl::Status CheckTensor(const TensorSpec& spec, const TensorView& tensor) {
   }
   if (const auto index = FirstNonFinite(tensor); index.has_value()) {
     return absl::FailedPreconditionError(
-        absl::StrCat("tensor '", spec.name, "' is NaN or infinite at element ", *index));
+        absl::StrCat("tensor '", spec.name, "' at element ", spec.shape.PlaceOf(*index), " is ",
+                     ElementAsFloat(tensor, *index), ", must be finite"));
   }
   return absl::OkStatus();
 }

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/json.h"
 #include "engine/checkpoint/tensor_schema.h"
@@ -26,16 +25,6 @@ double Growth(std::complex<double> a, double dt, Discretization discretization) 
 
 double Element(const TensorView& view, int64_t index) {
   return static_cast<double>(view.as<const float>()[index]);
-}
-
-// "[0, 5, 2]": where element `index` in row-major order is.
-std::string Place(const TensorView& view, int64_t index) {
-  std::vector<int64_t> place(static_cast<size_t>(view.shape().rank()));
-  for (size_t i = place.size(); i-- > 0;) {
-    place[i] = index % view.dim(static_cast<int>(i));
-    index /= view.dim(static_cast<int>(i));
-  }
-  return absl::StrCat("[", absl::StrJoin(place, ", "), "]");
 }
 
 class SsmChecker {
@@ -81,7 +70,7 @@ class SsmChecker {
   absl::Status At(std::string_view suffix, int64_t index, const absl::Status& status) const {
     if (status.ok()) return status;
     return Annotate(status, absl::StrCat("tensor '", LayerTensorName(layer_, suffix),
-                                         "' at element ", Place(Tensor(suffix), index)));
+                                         "' at element ", Tensor(suffix).shape().PlaceOf(index)));
   }
 
   const int layer_;

@@ -42,6 +42,14 @@ class Shape {
     return n;
   }
   std::string ToString() const { return absl::StrCat("[", absl::StrJoin(dims(), ", "), "]"); }
+  // "[0, 5, 2]": where the element of this index in row-major order is.
+  std::string PlaceOf(int64_t index) const {
+    std::array<int64_t, kMaxRank> place = {};
+    for (auto i = static_cast<size_t>(rank_); i-- > 0; index /= dims_[i])
+      place[i] = index % dims_[i];
+    const auto end = place.begin() + rank_;
+    return absl::StrCat("[", absl::StrJoin(place.begin(), end, ", "), "]");
+  }
 
   friend bool operator==(const Shape& a, const Shape& b) { return a.dims() == b.dims(); }
 

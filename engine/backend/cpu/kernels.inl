@@ -292,12 +292,11 @@ inline V16 TileScore(const AttendTask& task, V16 dot, int first_index, int offse
 
 // scores[0, padded W) become weights exp(s - max); returns 1 / sum, or 0 when nothing is visible.
 inline float SoftmaxWeights(const AttendTask& task, float* scores, int visible) {
-  const int padded = (task.window + kLanes - 1) / kLanes * kLanes;
-  const int end = (visible + kLanes - 1) / kLanes * kLanes;
+  const int64_t padded = RoundUp(task.window, kLanes), end = RoundUp(visible, kLanes);
   V16 largest = Set1(-INFINITY);
   for (int j = 0; j < end; j += kLanes) largest = Max(largest, Load(scores + j));
   const float top = ReduceMax(largest);
-  for (int j = end; j < padded; j += kLanes) Store(scores + j, Zero());
+  for (int64_t j = end; j < padded; j += kLanes) Store(scores + j, Zero());
   if (visible == 0) return 0.0f;
   V16 sum = Zero();
   for (int j = 0; j < end; j += kLanes) {
@@ -328,7 +327,7 @@ inline void AddValues(const AttendTask& task, const Kv* values, int begin, int e
 // Columns [column, column + 16 Vectors) of the outputs of Queries queries.
 template <typename Kv, int Queries, int Vectors>
 inline void WeightedValues(const AttendTask& task, int query, int column, const float* normalizer) {
-  const int64_t padded = (task.window + kLanes - 1) / kLanes * kLanes;
+  const int64_t padded = RoundUp(task.window, kLanes);
   const Kv* current = static_cast<const Kv*>(task.current_values) + column;
   const Kv* previous = static_cast<const Kv*>(task.previous_values) + column;
   V16 sum[Queries][Vectors];
@@ -368,7 +367,7 @@ inline void WeightedValues(const AttendTask& task, int query, int column, const 
 
 template <typename Kv, int Queries>
 inline void AttendQueries(const AttendTask& task, int query) {
-  const int64_t padded = (task.window + kLanes - 1) / kLanes * kLanes;
+  const int64_t padded = RoundUp(task.window, kLanes);
   const int64_t tile_size = int64_t{task.head_dim} * kLanes;
   const Kv* current = static_cast<const Kv*>(task.current_keys);
   const Kv* previous = static_cast<const Kv*>(task.previous_keys);
@@ -424,7 +423,7 @@ inline void AttendQueries(const AttendTask& task, int query) {
   }
   int column = 0;
   // Values are padded to whole vectors; only the stores are ragged.
-  const int padded_dim = (task.head_dim + kLanes - 1) / kLanes * kLanes;
+  const int64_t padded_dim = RoundUp(task.head_dim, kLanes);
   for (; column + kValueVectors * kLanes <= padded_dim; column += kValueVectors * kLanes) {
     WeightedValues<Kv, Queries, kValueVectors>(task, query, column, normalizer);
   }

@@ -5,6 +5,8 @@
 #include <functional>
 #include <limits>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "tests/engine/checkpoint/checkpoint_files.h"
@@ -177,9 +179,12 @@ TEST_F(CheckpointTest, EveryNonFiniteTensorIsNamedWithTheElement) {
     } else {
       spoiled.halves()[last] = ToBFloat16(value).bits;
     }
+    std::vector<int64_t> place;
+    for (const int64_t dim : tensor.shape) place.push_back(dim - 1);
     EXPECT_THAT(WriteAndOpen(),
-                StatusIs(kBad, HasSubstr("tensor '" + name + "' is NaN or infinite at element " +
-                                         std::to_string(last))));
+                StatusIs(kBad, HasSubstr(absl::StrCat("tensor '", name, "' at element [",
+                                                      absl::StrJoin(place, ", "), "] is ", value,
+                                                      ", must be finite"))));
     tensors_ = all;
   }
 }
@@ -265,7 +270,7 @@ TEST_F(CheckpointTest, SpoiledTensorsAreRefusedWithTheReason) {
        [](StoredTensors& t) {
          t["layers.4.ssm.lambda_real"].floats()[1] = std::numeric_limits<float>::quiet_NaN();
        },
-       "tensor 'layers.4.ssm.lambda_real' is NaN or infinite at element 1"},
+       "tensor 'layers.4.ssm.lambda_real' at element [1] is nan, must be finite"},
       {"s5 mode that grows",
        [](StoredTensors& t) { t["layers.4.ssm.lambda_real"].floats()[2] = 0.125f; },
        "tensor 'layers.4.ssm.lambda_real' at element [2]: mode a = 0.125 + "},
@@ -387,7 +392,8 @@ TEST_F(CheckpointTest, ShardsAndIndexMustAgree) {
     index_ = good;
   }
   index_["weight_map"]["embed.weight"] = "none.safetensors";
-  EXPECT_THAT(OpenShards(), StatusIs(absl::StatusCode::kNotFound, HasSubstr("none.safetensors")));
+  EXPECT_THAT(OpenShards(), StatusIs(absl::StatusCode::kNotFound,
+                                     HasSubstr("tensor 'embed.weight' is in none.safetensors")));
   directory_.Write("model.safetensors.index.json", R"({"weight_map": {"a": "x", "a": "y"}})");
   EXPECT_THAT(Checkpoint::Open(directory_.path()),
               StatusIs(kBad, HasSubstr("`weight_map.a` occurs twice")));
