@@ -89,20 +89,21 @@ absl::StatusOr<std::vector<SafetensorsFile>> OpenWeights(const std::string& dire
     return files;
   }
   BST_ASSIGN_OR_RETURN(auto index, ReadIndex(index_path));
-  std::set<std::string, std::less<>> names;
-  for (const auto& [tensor, file] : index) {
-    if (!names.insert(file).second || Exists(Join(directory, file))) continue;
-    return absl::NotFoundError(absl::StrCat(index_path, ": tensor '", Excerpt(tensor), "' is in ",
-                                            Excerpt(file), ", but there is no such file"));
-  }
+  std::map<std::string, std::string, std::less<>> names;  // and the first tensor of each
+  for (const auto& [tensor, file] : index) names.try_emplace(file, tensor);
   if (Exists(single_path) && !names.contains(kWeightsFile)) {
     return absl::FailedPreconditionError(
         absl::StrCat(directory, " holds both ", std::string(kWeightsFile), " and ",
                      std::string(kIndexFile), ", which names other files: remove one"));
   }
-  for (const std::string& name : names) {
-    BST_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::Open(Join(directory, name)));
-    files.push_back(std::move(file));
+  for (const auto& [name, tensor] : names) {
+    absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(Join(directory, name));
+    if (absl::IsNotFound(file.status())) {
+      return Annotate(file.status(),
+                      absl::StrCat(index_path, ": the file of tensor '", Excerpt(tensor), "'"));
+    }
+    BST_RETURN_IF_ERROR(file.status());
+    files.push_back(*std::move(file));
   }
   BST_RETURN_IF_ERROR(CheckShards(index_path, std::move(index), files, directory));
   return files;

@@ -58,8 +58,8 @@ class ObjectReader {
     const bool fits = !value->is_number_unsigned() || value->get<uint64_t>() <= INT32_MAX;
     if (!value->is_number_integer() || !fits || value->get<int64_t>() < min ||
         value->get<int64_t>() > max) {
-      return Bad(
-          key, min == max ? absl::StrCat(min) : absl::StrCat("an integer from ", min, " to ", max));
+      return Bad(key, min == max ? absl::StrCat("the integer ", min)
+                                 : absl::StrCat("an integer from ", min, " to ", max));
     }
     return value->get<int>();
   }

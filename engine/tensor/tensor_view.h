@@ -14,6 +14,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/types/span.h"
 #include "engine/base/check.h"
@@ -43,6 +44,7 @@ class Shape {
   }
   std::string ToString() const { return absl::StrCat("[", absl::StrJoin(dims(), ", "), "]"); }
   // "[0, 5, 2]": where the element of this index in row-major order is.
+  // REQUIRES: 0 <= index < num_elements().
   std::string PlaceOf(int64_t index) const {
     std::array<int64_t, kMaxRank> place = {};
     for (auto i = static_cast<size_t>(rank_); i-- > 0; index /= dims_[i])

@@ -292,11 +292,12 @@ inline V16 TileScore(const AttendTask& task, V16 dot, int first_index, int offse
 
 // scores[0, padded W) become weights exp(s - max); returns 1 / sum, or 0 when nothing is visible.
 inline float SoftmaxWeights(const AttendTask& task, float* scores, int visible) {
-  const int64_t padded = RoundUp(task.window, kLanes), end = RoundUp(visible, kLanes);
+  const auto padded = static_cast<int>(RoundUp(task.window, kLanes));
+  const auto end = static_cast<int>(RoundUp(visible, kLanes));
   V16 largest = Set1(-INFINITY);
   for (int j = 0; j < end; j += kLanes) largest = Max(largest, Load(scores + j));
   const float top = ReduceMax(largest);
-  for (int64_t j = end; j < padded; j += kLanes) Store(scores + j, Zero());
+  for (int j = end; j < padded; j += kLanes) Store(scores + j, Zero());
   if (visible == 0) return 0.0f;
   V16 sum = Zero();
   for (int j = 0; j < end; j += kLanes) {

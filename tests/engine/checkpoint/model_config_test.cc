@@ -234,7 +234,7 @@ TEST(ModelConfigTest, RefusesValuesThatAreWrong) {
   for (const Case& c : std::vector<Case>{
            {"/model_type", "\"llama\"", "`model_type` is \"llama\""},
            {"/model_type", "1", "`model_type` is 1"},
-           {"/format_version", "2", "`format_version` is 2, must be 1"},
+           {"/format_version", "2", "`format_version` is 2, must be the integer 1"},
            {"/format_version", "1.0", "`format_version` is 1.0"},
            {"/vocab_size", "0", "`vocab_size` is 0"},
            {"/vocab_size", "-5", "`vocab_size` is -5"},

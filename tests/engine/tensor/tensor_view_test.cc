@@ -17,7 +17,7 @@ TEST(ShapeTest, DimensionsElementsAndText) {
   EXPECT_EQ(shape.num_elements(), 24);
   EXPECT_EQ(shape.ToString(), "[2, 3, 4]");
   EXPECT_EQ(shape.PlaceOf(0), "[0, 0, 0]");
-  EXPECT_EQ(shape.PlaceOf(17), "[1, 1, 1]");
+  EXPECT_EQ(shape.PlaceOf(18), "[1, 1, 2]");
   EXPECT_EQ(Shape().num_elements(), 1);  // a scalar
   EXPECT_EQ(Shape().ToString(), "[]");
   EXPECT_EQ(Shape().PlaceOf(0), "[]");
