@@ -173,6 +173,7 @@ extern "C" const char* __tsan_default_suppressions() {
          "race_top:gmtime$\n"  // Civetweb calls it from all of its threads
          // Texts of statuses, in strings whose functions the library takes from the program.
          "race:^absl::debian3::CopyCordToString\n"
+         "race:^grpc::internal::CallOpClientRecvStatus::FinishOp\n"
          "called_from_lib:libssl.so\n"
          "called_from_lib:libcrypto.so\n"
          "thread:^grpc_core::Thread::Thread\n"  // its own, over but not joined at the exit
