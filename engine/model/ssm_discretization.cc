@@ -4,7 +4,6 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/tensor_schema.h"
 #include "engine/tensor/host_convert.h"
@@ -24,16 +23,6 @@ Complex ComplexExpm1(Complex z) {
 double Number(const TensorView& tensor, int64_t i) { return ElementAsFloat(tensor, i); }
 Complex ComplexNumber(const TensorView& tensor, int64_t i) {
   return {ElementAsFloat(tensor, 2 * i), ElementAsFloat(tensor, 2 * i + 1)};
-}
-
-// The index of element i of a row-major tensor of these dimensions: "[0, 3, 5]".
-std::string IndexOf(int64_t i, std::vector<int64_t> dims) {
-  for (size_t k = dims.size(); k-- > 0;) {
-    const int64_t size = dims[k];
-    dims[k] = i % size;
-    i /= size;
-  }
-  return absl::StrCat("[", absl::StrJoin(dims, ", "), "]");
 }
 
 bool FitsFloat(double x) { return std::isfinite(static_cast<float>(x)); }
@@ -99,6 +88,8 @@ absl::StatusOr<DiscreteSsm> DiscreteSsm::Create(const SsmTensors& tensors, const
   DiscreteSsm ssm(spec);
   ssm.modes_ = config.num_modes();
   ssm.d_ = ToFloats(tensors.at("d"));
+  const Shape features = {spec.num_filters, spec.num_inputs};
+  const Shape modes = {spec.num_filters, spec.num_inputs, ssm.modes_};
   for (int64_t f = 0; f < spec.num_features(); ++f) {
     const double dt = std::exp(Number(log_dt, f));
     for (int64_t m = 0; m < ssm.modes_; ++m) {
@@ -106,19 +97,17 @@ absl::StatusOr<DiscreteSsm> DiscreteSsm::Create(const SsmTensors& tensors, const
       const Complex a = StoredMode(tensors, dss ? m : i);
       const DiscreteMode mode =
           Discretize(a, has_b ? ComplexNumber(b, i) : 1.0, dt, config.discretization);
-      const std::vector<int64_t> dims = {spec.num_filters, spec.num_inputs, ssm.modes_};
       if (!FitsFloat(mode.a_minus_one)) {
-        const std::string index = dss ? IndexOf(m, {ssm.modes_}) : IndexOf(i, dims);
+        const std::string index = dss ? Shape({ssm.modes_}).PlaceOf(m) : modes.PlaceOf(i);
         return NotFinite(tensors, "log_neg_a_real" + index, a, dt);
       }
       if (!FitsFloat(mode.b)) {
-        return NotFinite(tensors,
-                         has_b ? "b" + IndexOf(i, dims) : "log_dt" + IndexOf(f, {dims[0], dims[1]}),
+        return NotFinite(tensors, has_b ? "b" + modes.PlaceOf(i) : "log_dt" + features.PlaceOf(f),
                          a, dt);
       }
       const Complex readout = dss ? ComplexNumber(c, i) / 2.0 : ComplexNumber(c, i);
       if (!FitsFloat(2.0 * readout * mode.b))
-        return ReadoutBeyondFloat(tensors, (dss ? "w" : "c") + IndexOf(i, dims));
+        return ReadoutBeyondFloat(tensors, (dss ? "w" : "c") + modes.PlaceOf(i));
       Append(ssm.a_minus_one_, mode.a_minus_one);
       Append(ssm.b_, mode.b);
       Append(ssm.c_, readout);
@@ -145,6 +134,7 @@ absl::StatusOr<DiscreteDplr> DiscreteDplr::Create(const SsmTensors& tensors, con
   dplr.p_ = ToFloats(p);
   dplr.c_ = ToFloats(c);
   dplr.d_ = ToFloats(tensors.at("d"));
+  const Shape modes = {spec.num_filters, spec.num_inputs, dplr.modes_};
   for (int64_t f = 0; f < spec.num_features(); ++f) {
     const double dt = std::exp(Number(log_dt, f));
     dplr.dt_.push_back(static_cast<float>(dt));
@@ -161,15 +151,14 @@ absl::StatusOr<DiscreteDplr> DiscreteDplr::Create(const SsmTensors& tensors, con
       const Complex g = 1.0 / (1.0 - dt * a / 2.0);
       const Complex w = dt / 2 * std::conj(ComplexNumber(p, i)) * g / rho;
       const Complex dt_b = dt * ComplexNumber(b, i);
-      const std::vector<int64_t> dims = {spec.num_filters, spec.num_inputs, dplr.modes_};
       if (!FitsFloat(dt * a) || !FitsFloat(g))
-        return NotFinite(tensors, "log_neg_a_real" + IndexOf(i, dims), a, dt);
+        return NotFinite(tensors, "log_neg_a_real" + modes.PlaceOf(i), a, dt);
       if (!FitsFloat(dt) || !FitsFloat(dt_b))
-        return NotFinite(tensors, "b" + IndexOf(i, dims), a, dt);
+        return NotFinite(tensors, "b" + modes.PlaceOf(i), a, dt);
       coupling += 2.0 * w * dt_b;
-      if (!FitsFloat(coupling)) return NotFinite(tensors, "b" + IndexOf(i, dims), a, dt);
+      if (!FitsFloat(coupling)) return NotFinite(tensors, "b" + modes.PlaceOf(i), a, dt);
       if (!FitsFloat(2.0 * ComplexNumber(c, i)))
-        return ReadoutBeyondFloat(tensors, "c" + IndexOf(i, dims));
+        return ReadoutBeyondFloat(tensors, "c" + modes.PlaceOf(i));
       Append(dplr.dt_lambda_, dt * a);
       Append(dplr.dt_b_, dt_b);
       Append(dplr.g_, g);
@@ -215,14 +204,14 @@ absl::StatusOr<MimoKernel> MimoKernel::Create(const SsmTensors& tensors, Discret
     const double dt = std::exp(Number(tensors.at("log_step"), i));
     const DiscreteMode mode = Discretize(lambda, 1.0, dt, method);
     if (!FitsFloat(mode.a_minus_one)) {
-      return NotFinite(tensors, "lambda_real" + IndexOf(i, {kernel.modes_}), lambda, dt);
+      return NotFinite(tensors, "lambda_real" + Shape({kernel.modes_}).PlaceOf(i), lambda, dt);
     }
     Append(kernel.a_minus_one_, mode.a_minus_one);
     for (size_t d = 0; d < inputs; ++d) {
       const auto element = static_cast<int64_t>(m * inputs + d);
       const Complex input = mode.b * ComplexNumber(b, element);
       if (!FitsFloat(input)) {
-        return NotFinite(tensors, "b" + IndexOf(element, {b.dim(0), b.dim(1)}), lambda, dt);
+        return NotFinite(tensors, "b" + Shape({b.dim(0), b.dim(1)}).PlaceOf(element), lambda, dt);
       }
       kernel.input_[m * inputs + d] = static_cast<float>(input.real());
       kernel.input_[(modes + m) * inputs + d] = static_cast<float>(input.imag());
@@ -235,7 +224,8 @@ absl::StatusOr<MimoKernel> MimoKernel::Create(const SsmTensors& tensors, Discret
         const double factor = imaginary ? -2 * x.imag() : 2 * x.real();
         if (!FitsFloat(factor)) {
           return ReadoutBeyondFloat(
-              tensors, "c" + IndexOf(f * kernel.modes_ + m, {c.dim(0), c.dim(1), kernel.modes_}));
+              tensors,
+              "c" + Shape({c.dim(0), c.dim(1), kernel.modes_}).PlaceOf(f * kernel.modes_ + m));
         }
         kernel.readout_.push_back(static_cast<float>(factor));
       }

@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "tests/engine/checkpoint/checkpoint_files.h"
@@ -182,8 +181,8 @@ TEST_F(CheckpointTest, EveryNonFiniteTensorIsNamedWithTheElement) {
     std::vector<int64_t> place;
     for (const int64_t dim : tensor.shape) place.push_back(dim - 1);
     EXPECT_THAT(WriteAndOpen(),
-                StatusIs(kBad, HasSubstr(absl::StrCat("tensor '", name, "' at element [",
-                                                      absl::StrJoin(place, ", "), "] is ", value,
+                StatusIs(kBad, HasSubstr(absl::StrCat("tensor '", name, "' at element ",
+                                                      Shape(place).ToString(), " is ", value,
                                                       ", must be finite"))));
     tensors_ = all;
   }
