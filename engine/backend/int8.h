@@ -8,7 +8,7 @@
 //
 // A token's inputs are quantised over their own range, zero included: inputs that are never
 // negative (behind a ReLU) use all 256 steps. Keys and values are quantised like weights, one scale
-// per position and head.
+// per position and head, which is a BF16: it takes half the memory, of which a decode step reads all.
 //
 // Invariants  NaN or an infinity among the numbers gives a scale of NaN, and so NaN outputs.
 //             Numbers too small for a float32 reciprocal of their scale become zeros.
@@ -17,6 +17,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -38,22 +39,49 @@ struct QuantizedRow {
 
 inline float Int8Reciprocal(float scale) { return scale > kLeastInt8Scale ? 1.0f / scale : 0.0f; }
 
-// Symmetric: q[i] = round(x[i] / scale) with the largest magnitude at 127; returns the scale. q may
-// be strided.
-inline float QuantizeSymmetric(absl::Span<const float> x, int8_t* q, int64_t stride = 1) {
-  float largest = 0, poison = 0;
+struct Magnitude {
+  float largest = 0;
+  float poison = 0;  // NaN if a number is not finite
+};
+inline Magnitude MagnitudeOf(absl::Span<const float> x) {
+  Magnitude all;
   for (const float v : x) {
-    largest = std::max(largest, std::fabs(v));
-    poison += v * 0.0f;
+    all.largest = std::max(all.largest, std::fabs(v));
+    all.poison += v * 0.0f;
   }
-  const float scale = largest / 127.0f, inverse = Int8Reciprocal(scale);
+  return all;
+}
+
+// q[i] = round(x[i] / scale).
+inline void RoundSymmetric(absl::Span<const float> x, float scale, int8_t* q) {
+  const float inverse = Int8Reciprocal(scale);
   for (size_t i = 0; i < x.size(); ++i) {
     // The comparisons in this order send NaN to a number.
     const float rounded = std::nearbyint(x[i] * inverse);
     const float above = rounded > -127.0f ? rounded : -127.0f;
-    q[static_cast<int64_t>(i) * stride] = static_cast<int8_t>(above < 127.0f ? above : 127.0f);
+    q[i] = static_cast<int8_t>(above < 127.0f ? above : 127.0f);
   }
-  return scale + poison;
+}
+
+// Weights, the largest magnitude at 127; returns the scale.
+inline float QuantizeSymmetric(absl::Span<const float> x, int8_t* q) {
+  const Magnitude magnitude = MagnitudeOf(x);
+  const float scale = magnitude.largest / 127.0f;
+  RoundSymmetric(x, scale, q);
+  return scale + magnitude.poison;
+}
+
+// The least BF16 that is no smaller than `scale`, lest a number exceeds 127. REQUIRES: scale >= 0.
+inline float RoundUpToBFloat16(float scale) {
+  return std::bit_cast<float>((std::bit_cast<uint32_t>(scale) + 0xffffu) & 0xffff0000u);
+}
+
+// One head's key or value; returns the scale, a BF16.
+inline float QuantizeKeyOrValue(absl::Span<const float> x, int8_t* q) {
+  const Magnitude magnitude = MagnitudeOf(x);
+  const float scale = RoundUpToBFloat16(magnitude.largest / 127.0f);
+  RoundSymmetric(x, scale, q);
+  return scale + magnitude.poison;
 }
 
 // One token's inputs.

@@ -7,8 +7,9 @@
 // beside a large one add up to.) Sums are exact integers, so no order along K can matter, zero
 // weights silence whatever they meet, and dot products and tiles give the same bits.
 //
-// A query's digits are of q + 2^15, which is never negative: 2^15 times the sum of a key's bytes
-// comes off its score. The ring keeps 128 times that sum for the high digits.
+// The instructions multiply signed by unsigned bytes. Weights are never negative, values are signed.
+// A query's digits are both signed, and the bytes of keys are 128 too large: what that adds to a
+// score, 128 times the sum of the query's digits, comes off again.
 //
 // Weights of a chunk of ring indices are integers over the chunk's own range; chunks meet in
 // float32.
@@ -44,7 +45,9 @@ struct ByteScratch {
   uint8_t* previous;     // likewise
 };
 
-// The digits of four vectors' lower sixteen bits.
+// The digits of four vectors' lower sixteen bits. Signed ones are both of -128 .. 127, and the
+// numbers come with 128 added.
+template <bool kSigned = false>
 inline void StoreDigits(const __m512i (&u)[4], uint8_t* high, uint8_t* low) {
   // Lane i of two vectors, then bytes of four: those of numbers i, 16 + i, 32 + i, 48 + i.
   constexpr __mmask32 kOddWords = 0xaaaaaaaa;
@@ -52,7 +55,8 @@ inline void StoreDigits(const __m512i (&u)[4], uint8_t* high, uint8_t* low) {
   const __m512i odd = _mm512_mask_blend_epi16(kOddWords, u[1], _mm512_slli_epi32(u[3], 16));
   constexpr __mmask64 kOddBytes = 0xaaaaaaaaaaaaaaaa;
   const __m512i highs = _mm512_mask_blend_epi8(kOddBytes, _mm512_srli_epi16(even, 8), odd);
-  const __m512i lows = _mm512_mask_blend_epi8(kOddBytes, even, _mm512_slli_epi16(odd, 8));
+  __m512i lows = _mm512_mask_blend_epi8(kOddBytes, even, _mm512_slli_epi16(odd, 8));
+  if constexpr (kSigned) lows = _mm512_xor_si512(lows, _mm512_set1_epi8(-128));
   // Four by four bytes transposed in each quarter, then the sixteen groups of four.
   const __m512i in_quarter =
       _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
@@ -61,9 +65,9 @@ inline void StoreDigits(const __m512i (&u)[4], uint8_t* high, uint8_t* low) {
                       _mm512_permutexvar_epi32(groups, _mm512_shuffle_epi8(highs, in_quarter)));
   _mm512_storeu_si512(low, _mm512_permutexvar_epi32(groups, _mm512_shuffle_epi8(lows, in_quarter)));
 }
-// Beside 2^23 the lowest bits of a float32 are the nearest integer.
+// The lower sixteen bits are the nearest integer, as those of a float32 from 2^23 to 2^24 are.
 inline __m512i NearestInteger(V16 x, V16 factor, float offset) {
-  return _mm512_castps_si512(Fma(x, factor, Set1(8388608.0f + offset)).v);
+  return _mm512_castps_si512(Fma(x, factor, Set1(12582912.0f + offset)).v);
 }
 // Bits of positive numbers order as integers, and NaN above all.
 inline float LargestOfPositive(__m512i bits) {
@@ -78,10 +82,33 @@ inline V16 JoinDigits(V16Int high, V16Int low) {
 }
 inline V16Int LoadSums(const float* p) { return LoadInts(reinterpret_cast<const int32_t*>(p)); }
 
+// Of a row's digits, times 128.
+struct DigitSums {
+  int32_t high, low;
+};
+inline DigitSums SumDigits(const uint8_t* high, const uint8_t* low, int64_t count) {
+  const __m512i offset = _mm512_set1_epi8(-128);
+  const auto sum = [&](const uint8_t* digits) {  // with 128 for each
+    return _mm512_sad_epu8(_mm512_xor_si512(_mm512_loadu_si512(digits), offset),
+                           _mm512_setzero_si512());
+  };
+  __m512i sums = _mm512_setzero_si512();  // the high digits' in the upper halves
+  for (int64_t i = 0; i < count; i += 4 * kLanes) {
+    sums = _mm512_add_epi64(sums,
+                            _mm512_add_epi64(_mm512_slli_epi64(sum(high + i), 32), sum(low + i)));
+  }
+  const auto both = static_cast<uint64_t>(_mm512_reduce_add_epi64(sums));
+  const auto times128 = [&](uint64_t all) {
+    return 128 * static_cast<int32_t>(static_cast<int64_t>(all) - 128 * count);
+  };
+  return {times128(both >> 32), times128(both & 0xffffffff)};
+}
+
 // The rows' queries as digits, zeros behind; scales[r] is a step of row r, NaN if a number is not
 // finite.
 inline void PackByteQueries(const AttendTask& task, const ByteScratch& scratch, int num_rows,
-                            float* scales) {
+                            float* scales, DigitSums* sums) {
+  constexpr float kLargest = 32639.0f;  // so that both digits are at most 127
   const int head_dim = task.head_dim;
   const auto load = [&](const float* q, int i) {
     const int n = std::clamp(head_dim - i, 0, kLanes);
@@ -92,7 +119,7 @@ inline void PackByteQueries(const AttendTask& task, const ByteScratch& scratch, 
     __m512i largest = _mm512_setzero_si512();
     for (int i = 0; i < head_dim; i += kLanes)
       largest = _mm512_max_epu32(largest, _mm512_castps_si512(Abs(load(q, i)).v));
-    const float scale = LargestOfPositive(largest) / 32767.0f;
+    const float scale = LargestOfPositive(largest) / kLargest;
     scales[r] = scale + scale * 0.0f;
     const V16 inverse = Set1(Int8Reciprocal(scale));
     uint8_t* high = scratch.queries + 2 * r * scratch.dims;
@@ -100,29 +127,29 @@ inline void PackByteQueries(const AttendTask& task, const ByteScratch& scratch, 
       __m512i u[4];
       for (int v = 0; v < 4; ++v) {
         const int first = i + v * kLanes;
-        u[v] = _mm512_maskz_mov_epi32(FirstLanes(std::clamp(head_dim - first, 0, kLanes)),
-                                      NearestInteger(load(q, first), inverse, 32768.0f));
+        u[v] = NearestInteger(load(q, first), inverse, 128.0f);
       }
-      StoreDigits(u, high + i, high + scratch.dims + i);
+      StoreDigits<true>(u, high + i, high + scratch.dims + i);
     }
+    sums[r] = SumDigits(high, high + scratch.dims, scratch.dims);
   }
 }
 
-// What the ring keeps of a tile's indices, from Scales(tile) on.
-inline const int32_t* KeySums(const char* scales) {
-  return reinterpret_cast<const int32_t*>(scales) + kLanes;
+// Of a tile's indices, from Scales(tile) on.
+inline V16 KeyScales(const char* scales) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(scales), 16))};
 }
-inline V16 KeyScales(const char* scales) { return Load(reinterpret_cast<const float*>(scales)); }
 inline V16 ValueScales(const char* scales) {
-  return Load(reinterpret_cast<const float*>(scales) + 2 * kLanes);
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(scales), upper))};
 }
 
 // Products of the queries with the keys of tiles [first, end) of one chunk, the keys' scales
 // applied.
 template <typename Products>
 inline void ByteScores(Products& products, const ByteScratch& scratch, int num_rows,
-                       const void* head, const ByteRing& ring, int64_t first, int64_t end,
-                       int64_t next_ring, float* out, int64_t out_stride) {
+                       const DigitSums* sums, const void* head, const ByteRing& ring, int64_t first,
+                       int64_t end, int64_t next_ring, float* out, int64_t out_stride) {
   if (first >= end) return;
   const ProductRun run = {.rows = reinterpret_cast<const char*>(scratch.queries),
                           .row_stride = scratch.dims,
@@ -136,15 +163,19 @@ inline void ByteScores(Products& products, const ByteScratch& scratch, int num_r
                      .out = out,
                      .out_stride = out_stride,
                      .ahead = next_ring});
-  for (int r = 0; r < num_rows; ++r) {
-    float* scores = out + 2 * r * out_stride;
-    const float* low = scores + out_stride;
-    const char* scales = static_cast<const char*>(head) + ring.Scales(first);
-    for (int64_t tile = first; tile < end; ++tile) {
-      const V16Int high = {_mm512_sub_epi32(LoadSums(scores).v, LoadInts(KeySums(scales)).v)};
-      Store(scores, JoinDigits(high, LoadSums(low)) * KeyScales(scales));
-      scores += kLanes, low += kLanes, scales += ByteRing::kScaleBytes;
+  const char* scales = static_cast<const char*>(head) + ring.Scales(first);
+  for (int64_t tile = first; tile < end; ++tile) {
+    const V16 scale = KeyScales(scales);
+    float* scores = out;
+    for (int r = 0; r < num_rows; ++r) {
+      const auto sum = [&](const float* digits, int32_t too_much) -> V16Int {
+        return {_mm512_sub_epi32(LoadSums(digits).v, _mm512_set1_epi32(too_much))};
+      };
+      const V16Int high = sum(scores, sums[r].high), low = sum(scores + out_stride, sums[r].low);
+      Store(scores, JoinDigits(high, low) * scale);
+      scores += 2 * out_stride;
     }
+    out += kLanes, scales += ByteRing::kScaleBytes;
   }
 }
 
@@ -268,12 +299,15 @@ inline void WeighByteChunk(const AttendTask& task, const ByteRing& ring, const C
 }
 
 // Up to sixteen queries of one tile.
-template <typename Products>
+template <typename KeyProducts, typename ValueProducts>
 class ByteGroup {
  public:
-  ByteGroup(Products& products, const AttendTask& task, const ByteScratch& scratch,
+  using Registers = typename KeyProducts::Registers;
+
+  ByteGroup(Registers& registers, const AttendTask& task, const ByteScratch& scratch,
             const Fetches& far, int num_rows)
-      : products_(products),
+      : key_products_(registers),
+        value_products_(registers),
         task_(task),
         scratch_(scratch),
         far_(far),
@@ -282,7 +316,7 @@ class ByteGroup {
         softmax_(num_rows, scratch.factors) {}
 
   void Attend() {
-    PackByteQueries(task_, scratch_, indices_.num_rows, query_scales_);
+    PackByteQueries(task_, scratch_, indices_.num_rows, query_scales_, query_sums_);
     for (int r = 0; r < indices_.num_rows; ++r)
       softmax_.scales[r] = task_.bias != nullptr ? task_.scale : task_.scale * query_scales_[r];
     ForEachChunk(
@@ -297,7 +331,7 @@ class ByteGroup {
   static constexpr int64_t kStep = ByteScratch::kStep;
 
   void MakeScores(const Chunk& chunk) {
-    if constexpr (Products::kFetchesAhead) FetchNextScales(chunk);
+    if constexpr (KeyProducts::kFetchesAhead) FetchNextScales(chunk);
     const int64_t first = chunk.first, own_end = indices_.OwnEnd(first, chunk.end);
     MakeScores(task_.current_ring, first, own_end, scratch_.scores, kScoreStride);
     MakeScores(task_.previous_ring, own_end, chunk.end,
@@ -313,8 +347,8 @@ class ByteGroup {
   }
   // Of tiles [first, end) of a chunk, side by side.
   void MakeScores(const void* head, int64_t first, int64_t end, float* out, int64_t out_stride) {
-    ByteScores(products_, scratch_, indices_.num_rows, head, ring_, first, end, task_.next_ring,
-               out, out_stride);
+    ByteScores(key_products_, scratch_, indices_.num_rows, query_sums_, head, ring_, first, end,
+               task_.next_ring, out, out_stride);
   }
 
   void FetchNextScales(const Chunk& chunk) const {
@@ -373,13 +407,13 @@ class ByteGroup {
 
   void AddValues(const Chunk& chunk) {
     const ValueRuns runs = Runs(chunk);
-    products_.Multiply({.runs = runs.runs,
-                        .num_runs = runs.num_runs,
-                        .num_rows = 2 * indices_.num_rows,
-                        .num_vectors = static_cast<int>(ring_.columns / kLanes),
-                        .out = scratch_.sums,
-                        .out_stride = scratch_.dims,
-                        .ahead = task_.next_ring});
+    value_products_.Multiply({.runs = runs.runs,
+                              .num_runs = runs.num_runs,
+                              .num_rows = 2 * indices_.num_rows,
+                              .num_vectors = static_cast<int>(ring_.columns / kLanes),
+                              .out = scratch_.sums,
+                              .out_stride = scratch_.dims,
+                              .ahead = task_.next_ring});
     for (int r = 0; r < indices_.num_rows; ++r) {
       // The first chunk is every row's; another one may be its neighbours' alone.
       if (chunk.first != 0 && indices_.Visible(r) <= chunk.begin) continue;
@@ -394,7 +428,8 @@ class ByteGroup {
     }
   }
 
-  Products& products_;
+  KeyProducts key_products_;
+  ValueProducts value_products_;
   const AttendTask& task_;
   const ByteScratch& scratch_;
   Fetches far_;
@@ -402,16 +437,19 @@ class ByteGroup {
   const GroupIndices indices_;
   Softmax softmax_;
   float query_scales_[kProductRows];
+  DigitSums query_sums_[kProductRows];
 };
 
-template <typename Products>
+// Products of signed rows with unsigned bytes, and of unsigned rows with signed bytes.
+template <typename KeyProducts, typename ValueProducts>
 void AttendBytesKernel(const AttendTask& task) {
+  using Group = ByteGroup<KeyProducts, ValueProducts>;
   const ByteScratch scratch(task);
-  Products products(2 * task.num_queries);
+  typename Group::Registers registers(2 * task.num_queries);
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
   ForEachGroup<ByteScratch::kQueries>(task, group, [&](const Fetches& far, int n) {
-    ByteGroup<Products>(products, group, scratch, far, n).Attend();
+    Group(registers, group, scratch, far, n).Attend();
   });
 }
 
@@ -420,12 +458,18 @@ inline __m512i SymmetricIntegers(const float* x, int i, int n, V16 inverse) {
 }
 // What the ring keeps of one index.
 inline void WriteByteScales(const WriteRingTask& task, const ByteRing& ring, int64_t index,
-                            float key_scale, __m512i key_sums, float value_scale) {
-  char* scales = static_cast<char*>(task.ring) + ring.Scales(index / kLanes);
-  const int64_t lane = index % kLanes;
-  reinterpret_cast<float*>(scales)[lane] = key_scale;
-  reinterpret_cast<int32_t*>(scales)[kLanes + lane] = 128 * _mm512_reduce_add_epi32(key_sums);
-  reinterpret_cast<float*>(scales)[2 * kLanes + lane] = value_scale;
+                            float key_scale, float value_scale) {
+  const auto upper = [](float scale) {
+    return static_cast<uint16_t>(std::bit_cast<uint32_t>(scale) >> 16);
+  };
+  const uint16_t scales[] = {upper(key_scale), upper(value_scale)};
+  std::memcpy(
+      static_cast<char*>(task.ring) + ring.Scales(index / kLanes) + index % kLanes * sizeof(scales),
+      scales, sizeof(scales));
+}
+// Bytes of keys, 128 too large.
+inline __m128i KeyBytes(__m512i integers) {
+  return _mm_xor_si128(_mm512_cvtepi32_epi8(integers), _mm_set1_epi8(-128));
 }
 
 inline void WriteByteRow(const WriteRingTask& task, const ByteRing& ring, int i) {
@@ -433,13 +477,11 @@ inline void WriteByteRow(const WriteRingTask& task, const ByteRing& ring, int i)
   const float* k = task.k + i * task.k_stride;
   const float* v = task.v + i * task.v_stride;
   char* key = static_cast<char*>(task.ring) + ring.Key(index);
-  __m512i sum = _mm512_setzero_si512();
-  const SymmetricStep key_step = SymmetricStepOf(k, task.head_dim);
+  const KeyValueStep key_step = KeyValueStepOf(k, task.head_dim);
   for (int d = 0; d < task.head_dim; d += kLanes) {
     const __m512i integers = SymmetricIntegers(k, d, task.head_dim, key_step.inverse);
-    sum = _mm512_add_epi32(sum, integers);
-    alignas(16) int8_t bytes[kLanes];
-    _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm512_cvtepi32_epi8(integers));
+    alignas(16) uint8_t bytes[kLanes];
+    _mm_store_si128(reinterpret_cast<__m128i*>(bytes), KeyBytes(integers));
     for (int g = 0; g < kLanes / 4; ++g)
       std::memcpy(key + (d / 4 + g) * kVectorBytes, bytes + 4 * g, 4);
   }
@@ -448,7 +490,7 @@ inline void WriteByteRow(const WriteRingTask& task, const ByteRing& ring, int i)
   const int64_t value_stride = ring.ValueStride(index / ByteRing::kStep);
   const __m512i byte = _mm512_set1_epi32(0xff);
   const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(index % 4) * 8);
-  const SymmetricStep value_step = SymmetricStepOf(v, task.head_dim);
+  const KeyValueStep value_step = KeyValueStepOf(v, task.head_dim);
   for (int d = 0; d < task.head_dim; d += kLanes) {
     const __m512i own =
         _mm512_and_si512(SymmetricIntegers(v, d, task.head_dim, value_step.inverse), byte);
@@ -457,7 +499,7 @@ inline void WriteByteRow(const WriteRingTask& task, const ByteRing& ring, int i)
     _mm512_storeu_si512(value, _mm512_or_si512(_mm512_sll_epi32(own, shift), others));
     value += value_stride;
   }
-  WriteByteScales(task, ring, index, key_step.scale, sum, value_step.scale);
+  WriteByteScales(task, ring, index, key_step.scale, value_step.scale);
 }
 
 // Four rows whose ring indices begin at a multiple of four: they share groups of values, and their
@@ -466,12 +508,10 @@ inline void WriteFourByteRows(const WriteRingTask& task, const ByteRing& ring, i
   const int64_t index = task.first_index + i;
   const auto key_row = [&](int t) { return task.k + (i + t) * task.k_stride; };
   const auto value_row = [&](int t) { return task.v + (i + t) * task.v_stride; };
-  SymmetricStep key_steps[4], value_steps[4];
-  __m512i sums[4];
+  KeyValueStep key_steps[4], value_steps[4];
   for (int t = 0; t < 4; ++t) {
-    key_steps[t] = SymmetricStepOf(key_row(t), task.head_dim);
-    value_steps[t] = SymmetricStepOf(value_row(t), task.head_dim);
-    sums[t] = _mm512_setzero_si512();
+    key_steps[t] = KeyValueStepOf(key_row(t), task.head_dim);
+    value_steps[t] = KeyValueStepOf(value_row(t), task.head_dim);
   }
   char* const head = static_cast<char*>(task.ring);
   auto* key = reinterpret_cast<__m128i*>(head + ring.Key(index));
@@ -480,10 +520,7 @@ inline void WriteFourByteRows(const WriteRingTask& task, const ByteRing& ring, i
   for (int d = 0; d < task.head_dim; d += kLanes) {
     __m128i k[4], v[4];
     for (int t = 0; t < 4; ++t) {
-      const __m512i integers =
-          SymmetricIntegers(key_row(t), d, task.head_dim, key_steps[t].inverse);
-      sums[t] = _mm512_add_epi32(sums[t], integers);
-      k[t] = _mm512_cvtepi32_epi8(integers);
+      k[t] = KeyBytes(SymmetricIntegers(key_row(t), d, task.head_dim, key_steps[t].inverse));
       v[t] = _mm512_cvtepi32_epi8(
           SymmetricIntegers(value_row(t), d, task.head_dim, value_steps[t].inverse));
     }
@@ -500,7 +537,7 @@ inline void WriteFourByteRows(const WriteRingTask& task, const ByteRing& ring, i
     value += value_stride;
   }
   for (int t = 0; t < 4; ++t)
-    WriteByteScales(task, ring, index + t, key_steps[t].scale, sums[t], value_steps[t].scale);
+    WriteByteScales(task, ring, index + t, key_steps[t].scale, value_steps[t].scale);
 }
 
 void WriteBytesKernel(const WriteRingTask& task) {

@@ -1,12 +1,17 @@
 // Products of packed groups on dot-product instructions, for attention_pairs.inl and
 // attention_bytes.inl. Included by kernels_avx512.cc in their target region, after the Dots.
+struct NoRegisters {
+  explicit NoRegisters(int /*rows*/) {}
+};
+
 template <typename Dot>
 class DotProducts {
  public:
   static constexpr bool kBytes = std::is_same_v<typename Dot::Sum, __v16si>;
   static constexpr bool kFetchesAhead = kBytes;
 
-  explicit DotProducts(int /*rows*/) {}
+  using Registers = NoRegisters;
+  explicit DotProducts(Registers&) {}
 
   void Multiply(const Product& product) { Rows<kRows>(product, 0, product.num_rows); }
 

@@ -3,11 +3,8 @@
 //
 // Both halves of attention are products of a few rows with a packed matrix: scores, of queries
 // (rounded to BF16) with keys, and outputs, of weights (rounded to BF16 too) with values. Sums are
-// float32. The kernel is written over a `Products` type, which multiplies up to kProductRows rows:
-//   explicit Products(int rows): that any product has at most, or more than sixteen
-//   void Multiply(const Product&)
-//   static constexpr bool kFetchesAhead: see Product::ahead
-// and makes each output one chain of additions along K that no other row has a part in.
+// float32. The kernel is written over a `Products` type (attention_products.inl), which makes each
+// output one chain of additions along K that no other row has a part in.
 //
 // Queries come in groups that lie in one step of 32 ring indices, at the same places whatever the
 // chunk. In that step each query has its own border between its own block's keys and those of the
@@ -339,7 +336,8 @@ inline void ForEachGroup(const AttendTask& task, AttendTask& group, const Attend
 template <typename Products>
 void AttendPairsKernel(const AttendTask& task) {
   const PairScratch scratch(task);
-  Products products(task.num_queries);
+  typename Products::Registers registers(task.num_queries);
+  Products products(registers);
   AttendTask group = task;
   group.scale = task.scale * 1.44269504089f;  // weights are powers of two
   ForEachGroup<kProductRows>(task, group, [&](const Fetches& far, int n) {

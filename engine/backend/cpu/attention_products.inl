@@ -1,6 +1,11 @@
 // What attention_pairs.inl and attention_bytes.inl ask of a `Products` type: a few rows times a
 // packed matrix. Both come in groups of four bytes along K: two BF16, summed
 // in float32, or four bytes, summed in int32.
+//   Registers: what several types share while a kernel runs; Registers(rows) for products of so
+//   many rows at most, or of more than sixteen
+//   explicit Products(Registers&)
+//   void Multiply(const Product&): of up to kProductRows rows
+//   static constexpr bool kFetchesAhead: see Product::ahead
 
 // One run along K: rows [kProductRows][groups] against the matrix.
 struct ProductRun {

@@ -2,14 +2,19 @@
 // by 32 outputs at a time, or by 16, so that every tile that is loaded is multiplied twice; few
 // rows by 64. Included by kernels_avx512.cc after linear_tiles.inl, whose tiles and formats these
 // are, and whose use of zeros.
+template <typename Tiles>
+struct ProductRegisters : Tiles {
+  explicit ProductRegisters(int rows) : Tiles(std::min(rows, kTileRows)) {}
+};
+
 template <typename Format, typename Tiles>
 class TileProducts {
  public:
+  using Registers = ProductRegisters<Tiles>;
+  explicit TileProducts(Registers& registers) : tiles_(registers) {}
+
   // Single queries on bytes go through dot products.
   static constexpr bool kFetchesAhead = std::is_same_v<Format, Bf16Tiles>;
-
-  // For up to so many rows, or more than sixteen.
-  explicit TileProducts(int rows) : tiles_(std::min(rows, kTileRows)) {}
 
   // One copy of its loops, not one for each call.
   [[gnu::noinline]] void Multiply(const Product& product) {
@@ -169,5 +174,5 @@ class TileProducts {
     if constexpr (kRows && kSteps) tiles_.template Zero<5>();
   }
 
-  Tiles tiles_;
+  Tiles& tiles_;
 };

@@ -151,10 +151,10 @@ struct HeadKeyValues {
     return index / kLanes * head_dim * kLanes + index % kLanes;
   }
   float Quantize(const CpuKernels& kernels, const float* x, int8_t* to, int64_t stride) const {
-    return kernels.quantize_symmetric(x, head_dim, to, stride);
+    return kernels.quantize_key_or_value(x, head_dim, to, stride);
   }
   float Quantize(const CpuKernels& kernels, const float* x, float* to, int64_t stride) const {
-    return kernels.quantize_symmetric_as_floats(x, head_dim, to, stride);
+    return kernels.quantize_key_or_value_as_floats(x, head_dim, to, stride);
   }
   static float Widen(float x) { return x; }
   static float Widen(BFloat16 x) { return ToFloat(x); }

@@ -26,6 +26,13 @@ struct Int8DotVnni : Int8Rows {
   }
 };
 
+// The same instruction the other way around: signed inputs, unsigned weights.
+struct SignedInt8DotVnni : Int8DotVnni {
+  static Sum MultiplyAdd(Sum sum, Inputs a, Weights b) {
+    return Int8DotVnni::MultiplyAdd(sum, b, a);
+  }
+};
+
 // Products of pairs along K; each addition is rounded to nearest, denormals are zeros.
 struct Bf16Dot : Bf16Rows {
   using Sum = __m512;

@@ -5,8 +5,10 @@
 //   chunk   { keys [tiles][dh / group][16][group], dh padded to a step, of pairs with zeros, of
 //           bytes with anything; of bytes then scales [tiles]; values
 //           [dh / 16][indices / group][16][group], dh padded to 16 }
-//   scales  { float32 of the keys, int32 sums of the keys' bytes times 128, float32 of the
-//           values }, [16] each
+//   scales  [16] { BF16 of the key, BF16 of the value }
+//
+// A byte of a value is the integer itself, of a key 128 more: the instructions multiply signed by
+// unsigned bytes, and weights have no sign where queries do (attention_bytes.inl).
 //
 // Attention takes a chunk's keys, scales and values, then the next chunk's, in the order of memory,
 // and a single query on dot products one line at a time: a head, and the heads behind it, are one
@@ -34,7 +36,7 @@ struct GroupedRing {
   static constexpr int64_t kGroupBytes = 4;
   static constexpr int64_t kGroup = kGroupBytes / kNumberBytes;  // numbers side by side
   static constexpr int64_t kStep = kGroup * kStepGroups;         // ring indices
-  static constexpr int64_t kScaleBytes = kNumberBytes == 1 ? 3 * kVectorBytes : 0;  // of a tile
+  static constexpr int64_t kScaleBytes = kNumberBytes == 1 ? kVectorBytes : 0;  // of a tile
 
   static_assert(kChunkIndices % kStep == 0 && kStep % kLanes == 0);
 

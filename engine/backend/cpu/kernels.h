@@ -252,9 +252,9 @@ struct CpuKernels {
   // Where attend_int8 multiplies bytes, of a byte ring; nullptr: where it does not.
   void (*write_bytes)(const WriteRingTask& task);
   bool fetches_next_ring;  // AttendTask::next_ring is of use
-  // QuantizeSymmetric of int8.h; the second stores the integers as float32.
-  float (*quantize_symmetric)(const float* x, int n, int8_t* q, int64_t stride);
-  float (*quantize_symmetric_as_floats)(const float* x, int n, float* q, int64_t stride);
+  // QuantizeKeyOrValue of int8.h, strided; the second stores the integers as float32.
+  float (*quantize_key_or_value)(const float* x, int n, int8_t* q, int64_t stride);
+  float (*quantize_key_or_value_as_floats)(const float* x, int n, float* q, int64_t stride);
   void (*ssm)(const RecurrenceTask& task);
   void (*dplr)(const RecurrenceTask& task);
   void (*scan)(const ScanTask& task);

@@ -193,19 +193,19 @@ QuantizedRow QuantizeInputsKernel(const float* x, int n, uint8_t* q, int64_t lin
   return {.scale = scale + ReduceAdd(poison), .zero = static_cast<int32_t>(zero_byte)};
 }
 
-// QuantizeSymmetric of int8.h, bit for bit, in two parts.
-struct SymmetricStep {
+// QuantizeKeyOrValue of int8.h, bit for bit, in two parts.
+struct KeyValueStep {
   float scale;
   V16 inverse;
 };
-inline SymmetricStep SymmetricStepOf(const float* x, int n) {
+inline KeyValueStep KeyValueStepOf(const float* x, int n) {
   V16 largest = Zero(), poison = Zero();
   for (int i = 0; i < n; i += kLanes) {
     const V16 v = i + kLanes <= n ? Load(x + i) : LoadPartial(x + i, n - i);
     largest = Max(Abs(v), largest);
     poison = Fma(v, Zero(), poison);
   }
-  const float scale = ReduceMax(largest) / 127.0f;
+  const float scale = RoundUpToBFloat16(ReduceMax(largest) / 127.0f);
   return {scale + ReduceAdd(poison), Set1(Int8Reciprocal(scale))};
 }
 // Sixteen integers from x[i] on, zeros behind x[n - 1].
@@ -215,8 +215,8 @@ inline V16 RoundSymmetric(const float* x, int i, int n, V16 inverse) {
 }
 
 template <typename Out>
-float QuantizeSymmetricKernel(const float* x, int n, Out* q, int64_t stride) {
-  const SymmetricStep step = SymmetricStepOf(x, n);
+float QuantizeKeyOrValueKernel(const float* x, int n, Out* q, int64_t stride) {
+  const KeyValueStep step = KeyValueStepOf(x, n);
   for (int i = 0; i < n; i += kLanes) {
     float rounded[kLanes];
     Store(rounded, RoundSymmetric(x, i, n, step.inverse));
@@ -565,8 +565,8 @@ constexpr CpuKernels MakeKernels(void (*linear_int8)(const LinearTask&)) {
           .attend_int8 = AttendKernel<int8_t>,
           .write_bytes = nullptr,
           .fetches_next_ring = false,
-          .quantize_symmetric = QuantizeSymmetricKernel<int8_t>,
-          .quantize_symmetric_as_floats = QuantizeSymmetricKernel<float>,
+          .quantize_key_or_value = QuantizeKeyOrValueKernel<int8_t>,
+          .quantize_key_or_value_as_floats = QuantizeKeyOrValueKernel<float>,
           .ssm = SsmKernel,
           .dplr = DplrKernel,
           .scan = ScanKernel,

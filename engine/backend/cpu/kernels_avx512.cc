@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -63,9 +64,11 @@ constexpr CpuKernels MakeByteKernels(void (*linear_int8)(const LinearTask&),
   return kernels;
 }
 
-constexpr CpuKernels MakeVnniKernels() {
-  return MakeByteKernels(LinearInt8Vnni, AttendBytesKernel<DotProducts<Int8DotVnni>>);
+void AttendBytesVnni(const AttendTask& task) {
+  AttendBytesKernel<DotProducts<SignedInt8DotVnni>, DotProducts<Int8DotVnni>>(task);
 }
+
+constexpr CpuKernels MakeVnniKernels() { return MakeByteKernels(LinearInt8Vnni, AttendBytesVnni); }
 
 // The same, and the BF16 layers and attention multiply pairs.
 constexpr CpuKernels WithPairs(CpuKernels kernels, void (*linear_bf16)(const LinearTask&),
@@ -82,9 +85,9 @@ constexpr CpuKernels WithPairs(CpuKernels kernels, void (*linear_bf16)(const Lin
 template <typename Tiles>
 void AttendBytesTilesKernel(const AttendTask& task) {
   if constexpr (std::is_same_v<Tiles, HardwareTiles>) {
-    if (task.num_queries == 1) return AttendBytesKernel<DotProducts<Int8DotVnni>>(task);
+    if (task.num_queries == 1) return AttendBytesVnni(task);
   }
-  AttendBytesKernel<TileProducts<Int8Tiles, Tiles>>(task);
+  AttendBytesKernel<TileProducts<SignedInt8Tiles, Tiles>, TileProducts<Int8Tiles, Tiles>>(task);
 }
 
 template <typename Tiles>

@@ -64,6 +64,11 @@ class HardwareTiles {
   void MultiplyAddBytes() {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Inputs), "i"(Weights));
   }
+  // Signed inputs, unsigned weights.
+  template <int Sum, int Inputs, int Weights>
+  void MultiplyAddSignedBytes() {
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Inputs), "i"(Weights));
+  }
   template <int T>
   void Store(float* to, int64_t stride_bytes) {
     asm volatile("tilestored %%tmm%c0, (%1,%2,1)"
@@ -122,16 +127,39 @@ class EmulatedTiles {
   }
   template <int Sum, int Inputs, int Weights>
   void MultiplyAddBytes() {
+    MultiplyAddBytesOf<Sum, Inputs, Weights, /*kSignedInputs=*/false>();
+  }
+  template <int Sum, int Inputs, int Weights>
+  void MultiplyAddSignedBytes() {
+    MultiplyAddBytesOf<Sum, Inputs, Weights, /*kSignedInputs=*/true>();
+  }
+  template <int T>
+  void Store(float* to, int64_t stride_bytes) {
+    for (int r = 0; r < rows_; ++r)
+      std::memcpy(reinterpret_cast<char*>(to) + r * stride_bytes, tiles_[T][r], 64);
+  }
+
+ private:
+  V16Pair Pairs(int tile, int row) const {
+    return LoadPairs(reinterpret_cast<const BFloat16*>(tiles_[tile][row]));
+  }
+
+  template <bool kSigned>
+  static __m512i Widened(__m256i bytes) {
+    return kSigned ? _mm512_cvtepi8_epi16(bytes) : _mm512_cvtepu8_epi16(bytes);
+  }
+  template <int Sum, int Inputs, int Weights, bool kSignedInputs>
+  void MultiplyAddBytesOf() {
     // Two sums for each output, those of eight outputs beside one another.
     __m512i sums[kTileRows][2] = {};
     for (int k = 0; k < kTileRows; ++k) {
       const __m512i bytes = _mm512_loadu_si512(tiles_[Weights][k]);
-      const __m512i weights[] = {_mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes)),
-                                 _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1))};
+      const __m512i weights[] = {Widened<!kSignedInputs>(_mm512_castsi512_si256(bytes)),
+                                 Widened<!kSignedInputs>(_mm512_extracti64x4_epi64(bytes, 1))};
       for (int m = 0; m < rows_; ++m) {
         int32_t group;
         std::memcpy(&group, tiles_[Inputs][m] + 4 * k, sizeof(group));
-        const __m512i inputs = _mm512_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(group)));
+        const __m512i inputs = Widened<kSignedInputs>(_mm256_set1_epi32(group));
         for (int half = 0; half < 2; ++half) {
           sums[m][half] = _mm512_add_epi32(sums[m][half], _mm512_madd_epi16(weights[half], inputs));
         }
@@ -147,16 +175,7 @@ class EmulatedTiles {
       _mm512_storeu_si512(row, _mm512_add_epi32(_mm512_loadu_si512(row), sum));
     }
   }
-  template <int T>
-  void Store(float* to, int64_t stride_bytes) {
-    for (int r = 0; r < rows_; ++r)
-      std::memcpy(reinterpret_cast<char*>(to) + r * stride_bytes, tiles_[T][r], 64);
-  }
 
- private:
-  V16Pair Pairs(int tile, int row) const {
-    return LoadPairs(reinterpret_cast<const BFloat16*>(tiles_[tile][row]));
-  }
   int rows_;
   alignas(64) char tiles_[8][kTileRows][64];
 };
@@ -176,6 +195,14 @@ struct Int8Tiles : Int8Rows {
   }
   static V16 Finish(const LinearTask& task, int row, int first, const float* sums) {
     return Dequantize(task, row, first, LoadInts(reinterpret_cast<const int32_t*>(sums)));
+  }
+};
+
+// Of signed inputs and unsigned weights, which attention multiplies.
+struct SignedInt8Tiles {
+  template <int Sum, int Inputs, int Weights, typename Tiles>
+  static void MultiplyAdd(Tiles& tiles) {
+    tiles.template MultiplyAddSignedBytes<Sum, Inputs, Weights>();
   }
 };
 

@@ -62,8 +62,8 @@ class ReferenceKeyValues {
       case DType::kI8:
         for (int head = 0; head < num_heads_; ++head) {
           const int64_t column = int64_t{head} * head_dim_;
-          *Scale(row, head) = QuantizeSymmetric({x + column, static_cast<size_t>(head_dim_)},
-                                                reinterpret_cast<int8_t*>(at) + column);
+          *Scale(row, head) = QuantizeKeyOrValue({x + column, static_cast<size_t>(head_dim_)},
+                                                 reinterpret_cast<int8_t*>(at) + column);
         }
         break;
       case DType::kBF16:

@@ -46,6 +46,10 @@ KERNELS = [
     Kernel("DotProducts<Bf16Dot>::Multiply", "vdpbf16ps", 2, 10, fetches=0),
     Kernel("DotProducts<Int8DotVnni>::Multiply", "vpdpbusd", 4, 13, fetches=0),
     Kernel("DotProducts<Int8DotVnni>::Multiply", "vpdpbusd", 4, 16, fetches=2),  # of the next head's ring
+    # Scores of bytes: signed queries, unsigned keys.
+    Kernel("DotProducts<SignedInt8DotVnni>::Tile<8, 2>", "vpdpbusd", 16, 31, fetches=0),
+    Kernel("DotProducts<SignedInt8DotVnni>::Multiply", "vpdpbusd", 4, 13, fetches=0),
+    Kernel("DotProducts<SignedInt8DotVnni>::Multiply", "vpdpbusd", 4, 16, fetches=2),
     # Of the next panel a step fetches as much as brings it while 256 rows pass.
     Kernel("LinearTilePanels<Bf16Tiles, 4, true, HardwareTiles>", "tdpbf16ps", 4, 23, fetches=4, zeros=4, loads=4),
     Kernel("LinearTilePanels<Int8Tiles, 4, true, HardwareTiles>", "tdpbusd", 4, 23, fetches=4, zeros=4, loads=4),
@@ -54,7 +58,7 @@ KERNELS = [
     Kernel("TileProducts<Bf16Tiles, HardwareTiles>::Multiply", "tdpbf16ps", 4, 25, fetches=0, zeros=4, loads=2),
     Kernel("TileProducts<Bf16Tiles, HardwareTiles>::Multiply", "tdpbf16ps", 4, 30, fetches=0, zeros=3, loads=5),
     Kernel("TileProducts<Int8Tiles, HardwareTiles>::Multiply", "tdpbusd", 4, 27, fetches=0, zeros=4, loads=4),
-    Kernel("TileProducts<Int8Tiles, HardwareTiles>::Multiply", "tdpbusd", 4, 25, fetches=0, zeros=4, loads=2),
+    Kernel("TileProducts<SignedInt8Tiles, HardwareTiles>::Multiply", "tdpbsud", 4, 25, fetches=0, zeros=4, loads=2),
     Kernel("LinearTile<float, 12>", "vfmadd231ps", 24, 42),
     Kernel("LinearTile<float, 3>", "vfmadd231ps", 12, 22),  # AVX2: a vector is two registers
 ]

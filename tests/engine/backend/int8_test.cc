@@ -1,8 +1,11 @@
 // The quantisation that all backends share, and that their INT8 linear layers are the same bits.
 #include "engine/backend/int8.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
-#include <cstring>
+#include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <string>
 #include <vector>
@@ -13,30 +16,53 @@
 namespace bst {
 namespace {
 
+using Quantize = float (*)(absl::Span<const float>, int8_t*);
+// Weights; keys and values, whose scale is a BF16.
+constexpr Quantize kSymmetric[] = {QuantizeSymmetric, QuantizeKeyOrValue};
+
 TEST(QuantizeSymmetricTest, HalfAStepIsTheLargestError) {
   for (const double deviation : {1e-20, 1.0, 1e20}) {
     const std::vector<float> x = RandomVector(301, 1, deviation);
-    std::vector<int8_t> q(x.size());
-    const float scale = QuantizeSymmetric(x, q.data());
-    int largest = 0;
-    for (size_t i = 0; i < x.size(); ++i) {
-      EXPECT_LE(std::fabs(double{scale} * q[i] - x[i]), 0.501 * scale);
-      largest = std::max(largest, std::abs(int{q[i]}));
+    for (const Quantize quantize : kSymmetric) {
+      std::vector<int8_t> q(x.size());
+      const float scale = quantize(x, q.data());
+      int largest = 0;
+      for (size_t i = 0; i < x.size(); ++i) {
+        EXPECT_LE(std::fabs(double{scale} * q[i] - x[i]), 0.501 * scale);
+        largest = std::max(largest, std::abs(int{q[i]}));
+      }
+      EXPECT_GE(largest, quantize == QuantizeSymmetric ? 127 : 126);
     }
-    EXPECT_EQ(largest, 127);
   }
 }
 
-TEST(QuantizeSymmetricTest, StridesZerosAndNonFiniteNumbers) {
-  std::vector<int8_t> q(6, 99);
-  EXPECT_EQ(QuantizeSymmetric({1.0f, -2.0f}, q.data(), 3), 2.0f / 127.0f);
-  EXPECT_EQ(q, (std::vector<int8_t>{64, 99, 99, -127, 99, 99}));
-  EXPECT_EQ(QuantizeSymmetric({0.0f, -0.0f}, q.data()), 0.0f);
-  EXPECT_EQ(q[0], 0);
-  EXPECT_EQ(q[1], 0);
-  EXPECT_TRUE(std::isnan(QuantizeSymmetric({1.0f, std::nanf("")}, q.data())));
-  EXPECT_TRUE(
-      std::isnan(QuantizeSymmetric({std::numeric_limits<float>::infinity(), 1.0f}, q.data())));
+TEST(QuantizeSymmetricTest, ZerosAndNonFiniteNumbers) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const Quantize quantize : kSymmetric) {
+    std::vector<int8_t> q(2, 99);
+    EXPECT_EQ(quantize({0.0f, -0.0f}, q.data()), 0.0f);
+    EXPECT_EQ(q, (std::vector<int8_t>{0, 0}));
+    EXPECT_TRUE(std::isnan(quantize({1.0f, std::nanf("")}, q.data())));
+    EXPECT_TRUE(std::isnan(quantize({1.0f, std::bit_cast<float>(0x7fffffffu)}, q.data())));
+    EXPECT_TRUE(std::isnan(quantize({kInfinity, 1.0f}, q.data())));
+  }
+}
+
+TEST(QuantizeSymmetricTest, WeightsHaveAScaleOfFloat32) {
+  std::vector<int8_t> q(2);
+  EXPECT_EQ(QuantizeSymmetric({1.0f, -2.0f}, q.data()), 2.0f / 127.0f);
+  EXPECT_EQ(q, (std::vector<int8_t>{64, -127}));
+}
+
+TEST(QuantizeSymmetricTest, AKeysScaleIsTheNextBFloat16) {
+  std::vector<int8_t> q(2);
+  EXPECT_EQ(QuantizeKeyOrValue({1.0f, -127.0f}, q.data()), 1.0f);
+  EXPECT_EQ(q, (std::vector<int8_t>{1, -127}));
+  // A float32 above 1: up, not to the nearest.
+  EXPECT_EQ(QuantizeKeyOrValue({127.001f, -64.0f}, q.data()), 1.0f + 0x1p-7f);
+  EXPECT_EQ(q, (std::vector<int8_t>{126, -64}));
+  EXPECT_EQ(RoundUpToBFloat16(0x1.01p0f), 0x1.02p0f);
+  EXPECT_EQ(RoundUpToBFloat16(0x1.02p0f), 0x1.02p0f);
 }
 
 TEST(QuantizeInputsTest, TheRangeOfTheNumbersAndZeroIsCovered) {
