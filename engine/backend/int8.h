@@ -8,7 +8,7 @@
 //
 // A token's inputs are quantised over their own range, zero included: inputs that are never
 // negative (behind a ReLU) use all 256 steps. Keys and values are quantised like weights, one scale
-// per position and head, which is a BF16: it takes half the memory, of which a decode step reads all.
+// per position and head, which is a BF16: a ring may keep it in two bytes (cpu/grouped_ring.h).
 //
 // Invariants  NaN or an infinity among the numbers gives a scale of NaN, and so NaN outputs.
 //             Numbers too small for a float32 reciprocal of their scale become zeros.

@@ -144,13 +144,13 @@ TEST(RooflineTest, ContextsAreAttendedToOnTheTensorCores) {
   EXPECT_DOUBLE_EQ(cost.bytes, 2 * (2 * 64.0 * 4) + 2 * 64.0 * 2 * (4 + 5));
 }
 
-// Keys and values of bytes come with a scale each and, where they are multiplied as bytes, with a
-// key's offset; a slot's padding is not counted.
+// Keys and values of bytes come with a scale each, which is half as long where they are multiplied
+// as bytes; a slot's padding is not counted.
 TEST(MeteredBackendTest, CountsWhatStandsBesideBytes) {
   constexpr int kHeads = 2, kHeadDim = 64, kWidth = kHeads * kHeadDim, kWindow = 40, kRows = 5;
   constexpr double kNumbers = 4 * kWidth * 4;  // q, k, v and o of one token
   std::vector<std::pair<std::string, int>> levels = {{"reference", 8}, {"cpu:avx2:1", 8}};
-  if (Supports(DetectCpuIsa(), CpuIsa::kAvx512Vnni)) levels.emplace_back("cpu:avx512vnni:1", 12);
+  if (Supports(DetectCpuIsa(), CpuIsa::kAvx512Vnni)) levels.emplace_back("cpu:avx512vnni:1", 4);
   for (const auto& [name, beside] : levels) {
     const auto inner = *MakeBackend(name);
     MeteredBackend metered(inner.get(), /*repeats=*/1, CountedBackend::kCpu);

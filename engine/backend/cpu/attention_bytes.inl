@@ -7,9 +7,9 @@
 // beside a large one add up to.) Sums are exact integers, so no order along K can matter, zero
 // weights silence whatever they meet, and dot products and tiles give the same bits.
 //
-// The instructions multiply signed by unsigned bytes. Weights are never negative, values are signed.
-// A query's digits are both signed, and the bytes of keys are 128 too large: what that adds to a
-// score, 128 times the sum of the query's digits, comes off again.
+// The instructions multiply signed by unsigned bytes. Weights are never negative, and values are
+// signed. Of a query both digits are signed, and the bytes of keys are 128 too large: what that
+// adds to a score, 128 times the sum of the query's digits, comes off again.
 //
 // Weights of a chunk of ring indices are integers over the chunk's own range; chunks meet in
 // float32.
