@@ -319,9 +319,14 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options,
                      .max_rows = options.max_sequences,
                      .logits = parts.backend->HasSampling() ? LogitsPlace::kDevice
                                                             : LogitsPlace::kHostReadable}));
-  BST_ASSIGN_OR_RETURN(
-      std::unique_ptr<StatePool> pool,
-      StatePool::Create(*parts.backend, model->state_layout(), options.max_sequences));
+  absl::StatusOr<std::unique_ptr<StatePool>> created =
+      StatePool::Create(*parts.backend, model->state_layout(), options.max_sequences);
+  if (!created.ok()) {
+    return absl::Status(
+        created.status().code(),
+        absl::StrCat("max_sequences is ", options.max_sequences, ": ", created.status().message()));
+  }
+  std::unique_ptr<StatePool> pool = *std::move(created);
   BST_ASSIGN_OR_RETURN(std::unique_ptr<StepSampler> sampler,
                        StepSampler::Create(*parts.backend, model->vocab_size(),
                                            options.max_sequences, max_logit_rows));

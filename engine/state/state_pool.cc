@@ -40,6 +40,13 @@ absl::StatusOr<std::unique_ptr<StatePool>> StatePool::Create(Backend& backend,
   // A min-heap. It never grows again, so that returning a slot cannot fail.
   pool->free_.reserve(slots);
   for (int id = 0; id < num_slots; ++id) pool->free_.push_back(SlotId(id));
+  // Asked for all of it at once: a region at a time, memory would be touched for nothing.
+  const size_t available = backend.AvailableBytes(), all_bytes = layout.bytes_per_slot();
+  if (all_bytes > 0 && slots > available / all_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("state: ", num_slots, " slots of ", all_bytes, " bytes, but ", available,
+                     " bytes of memory are available: enough for ", available / all_bytes));
+  }
   for (const StateRegion& region : layout.regions()) {
     const size_t slot_bytes = region.padded_bytes();
     if (slot_bytes < region.slot_bytes || slot_bytes > std::numeric_limits<size_t>::max() / slots) {

@@ -20,9 +20,21 @@ constexpr size_t kHugePageBytes = size_t{2} << 20;
 
 size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-// What the machine, or the container this process runs in, can still give; SIZE_MAX where it does
-// not say. Linux grants more than it has, and kills the process that touches it.
-size_t AvailableBytes() {
+// Of a cgroup's count of memory the page cache of files, which makes room when it is asked for.
+size_t FilePageBytes() {
+  std::ifstream statistics("/sys/fs/cgroup/memory.stat");
+  size_t bytes = 0, count = 0;
+  for (std::string key; statistics >> key >> count;) {
+    if (key == "active_file" || key == "inactive_file") bytes += count;
+  }
+  return bytes;
+}
+
+void FreeHost(void* data, size_t /*bytes*/) { std::free(data); }
+
+}  // namespace
+
+size_t Buffer::AvailableBytes() {
   size_t available = SIZE_MAX;
   std::ifstream memory("/proc/meminfo");
   for (std::string key, unit; memory >> key;) {
@@ -36,14 +48,11 @@ size_t AvailableBytes() {
   size_t limit = 0, used = 0;
   if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
       std::ifstream("/sys/fs/cgroup/memory.current") >> used) {
+    used -= std::min(used, FilePageBytes());
     available = std::min(available, limit > used ? limit - used : 0);
   }
   return available;
 }
-
-void FreeHost(void* data, size_t /*bytes*/) { std::free(data); }
-
-}  // namespace
 
 absl::StatusOr<Buffer> Buffer::Allocate(size_t bytes) {
   const size_t alignment = bytes >= kHugePageBytes ? kHugePageBytes : kCacheLineBytes;

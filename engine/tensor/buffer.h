@@ -3,7 +3,7 @@
 //
 // Ownership   Move-only; frees on destruction. A backend whose memory is elsewhere passes its own
 //             release function.
-// Threads     Thread-compatible.
+// Threads     Thread-compatible; any thread may call the static functions.
 // Errors      Allocate: kResourceExhausted, with the size.
 // Tested by   tests/engine/tensor/buffer_test.cc
 #pragma once
@@ -21,6 +21,9 @@ class Buffer {
 
   // Host memory.
   static absl::StatusOr<Buffer> Allocate(size_t bytes);
+  // What the machine, or the container this process runs in, can still give; SIZE_MAX where it does
+  // not say. Linux grants more than it has, and kills the process that touches it.
+  static size_t AvailableBytes();
 
   Buffer() = default;
   Buffer(void* data, size_t bytes, Release release)

@@ -1,15 +1,17 @@
 // FaultyBackend: another backend that breaks when told to.
 //
 //   FailAllocation(n)  the n-th Allocate or Pack call from now on answers kResourceExhausted
+//   SetAvailableBytes(n)  so much is left, it says
 //   FailOperator(n)    the n-th operator from now on is lost, and so are all after it: Sync answers
 //                      kInternal for ever, as a device does that has fallen off its bus
 //   Poison(token)      the token's embedding is NaN
 //
 // It does not draw tokens: HasSampling is false, so the host does.
-// Threads   Those of Backend; the three may be called from another thread at any time.
+// Threads   Those of Backend; these may be called from another thread at any time.
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -26,6 +28,7 @@ class FaultyBackend final : public Backend {
   explicit FaultyBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
 
   void FailAllocation(int64_t n) { allocations_left_ = n; }
+  void SetAvailableBytes(size_t n) { available_bytes_ = n; }
   void FailOperator(int64_t n) { operators_left_ = n; }
   void Poison(TokenId token) { poison_ = token.value(); }
   bool broken() const { return operators_left_ <= 0; }
@@ -33,6 +36,8 @@ class FaultyBackend final : public Backend {
   std::string name() const override { return "faulty " + inner_->name(); }
   int num_threads() const override { return inner_->num_threads(); }
   bool HasInt8() const override { return inner_->HasInt8(); }
+
+  size_t AvailableBytes() const override { return available_bytes_; }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {
     if (MustFail()) return OutOfMemory();
@@ -187,6 +192,7 @@ class FaultyBackend final : public Backend {
 
   std::unique_ptr<Backend> inner_;
   std::atomic<int64_t> allocations_left_ = kNever;
+  std::atomic<size_t> available_bytes_ = std::numeric_limits<size_t>::max();
   std::atomic<int64_t> operators_left_ = kNever;
   std::atomic<int32_t> poison_ = -1;
 };

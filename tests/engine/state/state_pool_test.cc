@@ -150,6 +150,19 @@ TEST_F(StatePoolTest, CreateNamesTheRegionThatDoesNotFit) {
   EXPECT_TRUE(StatePool::Create(backend_, LayoutOf({10, 20, 30}), 4).ok());
 }
 
+TEST_F(StatePoolTest, WhatDoesNotFitInAllIsRefusedBeforeAnyIsTouched) {
+  // Two cache lines a slot, one of each region.
+  backend_.SetAvailableBytes(10 * 128 + 127);
+  backend_.FailAllocation(1);  // which is never reached
+  const auto pool = StatePool::Create(backend_, LayoutOf({10, 64}), 11);
+  ASSERT_FALSE(pool.ok());
+  EXPECT_EQ(pool.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(pool.status().message(),
+            "state: 11 slots of 128 bytes, but 1407 bytes of memory are available: enough for 10");
+  backend_.FailAllocation(3);
+  EXPECT_TRUE(StatePool::Create(backend_, LayoutOf({10, 64}), 10).ok());
+}
+
 TEST_F(StatePoolTest, SizesThatOverflowAreAnError) {
   const size_t huge = std::numeric_limits<size_t>::max();
   for (const size_t bytes : {huge, huge - 64, huge / 2}) {
