@@ -41,7 +41,7 @@ inline V16 LargestOfRows(const V16* rows) {
 struct Softmax {
   // chunk_factors [kProductRows]: of the chunk that Raise is called for.
   Softmax(int num_queries, float* chunk_factors) : num_rows(num_queries), factors(chunk_factors) {
-    const int used = few() ? num_rows : (num_rows + kLanes - 1) / kLanes * kLanes;
+    const int64_t used = few() ? num_rows : RoundUp(num_rows, kLanes);
     for (int r = 0; r < used; ++r) {
       largest[r] = kLeast;
       scales[r] = 0.0f;
