@@ -137,8 +137,9 @@ class Backend {
   // Of a device with memory of its own; nullopt: it is the host's, or the driver does not say. Any
   // thread may ask.
   virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
-  // What Allocate can give just now, all buffers together; SIZE_MAX: nobody says.
-  virtual size_t AvailableBytes() const { return Buffer::AvailableBytes(); }
+  // What Allocate can give just now, all buffers together; SIZE_MAX: that is found out at no cost,
+  // by asking for it.
+  virtual size_t AvailableBytes() const = 0;
   // Whether I8 is among the types of PackLinear and of keys and values. Without, nobody asks for
   // it.
   virtual bool HasInt8() const { return false; }

@@ -8,7 +8,8 @@
 //
 // A token's inputs are quantised over their own range, zero included: inputs that are never
 // negative (behind a ReLU) use all 256 steps. Keys and values are quantised like weights, one scale
-// per position and head, which is a BF16: a ring may keep it in two bytes (cpu/grouped_ring.h).
+// per position and head, rounded up to a BF16: a ring may keep it in two bytes
+// (cpu/grouped_ring.h).
 //
 // Invariants  NaN or an infinity among the numbers gives a scale of NaN, and so NaN outputs.
 //             Numbers too small for a float32 reciprocal of their scale become zeros.
@@ -19,6 +20,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "absl/types/span.h"
@@ -52,8 +54,8 @@ inline Magnitude MagnitudeOf(absl::Span<const float> x) {
   return all;
 }
 
-// q[i] = round(x[i] / scale).
-inline void RoundSymmetric(absl::Span<const float> x, float scale, int8_t* q) {
+// q[i] = round(x[i] / scale); returns the scale.
+inline float DivideByScale(absl::Span<const float> x, float scale, int8_t* q) {
   const float inverse = Int8Reciprocal(scale);
   for (size_t i = 0; i < x.size(); ++i) {
     // The comparisons in this order send NaN to a number.
@@ -61,14 +63,13 @@ inline void RoundSymmetric(absl::Span<const float> x, float scale, int8_t* q) {
     const float above = rounded > -127.0f ? rounded : -127.0f;
     q[i] = static_cast<int8_t>(above < 127.0f ? above : 127.0f);
   }
+  return scale;
 }
 
 // Weights, the largest magnitude at 127; returns the scale.
 inline float QuantizeSymmetric(absl::Span<const float> x, int8_t* q) {
   const Magnitude magnitude = MagnitudeOf(x);
-  const float scale = magnitude.largest / 127.0f;
-  RoundSymmetric(x, scale, q);
-  return scale + magnitude.poison;
+  return DivideByScale(x, magnitude.largest / 127.0f, q) + magnitude.poison;
 }
 
 // The least BF16 that is no smaller than `scale`, lest a number exceeds 127. REQUIRES: scale >= 0.
@@ -76,12 +77,10 @@ inline float RoundUpToBFloat16(float scale) {
   return std::bit_cast<float>((std::bit_cast<uint32_t>(scale) + 0xffffu) & 0xffff0000u);
 }
 
-// One head's key or value; returns the scale, a BF16.
+// One head's key or value, the largest magnitude at 126 or 127; returns the scale, a BF16.
 inline float QuantizeKeyOrValue(absl::Span<const float> x, int8_t* q) {
   const Magnitude magnitude = MagnitudeOf(x);
-  const float scale = RoundUpToBFloat16(magnitude.largest / 127.0f);
-  RoundSymmetric(x, scale, q);
-  return scale + magnitude.poison;
+  return DivideByScale(x, RoundUpToBFloat16(magnitude.largest / 127.0f), q) + magnitude.poison;
 }
 
 // One token's inputs.

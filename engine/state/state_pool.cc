@@ -36,24 +36,30 @@ absl::StatusOr<std::unique_ptr<StatePool>> StatePool::Create(Backend& backend,
                                                              int num_slots) {
   BST_CHECK(num_slots >= 1, "num_slots is ", num_slots);
   const auto slots = static_cast<size_t>(num_slots);
-  std::unique_ptr<StatePool> pool(new StatePool(backend, num_slots));
-  // A min-heap. It never grows again, so that returning a slot cannot fail.
-  pool->free_.reserve(slots);
-  for (int id = 0; id < num_slots; ++id) pool->free_.push_back(SlotId(id));
-  // Asked for all of it at once: a region at a time, memory would be touched for nothing.
-  const size_t available = backend.AvailableBytes(), all_bytes = layout.bytes_per_slot();
-  if (all_bytes > 0 && slots > available / all_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("state: ", num_slots, " slots of ", all_bytes, " bytes, but ", available,
-                     " bytes of memory are available: enough for ", available / all_bytes));
-  }
+  size_t all_bytes = 0;  // of a slot
   for (const StateRegion& region : layout.regions()) {
     const size_t slot_bytes = region.padded_bytes();
-    if (slot_bytes < region.slot_bytes || slot_bytes > std::numeric_limits<size_t>::max() / slots) {
+    all_bytes += slot_bytes;
+    if (slot_bytes < region.slot_bytes || all_bytes < slot_bytes ||
+        all_bytes > std::numeric_limits<size_t>::max() / slots) {
       return absl::ResourceExhaustedError(absl::StrCat("state ", region.name, ": ", num_slots,
                                                        " slots of ", region.slot_bytes,
                                                        " bytes exceed the address space"));
     }
+  }
+  // All of it is asked for at once: a region at a time, memory would be touched for nothing.
+  const size_t available = backend.AvailableBytes();
+  if (slots * all_bytes > available) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("state: ", num_slots, " slots of ", all_bytes, " bytes, but ", available,
+                     " bytes of memory are available: enough for ", available / all_bytes));
+  }
+  std::unique_ptr<StatePool> pool(new StatePool(backend, num_slots));
+  // A min-heap. It never grows again, so that returning a slot cannot fail.
+  pool->free_.reserve(slots);
+  for (int id = 0; id < num_slots; ++id) pool->free_.push_back(SlotId(id));
+  for (const StateRegion& region : layout.regions()) {
+    const size_t slot_bytes = region.padded_bytes();
     absl::StatusOr<Buffer> buffer = backend.Allocate(slot_bytes * slots);
     if (!buffer.ok()) {
       return absl::Status(buffer.status().code(),

@@ -20,23 +20,24 @@ constexpr size_t kHugePageBytes = size_t{2} << 20;
 
 size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-// Of a cgroup's count of memory the page cache of files, which makes room when it is asked for.
-size_t FilePageBytes() {
-  std::ifstream statistics("/sys/fs/cgroup/memory.stat");
-  size_t bytes = 0, count = 0;
+// Of what a cgroup uses, pages of files that nobody has read of late. They make room when memory is
+// asked for.
+size_t InactiveFileBytes(const std::string& cgroup) {
+  std::ifstream statistics(cgroup + "memory.stat");
+  size_t count = 0;
   for (std::string key; statistics >> key >> count;) {
-    if (key == "active_file" || key == "inactive_file") bytes += count;
+    if (key == "inactive_file") return count;
   }
-  return bytes;
+  return 0;
 }
 
 void FreeHost(void* data, size_t /*bytes*/) { std::free(data); }
 
 }  // namespace
 
-size_t Buffer::AvailableBytes() {
+size_t Buffer::AvailableBytes(const std::string& root) {
   size_t available = SIZE_MAX;
-  std::ifstream memory("/proc/meminfo");
+  std::ifstream memory(root + "proc/meminfo");
   for (std::string key, unit; memory >> key;) {
     size_t kilobytes = 0;
     memory >> kilobytes;
@@ -45,10 +46,11 @@ size_t Buffer::AvailableBytes() {
     available = kilobytes * 1024;
     break;
   }
+  const std::string cgroup = root + "sys/fs/cgroup/";
   size_t limit = 0, used = 0;
-  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
-      std::ifstream("/sys/fs/cgroup/memory.current") >> used) {
-    used -= std::min(used, FilePageBytes());
+  if (std::ifstream(cgroup + "memory.max") >> limit &&
+      std::ifstream(cgroup + "memory.current") >> used) {
+    used -= std::min(used, InactiveFileBytes(cgroup));
     available = std::min(available, limit > used ? limit - used : 0);
   }
   return available;
@@ -56,9 +58,11 @@ size_t Buffer::AvailableBytes() {
 
 absl::StatusOr<Buffer> Buffer::Allocate(size_t bytes) {
   const size_t alignment = bytes >= kHugePageBytes ? kHugePageBytes : kCacheLineBytes;
-  if (bytes >= kHugePageBytes && bytes > AvailableBytes()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "cannot allocate ", bytes, " bytes of memory, ", AvailableBytes(), " are available"));
+  if (bytes >= kHugePageBytes) {
+    if (const size_t available = AvailableBytes(); bytes > available) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "cannot allocate ", bytes, " bytes of memory, ", available, " are available"));
+    }
   }
   const size_t rounded = RoundUp(bytes == 0 ? 1 : bytes, alignment);
   void* data = rounded >= bytes ? std::aligned_alloc(alignment, rounded) : nullptr;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "engine/tensor/tensor_view.h"
@@ -22,8 +23,9 @@ class Buffer {
   // Host memory.
   static absl::StatusOr<Buffer> Allocate(size_t bytes);
   // What the machine, or the container this process runs in, can still give; SIZE_MAX where it does
-  // not say. Linux grants more than it has, and kills the process that touches it.
-  static size_t AvailableBytes();
+  // not say. Linux grants more than it has, and kills the process that touches it. `root` is where
+  // /proc and /sys are.
+  static size_t AvailableBytes(const std::string& root = "/");
 
   Buffer() = default;
   Buffer(void* data, size_t bytes, Release release)

@@ -68,6 +68,9 @@ class MeteredBackend final : public Backend {
   int num_threads() const override { return inner_ == nullptr ? 1 : inner_->num_threads(); }
   bool HasInt8() const override { return inner_ != nullptr && inner_->HasInt8(); }
   bool PacksHeads() const override { return inner_ != nullptr && inner_->PacksHeads(); }
+  size_t AvailableBytes() const override {
+    return inner_ == nullptr ? SIZE_MAX : inner_->AvailableBytes();
+  }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override;
   absl::StatusOr<Buffer> AllocateHostReadable(size_t bytes) override;
   absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,

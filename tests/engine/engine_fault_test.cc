@@ -10,11 +10,14 @@
 #include "gtest/gtest.h"
 #include "tests/engine/engine_fixture.h"
 #include "tests/support/faulty_backend.h"
+#include "tests/support/status_matchers.h"
 
 namespace bst {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 class EngineFaultTest : public testing::Test {
  protected:
@@ -49,6 +52,14 @@ TEST_F(EngineFaultTest, WithoutMemoryThereIsNoEngine) {
   }
   EXPECT_GT(n, 10);  // Weights, workspace, state: many allocations were tried.
   EXPECT_LT(n, 1000);
+}
+
+TEST_F(EngineFaultTest, SlotsThatDoNotFitAreRefusedByTheOptionsName) {
+  const auto engine = Create([](FaultyBackend& backend) { backend.SetAvailableBytes(1); });
+  EXPECT_THAT(engine,
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       AllOf(StartsWith("max_sequences is 2: state: 2 slots of "),
+                             HasSubstr("but 1 bytes of memory are available: enough for 0"))));
 }
 
 TEST_F(EngineFaultTest, ADeviceFailureEndsEveryStreamWithInternal) {

@@ -37,7 +37,10 @@ class FaultyBackend final : public Backend {
   int num_threads() const override { return inner_->num_threads(); }
   bool HasInt8() const override { return inner_->HasInt8(); }
 
-  size_t AvailableBytes() const override { return available_bytes_; }
+  size_t AvailableBytes() const override {
+    const size_t said = available_bytes_;
+    return said == kAsItIs ? inner_->AvailableBytes() : said;
+  }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {
     if (MustFail()) return OutOfMemory();
@@ -191,8 +194,9 @@ class FaultyBackend final : public Backend {
   bool Works() { return --operators_left_ > 0; }
 
   std::unique_ptr<Backend> inner_;
+  static constexpr size_t kAsItIs = std::numeric_limits<size_t>::max();
   std::atomic<int64_t> allocations_left_ = kNever;
-  std::atomic<size_t> available_bytes_ = std::numeric_limits<size_t>::max();
+  std::atomic<size_t> available_bytes_ = kAsItIs;
   std::atomic<int64_t> operators_left_ = kNever;
   std::atomic<int32_t> poison_ = -1;
 };

@@ -65,9 +65,10 @@ inline void StoreDigits(const __m512i (&u)[4], uint8_t* high, uint8_t* low) {
                       _mm512_permutexvar_epi32(groups, _mm512_shuffle_epi8(highs, in_quarter)));
   _mm512_storeu_si512(low, _mm512_permutexvar_epi32(groups, _mm512_shuffle_epi8(lows, in_quarter)));
 }
-// The lower sixteen bits are the nearest integer, as those of a float32 from 2^23 to 2^24 are.
+// The lower sixteen bits are the nearest integer, as those of a float32 from 2^23 to 2^24 are: 1.5
+// times 2^23 keeps negative numbers there too.
 inline __m512i NearestInteger(V16 x, V16 factor, float offset) {
-  return _mm512_castps_si512(Fma(x, factor, Set1(12582912.0f + offset)).v);
+  return _mm512_castps_si512(Fma(x, factor, Set1(0x1.8p23f + offset)).v);
 }
 // Bits of positive numbers order as integers, and NaN above all.
 inline float LargestOfPositive(__m512i bits) {
@@ -437,7 +438,7 @@ class ByteGroup {
   const GroupIndices indices_;
   Softmax softmax_;
   float query_scales_[kProductRows];
-  DigitSums query_sums_[kProductRows];
+  DigitSums query_sums_[ByteScratch::kQueries];
 };
 
 // Products of signed rows with unsigned bytes, and of unsigned rows with signed bytes.
@@ -459,16 +460,13 @@ inline __m512i SymmetricIntegers(const float* x, int i, int n, V16 inverse) {
 // What the ring keeps of one index.
 inline void WriteByteScales(const WriteRingTask& task, const ByteRing& ring, int64_t index,
                             float key_scale, float value_scale) {
-  const auto upper = [](float scale) {
-    return static_cast<uint16_t>(std::bit_cast<uint32_t>(scale) >> 16);
-  };
-  const uint16_t scales[] = {upper(key_scale), upper(value_scale)};
+  const BFloat16 scales[] = {ToBFloat16(key_scale), ToBFloat16(value_scale)};
   std::memcpy(
       static_cast<char*>(task.ring) + ring.Scales(index / kLanes) + index % kLanes * sizeof(scales),
       scales, sizeof(scales));
 }
 // Bytes of keys, 128 too large.
-inline __m128i KeyBytes(__m512i integers) {
+inline __m128i OffsetBytes(__m512i integers) {
   return _mm_xor_si128(_mm512_cvtepi32_epi8(integers), _mm_set1_epi8(-128));
 }
 
@@ -481,7 +479,7 @@ inline void WriteByteRow(const WriteRingTask& task, const ByteRing& ring, int i)
   for (int d = 0; d < task.head_dim; d += kLanes) {
     const __m512i integers = SymmetricIntegers(k, d, task.head_dim, key_step.inverse);
     alignas(16) uint8_t bytes[kLanes];
-    _mm_store_si128(reinterpret_cast<__m128i*>(bytes), KeyBytes(integers));
+    _mm_store_si128(reinterpret_cast<__m128i*>(bytes), OffsetBytes(integers));
     for (int g = 0; g < kLanes / 4; ++g)
       std::memcpy(key + (d / 4 + g) * kVectorBytes, bytes + 4 * g, 4);
   }
@@ -520,7 +518,7 @@ inline void WriteFourByteRows(const WriteRingTask& task, const ByteRing& ring, i
   for (int d = 0; d < task.head_dim; d += kLanes) {
     __m128i k[4], v[4];
     for (int t = 0; t < 4; ++t) {
-      k[t] = KeyBytes(SymmetricIntegers(key_row(t), d, task.head_dim, key_steps[t].inverse));
+      k[t] = OffsetBytes(SymmetricIntegers(key_row(t), d, task.head_dim, key_steps[t].inverse));
       v[t] = _mm512_cvtepi32_epi8(
           SymmetricIntegers(value_row(t), d, task.head_dim, value_steps[t].inverse));
     }

@@ -1,6 +1,6 @@
 // What attention_pairs.inl and attention_bytes.inl ask of a `Products` type: a few rows times a
-// packed matrix. Both come in groups of four bytes along K: two BF16, summed
-// in float32, or four bytes, summed in int32.
+// packed matrix. Both come in groups of four bytes along K: two BF16, summed in float32, or four
+// bytes, summed in int32. Of bytes the rows are signed or the matrix is, as the type says.
 //   Registers: what several types share while a kernel runs; Registers(rows) for products of so
 //   many rows at most, or of more than sixteen
 //   explicit Products(Registers&)

@@ -70,6 +70,7 @@ class CpuBackend : public Backend {
     return kernels().write_pairs != nullptr || kernels().write_bytes != nullptr;
   }
 
+  size_t AvailableBytes() const override { return Buffer::AvailableBytes(); }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return Buffer::Allocate(bytes); }
 
   absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,

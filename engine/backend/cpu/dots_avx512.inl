@@ -1,5 +1,5 @@
-// Dot-product instructions of AVX-512, for linear_dots.inl. Included inside a target region that
-// names them.
+// Dot-product instructions of AVX-512, for linear_dots.inl and attention_dots.inl. Included inside
+// a target region that names them.
 
 struct Int8DotVnni : Int8Rows {
   // Not __m512i, whose eight lanes of 64 bits g++ 12 copies through memory on the way to and from
@@ -26,8 +26,9 @@ struct Int8DotVnni : Int8Rows {
   }
 };
 
-// The same instruction the other way around: signed inputs, unsigned weights.
+// The same instruction the other way around: signed inputs, unsigned weights. Of attention alone.
 struct SignedInt8DotVnni : Int8DotVnni {
+  static V16 Finish(const LinearTask&, int, int, Sum) = delete;
   static Sum MultiplyAdd(Sum sum, Inputs a, Weights b) {
     return Int8DotVnni::MultiplyAdd(sum, b, a);
   }

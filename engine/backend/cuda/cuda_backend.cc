@@ -38,10 +38,9 @@ class CudaBackend final : public Backend {
   }
   int num_threads() const override { return 1; }
   std::optional<DeviceMemory> device_memory() const override { return cuda::MemoryOfDevice(); }
-  size_t AvailableBytes() const override {
-    const std::optional<DeviceMemory> memory = device_memory();
-    return memory.has_value() ? memory->free_bytes : SIZE_MAX;
-  }
+  // What is free leaves out, where the device shares the host's memory, what the host would give
+  // back.
+  size_t AvailableBytes() const override { return SIZE_MAX; }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return device_->Allocate(bytes); }
   absl::StatusOr<Buffer> AllocateHostReadable(size_t bytes) override {

@@ -88,6 +88,7 @@ class ReferenceBackend : public Backend {
   int num_threads() const override { return 1; }
   bool HasInt8() const override { return true; }
 
+  size_t AvailableBytes() const override { return Buffer::AvailableBytes(); }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return Buffer::Allocate(bytes); }
 
   absl::StatusOr<std::unique_ptr<EmbeddingWeights>> PackEmbedding(TensorView table,

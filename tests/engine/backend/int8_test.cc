@@ -10,6 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/types/span.h"
+#include "engine/backend/cpu/cpu_isa.h"
+#include "engine/backend/cpu/kernels.h"
 #include "gtest/gtest.h"
 #include "tests/engine/backend/operator_fixture.h"
 
@@ -63,6 +66,48 @@ TEST(QuantizeSymmetricTest, AKeysScaleIsTheNextBFloat16) {
   EXPECT_EQ(q, (std::vector<int8_t>{126, -64}));
   EXPECT_EQ(RoundUpToBFloat16(0x1.01p0f), 0x1.02p0f);
   EXPECT_EQ(RoundUpToBFloat16(0x1.02p0f), 0x1.02p0f);
+}
+
+// In a ring a head's key lies sixteen numbers apart.
+TEST(QuantizeSymmetricTest, VectorKernelsGiveTheSameBits) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<const CpuKernels*> levels;
+  if (Supports(DetectCpuIsa(), CpuIsa::kAvx2)) levels.push_back(&Avx2Kernels());
+  if (Supports(DetectCpuIsa(), CpuIsa::kAvx512)) levels.push_back(&Avx512Kernels());
+  if (levels.empty()) GTEST_SKIP() << "this processor has no AVX2";
+  for (const CpuKernels* kernels : levels) {
+    for (const int n : {1, 8, 15, 16, 17, 64, 100}) {
+      const auto size = static_cast<size_t>(n);
+      std::vector<std::vector<float>> rows(6, RandomVector(size, 7));
+      for (size_t i = 0; i < size; ++i) {
+        rows[1][i] = 0;
+        rows[2][i] *= 1e-36f;                                  // no reciprocal
+        rows[3][i] = static_cast<float>(i % 254) / 2 - 63.5f;  // ties
+        if (i == 0) rows[3][i] = 127;
+      }
+      rows[4][size / 2] = std::nanf("");
+      rows[5][size / 2] = -kInfinity;
+      for (const std::vector<float>& x : rows) {
+        std::vector<int8_t> expected(size);
+        const float scale = QuantizeKeyOrValue(x, expected.data());
+        for (const int stride : {1, 16}) {
+          const auto step = static_cast<size_t>(stride);
+          std::vector<int8_t> q(size * step, 99);
+          std::vector<float> floats(size * step, 99);
+          for (const float got :
+               {kernels->quantize_key_or_value(x.data(), n, q.data(), stride),
+                kernels->quantize_key_or_value_as_floats(x.data(), n, floats.data(), stride)})
+            ASSERT_TRUE(got == scale || (std::isnan(got) && std::isnan(scale))) << n;
+          if (std::isnan(scale)) continue;  // whatever the numbers are
+          for (size_t i = 0; i < q.size(); ++i) {
+            const int number = i % step == 0 ? expected[i / step] : 99;
+            ASSERT_EQ(int{q[i]}, number) << n << ", stride " << stride << ", " << i;
+            ASSERT_EQ(floats[i], static_cast<float>(number)) << n << ", stride " << stride;
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST(QuantizeInputsTest, TheRangeOfTheNumbersAndZeroIsCovered) {

@@ -165,10 +165,12 @@ TEST_F(StatePoolTest, WhatDoesNotFitInAllIsRefusedBeforeAnyIsTouched) {
 
 TEST_F(StatePoolTest, SizesThatOverflowAreAnError) {
   const size_t huge = std::numeric_limits<size_t>::max();
-  for (const size_t bytes : {huge, huge - 64, huge / 2}) {
-    const auto pool = StatePool::Create(backend_, LayoutOf({bytes}), 3);
+  for (const std::vector<size_t>& bytes : std::vector<std::vector<size_t>>{
+           {huge}, {huge - 64}, {huge / 2}, {huge / 4, huge / 4}, {huge - 128, 256}}) {
+    const auto pool = StatePool::Create(backend_, LayoutOf(bytes), 3);
     ASSERT_FALSE(pool.ok());
     EXPECT_EQ(pool.status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(pool.status().message()), HasSubstr("exceed the address space"));
   }
 }
 

@@ -1,8 +1,14 @@
 #include "engine/tensor/buffer.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <filesystem>
+#include <fstream>
 #include <limits>
+#include <map>
+#include <string>
 #include <utility>
 
 #include "gtest/gtest.h"
@@ -32,6 +38,36 @@ TEST(BufferTest, TooLargeIsAnAnswerNotACrash) {
   EXPECT_THAT(Buffer::Allocate(std::numeric_limits<size_t>::max()),
               StatusIs(absl::StatusCode::kResourceExhausted,
                        testing::HasSubstr("18446744073709551615 bytes")));
+}
+
+// Of a machine whose files say so; one that is not named is not there.
+size_t AvailableWith(const std::map<std::string, std::string>& files) {
+  const std::string root = testing::TempDir() + "/bst_machine_" + std::to_string(::getpid()) + "/";
+  for (const auto& [name, text] : files) {
+    const std::filesystem::path path = root + name;
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path) << text;
+  }
+  const size_t available = Buffer::AvailableBytes(root);
+  std::filesystem::remove_all(root);
+  return available;
+}
+
+TEST(BufferTest, TheMachineAndTheContainerSayWhatIsAvailable) {
+  EXPECT_EQ(AvailableWith({}), std::numeric_limits<size_t>::max());
+  std::map<std::string, std::string> files = {
+      {"proc/meminfo", "MemTotal:    900 kB\nMemFree:    7 kB\nMemAvailable:    500 kB\n"}};
+  EXPECT_EQ(AvailableWith(files), 500u * 1024);
+  files["sys/fs/cgroup/memory.max"] = "max\n";
+  files["sys/fs/cgroup/memory.current"] = "300000\n";
+  EXPECT_EQ(AvailableWith(files), 500u * 1024);
+  files["sys/fs/cgroup/memory.max"] = "400000\n";
+  EXPECT_EQ(AvailableWith(files), 100'000u);
+  // Pages of files that were read once.
+  files["sys/fs/cgroup/memory.stat"] = "anon 250000\ninactive_file 40000\nactive_file 10000\n";
+  EXPECT_EQ(AvailableWith(files), 140'000u);
+  files["sys/fs/cgroup/memory.max"] = "200000\n";
+  EXPECT_EQ(AvailableWith(files), 0u);
 }
 
 TEST(BufferTest, ReleasesExactlyOnceWhoeverHoldsItLast) {
