@@ -16,6 +16,7 @@
 #include "engine/backend/cpu/cpu_backend.h"
 #include "engine/backend/cuda/cuda_plugin.h"
 #include "engine/backend/reference/reference_backend.h"
+#include "engine/base/annotate.h"
 #include "engine/base/check.h"
 #include "engine/base/log.h"
 #include "engine/base/out_of_memory.h"
@@ -322,9 +323,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options,
   absl::StatusOr<std::unique_ptr<StatePool>> created =
       StatePool::Create(*parts.backend, model->state_layout(), options.max_sequences);
   if (!created.ok()) {
-    return absl::Status(
-        created.status().code(),
-        absl::StrCat("max_sequences is ", options.max_sequences, ": ", created.status().message()));
+    return Annotate(created.status(), absl::StrCat("max_sequences is ", options.max_sequences));
   }
   std::unique_ptr<StatePool> pool = *std::move(created);
   BST_ASSIGN_OR_RETURN(std::unique_ptr<StepSampler> sampler,

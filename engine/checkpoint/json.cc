@@ -151,8 +151,4 @@ bool IsPlainFileName(std::string_view name) {
          name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
 }
 
-absl::Status Annotate(const absl::Status& status, std::string_view prefix) {
-  return absl::Status(status.code(), absl::StrCat(std::string(prefix), ": ", status.message()));
-}
-
 }  // namespace bst

@@ -35,7 +35,4 @@ std::string Excerpt(std::string_view text);
 // "..".
 bool IsPlainFileName(std::string_view name);
 
-// The same status with "`prefix`: " before its message.
-absl::Status Annotate(const absl::Status& status, std::string_view prefix);
-
 }  // namespace bst

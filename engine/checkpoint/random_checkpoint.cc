@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/annotate.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/json.h"
 #include "engine/checkpoint/model_config.h"

@@ -17,6 +17,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/annotate.h"
 #include "engine/base/status_macros.h"
 #include "engine/checkpoint/json.h"
 #include "nlohmann/json.hpp"

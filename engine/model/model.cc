@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/annotate.h"
 #include "engine/base/out_of_memory.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/gss_layer.h"
@@ -17,10 +18,6 @@ namespace {
 absl::StatusOr<std::unique_ptr<Layer>> MakeLayer(const LayerSource& source) {
   return source.layer().type == LayerType::kGss ? GssLayer::Create(source)
                                                 : TransformerLayer::Create(source);
-}
-
-absl::Status InPart(const std::string& part, const absl::Status& status) {
-  return absl::Status(status.code(), absl::StrCat(part, ": ", status.message()));
 }
 
 }  // namespace
@@ -75,7 +72,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
                                                               .max_tokens = options.max_step_tokens,
                                                               .max_rows = max_rows,
                                                               .max_block_ends = max_block_ends});
-    if (!layer.ok()) return InPart(absl::StrCat("layer ", n), layer.status());
+    if (!layer.ok()) return Annotate(layer.status(), absl::StrCat("layer ", n));
     model->layers_.push_back(*std::move(layer));
   }
   BST_ASSIGN_OR_RETURN(model->final_norm_,
@@ -85,9 +82,8 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
 
   if (const absl::Status status = model->workspace_->Allocate(backend, max_rows, max_block_ends);
       !status.ok()) {
-    return InPart(absl::StrCat("workspace for max_step_tokens = ", options.max_step_tokens,
-                               ", max_rows = ", max_rows),
-                  status);
+    return Annotate(status, absl::StrCat("workspace for max_step_tokens = ",
+                                         options.max_step_tokens, ", max_rows = ", max_rows));
   }
   model->block_ends_.reserve(static_cast<size_t>(max_block_ends));
   model->wanted_.reserve(static_cast<size_t>(options.max_step_tokens));

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/annotate.h"
 #include "engine/base/check.h"
 
 namespace bst {
@@ -62,9 +63,8 @@ absl::StatusOr<std::unique_ptr<StatePool>> StatePool::Create(Backend& backend,
     const size_t slot_bytes = region.padded_bytes();
     absl::StatusOr<Buffer> buffer = backend.Allocate(slot_bytes * slots);
     if (!buffer.ok()) {
-      return absl::Status(buffer.status().code(),
-                          absl::StrCat("state ", region.name, ", ", num_slots, " slots of ",
-                                       slot_bytes, " bytes: ", buffer.status().message()));
+      return Annotate(buffer.status(), absl::StrCat("state ", region.name, ", ", num_slots,
+                                                    " slots of ", slot_bytes, " bytes"));
     }
     pool->regions_.push_back({static_cast<std::byte*>(buffer->data()), slot_bytes});
     pool->buffers_.push_back(*std::move(buffer));

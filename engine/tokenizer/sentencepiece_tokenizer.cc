@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "engine/base/annotate.h"
 #include "engine/base/out_of_memory.h"
 #include "engine/base/read_file.h"
 #include "engine/base/status_macros.h"
@@ -87,7 +88,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path, int voc
   BST_ASSIGN_OR_RETURN(const std::string serialized, ReadTextFile(path, kMaxModelBytes));
 
   if (const absl::Status status = CheckSentencePieceModel(serialized, vocab_size); !status.ok()) {
-    return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+    return Annotate(status, path);
   }
   auto loaded = SentencePieceModel::Load(serialized);
   if (const auto* failure = std::get_if<SentencePieceModel::Failure>(&loaded)) {

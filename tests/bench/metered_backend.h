@@ -14,6 +14,7 @@
 // Tested by   tests/bench/roofline_test.cc
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <random>

@@ -1,10 +1,10 @@
 // FaultyBackend: another backend that breaks when told to.
 //
-//   FailAllocation(n)  the n-th Allocate or Pack call from now on answers kResourceExhausted
-//   SetAvailableBytes(n)  so much is left, it says
-//   FailOperator(n)    the n-th operator from now on is lost, and so are all after it: Sync answers
-//                      kInternal for ever, as a device does that has fallen off its bus
-//   Poison(token)      the token's embedding is NaN
+//   FailAllocation(n)     the n-th Allocate or Pack call from now on answers kResourceExhausted
+//   SetAvailableBytes(n)  so much memory is left, it says
+//   FailOperator(n)       the n-th operator from now on is lost, and so are all after it: Sync
+//                         answers kInternal for ever, as a device does that has fallen off its bus
+//   Poison(token)         the token's embedding is NaN
 //
 // It does not draw tokens: HasSampling is false, so the host does.
 // Threads   Those of Backend; these may be called from another thread at any time.
@@ -177,6 +177,7 @@ class FaultyBackend final : public Backend {
 
  private:
   static constexpr int64_t kNever = std::numeric_limits<int64_t>::max() / 2;
+  static constexpr size_t kAsItIs = std::numeric_limits<size_t>::max();
 
   static absl::Status OutOfMemory() {
     return absl::ResourceExhaustedError("no memory left on this device");
@@ -194,7 +195,6 @@ class FaultyBackend final : public Backend {
   bool Works() { return --operators_left_ > 0; }
 
   std::unique_ptr<Backend> inner_;
-  static constexpr size_t kAsItIs = std::numeric_limits<size_t>::max();
   std::atomic<int64_t> allocations_left_ = kNever;
   std::atomic<size_t> available_bytes_ = kAsItIs;
   std::atomic<int64_t> operators_left_ = kNever;
