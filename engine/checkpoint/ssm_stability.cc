@@ -6,7 +6,6 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/annotate.h"
 #include "engine/base/status_macros.h"
-#include "engine/checkpoint/json.h"
 #include "engine/checkpoint/tensor_schema.h"
 
 namespace bst {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/annotate.h"
 #include "engine/base/status_macros.h"
 
 namespace bst {
@@ -29,8 +30,7 @@ absl::StatusOr<std::unique_ptr<SsmWeights>> PackExplicit(const SsmTensors& tenso
 absl::StatusOr<std::unique_ptr<SsmWeights>> WithName(
     const SsmTensors& tensors, absl::StatusOr<std::unique_ptr<SsmWeights>> weights) {
   if (!absl::IsFailedPrecondition(weights.status())) return weights;
-  return absl::FailedPreconditionError(
-      absl::StrCat(tensors.name(), ": ", weights.status().message()));
+  return Annotate(weights.status(), tensors.name());
 }
 
 }  // namespace

@@ -10,7 +10,9 @@ TEST(AnnotateTest, TheMessageSaysWhereAndTheCodeStays) {
   EXPECT_EQ(status, absl::ResourceExhaustedError("layer 3: no memory"));
 }
 
-TEST(AnnotateTest, OkStaysOk) { EXPECT_EQ(Annotate(absl::OkStatus(), "layer 3"), absl::OkStatus()); }
+TEST(AnnotateTest, OkStaysOk) {
+  EXPECT_EQ(Annotate(absl::OkStatus(), "layer 3"), absl::OkStatus());
+}
 
 }  // namespace
 }  // namespace bst
