@@ -16,8 +16,17 @@
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "tests/support/sanitized.h"
+#include "tests/support/trapped_tiles.h"
 
 namespace bst {
+namespace {
+
+// Whether AMX runs here by traps: all else that its kernels need is there.
+bool TrapsTiles(CpuIsa best) {
+  return !Supports(best, CpuIsa::kAmx) && Supports(best, CpuIsa::kAvx512Vnni);
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const std::string& directory,
                                                                  Backend& backend, DType weights,
@@ -121,7 +130,12 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& name) {
     if (parts[1] == "avx512") options.isa = CpuIsa::kAvx512;
     if (parts[1] == "avx512vnni") options.isa = CpuIsa::kAvx512Vnni;
     if (parts[1] == "avx512bf16") options.isa = CpuIsa::kAvx512Bf16;
-    if (parts[1] == "amx") options.isa = CpuIsa::kAmx;
+    if (parts[1] == "amx") {
+      options.isa = CpuIsa::kAmx;
+      const CpuIsa best = DetectCpuIsa();
+      options.assume_isa = TrapsTiles(best);
+      if (options.assume_isa) TrapTileInstructions();
+    }
     options.emulate_amx = parts[1] == "amx-emulated";
     if (!options.isa && !options.emulate_amx)
       return absl::InvalidArgumentError(absl::StrCat("unknown instruction set in ", name));
@@ -151,17 +165,19 @@ std::vector<std::string> GpuBackendNames() {
   return OpenCudaBackend().ok() ? std::vector<std::string>{"gpu"} : std::vector<std::string>();
 }
 
-std::vector<std::string> CpuBackendNames() {
+std::vector<std::string> CpuBackendNames(bool traps) {
   const CpuIsa best = DetectCpuIsa();
   // For races: more threads than processors, and inputs, keys and values that are packed. Pairs
   // and bytes without tiles are shared out as these.
   if (kSanitizedForRaces && best >= CpuIsa::kAvx512) return {"cpu:avx512:3", "cpu:amx-emulated:2"};
   std::vector<std::string> names = {"cpu:avx2:2"};
-  if (best >= CpuIsa::kAvx512)
-    names.insert(names.end(), {"cpu:avx512:1", "cpu:avx512:3", "cpu:amx-emulated:2"});
+  if (best >= CpuIsa::kAvx512) names.insert(names.end(), {"cpu:avx512:1", "cpu:avx512:3"});
   if (Supports(best, CpuIsa::kAvx512Vnni)) names.push_back("cpu:avx512vnni:2");
   if (Supports(best, CpuIsa::kAvx512Bf16)) names.push_back("cpu:avx512bf16:2");
-  if (Supports(best, CpuIsa::kAmx)) names.push_back("cpu:amx:2");
+  if (Supports(best, CpuIsa::kAmx) || (traps && TrapsTiles(best)))
+    names.push_back("cpu:amx:2");
+  else if (best >= CpuIsa::kAvx512)
+    names.push_back("cpu:amx-emulated:2");
   return names;
 }
 

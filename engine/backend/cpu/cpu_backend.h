@@ -25,6 +25,8 @@ struct CpuOptions {
   int threads = 0;            // 0: all processors this process may run on
   std::optional<CpuIsa> isa;  // unset: the best there is; tests ask for each
   bool emulate_amx = false;   // tests: AMX tiles in plain code, on AVX-512
+  // Tests: `isa` is neither looked for nor checked; something emulates what the processor lacks.
+  bool assume_isa = false;
 };
 
 // Errors: kUnimplemented when the processor lacks AVX2 and FMA, or the instruction set asked for;

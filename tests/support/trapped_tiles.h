@@ -1,0 +1,19 @@
+// AMX on processors without it: its instructions trap there, and a handler of SIGILL does what they
+// would have done to registers of its own, one set per thread. So the tests run the kernels for AMX
+// as they are shipped, instruction by instruction, wherever AVX-512 is.
+//
+// Instructions, operands and the conditions under which they fault follow Intel's Software
+// Developer's Manual, volume 2 (LDTILECFG, TILELOADD, TILELOADDT1, TILESTORED, TILEZERO,
+// TILERELEASE, TDPBF16PS, TDPBSSD, TDPBSUD, TDPBUSD, TDPBUUD). What faults on hardware ends the
+// process here, with a message that names the instruction and what is wrong with it.
+//
+// Threads   Thread-safe.
+// Tested by tests/support/trapped_tiles_test.cc, whose cases run on hardware where it has AMX
+#pragma once
+
+namespace bst {
+
+// From now on, in every thread. For processors without AMX: elsewhere nothing traps.
+void TrapTileInstructions();
+
+}  // namespace bst
