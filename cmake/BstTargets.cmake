@@ -89,7 +89,7 @@ function(bst_test)
     set_target_properties(${ARG_NAME} PROPERTIES UNITY_BUILD OFF)
   endif()
   target_link_libraries(${ARG_NAME} PRIVATE bst_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main bst_test_flags)
-  target_precompile_headers(${ARG_NAME} REUSE_FROM bst_test_headers)
+  target_precompile_headers(${ARG_NAME} REUSE_FROM bst_gtest_headers)
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   bst_unit_test(${ARG_NAME} ${ARG_THREADS} ${ARG_LABELS})
   if(ARG_COST)
@@ -97,15 +97,17 @@ function(bst_test)
   endif()
 endfunction()
 
-# GoogleTest's macros are slow to compile and its headers to parse. What is tested has all checks, and
-# all optimisation.
+# GoogleTest's macros are slow to compile and its headers to parse. What is tested has all checks and,
+# but for what headers define, all optimisation. -pthread is what gRPC asks for: precompiled headers
+# are for one set of flags.
 add_library(bst_test_flags INTERFACE)
-target_compile_options(bst_test_flags INTERFACE -pthread)  # as gRPC asks for: precompiled headers have one set of flags
+target_compile_options(bst_test_flags INTERFACE -pthread)
 if(BST_SANITIZE STREQUAL "address")
   target_compile_options(bst_test_flags INTERFACE -O0 -fno-sanitize=undefined)
 elseif(NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
   target_compile_options(bst_test_flags INTERFACE -Og)
 endif()
+
 # bst_unit_test(name threads [labels ...]): what every ctest entry has that the sanitizer builds run
 # too; ThreadSanitizer's only where `threads` is true.
 function(bst_unit_test name threads)

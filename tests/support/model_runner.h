@@ -72,9 +72,9 @@ std::vector<std::string> EmulatedBackendNames();
 std::vector<std::string> GpuBackendNames();
 
 // Names for MakeBackend: the CPU backend with every instruction set that this machine can run, in
-// varying numbers of threads, and AMX on any machine with AVX-512: trapped where there is none, or
-// without VNNI, or where not `traps`, its tiles emulated: ten times as fast, for thousands of steps.
-// Two of them under ThreadSanitizer.
+// varying numbers of threads; and AMX on any machine with AVX-512. Without AMX its instructions are
+// trapped if `traps` and there is VNNI; else its tiles are plain code, ten times as fast. Two of
+// them under ThreadSanitizer.
 std::vector<std::string> CpuBackendNames(bool traps = true);
 
 }  // namespace bst

@@ -35,6 +35,7 @@ struct TileRegisters {
 // Zeros without a constructor, which a handler of signals could not run.
 thread_local TileRegisters tile_registers;
 
+// The kernels trap in the middle of arithmetic, never within stdio.
 [[noreturn]] void Fault(const char* instruction, const char* why) {
   std::fprintf(stderr, "%s would fault: %s\n", instruction, why);
   std::abort();
@@ -106,6 +107,8 @@ void Configure(const Instruction& instruction) {
   const auto all_zero = [](const auto* begin, const auto* end) {
     return std::all_of(begin, end, [](auto value) { return value == 0; });
   };
+  tile_registers = {};
+  if (config.palette == 0) return;
   const char* const name = "LDTILECFG";
   if (config.palette > 1) Fault(name, "palettes are 0 and 1");
   if (!all_zero(std::begin(config.reserved), std::end(config.reserved)) ||
@@ -118,8 +121,7 @@ void Configure(const Instruction& instruction) {
     if ((config.rows[t] == 0) != (config.row_bytes[t] == 0))
       Fault(name, "a tile has rows without bytes or bytes without rows");
   }
-  tile_registers = {};
-  if (config.palette == 1) tile_registers.config = config;
+  tile_registers.config = config;
 }
 
 // A tile that the configuration has.
@@ -127,16 +129,22 @@ int Tile(const char* instruction, int number) {
   if (tile_registers.config.palette == 0) Fault(instruction, "tiles are not configured");
   if (number >= kTiles) Fault(instruction, "there is no such tile");
   if (tile_registers.config.rows[number] == 0) Fault(instruction, "the tile has no rows");
-  if (tile_registers.config.row_bytes[number] % 4 != 0)
-    Fault(instruction, "the tile's rows are no multiple of four bytes");
   return number;
+}
+
+// One whose rows are whole groups of four bytes.
+int TileOfGroups(const char* instruction, int number) {
+  const int t = Tile(instruction, number);
+  if (tile_registers.config.row_bytes[t] % 4 != 0)
+    Fault(instruction, "the tile's rows are no multiple of four bytes");
+  return t;
 }
 
 void LoadOrStore(const char* name, const Instruction& instruction, bool load) {
   if (!instruction.has_sib) Fault(name, "the address needs a base and an index");
   const Config& config = tile_registers.config;
-  const int t = Tile(name, instruction.reg);
-  if (config.start_row != 0) Fault(name, "nothing here starts at a row but the first");
+  const int t = TileOfGroups(name, instruction.reg);
+  if (config.start_row != 0) Fault(name, "it starts at a later row, which is not emulated");
   if (load) std::memset(tile_registers.tiles[t], 0, sizeof(tile_registers.tiles[t]));
   for (uint64_t r = 0; r < config.rows[t]; ++r) {
     void* const memory = reinterpret_cast<void*>(instruction.base + r * instruction.index);
@@ -146,12 +154,12 @@ void LoadOrStore(const char* name, const Instruction& instruction, bool load) {
 }
 
 // Products of a row of inputs, [K], and weights, [K, N], are added to a row of sums, [N], where
-// inputs and weights are groups of four bytes or of two BF16 along K. What the configuration leaves
-// out of a tile is zero and stays so.
+// inputs and weights are groups of four bytes or of two BF16 along K. Columns that the configuration
+// leaves out are summed too; none of them reaches memory.
 template <typename AddRow>
 void Multiply(const char* name, const Instruction& instruction, const AddRow& add_row) {
-  const int sums = Tile(name, instruction.reg), inputs = Tile(name, instruction.rm),
-            weights = Tile(name, instruction.vvvv);
+  const int sums = TileOfGroups(name, instruction.reg), inputs = TileOfGroups(name, instruction.rm),
+            weights = TileOfGroups(name, instruction.vvvv);
   const Config& config = tile_registers.config;
   if (sums == inputs || sums == weights || inputs == weights)
     Fault(name, "two of its tiles are the same");
@@ -208,13 +216,16 @@ __attribute__((target("avx2,fma"))) void AddBFloat16(const Row& inputs, const Ro
 // False if it is not one of AMX.
 bool Execute(const Instruction& instruction) {
   const int prefix = instruction.prefix;
+  const bool multiplies = instruction.opcode == 0x5C || instruction.opcode == 0x5E;
+  if (!multiplies && instruction.vvvv != 0) return false;
   switch (instruction.opcode) {
     case 0x49:
       if (prefix == Instruction::kNone && instruction.has_address && instruction.reg == 0) {
         Configure(instruction);
-      } else if (prefix == Instruction::kNone && !instruction.has_address) {
+      } else if (prefix == Instruction::kNone && !instruction.has_address && instruction.reg == 0 &&
+                 instruction.rm == 0) {
         tile_registers = {};
-      } else if (prefix == Instruction::kF2 && !instruction.has_address) {
+      } else if (prefix == Instruction::kF2 && !instruction.has_address && instruction.rm == 0) {
         const int t = Tile("TILEZERO", instruction.reg);
         std::memset(tile_registers.tiles[t], 0, sizeof(tile_registers.tiles[t]));
       } else {
@@ -230,7 +241,7 @@ bool Execute(const Instruction& instruction) {
     case 0x5C:
       if (instruction.has_address || prefix != Instruction::kF3) return false;
       // A handler starts with the default way to round.
-      _mm_setcsr(_mm_getcsr() | _MM_FLUSH_ZERO_ON | 0x40 /* subnormal operands are zeros */);
+      _mm_setcsr(_mm_getcsr() | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
       Multiply("TDPBF16PS", instruction, AddBFloat16);
       return true;
     case 0x5E:
@@ -255,7 +266,7 @@ bool Execute(const Instruction& instruction) {
   }
 }
 
-// All that follow one another: a trap takes longer than most of them.
+// Executes all tile instructions that follow one another: a trap takes longer than most of them.
 void OnIllegalInstruction(int, siginfo_t*, void* context) {
   greg_t* const registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   bool any = false;

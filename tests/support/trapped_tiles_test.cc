@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <random>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -34,6 +36,19 @@ Tile RandomBytes(uint32_t seed) {
   std::mt19937 random(seed);
   for (auto& row : tile.bytes)
     std::generate(std::begin(row), std::end(row), [&] { return static_cast<uint8_t>(random()); });
+  return tile;
+}
+
+// The largest and the least sums.
+Tile Extremes() {
+  Tile tile;
+  for (auto& row : tile.bytes) {
+    for (int i = 0; i < 16; ++i) {
+      const int32_t sum =
+          i % 2 == 0 ? std::numeric_limits<int32_t>::max() : std::numeric_limits<int32_t>::min();
+      std::memcpy(row + 4 * i, &sum, 4);
+    }
+  }
   return tile;
 }
 
@@ -102,16 +117,16 @@ class TrappedTiles : public testing::TestWithParam<Sizes> {
   Config config_;
 };
 
-// The first product's inputs and weights, and those of a second product onto its sums.
-#define EXPECT_BYTE_PRODUCTS(instruction, Input, Weight)                                 \
-  {                                                                                      \
-    const Tile sums = RandomBytes(1), inputs = RandomBytes(2), weights = RandomBytes(3); \
-    LoadOperands(sums, inputs, weights);                                                 \
-    asm volatile(instruction " %%tmm2, %%tmm1, %%tmm0" : :);                             \
-    const Tile once = Sums();                                                            \
-    ExpectByteProducts<Input, Weight>(sums, inputs, weights, once);                      \
-    asm volatile(instruction " %%tmm2, %%tmm1, %%tmm0" : :);                             \
-    ExpectByteProducts<Input, Weight>(once, inputs, weights, Sums());                    \
+// Onto sums of which some wrap around, and again onto what that gave.
+#define EXPECT_BYTE_PRODUCTS(instruction, Input, Weight)              \
+  for (const Tile& sums : {RandomBytes(1), Extremes()}) {             \
+    const Tile inputs = RandomBytes(2), weights = RandomBytes(3);     \
+    LoadOperands(sums, inputs, weights);                              \
+    asm volatile(instruction " %%tmm2, %%tmm1, %%tmm0" : :);          \
+    const Tile once = Sums();                                         \
+    ExpectByteProducts<Input, Weight>(sums, inputs, weights, once);   \
+    asm volatile(instruction " %%tmm2, %%tmm1, %%tmm0" : :);          \
+    ExpectByteProducts<Input, Weight>(once, inputs, weights, Sums()); \
   }
 
 TEST_P(TrappedTiles, MultiplyBytes) {
@@ -153,28 +168,30 @@ TEST_P(TrappedTiles, MultiplyPairs) {
   }
 }
 
-// 2^-130 counts as zero, and so does what would be as small.
+// Subnormal numbers count as zero where they are read, and a sum as small becomes zero.
 TEST_P(TrappedTiles, PairsKnowNoSubnormals) {
-  const auto fill = [](float value) {
+  const auto in_first_pair = [](float value) {
     Tile tile;
     const BFloat16 number = ToBFloat16(value);
-    for (auto& row : tile.bytes)
-      for (int i = 0; i < 32; ++i) std::memcpy(row + 2 * i, &number, 2);
+    std::memcpy(tile.bytes[0], &number, sizeof(number));
     return tile;
   };
-  for (const auto& [x, w] :
-       std::vector<std::pair<float, float>>{{std::ldexp(1.0f, -130), std::ldexp(1.0f, 20)},
-                                            {std::ldexp(1.0f, -70), std::ldexp(1.0f, -65)}}) {
-    LoadOperands({}, fill(x), fill(w));
+  const auto expect_zero = [&](float sum, float x, float w) {
+    Tile sums;
+    std::memcpy(sums.bytes[0], &sum, sizeof(sum));
+    LoadOperands(sums, in_first_pair(x), in_first_pair(w));
     asm volatile("tdpbf16ps %%tmm2, %%tmm1, %%tmm0" : :);
-    EXPECT_EQ(At<float>(Sums(), 0, 0), 0) << x << " * " << w;
-  }
+    EXPECT_EQ(At<float>(Sums(), 0, 0), 0) << sum << " + " << x << " * " << w;
+  };
+  expect_zero(0, std::ldexp(1.0f, -130), std::ldexp(1.0f, 20));
+  expect_zero(std::ldexp(1.0f, -130), 0, 0);
+  expect_zero(std::ldexp(1.5f, -126), std::ldexp(-1.0f, -63), std::ldexp(1.0f, -63));
 }
 
 // Rows that lie apart, forwards and backwards, from several kinds of address.
 TEST_P(TrappedTiles, LoadAndStore) {
-  const auto [rows, groups, columns] = GetParam();
-  const size_t row_bytes = static_cast<size_t>(columns) * 4;
+  const int rows = GetParam().rows;  // clang 14 captures no structured bindings
+  const size_t row_bytes = static_cast<size_t>(GetParam().columns) * 4;
   std::vector<uint8_t> from(16 * 200), to(16 * 200, 7);
   std::mt19937 random(5);
   for (uint8_t& byte : from) byte = static_cast<uint8_t>(random());
@@ -213,24 +230,93 @@ TEST_P(TrappedTiles, LoadAndStore) {
   expect_copied(200, 200);
 }
 
+// From every kind of address, and it clears the tiles.
+TEST_P(TrappedTiles, Configure) {
+  static const Config fixed = {.row_bytes = {4}, .rows = {1}};
+  const Tile sums = RandomBytes(6);
+  const auto expect_cleared = [&] {
+    const Tile got = Sums();
+    EXPECT_EQ(At<int32_t>(got, 0, 0), 0);
+    LoadOperands(sums, sums, sums);
+  };
+  LoadOperands(sums, sums, sums);
+  EXPECT_EQ(At<int32_t>(Sums(), 0, 0), At<int32_t>(sums, 0, 0));
+  const auto at = reinterpret_cast<uintptr_t>(&config_);
+  asm volatile("ldtilecfg (%0)" : : "r"(at) : "memory");
+  expect_cleared();
+  asm volatile("ldtilecfg -8(%0)" : : "r"(at + 8) : "memory");
+  expect_cleared();
+  asm volatile("ldtilecfg 4096(%0)" : : "r"(at - 4096) : "memory");
+  expect_cleared();
+  asm volatile("mov %0, %%r13\n ldtilecfg (%%r13)" : : "r"(at) : "memory", "r13");
+  expect_cleared();
+  asm volatile("mov %0, %%r12\n ldtilecfg (%%r12)" : : "r"(at) : "memory", "r12");
+  expect_cleared();
+  asm volatile("ldtilecfg 64(,%0,2)" : : "r"((at - 64) / 2) : "memory");  // it is even
+  expect_cleared();
+  asm volatile("ldtilecfg %0" : : "m"(fixed));  // relative to the instruction
+  const Tile got = Sums();
+  EXPECT_EQ(got.bytes[0][4], 0) << "of one column";
+}
+
+// Another thread's registers are others.
+TEST_P(TrappedTiles, EachThreadHasItsOwn) {
+  const Tile sums = RandomBytes(7);
+  LoadOperands(sums, sums, sums);
+  std::thread([this] {
+    asm volatile("ldtilecfg %0\n tilezero %%tmm0\n tilerelease" : : "m"(config_));
+  }).join();
+  EXPECT_EQ(At<int32_t>(Sums(), 0, 0), At<int32_t>(sums, 0, 0));
+}
+
 INSTANTIATE_TEST_SUITE_P(All, TrappedTiles,
                          testing::Values(Sizes{16, 16, 16}, Sizes{1, 16, 16}, Sizes{5, 3, 7},
                                          Sizes{16, 1, 1}, Sizes{3, 16, 2}));
 
-// What faults on hardware ends the process.
+// What faults on hardware ends the process; trapped, it says why. Each case breaks one condition.
 using TrappedTilesDeathTest = TrappedTiles;
 
-TEST_P(TrappedTilesDeathTest, Faults) {
-  testing::FLAGS_gtest_death_test_style = "threadsafe";
-  EXPECT_DEATH(asm volatile("tilezero %%tmm4" : :), "");
-  EXPECT_DEATH(asm volatile("tdpbusd %%tmm1, %%tmm2, %%tmm0" : :), "");
-  EXPECT_DEATH(asm volatile("tilerelease\n tilezero %%tmm0" : :), "");
+const char* Why(const char* why) { return DetectCpuIsa() == CpuIsa::kAmx ? "" : why; }
+
+TEST_P(TrappedTilesDeathTest, Products) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // a fork would inherit tiles in use
+  SetTile(4, 4, 3), SetTile(5, 3, 4);
+  config_.rows[6] = 3, config_.row_bytes[6] = 13;
+  asm volatile("ldtilecfg %0" : : "m"(config_));
+  asm volatile("tdpbusd %%tmm2, %%tmm1, %%tmm0" : :);  // as it should be
+  EXPECT_DEATH(asm volatile("tdpbusd %%tmm2, %%tmm4, %%tmm0" : :), Why("rows of sums and"));
+  EXPECT_DEATH(asm volatile("tdpbusd %%tmm5, %%tmm1, %%tmm0" : :), Why("columns of sums and"));
+  EXPECT_DEATH(asm volatile("tdpbusd %%tmm2, %%tmm5, %%tmm0" : :), Why("the weights' rows"));
+  EXPECT_DEATH(asm volatile("tdpbusd %%tmm6, %%tmm1, %%tmm0" : :), Why("multiple of four"));
+  // What no assembler takes: tile 1 twice,
+  EXPECT_DEATH(asm volatile(".byte 0xC4, 0xE2, 0x71, 0x5E, 0xC1" : :), Why("are the same"));
+  // TILEZERO of tile 8, TILELOADD from an address without an index.
+  EXPECT_DEATH(asm volatile(".byte 0xC4, 0x62, 0x7B, 0x49, 0xC0" : :), Why("no such tile"));
+  EXPECT_DEATH(asm volatile(".byte 0xC4, 0xE2, 0x7B, 0x4B, 0x00" : :), Why("base and an index"));
+  EXPECT_DEATH(asm volatile("tilezero %%tmm7" : :), Why("TILEZERO would fault: the tile has no"));
+  EXPECT_DEATH(asm volatile("tilerelease\n tilezero %%tmm0" : :), Why("are not configured"));
   EXPECT_DEATH(asm volatile("ud2" : :), "");
-  config_.rows[7] = 17, config_.row_bytes[7] = 64;
-  EXPECT_DEATH(asm volatile("ldtilecfg %0" : : "m"(config_)), "");
 }
 
-INSTANTIATE_TEST_SUITE_P(All, TrappedTilesDeathTest, testing::Values(Sizes{5, 3, 7}));
+TEST_P(TrappedTilesDeathTest, Configurations) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto expect_death = [&](const char* why, const auto& change) {
+    Config config = config_;
+    change(config);
+    EXPECT_DEATH(asm volatile("ldtilecfg %0" : : "m"(config)), Why(why));
+  };
+  expect_death("palettes are", [](Config& config) { config.palette = 2; });
+  expect_death("reserved", [](Config& config) { config.reserved[13] = 1; });
+  expect_death("reserved", [](Config& config) { config.row_bytes[8] = 1; });
+  expect_death("reserved", [](Config& config) { config.rows[15] = 1; });
+  expect_death("16 rows", [](Config& config) { config.rows[0] = 17; });
+  expect_death("64 bytes", [](Config& config) { config.row_bytes[0] = 65; });
+  expect_death("bytes without rows", [](Config& config) { config.rows[0] = 0; });
+  config_.palette = 0, config_.rows[0] = 17;  // nothing is read of the rest
+  asm volatile("ldtilecfg %0" : : "m"(config_));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, TrappedTilesDeathTest, testing::Values(Sizes{3, 3, 3}));
 
 }  // namespace
 }  // namespace bst

@@ -438,7 +438,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
   const CpuIsa best = DetectCpuIsa();
   CpuIsa isa = options.isa.value_or(best);
   if (options.emulate_amx) isa = CpuIsa::kAvx512;
-  if (!options.assume_isa && (isa == CpuIsa::kNone || !Supports(best, isa))) {
+  const bool assumed = options.assume_isa && options.isa;
+  if (isa == CpuIsa::kNone || !(assumed || Supports(best, isa))) {
     return absl::UnimplementedError(absl::StrCat(
         "the cpu backend needs a processor with AVX2 and FMA (asked for ", std::string(Name(isa)),
         ", found ", std::string(Name(best)), "); use the reference backend"));
@@ -448,7 +449,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
       return std::make_unique<CpuBackend>("amx emulated", EmulatedAmxKernels(), threads);
     switch (isa) {
       case CpuIsa::kAmx: {
-        if (options.assume_isa)
+        if (!options.self_check)
           return std::make_unique<CpuBackend>(Name(isa), AmxKernels(), threads);
         absl::StatusOr<std::unique_ptr<Backend>> backend = MakeAmxBackend(threads);
         if (backend.ok()) return backend;

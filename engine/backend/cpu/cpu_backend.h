@@ -9,7 +9,7 @@
 //
 // Threads   Engine thread only; workers of its own.
 // Tested by tests/engine/backend/agreement_test.cc, tests/engine/model/model_test.cc (every
-//           instruction set that the machine has)
+//           instruction set that the machine has, and AMX)
 #pragma once
 
 #include <memory>
@@ -24,14 +24,17 @@ namespace bst {
 struct CpuOptions {
   int threads = 0;            // 0: all processors this process may run on
   std::optional<CpuIsa> isa;  // unset: the best there is; tests ask for each
-  bool emulate_amx = false;   // tests: AMX tiles in plain code, on AVX-512
-  // Tests: `isa` is neither looked for nor checked; something emulates what the processor lacks.
+  // For tests. AMX tiles in plain code, on AVX-512.
+  bool emulate_amx = false;
+  // For tests. The kernels of `isa` even if the processor lacks it: something traps what it lacks.
   bool assume_isa = false;
+  // False for tests: AMX without the self-check at start.
+  bool self_check = true;
 };
 
-// Errors: kUnimplemented when the processor lacks AVX2 and FMA, or the instruction set asked for;
-//         kInvalidArgument for a negative number of threads; kResourceExhausted when the system
-//         starts no more threads.
+// Errors: kUnimplemented when the processor lacks AVX2 and FMA, or the instruction set asked for
+//         and not assumed; kInvalidArgument for a negative number of threads; kResourceExhausted
+//         when the system starts no more threads.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options = {});
 
 }  // namespace bst

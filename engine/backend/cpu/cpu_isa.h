@@ -1,7 +1,8 @@
 // Which vector instructions this processor has. Asked once, when the backend is made.
 //
 // Threads   Free functions, thread-safe.
-// Tested by tests/engine/backend/agreement_test.cc (every instruction set that the machine has)
+// Tested by tests/engine/backend/agreement_test.cc (every instruction set that the machine has, and
+//           AMX)
 #pragma once
 
 #include <string_view>

@@ -294,7 +294,7 @@ const CpuKernels& Avx512VnniKernels();
 const CpuKernels& Avx512Bf16Kernels();
 // Those of AVX-512 with VNNI, BF16 and INT8 layers and attention on AMX tiles.
 const CpuKernels& AmxKernels();
-// The same with the tiles emulated: slow, for tests on machines with AVX-512 alone.
+// The same with the tiles emulated, on AVX-512 alone: slow, for the self-check and for tests.
 const CpuKernels& EmulatedAmxKernels();
 
 }  // namespace bst

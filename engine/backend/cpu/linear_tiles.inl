@@ -1,9 +1,9 @@
 // BF16 and INT8 linear layers on AMX tiles. Included by kernels_avx512.cc after linear_formats.inl.
 //
 // The kernel is written over a `Tiles` type: the processor's eight tile registers, or plain arrays
-// that do the same, so that every machine can test it. A tile is 16 rows of 64 bytes: 16 x 32 BF16
-// or 16 x 64 INT8 inputs, 16 groups of two or four k x 16 outputs of weights (a panel's own
-// layout), or 16 x 16 float32 or int32 sums.
+// that do the same: for the self-check, and for tests on machines without AMX. A tile is 16 rows
+// of 64 bytes: 16 x 32 BF16 or 16 x 64 INT8 inputs, 16 groups of two or four k x 16 outputs of
+// weights (a panel's own layout), or 16 x 16 float32 or int32 sums.
 //
 // Inputs lie in tiles too (kernels.h): sixteen lines that follow one another load faster than lines
 // of sixteen rows, which are far apart and share few sets of the first-level cache.

@@ -5,9 +5,12 @@
 #include <string>
 #include <vector>
 
+#include "engine/backend/cpu/cpu_backend.h"
 #include "engine/backend/cpu/cpu_isa.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/model_runner.h"
+#include "tests/support/trapped_tiles.h"
 
 namespace bst {
 namespace {
@@ -21,10 +24,19 @@ TEST(SelfCheck, BackendsAreAlike) {
   const std::vector<float> expected = ValuesOf("reference");
   EXPECT_FALSE(AreAlike(std::vector<float>(expected.size()), expected)) << "nothing was computed";
   std::vector<std::string> backends = CpuBackendNames();
-  if (DetectCpuIsa() >= CpuIsa::kAvx512) backends.push_back("cpu:amx-emulated:1");  // as at start
+  // What a backend on AMX is compared with when it is made.
+  if (DetectCpuIsa() >= CpuIsa::kAvx512) backends.push_back("cpu:amx-emulated:1");
   for (const std::string& backend : backends) {
     EXPECT_TRUE(AreAlike(ValuesOf(backend), expected)) << backend;
   }
+}
+
+TEST(SelfCheck, ABackendOnTilesPassesWhenItIsMade) {
+  const CpuIsa best = DetectCpuIsa();
+  if (!Supports(best, CpuIsa::kAvx512Vnni)) GTEST_SKIP() << "needs AVX-512 with VNNI";
+  if (best != CpuIsa::kAmx) TrapTileInstructions();
+  const auto backend = *MakeCpuBackend({.threads = 2, .isa = CpuIsa::kAmx, .assume_isa = true});
+  EXPECT_THAT(backend->name(), testing::HasSubstr("amx")) << "it fell back";
 }
 
 TEST(SelfCheck, OneWrongValueIsSeen) {
