@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstdint>
 #include <cstdio>
@@ -34,6 +35,8 @@ struct TileRegisters {
 };
 // Zeros without a constructor, which a handler of signals could not run.
 thread_local TileRegisters tile_registers;
+
+std::atomic<bool> is_broken = false;
 
 // The kernels trap in the middle of arithmetic, never within stdio.
 [[noreturn]] void Fault(const char* instruction, const char* why) {
@@ -251,7 +254,7 @@ bool Execute(const Instruction& instruction) {
           Multiply("TDPBUUD", instruction, AddBytes<uint8_t, uint8_t>);
           break;
         case Instruction::k66:
-          Multiply("TDPBUSD", instruction, AddBytes<uint8_t, int8_t>);
+          if (!is_broken) Multiply("TDPBUSD", instruction, AddBytes<uint8_t, int8_t>);
           break;
         case Instruction::kF3:
           Multiply("TDPBSUD", instruction, AddBytes<int8_t, uint8_t>);
@@ -282,7 +285,8 @@ void OnIllegalInstruction(int, siginfo_t*, void* context) {
 
 }  // namespace
 
-void TrapTileInstructions() {
+void TrapTileInstructions(bool broken) {
+  is_broken = broken;
   struct sigaction action = {};
   action.sa_sigaction = OnIllegalInstruction;
   action.sa_flags = SA_SIGINFO;

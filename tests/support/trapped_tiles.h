@@ -15,7 +15,8 @@
 
 namespace bst {
 
-// From now on, in every thread. For processors without AMX: elsewhere nothing traps.
-void TrapTileInstructions();
+// From now on, in every thread. For processors without AMX: elsewhere nothing traps. If `broken`,
+// TDPBUSD adds nothing: for tests of what should notice.
+void TrapTileInstructions(bool broken = false);
 
 }  // namespace bst

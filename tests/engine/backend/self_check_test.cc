@@ -39,6 +39,20 @@ TEST(SelfCheck, ABackendOnTilesPassesWhenItIsMade) {
   EXPECT_THAT(backend->name(), testing::HasSubstr("amx")) << "it fell back";
 }
 
+TEST(SelfCheck, ABackendOnBrokenTilesFallsBack) {
+  const CpuIsa best = DetectCpuIsa();
+  if (best == CpuIsa::kAmx) GTEST_SKIP() << "these tiles are not broken";
+  if (!Supports(best, CpuIsa::kAvx512Vnni)) GTEST_SKIP() << "needs AVX-512 with VNNI";
+  TrapTileInstructions(/*broken=*/true);
+  testing::internal::CaptureStderr();
+  const auto backend = MakeCpuBackend({.threads = 2, .isa = CpuIsa::kAmx, .assume_isa = true});
+  const std::string log = testing::internal::GetCapturedStderr();
+  TrapTileInstructions();
+  ASSERT_TRUE(backend.ok());
+  EXPECT_THAT((*backend)->name(), testing::HasSubstr("avx512vnni"));
+  EXPECT_THAT(log, testing::HasSubstr("amx_self_check_failed"));
+}
+
 TEST(SelfCheck, OneWrongValueIsSeen) {
   const std::vector<float> expected = ValuesOf("reference");
   for (const size_t i : {size_t{0}, expected.size() / 2, expected.size() - 1}) {
