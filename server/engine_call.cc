@@ -10,6 +10,7 @@
 #include "engine/base/status_macros.h"
 #include "server/grpc_status.h"
 #include "server/message_readers.h"
+#include "server/request_validation.h"
 #include "server/wire_message.h"
 
 namespace bst {
@@ -74,6 +75,10 @@ void EngineCall::ReadRequest(
     if (!admitted.ok()) return Reject(admitted);
     read(*model, bytes);
   });
+}
+
+void EngineCall::NoteRequestId(const std::string& id) {
+  if (ValidateRequestId(id).ok()) request_id_ = id;
 }
 
 template <typename Request>

@@ -127,6 +127,8 @@ class EngineCall : public TokenSink,
   Ending EndingOf(const FinishedEvent& finished, Completeness completeness) const
       ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // Before the request is checked: a refusal is logged with its id, if that is well formed.
+  void NoteRequestId(const std::string& id);
   // Counts the RPC that was refused with `status` before it was queued.
   void AccountRejected(const absl::Status& status);
   // Counts and logs the finished RPC.
@@ -148,8 +150,8 @@ class EngineCall : public TokenSink,
   const std::shared_ptr<WriteWatch> watch_;  // shared with the alarm's callback
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   bool came_at_start_ = false;  // ReadRequest had all of the request
-  std::string request_id_;      // set by Submit, constant afterwards
-  Engine* engine_ = nullptr;    // likewise
+  std::string request_id_;      // set by NoteRequestId and Submit, constant afterwards
+  Engine* engine_ = nullptr;    // set by Submit, constant afterwards
 
   mutable absl::Mutex mutex_;
   std::vector<SequenceEvent> outbox_ ABSL_GUARDED_BY(mutex_);

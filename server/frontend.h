@@ -81,7 +81,8 @@ class Frontend {
   // it.
   void CountRejected(const absl::Status& status);
   // Counts and logs a call that ended without the engine: refused, or nothing to generate. `start`:
-  // when it came; `request_id`: empty where it has none or was refused before that was read.
+  // when it came; `request_id`: empty where it has none, or none that is well formed, or was
+  // refused before that was read.
   void AccountCall(const char* rpc, const std::string& request_id, const absl::Status& status,
                    std::chrono::steady_clock::time_point start);
   // Where readers are behind: cuts those that had the write timeout for what they read, since

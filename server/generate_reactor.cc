@@ -131,6 +131,7 @@ class GenerateOnceReactor final : public grpc::ServerUnaryReactor, public Engine
   absl::Status Submit(const ServedModel& model, const grpc::ByteBuffer& bytes) {
     BST_ASSIGN_OR_RETURN(const v1::GenerateRequest request,
                          ParseMessage<v1::GenerateRequest>(bytes, "request"));
+    NoteRequestId(request.request_id());
     const ModelInfo& info = model.engine->info();
     PromptReader prompt(info, *model.tokenizer, [this] { return CheckWanted(); });
     BST_ASSIGN_OR_RETURN(ValidGenerate valid,

@@ -25,6 +25,7 @@ class GenerateStream : public StreamReactor<v1::GenerateEvent, Base> {
   // the beginning. False: refused.
   bool Begin(const ServedModel& model, const v1::GenerateRequest& request, PromptReader& prompt,
              PromptEnd end) {
+    this->NoteRequestId(request.request_id());
     absl::StatusOr<ValidGenerate> valid =
         ValidateGenerate(request, model.engine->info(), prompt, end);
     if (!valid.ok()) return Refused(valid.status());

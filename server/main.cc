@@ -4,8 +4,10 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "engine/base/log.h"
@@ -18,6 +20,17 @@
 
 namespace bst {
 namespace {
+
+// Abseil prints its help and exits with 1, the code of a failure.
+void SucceedIfHelpIsAskedFor(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if (argument == "--") return;
+    if (argument != "--help" && argument != "-help") continue;
+    std::atexit([] { _exit(std::fflush(stdout) == 0 ? 0 : 1); });
+    return;
+  }
+}
 
 void EndAtOnce(int /*signal*/) { _exit(0); }
 
@@ -51,6 +64,7 @@ absl::Status Run(const ServerConfig& config) {
 }  // namespace bst
 
 int main(int argc, char** argv) {
+  bst::SucceedIfHelpIsAskedFor(argc, argv);
   const absl::StatusOr<bst::ServerConfig> config = bst::ConfigFromCommandLine(argc, argv);
   if (!config.ok()) {
     std::fprintf(stderr, "%s\n", std::string(config.status().message()).c_str());

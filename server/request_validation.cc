@@ -110,8 +110,11 @@ StoppingParams Stopping(const v1::Stopping& proto, const ModelInfo& info, Violat
                                       ? proto.max_new_tokens()
                                       : static_cast<uint32_t>(info.default_max_new_tokens);
   violations.Between("stopping.max_new_tokens", max_new_tokens, uint32_t{1}, kMaxNewTokensLimit);
-  violations.Between("stopping.min_new_tokens", proto.min_new_tokens(), uint32_t{0},
-                     max_new_tokens);
+  if (proto.min_new_tokens() > max_new_tokens) {
+    violations.Add("stopping.min_new_tokens",
+                   absl::StrCat("is ", proto.min_new_tokens(), ", must be in [0, ", max_new_tokens,
+                                "], up to max_new_tokens"));
+  }
   params.max_new_tokens = static_cast<int>(max_new_tokens);
   params.min_new_tokens = static_cast<int>(proto.min_new_tokens());
   params.ignore_eos = proto.ignore_eos();

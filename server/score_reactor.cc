@@ -32,6 +32,7 @@ class ScoreReactor final : public StreamReactor<v1::ScoreEvent> {
   void Read(const ServedModel& model, const grpc::ByteBuffer& bytes) {
     const auto request = ParseMessage<v1::ScoreRequest>(bytes, "request");
     if (!request.ok()) return Reject(request.status());
+    NoteRequestId(request->request_id());
     absl::StatusOr<ScoreRequest> valid = ValidateScore(
         *request, model.engine->info(), *model.tokenizer, [this] { return CheckWanted(); });
     if (!valid.ok()) return Reject(valid.status());

@@ -112,14 +112,20 @@ ABSL_FLAG(std::string, log_format, "text", "Lines on stderr: text or json.");
 namespace bst {
 namespace {
 
-bool IsServerFlagFile(absl::string_view file) {
-  return absl::EndsWith(file, "server/server_flags.cc");
+constexpr absl::string_view kFile = "server/server_flags.cc";
+
+bool IsServerFlagFile(absl::string_view file) { return absl::EndsWith(file, kFile); }
+
+// As in the source tree, not as the build directory saw it.
+std::string FlagFileName(absl::string_view file) {
+  return std::string(IsServerFlagFile(file) ? kFile : file);
 }
 
 }  // namespace
 
 absl::StatusOr<ServerConfig> ConfigFromCommandLine(int argc, char** argv) {
   absl::FlagsUsageConfig usage;
+  usage.normalize_filename = FlagFileName;
   usage.contains_help_flags = IsServerFlagFile;
   usage.contains_helpshort_flags = IsServerFlagFile;
   usage.contains_helppackage_flags = IsServerFlagFile;

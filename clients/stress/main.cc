@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <exception>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -45,6 +46,11 @@ constexpr char kExamples[] =
     "nothing was answered, the server was not there, or the report could not be written; 2 wrong "
     "usage.";
 
+// After the run: no wrong usage.
+class ReportError : public std::runtime_error {
+  using runtime_error::runtime_error;
+};
+
 void WriteFile(const std::string& path, const std::string& text) {
   if (path == "-") {
     std::fwrite(text.data(), 1, text.size(), stdout);  // main sees whether it arrived
@@ -53,7 +59,7 @@ void WriteFile(const std::string& path, const std::string& text) {
   std::FILE* const file = std::fopen(path.c_str(), "w");
   bool written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
   if (file != nullptr) written &= std::fclose(file) == 0;
-  if (!written) throw client::UsageError("cannot write " + path);
+  if (!written) throw ReportError("FAILED: cannot write " + path);
 }
 
 // Before the run rather than after it.
@@ -175,6 +181,9 @@ int main(int argc, char** argv) {
     }
     return code;
   } catch (const ServerError& error) {
+    std::fprintf(stderr, "bst-stress: %s\n", error.what());
+    return kFailed;
+  } catch (const ReportError& error) {
     std::fprintf(stderr, "bst-stress: %s\n", error.what());
     return kFailed;
   } catch (const std::exception& error) {

@@ -371,6 +371,7 @@ Options MakeOptions(const Flags& f) {
   options.connection = f.connection;
   options.num_connections = f.connections;
   options.wait_seconds = f.wait;
+  if (!f.metrics.empty()) client::CheckAddress("--metrics", f.metrics);
   options.metrics_address = f.metrics;
   if (!f.slo.empty()) options.slo = ParseSlo(f.slo);
   options.expected = ParseCodes(f.expect.empty() ? "OK" : f.expect);

@@ -132,7 +132,11 @@ int main(int argc, char** argv) {
   operators_app->add_option("--filter", filter, "regular expression on the names")
       ->capture_default_str();
   operators_app->add_option("--min-time", min_time, "seconds per benchmark")->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;  // --help is an "error" of code 0
+  }
 
   if (*context_app) return bst::RunContextBench(context);
   if (*interference_app) return bst::RunInterferenceBench(interference);

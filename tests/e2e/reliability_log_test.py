@@ -28,7 +28,7 @@ class NoMessage:
 
 
 SAY = {"sampling": {"temperature": 0, "logit_bias": {81: 100}}, "stopping": {"max_new_tokens": 8, "ignore_eos": True}}
-# (id in the log, RPC, request, code). The id of a refused request is not read, or not trusted.
+# (id in the log, RPC, request, code). An id is in the log if it is well formed, though the rest may not be.
 CALLS: list[tuple[str, str, Any, str]] = [
     ("g1", "Generate", {"request_id": "g1", "text": SECRET, **SAY}, "OK"),
     ("g2", "GenerateOnce", {"request_id": "g2", "text": SECRET, **SAY}, "OK"),
@@ -40,6 +40,9 @@ CALLS: list[tuple[str, str, Any, str]] = [
     ("", "Generate", {"text": SECRET, "stopping": {"stop_strings": [SECRET, ""]}}, "INVALID_ARGUMENT"),
     ("", "Generate", {"request_id": f"{SECRET} {SECRET}", "text": "x"}, "INVALID_ARGUMENT"),
     ("", "GenerateOnce", {"text": SECRET, "sampling": {"top_p": 7.0}}, "INVALID_ARGUMENT"),
+    ("g4", "Generate", {"request_id": "g4", "text": SECRET, "sampling": {"top_p": 7.0}}, "INVALID_ARGUMENT"),
+    ("g5", "GenerateOnce", {"request_id": "g5", "text": SECRET, "sampling": {"top_p": 7.0}}, "INVALID_ARGUMENT"),
+    ("s3", "Score", {"request_id": "s3", "text": SECRET, "top_logprobs": 1000}, "INVALID_ARGUMENT"),
     ("", "Generate", NoMessage(), "INVALID_ARGUMENT"),  # of which Protobuf has something to say, too
     ("", "Score", {"text": SECRET * 1000}, "INVALID_ARGUMENT"),
     ("", "Tokenize", {"text": SECRET * 1000}, "INVALID_ARGUMENT"),

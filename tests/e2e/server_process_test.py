@@ -67,7 +67,10 @@ class FlagsTest(unittest.TestCase):
         version = run_server("--version")
         self.assertEqual(version.returncode, 0)
         self.assertRegex(version.stdout, r"^bst-server \d+\.\d+\.\d+\n$")
-        help_text = run_server("--help").stdout
+        help_result = run_server("--help")
+        self.assertEqual(help_result.returncode, 0)
+        help_text = help_result.stdout
+        self.assertIn("Flags from server/server_flags.cc", help_text)
         for flag in ("reserved_sequences", "long_prompt_tokens", "target_step_ms", "priority_ageing_seconds",
                      "upload_timeout_seconds", "write_timeout_seconds", "model", "listen", "metrics_listen", "control_listen", "backend", "weights", "kv", "threads",
                      "max_sequences", "max_step_tokens", "chunk_tokens", "max_queue", "max_queue_tokens",

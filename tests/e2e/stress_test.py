@@ -331,12 +331,17 @@ class StressTest(unittest.TestCase):
                                         stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
             self.assertEqual(result.returncode, 1, flags)
             self.assertIn("could not be written", result.stderr)
+        for flag in ("--json", "--html"):
+            result = stress(self.server, "--concurrency", "1", "--requests", "1", *SHORT, flag, "/dev/full")
+            self.assertEqual(result.returncode, 1, flag)
+            self.assertIn("FAILED: cannot write /dev/full", result.stderr)
 
     def test_wrong_usage_and_nobody_there(self) -> None:
         for flags, words in (((), "no load"), (("--rate", "0"), "--rate must be above 0"),
                              (("--concurrency", "1", "--json", "/nonexistent/x"), "cannot write"),
                              (("--concurrency", "1", "--html", "/nonexistent/x"), "cannot write"),
                              (("--concurrency", "1", "--requests-out", "/nonexistent/x"), "cannot write"),
+                             (("--concurrency", "1", "--metrics", "http://127.0.0.1:1/metrics"), "not HOST:PORT"),
                              (("--nonsense",), "--nonsense")):
             result = stress(self.server, *flags)
             self.assertEqual(result.returncode, 2, result.stderr)

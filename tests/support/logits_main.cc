@@ -75,7 +75,11 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("DIR", options.directories, "checkpoint directories")->required();
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;  // --help is an "error" of code 0
+  }
   for (const std::string& directory : options.directories) {
     if (const absl::Status status = bst::Run(options, directory); !status.ok()) {
       std::fprintf(stderr, "%s: %s\n", directory.c_str(), status.ToString().c_str());

@@ -95,6 +95,7 @@ double RelativeRms(absl::Span<const float> x, absl::Span<const float> y) {
 
 absl::StatusOr<std::vector<TokenId>> ReadTokens(const std::string& path) {
   std::ifstream file(path);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, " cannot be opened"));
   const nlohmann::json json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
   if (!json.is_array())
     return absl::InvalidArgumentError(absl::StrCat(path, " holds no JSON list of token ids"));
