@@ -5,13 +5,16 @@
 namespace bst::cli {
 
 std::string ClosingLine(const v1::Finished& finished) {
+  const double speed = finished.timings().tokens_per_second();
+  char rate[64] = "";  // a single token has none
+  if (speed > 0)
+    std::snprintf(rate, sizeof(rate), speed < 100 ? "%.3g tokens/s, " : "%.0f tokens/s, ", speed);
   char line[256];
-  std::snprintf(
-      line, sizeof(line), "[%llu tokens (prompt %llu), first after %.3g s, %.3g tokens/s, %s]",
-      static_cast<unsigned long long>(finished.usage().generated_tokens()),
-      static_cast<unsigned long long>(finished.usage().prompt_tokens()),
-      finished.timings().time_to_first_token_seconds(), finished.timings().tokens_per_second(),
-      v1::FinishReason_Name(finished.reason()).c_str());
+  std::snprintf(line, sizeof(line), "[%llu tokens (prompt %llu), first after %.3g s, %s%s]",
+                static_cast<unsigned long long>(finished.usage().generated_tokens()),
+                static_cast<unsigned long long>(finished.usage().prompt_tokens()),
+                finished.timings().time_to_first_token_seconds(), rate,
+                v1::FinishReason_Name(finished.reason()).c_str());
   return line;
 }
 

@@ -202,6 +202,7 @@ ExitCode Generate(const Options& options) {
           progress.Show(event.prefill_progress().processed_tokens(),
                         event.prefill_progress().total_tokens());
         }
+        if (event.has_accepted()) output.Add(event.accepted());
         if (event.has_tokens()) output.Add(event.tokens());
         if (event.has_sequence_finished()) output.Add(event.sequence_finished());
         if (event.has_finished()) finished = event.finished();
@@ -240,7 +241,8 @@ void AddGenerate(CLI::App& app, Run& run) {
       "long prompt\n"
       "go to stderr. Ctrl-C cancels the request. A prompt above the "
       "server's message limit\n"
-      "is sent in parts.");
+      "is sent in parts. --json also names the request's id in the server's log and its seed, "
+      "drawn or given.");
   options->connection.AddFlags(*command);
   AddFlags(*command, *options);
   command->callback([options, &run] { run = [options] { return Generate(*options); }; });

@@ -1,5 +1,6 @@
 #include "clients/cli/generate_output.h"
 
+#include <string>
 #include <utility>
 
 namespace bst::cli {
@@ -69,8 +70,14 @@ Json GenerateOutput::ToJson(const v1::Finished& finished, const ShownFields& sho
                  {"text", first.text},
                  {"finish_reason", v1::FinishReason_Name(finished.reason())},
                  {"usage", UsageJson(finished.usage())},
-                 {"timings", TimingsJson(finished.timings())}};
-  if (finished.has_stop_string()) result["stop_string"] = finished.stop_string();
+                 {"timings", TimingsJson(finished.timings())},
+                 {"request_id", accepted_.request_id()},
+                 {"seed", std::to_string(accepted_.seed())}};
+  const auto add_stop = [](const auto& end, Json& object) {
+    if (end.has_stop_string()) object["stop_string"] = end.stop_string();
+    if (end.has_stop_token_id()) object["stop_token_id"] = end.stop_token_id();
+  };
+  add_stop(finished, result);
   if (shown.prompt_text) result["prompt_text"] = prompt_text_;
   add_logprobs(first, result);
   if (num_sequences_ <= 1) return result;
@@ -83,7 +90,7 @@ Json GenerateOutput::ToJson(const v1::Finished& finished, const ShownFields& sho
                    {"text", continuation.text},
                    {"finish_reason", v1::FinishReason_Name(end.reason())},
                    {"generated_tokens", end.generated_tokens()}};
-    if (end.has_stop_string()) object["stop_string"] = end.stop_string();
+    add_stop(end, object);
     add_logprobs(continuation, object);
     list.push_back(std::move(object));
   }

@@ -35,11 +35,13 @@ class GenerateOutput {
   // `write` gets the text.
   GenerateOutput(Format format, uint32_t num_sequences, Write write);
 
+  void Add(const v1::Accepted& accepted) { accepted_ = accepted; }
   void Add(const v1::Tokens& tokens);
   void Add(const v1::SequenceFinished& finished);
   // The end of the stream, however it ended: what there is of continuations that are not complete.
   void Finish();
 
+  // The seed is a string: as numbers, readers as jq round those above 2^53.
   Json ToJson(const v1::Finished& finished, const ShownFields& shown) const;
 
  private:
@@ -56,6 +58,7 @@ class GenerateOutput {
   const Format format_;
   const uint32_t num_sequences_;
   const Write write_;
+  v1::Accepted accepted_;
   std::string prompt_text_;
   std::vector<Continuation> continuations_;  // as many as have come, at least one
   size_t written_ = 0;                       // continuations, of several

@@ -58,10 +58,18 @@ TEST_F(GenerateOutputTest, SeveralAreWrittenInOrderEachWhenItIsComplete) {
 
 TEST_F(GenerateOutputTest, JsonOfOneHasNoContinuations) {
   GenerateOutput output = Make(GenerateOutput::Format::kJson, 1);
+  v1::Accepted accepted;
+  accepted.set_request_id("name");
+  accepted.set_seed((uint64_t{1} << 53) + 1);
+  output.Add(accepted);
   output.Add(Tokens(0, "ab"));
   v1::Finished finished;
-  finished.set_reason(v1::EOS);
+  finished.set_reason(v1::STOP_TOKEN);
+  finished.set_stop_token_id(98);
   const Json json = output.ToJson(finished, {});
+  EXPECT_EQ(json["request_id"], "name");
+  EXPECT_EQ(json["seed"], "9007199254740993");
+  EXPECT_EQ(json["stop_token_id"], 98);
   EXPECT_EQ(json["text"], "ab");
   EXPECT_EQ(json["token_ids"].dump(), "[97,98]");
   EXPECT_FALSE(json.contains("continuations"));

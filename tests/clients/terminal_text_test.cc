@@ -25,6 +25,11 @@ TEST(ClosingLine, Text) {
   finished.mutable_timings()->set_tokens_per_second(45.67);
   EXPECT_EQ(ClosingLine(finished),
             "[12 tokens (prompt 5), first after 0.123 s, 45.7 tokens/s, STOP_STRING]");
+  finished.mutable_timings()->set_tokens_per_second(2371.4);
+  EXPECT_EQ(ClosingLine(finished),
+            "[12 tokens (prompt 5), first after 0.123 s, 2371 tokens/s, STOP_STRING]");
+  finished.mutable_timings()->set_tokens_per_second(0);  // of a single token
+  EXPECT_EQ(ClosingLine(finished), "[12 tokens (prompt 5), first after 0.123 s, STOP_STRING]");
 }
 
 }  // namespace

@@ -41,7 +41,8 @@ class CliTest(unittest.TestCase):
         self.assertEqual(result["finish_reason"], "MAX_TOKENS")
         self.assertEqual(result["usage"], {"prompt_tokens": len(self.prompt), "cached_tokens": 0,
                                            "generated_tokens": len(self.greedy)})
-        self.assertEqual(list(result), ["token_ids", "text", "finish_reason", "usage", "timings"])
+        self.assertEqual(list(result), ["token_ids", "text", "finish_reason", "usage", "timings",
+                                        "request_id", "seed"])
         self.assertEqual(list(result["timings"]), ["queue_seconds", "prefill_seconds", "time_to_first_token_seconds",
                                                    "mean_inter_token_seconds", "tokens_per_second"])
         for name, value in result["timings"].items():
@@ -71,8 +72,9 @@ class CliTest(unittest.TestCase):
         first = self.generate(*flags, "--seed", "18446744073709551615")
         self.assertEqual(first["token_ids"], self.generate(*flags, "--seed", "18446744073709551615")["token_ids"])
         self.assertNotEqual(first["token_ids"], self.generate(*flags, "--seed", "7")["token_ids"])
-        drawn = [tuple(self.generate(*flags)["token_ids"]) for _ in range(2)]
-        self.assertNotEqual(drawn[0], drawn[1])
+        drawn = [self.generate(*flags) for _ in range(2)]
+        self.assertNotEqual(drawn[0]["token_ids"], drawn[1]["token_ids"])
+        self.assertEqual(drawn[0]["token_ids"], self.generate(*flags, "--seed", drawn[0]["seed"])["token_ids"])
 
     def test_top_k_of_one_is_greedy(self) -> None:
         result = self.generate("--ids-file", self.prompt_file, "--top-k", "1", "--ignore-eos", "--max-new-tokens", "20")

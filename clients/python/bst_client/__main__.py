@@ -67,9 +67,11 @@ def main() -> int:
                 elif isinstance(event, Finished):
                     if sys.stdout.isatty():
                         _write("\n", sys.stdout)
+                    speed = event.timings.tokens_per_second
+                    rate = f"{speed:.3g} tokens/s, " if 0 < speed < 100 else f"{speed:.0f} tokens/s, " if speed else ""
                     _write(f"[{event.usage.generated_tokens} tokens (prompt {event.usage.prompt_tokens}), first after "
                            f"{event.timings.time_to_first_token_seconds:.3g} s, "
-                           f"{event.timings.tokens_per_second:.3g} tokens/s, {event.reason.name}]\n", sys.stderr)
+                           f"{rate}{event.reason.name}]\n", sys.stderr)
     except BstError as error:
         print(f"bst_client: {error}", file=sys.stderr)
         if error.retry_delay is not None:
