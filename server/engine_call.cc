@@ -78,7 +78,7 @@ void EngineCall::ReadRequest(
 }
 
 void EngineCall::NoteRequestId(const std::string& id) {
-  if (ValidateRequestId(id).ok()) request_id_ = id;
+  if (!id.empty() && ValidateRequestId(id).ok()) request_id_ = id;
 }
 
 template <typename Request>

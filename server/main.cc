@@ -21,15 +21,13 @@
 namespace bst {
 namespace {
 
-// Abseil prints its help and exits with 1, the code of a failure.
+// Abseil prints its help and exits with 1, the code of a failure. Beside other flags, which may be
+// wrong, it stays so.
 void SucceedIfHelpIsAskedFor(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) {
-    const std::string_view argument = argv[i];
-    if (argument == "--") return;
-    if (argument != "--help" && argument != "-help") continue;
-    std::atexit([] { _exit(std::fflush(stdout) == 0 ? 0 : 1); });
-    return;
-  }
+  if (argc != 2) return;
+  const std::string_view argument = argv[1];
+  if (argument != "--help" && argument != "-help") return;
+  std::atexit([] { _exit(std::fflush(stdout) == 0 ? 0 : 1); });
 }
 
 void EndAtOnce(int /*signal*/) { _exit(0); }

@@ -112,8 +112,8 @@ StoppingParams Stopping(const v1::Stopping& proto, const ModelInfo& info, Violat
   violations.Between("stopping.max_new_tokens", max_new_tokens, uint32_t{1}, kMaxNewTokensLimit);
   if (proto.min_new_tokens() > max_new_tokens) {
     violations.Add("stopping.min_new_tokens",
-                   absl::StrCat("is ", proto.min_new_tokens(), ", must be in [0, ", max_new_tokens,
-                                "], up to max_new_tokens"));
+                   absl::StrCat("is ", proto.min_new_tokens(),
+                                ", must be in [0, max_new_tokens], which is ", max_new_tokens));
   }
   params.max_new_tokens = static_cast<int>(max_new_tokens);
   params.min_new_tokens = static_cast<int>(proto.min_new_tokens());

@@ -6,7 +6,7 @@ namespace bst::cli {
 
 std::string ClosingLine(const v1::Finished& finished) {
   const double speed = finished.timings().tokens_per_second();
-  char rate[64] = "";  // a single token has none
+  char rate[64] = "";  // what has no second token has none
   if (speed > 0)
     std::snprintf(rate, sizeof(rate), speed < 100 ? "%.3g tokens/s, " : "%.0f tokens/s, ", speed);
   char line[256];

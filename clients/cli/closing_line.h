@@ -10,7 +10,8 @@
 
 namespace bst::cli {
 
-// "[12 tokens (prompt 5), first after 0.123 s, 45.6 tokens/s, MAX_TOKENS]"
+// "[12 tokens (prompt 5), first after 0.123 s, 45.6 tokens/s, MAX_TOKENS]"; without the rate where
+// there is none, as of a single token.
 std::string ClosingLine(const v1::Finished& finished);
 
 }  // namespace bst::cli

@@ -241,8 +241,9 @@ void AddGenerate(CLI::App& app, Run& run) {
       "long prompt\n"
       "go to stderr. Ctrl-C cancels the request. A prompt above the "
       "server's message limit\n"
-      "is sent in parts. --json also names the request's id in the server's log and its seed, "
-      "drawn or given.");
+      "is sent in parts. --json also has the request's id, as in the server's log, and its seed, "
+      "drawn or given,\n"
+      "as a string.");
   options->connection.AddFlags(*command);
   AddFlags(*command, *options);
   command->callback([options, &run] { run = [options] { return Generate(*options); }; });

@@ -22,6 +22,17 @@ std::string ReadPem(const std::string& path) {
 }
 
 // What gRPC makes of these says nothing of the mistake.
+void CheckServer(const std::string& server) {
+  const bool is_url = server.rfind("http://", 0) == 0 || server.rfind("https://", 0) == 0;
+  // Names that gRPC resolves by a scheme of their own (dns:///, unix:, ipv4:) are its to check.
+  const size_t colon = server.rfind(':');
+  const bool has_port = colon != std::string::npos && colon + 1 < server.size();
+  if (is_url || !has_port) {
+    throw UsageError("--server is '" + server +
+                     "', not HOST:PORT (without http://), as 127.0.0.1:50051");
+  }
+}
+
 CLI::Validator AtLeastZero(bool or_more, const char* description) {
   const auto check = [or_more](const std::string& text) -> std::string {
     double value = 0;
@@ -34,17 +45,6 @@ CLI::Validator AtLeastZero(bool or_more, const char* description) {
 }
 
 }  // namespace
-
-void CheckAddress(const char* flag, const std::string& address) {
-  const bool is_url = address.rfind("http://", 0) == 0 || address.rfind("https://", 0) == 0;
-  // Names that gRPC resolves by a scheme of their own (dns:///, unix:, ipv4:) are its to check.
-  const size_t colon = address.rfind(':');
-  const bool has_port = colon != std::string::npos && colon + 1 < address.size();
-  if (is_url || !has_port) {
-    throw UsageError(std::string(flag) + " is '" + address +
-                     "', not HOST:PORT (without http://), as 127.0.0.1:50051");
-  }
-}
 
 CLI::Validator NotNegative() { return AtLeastZero(/*or_more=*/true, "NONNEGATIVE"); }
 CLI::Validator Positive() { return AtLeastZero(/*or_more=*/false, "POSITIVE"); }
@@ -64,7 +64,7 @@ void Connection::AddFlags(CLI::App& app) {
 }
 
 std::shared_ptr<grpc::Channel> Connection::MakeChannel(grpc::ChannelArguments arguments) const {
-  CheckAddress("--server", server);
+  CheckServer(server);
   arguments.SetMaxReceiveMessageSize(-1);
   // Notices a server that vanished, also where nothing is sent for long: gRPC's own limit is two
   // pings without data.

@@ -46,9 +46,6 @@ struct Connection {
   std::string ReadKey() const;
 };
 
-// Throws UsageError, which names the flag, for a URL and for an address without a port.
-void CheckAddress(const char* flag, const std::string& address);
-
 // Checks of a flag's number, for CLI11's option->check(): its own print the bounds of a double.
 CLI::Validator NotNegative();
 CLI::Validator Positive();

@@ -371,7 +371,12 @@ Options MakeOptions(const Flags& f) {
   options.connection = f.connection;
   options.num_connections = f.connections;
   options.wait_seconds = f.wait;
-  if (!f.metrics.empty()) client::CheckAddress("--metrics", f.metrics);
+  const bool is_host_and_port =
+      f.metrics.find('/') == std::string::npos && f.metrics.find(':') != std::string::npos;
+  if (!f.metrics.empty() && !is_host_and_port) {
+    throw UsageError("--metrics is '" + f.metrics +
+                     "', not HOST:PORT (without http:// or a path), as 127.0.0.1:9090");
+  }
   options.metrics_address = f.metrics;
   if (!f.slo.empty()) options.slo = ParseSlo(f.slo);
   options.expected = ParseCodes(f.expect.empty() ? "OK" : f.expect);

@@ -85,11 +85,13 @@ TEST_F(GenerateOutputTest, JsonOfSeveralHasTheFirstOnTop) {
   v1::Finished finished;
   finished.set_reason(v1::EOS);
   *finished.add_sequences() = Ended(0, v1::EOS);
+  finished.mutable_sequences(0)->set_stop_token_id(257);
   *finished.add_sequences() = Ended(1, v1::STOP_STRING);
   const Json json = output.ToJson(finished, {});
   EXPECT_EQ(json["text"], "ab");
   ASSERT_EQ(json["continuations"].size(), 2u);
   EXPECT_EQ(json["continuations"][0]["text"], "ab");
+  EXPECT_EQ(json["continuations"][0]["stop_token_id"], 257);
   const Json& second = json["continuations"][1];
   EXPECT_EQ(second["sequence_index"], 1);
   EXPECT_EQ(second["text"], "cd");

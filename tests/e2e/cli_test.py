@@ -58,6 +58,8 @@ class CliTest(unittest.TestCase):
         self.assertEqual(streamed.returncode, 0)
         self.assertEqual(streamed.stdout, text)
         self.assertRegex(streamed.stderr, r"^\[40 tokens \(prompt 7\), first after .* s, .* tokens/s, MAX_TOKENS\]\n$")
+        single = run_cli(self.server, "generate", "--prompt", "héllo", *GREEDY, "--max-new-tokens", "1")
+        self.assertRegex(single.stderr, r"^\[1 tokens \(prompt 7\), first after \S+ s, MAX_TOKENS\]\n$")
 
     def test_text_prompt_is_the_ids_with_bos(self) -> None:
         ids = write_ids(self.folder / "hi.json", [256, *"hi".encode()])

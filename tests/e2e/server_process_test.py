@@ -70,6 +70,7 @@ class FlagsTest(unittest.TestCase):
         help_result = run_server("--help")
         self.assertEqual(help_result.returncode, 0)
         help_text = help_result.stdout
+        self.assertNotEqual(run_server("--nonsense", "--help").returncode, 0)
         self.assertIn("Flags from server/server_flags.cc", help_text)
         for flag in ("reserved_sequences", "long_prompt_tokens", "target_step_ms", "priority_ageing_seconds",
                      "upload_timeout_seconds", "write_timeout_seconds", "model", "listen", "metrics_listen", "control_listen", "backend", "weights", "kv", "threads",

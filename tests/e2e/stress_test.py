@@ -342,6 +342,7 @@ class StressTest(unittest.TestCase):
                              (("--concurrency", "1", "--html", "/nonexistent/x"), "cannot write"),
                              (("--concurrency", "1", "--requests-out", "/nonexistent/x"), "cannot write"),
                              (("--concurrency", "1", "--metrics", "http://127.0.0.1:1/metrics"), "not HOST:PORT"),
+                             (("--concurrency", "1", "--metrics", "127.0.0.1:1/metrics"), "not HOST:PORT"),
                              (("--nonsense",), "--nonsense")):
             result = stress(self.server, *flags)
             self.assertEqual(result.returncode, 2, result.stderr)
