@@ -1,5 +1,4 @@
-// Every instruction of AMX that kernels use, against its definition: on hardware that has it, else
-// trapped.
+// Every instruction that is emulated, against its definition: on hardware that has AMX, else trapped.
 #include "tests/support/trapped_tiles.h"
 
 #include <algorithm>

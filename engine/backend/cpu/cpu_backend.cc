@@ -438,8 +438,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
   const CpuIsa best = DetectCpuIsa();
   CpuIsa isa = options.isa.value_or(best);
   if (options.emulate_amx) isa = CpuIsa::kAvx512;
-  const bool assumed = options.assume_isa && options.isa;
-  if (isa == CpuIsa::kNone || !(assumed || Supports(best, isa))) {
+  if (isa == CpuIsa::kNone || !(options.assume_isa || Supports(best, isa))) {
     return absl::UnimplementedError(absl::StrCat(
         "the cpu backend needs a processor with AVX2 and FMA (asked for ", std::string(Name(isa)),
         ", found ", std::string(Name(best)), "); use the reference backend"));
